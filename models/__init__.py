@@ -1,0 +1,1 @@
+"""What is compared: one backbone, one file per architecture, pure tensor code."""

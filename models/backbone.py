@@ -1,0 +1,145 @@
+"""Everything that is the same in all arms of the comparison (MesaNet, arXiv 2506.05233, App. E and G).
+
+Pre-norm residual blocks of a sequence mixer and a SwiGLU, a tied embedding whose inputs are multiplied by
+sqrt(d_model), and soft-capped logits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.initialization import fan_in_normal_
+from models.mixer import SequenceMixer, State
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float() if x.dtype != torch.float64 else x, self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020)."""
+
+    def __init__(self, *, d_model: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.gate_projection = nn.Linear(d_model, mlp_dim, bias=False)
+        self.up_projection = nn.Linear(d_model, mlp_dim, bias=False)
+        self.output_projection = nn.Linear(mlp_dim, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output_projection(F.silu(self.gate_projection(x)) * self.up_projection(x))
+
+    def forward_flops_per_token(self) -> float:
+        return 2.0 * sum(p.weight.numel() for p in (self.gate_projection, self.up_projection, self.output_projection))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for projection in (self.gate_projection, self.up_projection, self.output_projection):
+            fan_in_normal_(projection.weight, generator=generator)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, *, mixer: SequenceMixer, d_model: int, mlp_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(d_model, eps=norm_eps)
+        self.mixer = mixer
+        self.mlp_norm = RMSNorm(d_model, eps=norm_eps)
+        self.mlp = SwiGLU(d_model=d_model, mlp_dim=mlp_dim)
+
+    def forward(self, x: Tensor, state: State | None, *, starts: Tensor | None) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), state
+
+    def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
+        for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
+            part.reset_parameters(generator)
+        for part in (self.mixer, self.mlp):
+            # The stream sums two contributions a block; scaling their variance keeps it near 1 at any depth.
+            with torch.no_grad():
+                part.output_projection.weight.mul_(math.sqrt(output_variance_scale))
+
+
+class LanguageModel(nn.Module):
+    """Tokens to next-token logits through one block per mixer.
+
+    vocab_size: number of token ids. mixers: one per block, in order. logit_soft_cap: c in c * tanh(logits / c).
+    """
+
+    def __init__(
+        self, *, vocab_size: int, d_model: int, mlp_dim: int, mixers: Sequence[SequenceMixer], norm_eps: float, logit_soft_cap: float
+    ) -> None:
+        super().__init__()
+        self.vocab_size, self.d_model, self.logit_soft_cap = vocab_size, d_model, logit_soft_cap
+        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.blocks = nn.ModuleList(
+            Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers
+        )
+        self.final_norm = RMSNorm(d_model, eps=norm_eps)
+
+    def features(self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, list[State]]:
+        """Tokens [B, T] -> what the head reads [B, T, d_model], and the state of every block after the last token."""
+        x = self.embedding(tokens) * math.sqrt(self.d_model)
+        states = []
+        for i, block in enumerate(self.blocks):
+            x, block_state = block(x, None if state is None else state[i], starts=starts)
+            states.append(block_state)
+        return self.final_norm(x), states
+
+    def head(self, features: Tensor) -> Tensor:
+        """Features [..., d_model] -> logits [..., vocab_size], soft-capped. Apply it only where a target is asked."""
+        logits = F.linear(features, self.embedding.weight)
+        return self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
+
+    def forward(self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, list[State]]:
+        """Tokens [B, T] -> logits [B, T, vocab_size] and the state of every block after the last token."""
+        features, state = self.features(tokens, state, starts=starts)
+        return self.head(features), state
+
+    def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """One token a sequence: tokens [B] -> logits [B, vocab_size] and the new state."""
+        logits, state = self(tokens.unsqueeze(1), state)
+        return logits.squeeze(1), state
+
+    def init_state(self, batch_size: int) -> list[State]:
+        return [block.mixer.init_state(batch_size) for block in self.blocks]
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Fills every parameter; the same seed gives the same weights on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        fan_in_normal_(self.embedding.weight, generator=generator)
+        for block in self.blocks:
+            block.reset_parameters(generator, output_variance_scale=2.0 / len(self.blocks))
+        self.final_norm.reset_parameters(generator)
+
+    def state_elements(self, seq_len: int) -> int:
+        """Numbers held per sequence after seq_len tokens, over all blocks."""
+        return sum(block.mixer.state_elements(seq_len) for block in self.blocks)
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Contractions per token of the forward pass: mixers, MLPs and the head."""
+        blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)
+        return blocks + 2.0 * self.embedding.weight.numel()
+
+    @property
+    def reach(self) -> int | None:
+        """How many earlier tokens a logit can depend on, over all blocks; None when there is no bound."""
+        reaches = [block.mixer.reach for block in self.blocks]
+        return None if None in reaches else sum(reaches)

@@ -1,0 +1,94 @@
+"""Parts that several mixers share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.initialization import fan_in_normal_
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution over time, y_t = sum_j w_j * x_{t-j} with j < width; no bias.
+
+    On the CPU a sum of shifted products is faster than a grouped `conv1d`, and it lets a reset cut the taps.
+    """
+
+    def __init__(self, *, channels: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels, width))
+
+    def forward(self, x: Tensor, state: Tensor, *, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x: [B, T, channels]; state: the last width - 1 inputs [B, width - 1, channels]; starts: [B, T] bool.
+
+        Returns the output in the shape and dtype of x, and the new state in the dtype of the old one.
+        """
+        length, past = x.shape[1], state.shape[1]
+        inputs = torch.cat([state.to(x.dtype), x], dim=1)
+        weight = self.weight.to(x.dtype)
+        segment = None if starts is None else F.pad(starts.cumsum(1), (past, 0))  # what came before is segment 0
+        y = x * weight[:, 0]
+        for j in range(1, past + 1):
+            tap = inputs[:, past - j : past - j + length]
+            if segment is not None:
+                tap = tap * (segment[:, past:] == segment[:, past - j : past - j + length]).unsqueeze(-1)
+            y = y + tap * weight[:, j]
+        kept = inputs[:, length:]
+        if segment is not None:
+            kept = kept * (segment[:, length:] == segment[:, -1:]).unsqueeze(-1)
+        return y, kept.to(state.dtype)
+
+    def init_state(self, batch_size: int) -> Tensor:
+        channels, width = self.weight.shape
+        dtype = torch.promote_types(self.weight.dtype, torch.float32)
+        return torch.zeros(batch_size, width - 1, channels, dtype=dtype, device=self.weight.device)
+
+    def state_elements(self) -> int:
+        channels, width = self.weight.shape
+        return channels * (width - 1)
+
+    def forward_flops_per_token(self) -> float:
+        return 2.0 * self.weight.numel()
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        fan_in_normal_(self.weight, generator=generator)
+
+
+class HeadRMSNorm(nn.Module):
+    """RMSNorm of every head by itself, with a weight for each of its dimensions (MesaNet, RMSNorm_h)."""
+
+    def __init__(self, *, num_heads: int, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_heads, dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [..., H, dim], in its own dtype."""
+        return F.rms_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+
+
+class ScalarGate(nn.Module):
+    """One logit a head and token, W x + b; `initial` is the gate's sigmoid at the start, in (0, 1)."""
+
+    def __init__(self, *, d_model: int, num_heads: int, initial: float) -> None:
+        super().__init__()
+        if not 0.0 < initial < 1.0:
+            raise ValueError(f"the initial value of a gate is {initial}, permitted is a number between 0 and 1, both excluded")
+        self.projection = nn.Linear(d_model, num_heads)
+        self.initial = initial
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, d_model] -> logits [B, T, H] in float32 or wider."""
+        logits = self.projection(x)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        fan_in_normal_(self.projection.weight, generator=generator)
+        nn.init.constant_(self.projection.bias, torch.logit(torch.tensor(self.initial)).item())
+
+    def forward_flops_per_token(self) -> float:
+        return 2.0 * self.projection.weight.numel()

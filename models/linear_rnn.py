@@ -1,0 +1,134 @@
+"""What all linear RNNs of the study have in common (MesaNet, arXiv 2506.05233, App. E).
+
+Glossary, our name to the paper's letter: query q, key k, value v, log_decay log(gamma), beta beta (input gate),
+state G (and H for Mesa).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.components import HeadRMSNorm, ScalarGate, ShortConvolution
+from models.initialization import fan_in_normal_
+from models.mixer import SequenceMixer, State
+
+
+class LinearRNN(SequenceMixer):
+    """Projections, short convolution, gates, per-head norm and output projection around a recurrence.
+
+    q and k pass a causal convolution of width conv_width; `feature_map` is what follows: "silu_l2" (SiLU, then unit
+    length) or "identity". The recurrence is the subclass's `recurrence`, on q, k [B, T, H, K], v [B, T, H, V],
+    log_decay and beta [B, T, H].
+
+    forget_gate_init, input_gate_init: value of sigmoid(bias) at the start, in (0, 1), or None for no such gate
+    (log_decay = 0, beta = 1). chunk_size: tokens a chunk of the chunked form, >= 1.
+    Raises ValueError for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        backend: str,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int,
+        conv_width: int,
+        feature_map: str,
+        forget_gate_init: float | None,
+        input_gate_init: float | None,
+        norm_eps: float,
+        chunk_size: int,
+    ) -> None:
+        super().__init__()
+        for name, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim), ("conv_width", conv_width)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, permitted are whole numbers from 1")
+        if chunk_size < 1:
+            raise ValueError(f"chunk_size is {chunk_size}, permitted are whole numbers from 1")
+        if feature_map not in ("silu_l2", "identity"):
+            raise ValueError(f"feature_map is {feature_map!r}, permitted are silu_l2 and identity")
+        self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
+        self.feature_map, self.chunk_size, self.backend = feature_map, chunk_size, backend
+        self.query_key_projection = nn.Linear(d_model, 2 * num_heads * key_dim, bias=False)
+        self.value_projection = nn.Linear(d_model, num_heads * value_dim, bias=False)
+        self.convolution = ShortConvolution(channels=2 * num_heads * key_dim, width=conv_width)
+        self.forget_gate = self._gate(d_model, forget_gate_init)
+        self.input_gate = self._gate(d_model, input_gate_init)
+        self.norm = HeadRMSNorm(num_heads=num_heads, dim=value_dim, eps=norm_eps)
+        self.output_projection = nn.Linear(num_heads * value_dim, d_model, bias=False)
+
+    def _gate(self, d_model: int, initial: float | None) -> ScalarGate | None:
+        return None if initial is None else ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=initial)
+
+    @abstractmethod
+    def recurrence(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> tuple[Tensor, State]:
+        """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one."""
+
+    @abstractmethod
+    def init_recurrent_state(self, batch_size: int) -> State:
+        """The recurrent part of the initial state: zeros unless the recurrence says otherwise."""
+
+    @abstractmethod
+    def recurrence_state_elements(self) -> int:
+        """Numbers in the recurrent part of the state, per sequence."""
+
+    @abstractmethod
+    def recurrence_flops_per_token(self) -> float:
+        """Contractions of one step of the recurrence, over all heads."""
+
+    def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        query_key, conv = self.convolution(self.query_key_projection(x), state["conv"], starts=starts)
+        q, k = self._features(query_key).unflatten(-1, (2, self.num_heads, self.key_dim)).unbind(2)
+        v = self.value_projection(x).unflatten(-1, (self.num_heads, self.value_dim))
+        log_decay, beta = self.gates(x)
+        if starts is not None:
+            log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
+        o, recurrent = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
+        return self.output_projection(self.norm(o).to(x.dtype).flatten(2)), {"conv": conv, **recurrent}
+
+    def _features(self, query_key: Tensor) -> Tensor:
+        if self.feature_map == "identity":
+            return query_key
+        heads = F.silu(query_key).unflatten(-1, (-1, self.key_dim))
+        return F.normalize(heads, dim=-1).flatten(-2)
+
+    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """log_decay <= 0 and beta in [0, 1], both [B, T, H] in float32 or wider."""
+        shape, dtype = (*x.shape[:2], self.num_heads), torch.promote_types(x.dtype, torch.float32)
+        log_decay = x.new_zeros(shape, dtype=dtype) if self.forget_gate is None else F.logsigmoid(self.forget_gate(x))
+        beta = x.new_ones(shape, dtype=dtype) if self.input_gate is None else torch.sigmoid(self.input_gate(x))
+        return log_decay, beta
+
+    def zeros(self, batch_size: int, *shape: int) -> Tensor:
+        """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""
+        weight = self.output_projection.weight
+        return torch.zeros(batch_size, *shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+
+    def init_state(self, batch_size: int) -> State:
+        return {"conv": self.convolution.init_state(batch_size), **self.init_recurrent_state(batch_size)}
+
+    def state_elements(self, seq_len: int) -> int:
+        return self.convolution.state_elements() + self.recurrence_state_elements()
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        linears = (self.query_key_projection, self.value_projection, self.output_projection)
+        gates = [gate for gate in (self.forget_gate, self.input_gate) if gate is not None]
+        return (
+            2.0 * sum(linear.weight.numel() for linear in linears)
+            + sum(gate.forward_flops_per_token() for gate in gates)
+            + self.convolution.forward_flops_per_token()
+            + self.recurrence_flops_per_token()
+        )
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for linear in (self.query_key_projection, self.value_projection, self.output_projection):
+            fan_in_normal_(linear.weight, generator=generator)
+        for part in (self.convolution, self.forget_gate, self.input_gate, self.norm):
+            if part is not None:
+                part.reset_parameters(generator)

@@ -1,0 +1,60 @@
+"""The contract that every architecture satisfies."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+"""What a mixer remembers: every tensor is [B, ...], every key is the paper's symbol."""
+
+
+class SequenceMixer(nn.Module, ABC):
+    """A causal map of sequences that carries a state.
+
+    Constructors are keyword-only and have no default values: a value lives in one place, the model's YAML.
+    Every mixer takes `d_model` and `backend` beside its own hyper-parameters, and ends in the linear map
+    `output_projection` back to the residual stream, whose initial variance the backbone scales.
+    """
+
+    output_projection: nn.Linear
+
+    @abstractmethod
+    def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
+        """Mixes a sequence.
+
+        x: [B, T, d_model], T >= 1. state: what an earlier call returned, or None for the initial state.
+        starts: [B, T] bool; the state is reset just before every token marked True.
+        Returns the output [B, T, d_model] in the dtype of x, and the state after the last token.
+        """
+
+    @abstractmethod
+    def init_state(self, batch_size: int) -> State:
+        """The state before the first token, on the device of the parameters, in float32 or wider."""
+
+    @abstractmethod
+    def state_elements(self, seq_len: int) -> int:
+        """Numbers held per sequence after seq_len tokens: constant for an RNN, linear for attention."""
+
+    @abstractmethod
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Contractions of the forward pass in its recurrent form, averaged over a sequence of seq_len tokens.
+
+        A multiply-add counts as two; norms, activations and gates applied elementwise are not counted.
+        """
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device."""
+
+    def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
+        """One token: x_t [B, d_model] -> [B, d_model] and the new state; equals `forward` on a sequence of one."""
+        y, state = self(x_t.unsqueeze(1), state)
+        return y.squeeze(1), state
+
+    @property
+    def reach(self) -> int | None:
+        """How many earlier tokens an output can depend on; None when there is no bound."""
+        return None
