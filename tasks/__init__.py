@@ -1,0 +1,1 @@
+"""What the models are compared on: data, targets and scores; one family per file."""
