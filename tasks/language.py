@@ -1,0 +1,149 @@
+"""Next-token prediction on packed text (MesaNet, arXiv 2506.05233, App. G: data and evaluation)."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.corpus import open_corpus, split_documents
+from tasks.ngram import trigram_bits, unigram_bits
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
+from tasks.tokenizer import load_tokenizer
+from tasks.tokens import load_tokens
+
+TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from the start: bounds its time and memory
+
+
+class Language(Task):
+    """Documents with BOS between any two, cut into runs of seq_len tokens; a last run that isn't full is dropped.
+
+    Example i of a split predicts the i-th run s from [BOS, s_0, ..., s_{T-2}]: every position 0 to T-1 has a target,
+    and no target is lost between examples. Predicting BOS isn't asked (IGNORE).
+
+    data: name, path, tokenizer, validation_fraction (see tasks.corpus and tasks.tokenizer) and cache, a folder.
+    reset_at_bos: whether the state is reset at BOS, so that no document sees the one before it.
+    max_validation_examples: how many runs of the held-out text are scored, spread evenly over it; None for all.
+    seed: has no effect; the order of examples belongs to the training loop.
+    Raises ValueError for a setting out of range, for data that can't be read and for a text shorter than seq_len.
+    """
+
+    name = "language"
+    version = 1
+    splits = ("train", "validation")
+
+    def __init__(
+        self, *, seq_len: int, data: Mapping[str, Any], reset_at_bos: bool, max_validation_examples: int | None, seed: int
+    ) -> None:
+        check_count("task.seq_len", seq_len)
+        if max_validation_examples is not None:
+            check_count("task.max_validation_examples", max_validation_examples)
+        self.tokenizer = load_tokenizer(data["tokenizer"])
+        self.seq_len, self.vocab_size, self.reset_at_bos = seq_len, self.tokenizer.vocab_size, reset_at_bos
+        corpus, fraction = open_corpus(data["name"], data["path"]), data["validation_fraction"]
+        documents = functools.cache(lambda: split_documents(corpus.read(), fraction))
+        self._tokens = {
+            split: load_tokens(
+                data["cache"],
+                source=(corpus.digest, fraction, split),
+                documents=lambda split=split: documents()[split],
+                tokenizer=self.tokenizer,
+                seq_len=seq_len,
+            )
+            # The smaller part comes first: a text that is too short is found before anything is written.
+            for split in ("validation", "train")
+        }
+        self._runs = {split: np.arange(len(tokens.records) // seq_len) for split, tokens in self._tokens.items()}
+        held_out = len(self._runs["validation"])
+        scored = min(held_out, max_validation_examples or held_out)
+        self._runs["validation"] = np.arange(scored) * held_out // scored
+
+    def num_examples(self, split: str) -> int:
+        return len(self._runs[split])
+
+    def batch(self, split: str, indices: Sequence[int]) -> Batch:
+        runs = self._records(split, indices)["id"].astype(np.int64)
+        begin = np.full((len(runs), 1), self.tokenizer.bos)
+        tokens = torch.from_numpy(np.concatenate([begin, runs[:, :-1]], axis=1))
+        targets = torch.from_numpy(np.where(runs == self.tokenizer.bos, IGNORE, runs))
+        return Batch(tokens, targets, starts=tokens == self.tokenizer.bos if self.reset_at_bos else None)
+
+    def _records(self, split: str, indices: Sequence[int] | slice) -> np.ndarray:
+        """The runs of these examples [B, T], as records of an id and the bytes that it covers."""
+        runs = self._runs[split][indices]
+        return self._tokens[split].records[runs[:, None] * self.seq_len + np.arange(self.seq_len)]
+
+    def fingerprint(self) -> str:
+        """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""
+        parts = [self.tokenizer.fingerprint, *(self._tokens[split].digest for split in self.splits)]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
+        """nll and perplexity per token, and bits_per_byte: all nats over ln 2 over the UTF-8 bytes that they predict."""
+        nll, asked = _gather(scored)
+        num_bytes = int(self._records(split, slice(len(nll)))["num_bytes"].sum())
+        count, nats = int(asked.sum()), float(nll.sum())
+        examples = tuple((nll.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).tolist())
+        return [
+            Measurement("nll", nats / count, split, {}, count, examples),
+            Measurement("perplexity", math.exp(nats / count), split, {}, count),
+            Measurement("bits_per_byte", nats / math.log(2) / num_bytes, split, {}, num_bytes),
+        ]
+
+    def measure_positions(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
+        """The nll by position: for each of 0 to T-1 `nll` and `nll_so_far`, the mean over it and all before it.
+
+        Then `nll` in the ranges [0, 1), [1, 2), [2, 4), ... with the mean of every example, for paired intervals; an
+        example without a target in the range is left out, the same one for every model.
+        """
+        nll, asked = _gather(scored)
+        sums, counts = nll.sum(axis=0), asked.sum(axis=0)
+        rows = []
+        for metric, nats, count in (("nll", sums, counts), ("nll_so_far", sums.cumsum(), counts.cumsum())):
+            # A position at which every example has BOS asks nothing.
+            rows += [
+                Measurement(metric, float(nats[t] / count[t]), split, {"position": t}, int(count[t]))
+                for t in range(self.seq_len)
+                if count[t]
+            ]
+        edges = [0, *(2**i for i in range((self.seq_len - 1).bit_length())), self.seq_len]
+        for low, high in zip(edges[:-1], edges[1:], strict=True):
+            inside = asked[:, low:high].sum(axis=1)
+            examples = nll[inside > 0, low:high].sum(axis=1) / inside[inside > 0]
+            place = {"position_low": low, "position_high": high}
+            if len(examples):
+                rows.append(Measurement("nll", float(examples.mean()), split, place, len(examples), tuple(examples.tolist())))
+        return rows
+
+    def references(self, split: str, *, reach: int | None) -> list[Measurement]:
+        """Floors in bits per byte, at the level of this tokenizer's ids.
+
+        unigram: the entropy of the training text's ids. trigram: what Witten-Bell trigram counts of at most
+        TRIGRAM_TOKENS training tokens give on the scored part of `split`, from the same two tokens as the models see.
+        """
+        train, bos = self._tokens["train"].records, self.tokenizer.bos
+        words = train["id"][train["id"] != bos]
+        train_bytes = int(train["num_bytes"].sum())
+        unigram = unigram_bits(words, self.vocab_size) * len(words) / train_bytes
+        records = self._records(split, slice(None))
+        runs = records["id"].astype(np.int64)
+        padded = np.pad(runs, ((0, 0), (2, 0)), constant_values=bos)
+        contexts = np.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)[runs != bos]
+        bits = trigram_bits(train["id"][:TRIGRAM_TOKENS].astype(np.int64), contexts, runs[runs != bos], self.vocab_size)
+        num_bytes = int(records["num_bytes"].sum())
+        return [
+            Measurement("unigram_bits_per_byte", unigram, split, {}, train_bytes),
+            Measurement("trigram_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes),
+        ]
+
+
+def _gather(scored: Iterable[Scored]) -> tuple[np.ndarray, np.ndarray]:
+    """The nll of all examples [N, T] in float64, zero where nothing is asked, and where something is [N, T]."""
+    parts = [(part.nll, part.batch.targets != IGNORE) for part in scored]
+    nll, asked = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return torch.where(asked, nll.double(), 0.0).numpy(), asked.numpy()

@@ -1,0 +1,203 @@
+"""Multi-query associative recall: pairs of keys and values, then some of the keys again (Arora et al. 2023, Zoology)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
+
+BLOCK = 256  # examples drawn at once
+FILLER = 0
+SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
+
+
+class MQAR(Task):
+    """k_1 v_1 ... k_K v_K, then (T - 2K) / 2 slots of two tokens; K different slots begin with one key each.
+
+    The target at a repeated key is its value, at that same position; nothing else is asked. Keys come from
+    1 ... vocab_size/2 - 1 and values from vocab_size/2 ... vocab_size - 1, both without repetition in an example. The
+    key k_j is asked in the j-th of K slots drawn without replacement, slot i with weight (i + 1)^(power_a - 1).
+
+    Every example is drawn from a Philox generator keyed by (seed, K) and counted by the block of the index. All splits
+    share this stream: a hash of the pairs k_1 v_1 ... k_K v_K says to which split an example belongs, so no two splits
+    have a list of pairs in common, under any seed.
+
+    num_pairs: the K of consecutive examples, in turn.
+    random_non_queries: whether other places hold uniform tokens, which may be keys or values of the example too (the
+    first occurrence of a key is always its pair), or FILLER.
+    Raises ValueError for a setting out of range.
+    """
+
+    name = "mqar"
+    version = 1
+    splits = ("train", "validation", "test")
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        seq_len: int,
+        num_pairs: Sequence[int],
+        power_a: float,
+        random_non_queries: bool,
+        num_validation: int,
+        num_test: int,
+        seed: int,
+    ) -> None:
+        _check(vocab_size, seq_len, num_pairs, power_a)
+        check_count("task.num_validation", num_validation)
+        check_count("task.num_test", num_test)
+        self.vocab_size, self.seq_len, self.num_pairs, self.seed = vocab_size, seq_len, tuple(num_pairs), seed
+        self.power_a, self.random_non_queries = power_a, random_non_queries
+        self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
+        # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
+        self._block = functools.lru_cache(maxsize=4 * len(self.num_pairs))(self._draw_block)
+
+    def num_examples(self, split: str) -> int | None:
+        return self._num_examples[split]
+
+    def example(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets [T] of one example."""
+        turn, place = divmod(index, len(self.num_pairs))
+        tokens, targets = self._block(split, self.num_pairs[place], turn // BLOCK)
+        return tokens[turn % BLOCK], targets[turn % BLOCK]
+
+    def batch(self, split: str, indices: Sequence[int]) -> Batch:
+        tokens, targets = (
+            torch.from_numpy(np.stack(part)) for part in zip(*(self.example(split, i) for i in indices), strict=True)
+        )
+        return Batch(tokens, targets, slices={"num_pairs": [self.num_pairs[i % len(self.num_pairs)] for i in indices]})
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def _draw_block(self, split: str, num_pairs: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets [BLOCK, T]: the first candidates of the block's stream whose pairs belong to the split."""
+        rng = np.random.Generator(np.random.Philox(key=[self.seed, num_pairs], counter=[0, 0, 0, block]))
+        parts, found = [], 0
+        while found < BLOCK:
+            tokens, targets = self._draw(rng, num_pairs)
+            mine = np.isin(_quarter(tokens[:, : 2 * num_pairs]), SPLIT_QUARTERS[split])
+            parts.append((tokens[mine], targets[mine]))
+            found += int(mine.sum())
+        tokens, targets = (np.concatenate(part)[:BLOCK] for part in zip(*parts, strict=True))
+        return tokens, targets
+
+    def _draw(self, rng: np.random.Generator, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens and targets [BLOCK, T] of candidates for any split."""
+        num_slots = self.seq_len // 2 - num_pairs
+        keys = 1 + _first_smallest(rng.random((BLOCK, self.vocab_size // 2 - 1), dtype=np.float32), num_pairs)
+        values = self.vocab_size // 2 + _first_smallest(rng.random((BLOCK, self.vocab_size // 2), dtype=np.float32), num_pairs)
+        # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
+        rates = np.arange(1, num_slots + 1) ** (self.power_a - 1)
+        slots = _first_smallest(rng.exponential(size=(BLOCK, num_slots)) / rates, num_pairs)
+        shape = (BLOCK, self.seq_len)
+        tokens = rng.integers(self.vocab_size, size=shape) if self.random_non_queries else np.full(shape, FILLER)
+        targets = np.full(shape, IGNORE)
+        tokens[:, 0 : 2 * num_pairs : 2], tokens[:, 1 : 2 * num_pairs : 2] = keys, values
+        queries = 2 * num_pairs + 2 * slots
+        np.put_along_axis(tokens, queries, keys, axis=1)
+        np.put_along_axis(targets, queries, values, axis=1)
+        return tokens, targets
+
+    def oracle(self, batch: Batch) -> Tensor:
+        """Predictions [B, T] from the tokens alone: what followed the first occurrence of the present token.
+
+        Right wherever something is asked; meaningless elsewhere.
+        """
+        first = (batch.tokens[:, :, None] == batch.tokens[:, None, :]).int().argmax(dim=2)
+        return batch.tokens.gather(1, (first + 1).clamp(max=self.seq_len - 1))
+
+    def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
+        """accuracy and nll: means over examples of their means over what is asked; overall and by num_pairs."""
+        parts: list[tuple[Tensor, Tensor]] = []
+        num_pairs: list[int] = []
+        for batch, nll, prediction in scored:
+            asked = batch.targets != IGNORE
+            right = (prediction == batch.targets) & asked
+            count = asked.sum(dim=1)
+            parts.append((right.sum(dim=1).double() / count, torch.where(asked, nll.double(), 0.0).sum(dim=1) / count))
+            num_pairs += batch.slices["num_pairs"]
+        rows = []
+        for metric, column in zip(("accuracy", "nll"), zip(*parts, strict=True), strict=True):
+            values = torch.cat(column).tolist()
+            rows.append(_mean(metric, split, {}, values))
+            for pairs in sorted(set(self.num_pairs)):
+                chosen = [value for value, k in zip(values, num_pairs, strict=True) if k == pairs]
+                if chosen:
+                    rows.append(_mean(metric, split, {"num_pairs": pairs}, chosen))
+        return rows
+
+    def references(self, split: str, *, reach: int | None) -> list[Measurement]:
+        """By num_pairs: `chance`, any of the values shown, and `reachable_accuracy`, the most that can be expected.
+
+        reach: how many tokens before the query can be seen, None for all; see `reachable`. Counted on the examples of
+        the split (the first BLOCK of each K for "train").
+        """
+        indices = range(self.num_examples(split) or BLOCK * len(self.num_pairs))
+        batch = self.batch(split, indices)
+        best = reachable(batch, vocab_size=self.vocab_size, reach=self.seq_len if reach is None else reach)
+        rows = []
+        for pairs in sorted(set(self.num_pairs)):
+            chosen = [value for value, k in zip(best, batch.slices["num_pairs"], strict=True) if k == pairs]
+            if chosen:
+                rows.append(Measurement("chance", 1 / pairs, split, {"num_pairs": pairs}, len(chosen)))
+                rows.append(_mean("reachable_accuracy", split, {"num_pairs": pairs}, chosen))
+        return rows
+
+
+def reachable(batch: Batch, *, vocab_size: int, reach: int) -> list[float]:
+    """Per example the expected accuracy of the best answers that use only the `reach` tokens before each query.
+
+    1 where the pair's key is in sight. Else, if the oldest token in sight is a value without its key, that value is
+    right for 1 of the pairs whose keys are out of sight; else any value not in sight is as likely as another.
+    """
+    best = []
+    for tokens, targets, pairs in zip(batch.tokens.numpy(), batch.targets.numpy(), batch.slices["num_pairs"], strict=True):
+        queries = np.flatnonzero(targets != IGNORE)
+        keys = np.argmax(tokens[queries][:, None] == tokens[None, :], axis=1)
+        oldest = np.clip(queries - reach, 0, 2 * pairs)
+        hidden_keys, hidden_values = (oldest + 1) // 2, oldest // 2
+        unseen = vocab_size // 2 - pairs + hidden_values
+        guess = np.where(hidden_values < hidden_keys, 1 / np.maximum(hidden_keys, 1), 1 / np.maximum(unseen, 1))
+        best.append(float(np.where(keys >= oldest, 1.0, guess).mean()))
+    return best
+
+
+def _mean(metric: str, split: str, place: dict[str, int | float | str], examples: Sequence[float]) -> Measurement:
+    return Measurement(metric, sum(examples) / len(examples), split, place, len(examples), tuple(examples))
+
+
+def _first_smallest(draws: np.ndarray, count: int) -> np.ndarray:
+    """The columns of the `count` smallest numbers of every row, smallest first [N, count]."""
+    smallest = np.argpartition(draws, count - 1, axis=1)[:, :count]
+    order = np.take_along_axis(draws, smallest, axis=1).argsort(axis=1)
+    return np.take_along_axis(smallest, order, axis=1)
+
+
+def _quarter(pairs: np.ndarray) -> np.ndarray:
+    """A hash of every row to 0 ... 3: multiply, add, and take the two highest bits."""
+    multipliers = np.random.Philox(key=0).random_raw(pairs.shape[1]) | np.uint64(1)
+    return (pairs.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(62)
+
+
+def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: float) -> None:
+    check_count("task.seq_len", seq_len)
+    check_count("task.vocab_size", vocab_size)
+    if seq_len % 2:
+        raise ValueError(f"task.seq_len={seq_len} must be even and at least 4 times task.num_pairs")
+    if isinstance(num_pairs, int | str) or not num_pairs:
+        raise ValueError(f"task.num_pairs={num_pairs!r} must be a list of one number or more, e.g. [4,8]")
+    for pairs in num_pairs:
+        check_count("task.num_pairs", pairs)
+        if 4 * pairs > seq_len:
+            raise ValueError(f"task.seq_len={seq_len} must be at least 4 times task.num_pairs={pairs}")
+        if pairs > vocab_size // 2 - 1:
+            raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
+    if not power_a > 0:
+        raise ValueError(f"task.power_a={power_a} must be above 0")

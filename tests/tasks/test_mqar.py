@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks.build import build_task
+from tasks.mqar import BLOCK, FILLER, MQAR
+from tasks.task import IGNORE, Batch, Scored
+
+ARGUMENTS = {
+    "vocab_size": 64,
+    "seq_len": 48,
+    "num_pairs": [2, 4, 8],
+    "power_a": 0.01,
+    "random_non_queries": True,
+    "num_validation": 90,
+    "num_test": 120,
+    "seed": 0,
+}
+
+
+def task(**changes) -> MQAR:
+    return MQAR(**(ARGUMENTS | changes))
+
+
+def scored(batch: Batch, prediction: torch.Tensor) -> list[Scored]:
+    return [Scored(batch, torch.ones(batch.tokens.shape), prediction)]
+
+
+def values(rows, metric):
+    return {row.slice.get("num_pairs"): row.value for row in rows if row.metric == metric}
+
+
+@pytest.mark.parametrize("random_non_queries", [True, False])
+def test_an_example_is_what_the_task_says(random_non_queries):
+    made = task(random_non_queries=random_non_queries)
+    for index in range(30):
+        tokens, targets = made.example("train", index)
+        pairs = made.num_pairs[index % 3]
+        keys, shown = tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2]
+        assert len(set(keys)) == len(set(shown)) == pairs
+        assert keys.min() >= 1 and keys.max() < 32 <= shown.min() and shown.max() < 64
+        asked = np.flatnonzero(targets != IGNORE)
+        assert (asked >= 2 * pairs).all() and (asked % 2 == 0).all()
+        assert dict(zip(tokens[asked], targets[asked], strict=True)) == dict(zip(keys, shown, strict=True))
+        rest = np.setdiff1d(np.arange(2 * pairs, 48), asked)
+        assert (tokens[rest] == FILLER).all() != random_non_queries
+
+
+def test_examples_are_pure():
+    torch.manual_seed(0)
+    np.random.seed(0)
+    indices = [0, 5, 3 * BLOCK + 1, 17, 10_000]
+    whole = task().batch("train", indices)
+    torch.rand(3)
+    np.random.rand(3)
+    again = task()
+    again.batch("test", [4])
+    for place in reversed(range(len(indices))):
+        tokens, targets = again.example("train", indices[place])
+        assert (whole.tokens[place].numpy() == tokens).all() and (whole.targets[place].numpy() == targets).all()
+    assert whole.slices == {"num_pairs": [2, 8, 4, 8, 4]}
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"power_a": 1.0}, {"vocab_size": 66}])
+def test_another_configuration_gives_other_examples(changes):
+    first, second = (made.batch("train", range(50)).tokens for made in (task(), task(**changes)))
+    assert not (first == second).all()
+
+
+def test_examples_differ_within_a_split():
+    tokens = task().batch("train", range(3 * BLOCK * 2)).tokens
+    assert len(tokens.unique(dim=0)) == len(tokens)
+
+
+def test_no_list_of_pairs_is_in_two_splits_under_any_seed():
+    """So few lists are possible here, 3 * 4, that without the rule every split would hold all of them."""
+    lists = {
+        split: {
+            tuple(tokens[:2].tolist())
+            for seed in range(3)
+            for tokens in task(vocab_size=8, seq_len=8, num_pairs=[1], seed=seed).batch(split, range(90)).tokens
+        }
+        for split in MQAR.splits
+    }
+    assert sum(map(len, lists.values())) == len(set.union(*lists.values())) == 12
+    assert all(lists.values())
+
+
+def test_weights_of_slots_are_those_of_the_power_law():
+    made = task(num_pairs=[1], seq_len=12, power_a=0.5)
+    targets = made.batch("train", range(4000)).targets
+    frequency = (targets != IGNORE).double().mean(0)[2::2]
+    weights = torch.arange(1, 6).double() ** -0.5
+    assert frequency.tolist() == pytest.approx((weights / weights.sum()).tolist(), abs=0.03)
+
+
+@pytest.mark.parametrize("random_non_queries", [True, False])
+def test_oracle_scores_one_and_guessing_scores_chance(random_non_queries):
+    made = task(random_non_queries=random_non_queries, num_test=3000)
+    batch = made.batch("test", range(3000))
+    exact = made.measure("test", scored(batch, made.oracle(batch)))
+    assert set(values(exact, "accuracy").items()) == {(None, 1.0), (2, 1.0), (4, 1.0), (8, 1.0)}
+    pairs = torch.tensor(batch.slices["num_pairs"])[:, None]
+    place = 2 * (torch.rand(batch.tokens.shape, generator=torch.Generator().manual_seed(0)) * pairs).long() + 1
+    guessed = values(made.measure("test", scored(batch, batch.tokens.gather(1, place))), "accuracy")
+    chance = values(made.references("test", reach=None), "chance")
+    assert chance == {2: 1 / 2, 4: 1 / 4, 8: 1 / 8}
+    assert {k: guessed[k] for k in chance} == pytest.approx(chance, abs=0.03)
+
+
+def test_accuracy_is_a_mean_over_examples_by_hand():
+    made = task(num_pairs=[2, 4])
+    batch = made.batch("validation", [0, 1])
+    prediction = batch.targets.clone()
+    prediction[0, (batch.targets[0] != IGNORE).nonzero()[0]] += 1
+    nll = torch.where(batch.targets == IGNORE, torch.nan, 1.0)
+    nll[1] *= 3
+    rows = made.measure("validation", [Scored(batch, nll, prediction)])
+    assert values(rows, "accuracy") == {None: 0.75, 2: 0.5, 4: 1.0}
+    assert values(rows, "nll") == {None: 2.0, 2: 1.0, 4: 3.0}
+    assert rows[0].examples == (0.5, 1.0) and rows[0].count == 2
+
+
+def best_in_sight(tokens, targets, reach, vocab_size, pairs):
+    """The best answer that sees `reach` tokens back, by going through the queries one at a time."""
+    total = 0.0
+    for query in np.flatnonzero(targets != IGNORE):
+        sight = range(max(query - reach, 0), query)
+        place = int(np.flatnonzero(tokens[: 2 * pairs : 2] == tokens[query])[0]) * 2
+        hidden = [key for key in range(0, 2 * pairs, 2) if key not in sight]
+        lone = [key for key in hidden if key + 1 in sight]
+        shown = sum(value in sight for value in range(1, 2 * pairs, 2))
+        if place in sight:
+            total += 1
+        else:
+            total += 1 / len(hidden) if lone else 1 / (vocab_size // 2 - shown)
+    return total / pairs
+
+
+@pytest.mark.parametrize("reach", [0, 1, 3, 6, 7, 20, 47])
+def test_reachable_accuracy_equals_its_definition(reach):
+    made = task(random_non_queries=False)
+    rows = [row for row in made.references("test", reach=reach) if row.metric == "reachable_accuracy"]
+    for row in rows:
+        indices = [i for i in range(120) if made.num_pairs[i % 3] == row.slice["num_pairs"]]
+        expected = [best_in_sight(*made.example("test", i), reach, 64, row.slice["num_pairs"]) for i in indices]
+        assert row.examples == pytest.approx(expected)
+    assert len(rows) == 3
+
+
+def test_reachable_accuracy_grows_to_one_with_sight():
+    rows = [values(task().references("test", reach=reach), "reachable_accuracy") for reach in (0, 8, 16, 47, None)]
+    assert all(rows[i][k] <= rows[i + 1][k] for i in range(4) for k in (2, 4, 8))
+    assert rows[0] == pytest.approx(dict.fromkeys((2, 4, 8), 1 / 32)) and rows[-1] == rows[-2] == dict.fromkeys((2, 4, 8), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_len": 47}, "task.seq_len=47 must be even"),
+        ({"seq_len": 0}, "task.seq_len=0 must be"),
+        ({"seq_len": 30}, "task.seq_len=30 must be at least 4 times task.num_pairs=8"),
+        ({"vocab_size": 16}, "task.vocab_size=16 must be at least 18"),
+        ({"num_pairs": []}, r"task.num_pairs=\[\] must be a list"),
+        ({"num_pairs": 4}, "task.num_pairs=4 must be a list"),
+        ({"num_pairs": [0]}, "task.num_pairs=0 must be"),
+        ({"power_a": 0.0}, "task.power_a=0.0 must be"),
+        ({"num_test": 0}, "task.num_test=0 must be"),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        task(**changes)
+
+
+def test_the_configuration_builds_what_its_comments_say():
+    with open("conf/task/mqar.yaml") as file:
+        configuration = yaml.safe_load(file)
+    made = build_task(configuration, seed=0)
+    assert configuration["version"] == made.version and made.num_examples("train") is None
+    assert made.references("test", reach=6)[1].value < 0.5
