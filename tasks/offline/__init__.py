@@ -1,0 +1,1 @@
+"""The `offline` benchmarks: ordinary lm-eval tasks over held-out prose of the installed Python."""
