@@ -1,0 +1,127 @@
+"""Hawk's recurrent block around the RG-LRU (De et al. 2024, arXiv 2402.19427, sections 2.3 and 2.4).
+
+Glossary, our name to the paper's letter: state h, recurrence gate r, input gate i, log_decay log(a_t),
+decay_parameter Lambda, decay_power c, width D_RNN.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.components import ShortConvolution
+from models.initialization import fan_in_normal_, normal_, uniform_
+from models.mixer import SequenceMixer, State
+from models.ops import rglru
+
+
+class BlockDiagonalLinear(nn.Module):
+    """A linear map with bias of each block of channels by itself, [..., num_blocks * d_in] -> [..., num_blocks, d_out]."""
+
+    def __init__(self, *, num_blocks: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_blocks, d_in, d_out))
+        self.bias = nn.Parameter(torch.empty(num_blocks, d_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...hi,hio->...ho", x.unflatten(-1, self.weight.shape[:2]), self.weight) + self.bias
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        normal_(self.weight, std=self.weight.shape[1] ** -0.5, generator=generator)
+        nn.init.zeros_(self.bias)
+
+
+class RGLRU(SequenceMixer):
+    """linear(gelu(linear(x)) * RG-LRU(conv(linear(x)))), a recurrence with a vector for a state.
+
+        r_t, i_t = sigmoid(W_r x_t + b_r), sigmoid(W_i x_t + b_i)         W block-diagonal with num_heads blocks
+        log a_t  = -decay_power * softplus(Lambda) * r_t
+        h_t      = a_t * h_{t-1} + sqrt(1 - a_t^2) * (i_t * x_t)
+
+    At a start h_{t-1} is zero and the input keeps its factor sqrt(1 - a_t^2), the paper's equation at t = 1, so that a
+    document in a pack and the same one by itself are one; the authors' code lets a first token in at full size. Linear
+    maps have biases as in their code; the convolution has none, as in every mixer here.
+
+    width_multiplier: width / d_model; the width is a whole multiple of num_heads. decay_min, decay_max: range of
+    a^c at the start, 0 < decay_min < decay_max < 1. conv_width, chunk_size: >= 1.
+    Raises ValueError for values outside these ranges or a backend other than torch.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        backend: str,
+        num_heads: int,
+        width_multiplier: float,
+        conv_width: int,
+        decay_power: float,
+        decay_min: float,
+        decay_max: float,
+        chunk_size: int,
+    ) -> None:
+        super().__init__()
+        width = round(width_multiplier * d_model)
+        if backend != "torch":
+            raise ValueError(f"backend is {backend!r}, permitted for the RG-LRU is torch: no other has been connected")
+        if num_heads < 1 or width < 1 or width % num_heads:
+            raise ValueError(
+                f"num_heads is {num_heads}, permitted are divisors of the width {width} = {width_multiplier} * d_model {d_model}"
+            )
+        if not 0.0 < decay_min < decay_max < 1.0:
+            raise ValueError(f"decay_min, decay_max are {decay_min}, {decay_max}, permitted is 0 < decay_min < decay_max < 1")
+        for name, value in (("conv_width", conv_width), ("chunk_size", chunk_size)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}, permitted are whole numbers from 1")
+        if decay_power <= 0:
+            raise ValueError(f"decay_power is {decay_power}, permitted are numbers above 0")
+        self.width, self.chunk_size = width, chunk_size
+        self.decay_power, self.decay_min, self.decay_max = decay_power, decay_min, decay_max
+        self.gate_projection = nn.Linear(d_model, width)
+        self.input_projection = nn.Linear(d_model, width)
+        self.convolution = ShortConvolution(channels=width, width=conv_width)
+        self.gates = BlockDiagonalLinear(num_blocks=num_heads, d_in=width // num_heads, d_out=2 * width // num_heads)
+        self.decay_parameter = nn.Parameter(torch.empty(width))
+        self.output_projection = nn.Linear(width, d_model)
+
+    def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        inner, conv = self.convolution(self.input_projection(x), state["conv"], starts=starts)
+        log_decay, gate = self._log_decay_and_input_gate(inner)
+        u = rglru.input_scale(log_decay) * gate * inner
+        if starts is not None:
+            log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
+        h, last = rglru.chunked(log_decay=log_decay, u=u, state=state["h"], chunk_size=self.chunk_size)
+        return self.output_projection(F.gelu(self.gate_projection(x)) * h.to(x.dtype)), {"conv": conv, "h": last}
+
+    def _log_decay_and_input_gate(self, inner: Tensor) -> tuple[Tensor, Tensor]:
+        """log a_t <= 0 and i_t in [0, 1], both [B, T, width] in float32 or wider."""
+        logits = self.gates(inner)
+        gates = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+        recurrence_gate, input_gate = (gate.flatten(-2) for gate in gates.chunk(2, dim=-1))
+        return -self.decay_power * F.softplus(self.decay_parameter) * recurrence_gate, input_gate
+
+    def init_state(self, batch_size: int) -> State:
+        dtype = torch.promote_types(self.decay_parameter.dtype, torch.float32)
+        h = torch.zeros(batch_size, self.width, dtype=dtype, device=self.decay_parameter.device)
+        return {"conv": self.convolution.init_state(batch_size), "h": h}
+
+    def state_elements(self, seq_len: int) -> int:
+        return self.convolution.state_elements() + self.width
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Linear maps and the convolution; the recurrence is elementwise."""
+        maps = (self.gate_projection, self.input_projection, self.gates, self.output_projection)
+        return 2.0 * sum(linear.weight.numel() for linear in maps) + self.convolution.forward_flops_per_token()
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for linear in (self.gate_projection, self.input_projection, self.output_projection):
+            fan_in_normal_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
+        self.convolution.reset_parameters(generator)
+        self.gates.reset_parameters(generator)
+        # a^c ~ U(decay_min, decay_max) where a = exp(-softplus(Lambda)), hence Lambda = log(exp(-log(a^c) / c) - 1).
+        uniform_(self.decay_parameter, low=self.decay_min, high=self.decay_max, generator=generator)
+        with torch.no_grad():
+            self.decay_parameter.copy_(torch.log(torch.expm1(-torch.log(self.decay_parameter) / self.decay_power)))

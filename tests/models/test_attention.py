@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from models.attention import Attention, positions_in_document, rotate
+from models.ops.softmax_attention import BLOCKS_WORTH_SPLITTING, MIN_BLOCK, fused, masked, windowed
+from tests.models.tolerances import assert_near
+
+MIXER = {"d_model": 8, "backend": "torch", "num_heads": 2, "key_dim": 4, "window": None, "rope_base": 10000.0}
+LONG = BLOCKS_WORTH_SPLITTING * MIN_BLOCK
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def inputs(*, length: int, cached: int) -> dict[str, Tensor]:
+    """Queries, the keys and values of them and of cached tokens, and spans that end at random starts of documents."""
+    q, k, v = (draw(2, n, 2, 4, seed=i).requires_grad_() for i, n in enumerate((length, cached + length, cached + length)))
+    starts = torch.rand(2, length, generator=torch.Generator().manual_seed(3)) < 0.01
+    return {"q": q, "k": k, "v": v, "span": positions_in_document(torch.tensor([cached, cached // 2]), starts)}
+
+
+def assert_same_function(actual: Tensor, expected: Tensor, tensors: dict[str, Tensor]) -> None:
+    """Equal values, and equal gradients of a random projection of them."""
+    assert_near(actual, expected, "float64")
+    sources = [tensors[name] for name in "qkv"]
+    weight = draw(*actual.shape, seed=4)
+    ours, theirs = (torch.autograd.grad((o * weight).sum(), sources) for o in (actual, expected))
+    for gradient, correct in zip(ours, theirs, strict=True):
+        assert_near(gradient, correct, "float64")
+
+
+def test_masked_is_a_mean_of_values_weighted_by_the_exponential_of_scores() -> None:
+    tensors = inputs(length=5, cached=2)
+    q, k, v, o = (x.detach() for x in (tensors["q"], tensors["k"], tensors["v"], masked(**tensors)))
+    for t, span in enumerate(tensors["span"][0].tolist()):
+        seen = range(2 + t - span, 2 + t + 1)
+        weights = [math.exp(q[0, t, 1] @ k[0, s, 1] / 2.0) for s in seen]
+        values = [w * v[0, s, 1] for w, s in zip(weights, seen, strict=True)]
+        assert_near(o[0, t, 1], sum(values) / sum(weights), "float64")
+
+
+@pytest.mark.parametrize("cached", [0, 3])
+def test_fused_is_masked(cached: int) -> None:
+    tensors = inputs(length=17, cached=cached)
+    assert_same_function(fused(**tensors), masked(**tensors), tensors)
+
+
+def test_fused_without_a_span_sees_all_earlier_tokens() -> None:
+    tensors = inputs(length=17, cached=0) | {"span": torch.arange(17).unsqueeze(0)}
+    assert_same_function(fused(**tensors | {"span": None}), masked(**tensors), tensors)
+
+
+@pytest.mark.parametrize("length", [LONG, LONG + 1, LONG + 2 * MIN_BLOCK - 1])
+@pytest.mark.parametrize("window", [1, 2, MIN_BLOCK - 1, MIN_BLOCK, MIN_BLOCK + 1])
+@pytest.mark.parametrize("cached", [0, 1, None])
+def test_windowed_is_masked(length: int, window: int, cached: int | None) -> None:
+    tensors = inputs(length=length, cached=window - 1 if cached is None else min(cached, window - 1))
+    tensors["span"] = tensors["span"].clamp(max=window - 1)
+    assert_same_function(windowed(**tensors, window=window), masked(**tensors), tensors)
+
+
+def largest_tensor_kept(length: int) -> int:
+    tensors = inputs(length=length, cached=0)
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        windowed(**tensors | {"span": tensors["span"].clamp(max=3)}, window=4)
+    return max(sizes)
+
+
+def test_windowed_keeps_no_square_of_the_length() -> None:
+    assert largest_tensor_kept(4 * LONG) == 2 * largest_tensor_kept(2 * LONG)
+
+
+def test_rotary_scores_depend_on_the_distance_alone() -> None:
+    q, k = draw(1, 1, 1, 8, seed=0), draw(1, 1, 1, 8, seed=1)
+
+    def score(m: int, n: int) -> Tensor:
+        return (rotate(q, torch.tensor([[m]]), base=10000.0) * rotate(k, torch.tensor([[n]]), base=10000.0)).sum()
+
+    assert_near(score(7, 3), score(104, 100), "float64")
+    assert not torch.isclose(score(7, 3), score(7, 4))
+
+
+def test_rotary_turns_the_pair_i_by_the_position_times_base_to_the_minus_2i_over_k() -> None:
+    x = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
+    x[..., :2] = 1.0  # the first of each pair
+    turned = rotate(x, torch.tensor([[3]]), base=100.0).flatten()
+    angles = [3.0, 3.0 * 100.0 ** (-2 / 4)]
+    assert_near(turned, torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles]).double(), "float32")
+
+
+def test_positions_count_from_the_last_start() -> None:
+    starts = torch.tensor([[0, 0, 1, 0, 1, 1], [1, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0]]).bool()
+    expected = [[5, 6, 0, 1, 0, 0], [0, 1, 2, 3, 4, 5], [7, 8, 9, 10, 11, 12]]
+    assert positions_in_document(torch.tensor([5, 6, 7]), starts).tolist() == expected
+
+
+@pytest.mark.parametrize(("window", "mean_keys"), [(None, 3.0), (1, 1.0), (2, 9 / 5), (4, 14 / 5), (5, 3.0), (9, 3.0)])
+def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_keys: float) -> None:
+    mixer = Attention(**MIXER | {"window": window})
+    assert mixer.forward_flops_per_token(5) == pytest.approx(2 * 4 * 8 * 8 + 2 * 2 * mean_keys * 8)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "permitted"),
+    [
+        ("backend", "fla", "torch"),
+        ("num_heads", 0, "from 1"),
+        ("key_dim", 3, "even"),
+        ("key_dim", 0, "even"),
+        ("window", 0, "null"),
+        ("rope_base", 0.0, "above 0"),
+    ],
+)
+def test_values_out_of_range_are_named(key: str, value: object, permitted: str) -> None:
+    with pytest.raises(ValueError, match=f"{key} is {value!r}.*{permitted}"):
+        Attention(**MIXER | {key: value})

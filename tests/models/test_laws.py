@@ -1,0 +1,237 @@
+"""What must hold for every model in conf/model, without a test of its own."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.backbone import LanguageModel
+from models.build import build_model
+from tests.models.tolerances import assert_near
+
+CONF = Path(__file__).parents[2] / "conf"
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+SIZE = ("size.d_model=32", "size.num_blocks=2", "size.num_heads=2", "size.head_dim=16", "size.mlp_dim=32")
+VOCAB_SIZE, BATCH_SIZE, LENGTH = 19, 3, 65
+
+pytestmark = pytest.mark.parametrize("name", MODELS)
+
+
+@functools.cache
+def config(name: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose(overrides=[f"+model={name}", "+size=tiny", *SIZE]), resolve=True)
+
+
+def build(name: str) -> LanguageModel:
+    return build_model(config(name)["model"], config(name)["size"], vocab_size=VOCAB_SIZE, backend="torch")
+
+
+def stirred(name: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+    """A model none of whose parameters is at a neutral value, such as a bias of zero, that could hide a mistake."""
+    model = build(name).to(dtype)
+    model.reset_parameters(seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def draw_tokens(seed: int, length: int = LENGTH, batch_size: int = BATCH_SIZE) -> Tensor:
+    return torch.randint(VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(seed))
+
+
+def assert_states_near(actual: list[dict], expected: list[dict]) -> None:
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, value in ours.items():
+            assert_near(value, theirs[key], "float64")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("changed", [1, 40, LENGTH - 1])
+@torch.no_grad()
+def test_a_later_token_changes_nothing(name: str, changed: int, dtype: torch.dtype) -> None:
+    model, tokens = stirred(name, dtype), draw_tokens(0)
+    other = tokens.clone()
+    other[:, changed] = (other[:, changed] + 1) % VOCAB_SIZE
+    before, after = model(tokens)[0], model(other)[0]
+    assert torch.equal(before[:, :changed], after[:, :changed])
+    assert not torch.isclose(before[:, changed], after[:, changed]).all()
+
+
+@torch.no_grad()
+def test_an_output_reaches_as_far_back_as_declared(name: str) -> None:
+    model, tokens = stirred(name), draw_tokens(0)
+    other = tokens.clone()
+    other[:, 0] = (other[:, 0] + 1) % VOCAB_SIZE
+    changed = (model(tokens)[0] != model(other)[0]).any(dim=(0, 2)).nonzero().max().item()
+    assert changed == min(LENGTH - 1, LENGTH if model.reach is None else model.reach)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 33, 63])
+@torch.no_grad()
+def test_a_sequence_may_be_cut_anywhere(name: str, cut: int) -> None:
+    model, tokens = stirred(name), draw_tokens(0)
+    whole, whole_state = model(tokens)
+    first, state = model(tokens[:, :cut])
+    second, state = model(tokens[:, cut:], state)
+    assert_near(torch.cat([first, second], dim=1), whole, "float64")
+    assert_states_near(state, whole_state)
+
+
+@torch.no_grad()
+def test_steps_equal_forward_at_every_length(name: str) -> None:
+    model, tokens = stirred(name), draw_tokens(0)
+    stepped, state = [], model.init_state(BATCH_SIZE)
+    for length in range(1, LENGTH + 1):
+        logits, state = model.step(tokens[:, length - 1], state)
+        stepped.append(logits)
+        if length in (1, 2, 63, 65):
+            whole, whole_state = model(tokens[:, :length])
+            assert_near(torch.stack(stepped, dim=1), whole, "float64")
+            assert_states_near(state, whole_state)
+
+
+@torch.no_grad()
+def test_float32_is_near_float64(name: str) -> None:
+    tokens = draw_tokens(0)
+    assert_near(stirred(name, torch.float32)(tokens)[0].double(), stirred(name)(tokens)[0], "float32")
+
+
+@torch.no_grad()
+def test_autocast_keeps_the_state_wide(name: str) -> None:
+    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    expected, _ = model(tokens)
+    with torch.autocast("cpu", torch.bfloat16):
+        first, state = model(tokens[:, :40])
+        second, state = model(tokens[:, 40:], state)
+    assert_near(torch.cat([first, second], dim=1).float(), expected, "bfloat16")
+    dtypes = {value.dtype for block in state for value in block.values()}
+    assert dtypes <= {torch.float32, torch.float64, torch.int64}
+
+
+@torch.no_grad()
+def test_a_document_sees_nothing_of_the_one_before(name: str) -> None:
+    model, first, second = stirred(name), draw_tokens(0, 20), draw_tokens(1, 45)
+    starts = torch.zeros(BATCH_SIZE, LENGTH, dtype=torch.bool)
+    starts[:, 20] = True
+    packed, state = model(torch.cat([first, second], dim=1), starts=starts)
+    other, _ = model(torch.cat([draw_tokens(2, 20), second], dim=1), starts=starts)
+    alone, _ = model(second)
+    assert torch.equal(packed[:, 20:], other[:, 20:])
+    assert_near(packed[:, 20:], alone, "float64")
+    following = draw_tokens(3, 9)
+    assert_near(model(following, state)[0], model(following, model(second)[1])[0], "float64")
+
+
+@torch.no_grad()
+def test_starts_are_a_matter_of_each_sequence(name: str) -> None:
+    """Starts at other places in each row, the first token, the last and next to each other among them."""
+    model, tokens = stirred(name), draw_tokens(0)
+    starts = torch.zeros(BATCH_SIZE, LENGTH, dtype=torch.bool)
+    begins = [[0, 30, 31, 64], [1, 16, 32], []]
+    for row, positions in enumerate(begins):
+        starts[row, positions] = True
+    _, state = model(draw_tokens(1, 10))
+    packed, _ = model(tokens, state, starts=starts)
+    for row, positions in enumerate(begins):
+        row_state = [{key: value[row : row + 1] for key, value in block.items()} for block in state]
+        for begin, end in zip([0, *positions], [*positions, LENGTH], strict=True):
+            if begin < end:
+                carried = None if begin in positions else row_state
+                assert_near(packed[row : row + 1, begin:end], model(tokens[row : row + 1, begin:end], carried)[0], "float64")
+
+
+@torch.no_grad()
+def test_a_sequence_is_the_same_in_any_batch(name: str) -> None:
+    model, tokens = stirred(name), draw_tokens(0)
+    together, _ = model(tokens)
+    for row in range(BATCH_SIZE):
+        assert_near(model(tokens[row : row + 1])[0], together[row : row + 1], "float64")
+
+
+@pytest.mark.parametrize("length", [1, 5, LENGTH])
+@torch.no_grad()
+def test_state_elements_are_those_held(name: str, length: int) -> None:
+    model = build(name)
+    model.reset_parameters(seed=0)
+    _, state = model(draw_tokens(0, length))
+    held = sum(value[0].numel() for block in state for value in block.values())
+    assert held == model.state_elements(length)
+
+
+def uncounted_flops_per_token(model: LanguageModel) -> float:
+    """What the counter can't see: it counts matrix products, and the short convolutions are sums of shifted products."""
+    convolutions = [block.mixer.convolution for block in model.blocks if hasattr(block.mixer, "convolution")]
+    return sum(convolution.forward_flops_per_token() for convolution in convolutions)
+
+
+@pytest.mark.parametrize("length", [1, 9])
+@torch.no_grad()
+def test_flops_are_those_counted(name: str, length: int) -> None:
+    """Counted token by token, which is the recurrent form; attention by plain products, as its kernel escapes the counter."""
+    model, tokens = stirred(name, torch.float32), draw_tokens(0, length, batch_size=1)
+    state = model.init_state(1)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        for t in range(length):
+            _, state = model.step(tokens[:, t], state)
+    counted = counter.get_total_flops() / length + uncounted_flops_per_token(model)
+    assert counted == pytest.approx(model.forward_flops_per_token(length))
+
+
+def test_gradients_reach_every_parameter(name: str) -> None:
+    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    logits, _ = model(tokens[:, :-1])
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.count_nonzero() > 0, parameter_name
+
+
+def test_gradients_stay_finite_across_starts(name: str) -> None:
+    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    starts = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.2
+    model(tokens, starts=starts)[0].square().mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_the_seed_alone_decides_the_weights(name: str) -> None:
+    """Whatever the memory held, the global generator was at, or the device the model was built on."""
+    torch.manual_seed(0)
+    first = build(name)
+    first.reset_parameters(seed=3)
+    torch.manual_seed(1)
+    with torch.device("meta"):
+        second = build(name)
+    assert sum(p.numel() for p in second.parameters()) == sum(p.numel() for p in first.parameters())
+    second.to_empty(device="cpu")
+    for tensor in second.state_dict().values():
+        tensor.fill_(float("nan"))
+    second.reset_parameters(seed=3)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+    second.reset_parameters(seed=4)
+    assert not torch.equal(first.blocks[0].mixer.output_projection.weight, second.blocks[0].mixer.output_projection.weight)
+
+
+@torch.no_grad()
+def test_saved_and_loaded_gives_the_same_logits(name: str, tmp_path: Path) -> None:
+    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    with torch.device("meta"):
+        loaded = build(name)
+    loaded.load_state_dict(load_file(tmp_path / "model.safetensors"), assign=True)
+    assert torch.equal(loaded(tokens)[0], model(tokens)[0])
