@@ -1,0 +1,133 @@
+"""The command line: python -m suite VERB [KEY=VALUE ...]."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from suite.request import RequestError, unknown
+
+USAGE = """usage: python -m suite VERB [KEY=VALUE ...]
+
+  run       trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2
+  evaluate  adds evaluations to finished runs: run=ID|all eval=position,lm_eval
+  report    draws an experiment's report: quick
+  list      models | tasks | experiments | reports | runs
+  check     what a run would cost and be called, without running it: takes the same keys as run
+  doctor    versions, devices, and which backends work
+
+A comma list runs every combination. Exit status: 0 all done, 1 some run failed, 2 the request was wrong.
+"""
+
+OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one verb and returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return OK if arguments else WRONG
+    verb, rest = arguments[0], arguments[1:]
+    # A scheduler ends a job with SIGTERM: what holds for Ctrl-C holds for it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        if verb not in VERBS:
+            raise unknown("verb", verb, VERBS)
+        return VERBS[verb](rest)
+    except RequestError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(arguments: Sequence[str]) -> int:
+    from suite.sweep import sweep
+
+    # A comma list expands with or without Hydra's -m.
+    return sweep([argument for argument in arguments if argument not in ("-m", "--multirun")])
+
+
+def evaluate(arguments: Sequence[str]) -> int:
+    from suite.sweep import add_evaluations
+
+    return add_evaluations(arguments)
+
+
+def report(arguments: Sequence[str]) -> int:
+    import yaml
+
+    from reports.build import build_report
+    from reports.parts import load_frames
+    from suite.request import CONF, compose_config, options
+
+    names, overrides = _split(arguments)
+    if len(names) != 1:
+        raise RequestError(f"report takes one name (permitted: {', '.join(options('report'))})")
+    if names[0] not in options("report"):
+        raise unknown("report", names[0], options("report"))
+    config = compose_config(overrides)
+    page = yaml.safe_load((CONF / "report" / f"{names[0]}.yaml").read_text())
+    try:
+        frames = load_frames(Path(config.paths.results), page["experiment"])
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    index = build_report(page, frames, Path(config.paths.reports) / names[0])
+    missing = frames.cells[frames.cells["status"] != "done"]
+    print(f"{index}  ({len(frames.cells)} runs asked for, {len(missing)} of them not done)")
+    return OK
+
+
+def list_names(arguments: Sequence[str]) -> int:
+    from suite.request import compose_config, options
+
+    kinds = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report"}
+    names, overrides = _split(arguments)
+    if len(names) != 1 or names[0] not in (*kinds, "runs"):
+        raise unknown("list", " ".join(names), (*kinds, "runs"))
+    if names[0] == "runs":
+        from suite.results import load_runs
+
+        root = Path(compose_config(overrides).paths.results)
+        if not (root / "runs").is_dir():
+            return OK
+        for row in load_runs(root).itertuples():
+            print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
+        return OK
+    print("\n".join(options(kinds[names[0]])))
+    return OK
+
+
+def check(arguments: Sequence[str]) -> int:
+    from suite.sweep import print_plan
+
+    return print_plan([argument for argument in arguments if argument not in ("-m", "--multirun")])
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    from suite.doctor import examine
+
+    if arguments:
+        raise RequestError(f"doctor takes no arguments, not {' '.join(arguments)!r}")
+    print(examine())
+    return OK
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names and overrides."""
+    names = [argument for argument in arguments if "=" not in argument]
+    return names, [argument for argument in arguments if "=" in argument]
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "run": run,
+    "evaluate": evaluate,
+    "report": report,
+    "list": list_names,
+    "check": check,
+    "doctor": doctor,
+}

@@ -1,0 +1,37 @@
+"""What a model costs: parameters, state and contractions, counted without allocating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from models.build import build_model
+
+BYTES_PER_STATE_ELEMENT = 4  # states are float32
+
+
+@dataclass(frozen=True)
+class Cost:
+    """parameters: trained numbers. state_bytes: held per sequence after seq_len tokens, in float32.
+
+    flops_per_token: contractions of the forward pass in recurrent form, averaged over seq_len tokens.
+    """
+
+    parameters: int
+    state_bytes: int
+    flops_per_token: float
+
+
+def model_cost(config: Mapping[str, Any], *, vocab_size: int) -> Cost:
+    """The cost of a settled configuration's model on sequences of its task's length."""
+    with torch.device("meta"):
+        model = build_model(config["model"], config["size"], vocab_size=vocab_size, backend=config["backend"])
+    seq_len = config["task"]["seq_len"]
+    return Cost(
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        state_bytes=model.state_elements(seq_len) * BYTES_PER_STATE_ELEMENT,
+        flops_per_token=model.forward_flops_per_token(seq_len),
+    )

@@ -1,0 +1,29 @@
+"""What works on this machine, and why the rest does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from models.backends import BACKENDS
+from suite.environment import git_commit, package_versions
+
+NEEDED = ("torch", "numpy", "hydra-core", "pandas", "matplotlib", "lm-eval", "tokenizers", "safetensors")
+
+
+def examine() -> str:
+    """Versions, devices and backends, a line each."""
+    lines = [f"python {platform.python_version()} on {platform.platform()}, commit {git_commit() or 'unknown'}"]
+    for name, version in package_versions().items():
+        absent = "MISSING: pip install -e ." if name in NEEDED else "not installed (only for GPUs: pip install -e '.[gpu]')"
+        lines.append(f"{name} {version or absent}")
+    lines.append(f"cpu: {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads by default")
+    if not torch.cuda.is_available():
+        lines.append("cuda: none, runs use the CPU")
+    for i in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(i)
+        lines.append(f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    lines += [f"backend {name}: works" for name in BACKENDS]
+    return "\n".join(lines)

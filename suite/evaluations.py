@@ -1,0 +1,98 @@
+"""What can be measured on a trained model, each a stage of its own that can be added to a finished run later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from models.backbone import LanguageModel
+from suite.identity import canonical_json, digest
+from suite.request import RequestError
+from suite.scoring import score_split
+from tasks.language import Language
+from tasks.task import Measurement, Task
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One stage: `name` says what is measured, `settings` (canonical JSON) everything that decides its numbers.
+
+    options (canonical JSON) is what changes speed or place alone.
+    """
+
+    name: str
+    settings: str
+    options: str
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.name}-{digest(self.settings, 8)}.json"
+
+
+NAMES = ("position", "test", "lm_eval")
+
+
+def planned_evaluations(config: Mapping[str, Any], task: Task) -> tuple[Evaluation, ...]:
+    """The stages that an `eval` configuration asks for and that apply to the task.
+
+    `position` and `lm_eval` apply to language, `test` to a task with a test split. lm_eval is one stage a benchmark, so
+    that adding another one later repeats nothing. Raises RequestError for a stage or benchmark that is unknown.
+    """
+    for name in config["stages"]:
+        if name not in NAMES:
+            raise RequestError(f"eval.stages has {name!r}, permitted are {', '.join(NAMES)}")
+    stages = []
+    if "position" in config["stages"] and isinstance(task, Language):
+        stages.append(_stage("position", {"task_version": task.version}, {}))
+    if "test" in config["stages"] and "test" in task.splits:
+        stages.append(_stage("test", {"task_version": task.version}, {}))
+    if "lm_eval" in config["stages"] and isinstance(task, Language):
+        stages += _lm_eval_stages(config, task)
+    return tuple(stages)
+
+
+def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(name, canonical_json(settings), canonical_json(options))
+
+
+def _lm_eval_stages(config: Mapping[str, Any], task: Language) -> list[Evaluation]:
+    # Imported here: lm-eval takes seconds to import, and most requests do without it.
+    from suite.lm_eval import task_versions
+
+    versions = task_versions(config["tasks"], config["include_path"])
+    options = {"include_path": config["include_path"], "batch_size": config["batch_size"]}
+    shared = {key: config[key] for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
+    return [_stage("lm_eval", {"tasks": name, "version": version, **shared}, options) for name, version in versions.items()]
+
+
+def evaluate(
+    evaluation: Evaluation, model: LanguageModel, task: Task, *, batch_size: int, device: torch.device
+) -> Sequence[Measurement]:
+    """Runs one stage on a trained model that stands on `device` in evaluation mode."""
+    settings, options = json.loads(evaluation.settings), json.loads(evaluation.options)
+    if evaluation.name == "position":
+        scored = score_split(model, task, "validation", batch_size=batch_size, device=device)
+        return task.measure_positions("validation", scored)
+    if evaluation.name == "test":
+        return [
+            *task.measure("test", score_split(model, task, "test", batch_size=batch_size, device=device)),
+            *task.references("test", reach=model.reach),
+        ]
+    from suite.lm_eval import evaluate_benchmarks
+
+    return evaluate_benchmarks(
+        model,
+        task.tokenizer,
+        tasks=settings["tasks"],
+        include_path=options["include_path"],
+        num_fewshot=settings["num_fewshot"],
+        limit=settings["limit"],
+        batch_size=options["batch_size"],
+        max_length=settings["max_length"],
+        device=device,
+        seed=settings["fewshot_seed"],
+    )

@@ -1,0 +1,47 @@
+"""AdamW, its schedule and the order of the data (MesaNet, arXiv 2506.05233, App. G.5)."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def build_optimizer(model: nn.Module, train: Mapping[str, Any]) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda."""
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train["weight_decay"]},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=train["lr"], betas=tuple(train["betas"]), eps=train["eps"], fused=True)
+
+
+def learning_rate(step: int, train: Mapping[str, Any]) -> float:
+    """Of the step numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
+    warmup, steps, low = train["warmup_steps"], train["steps"], train["final_lr_fraction"]
+    if step < warmup:
+        return train["lr"] * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return train["lr"] * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def example_indices(step: int, *, batch_size: int, num_examples: int | None, seed: int) -> list[int]:
+    """The training examples of a step: a fresh permutation every epoch, a function of its arguments alone.
+
+    All models of a seed see the same examples in the same order. A split without a bound is read in order.
+    """
+    first = step * batch_size
+    if num_examples is None:
+        return list(range(first, first + batch_size))
+    return [int(_epoch_order(p // num_examples, num_examples, seed)[p % num_examples]) for p in range(first, first + batch_size)]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(epoch: int, num_examples: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)

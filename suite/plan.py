@@ -1,0 +1,154 @@
+"""From the cells of a request to runs that are settled, checked and named; nothing is written."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from models.backends import settle
+from suite.cost import Cost, model_cost
+from suite.evaluations import Evaluation, planned_evaluations
+from suite.identity import canonical_json, group_id, identity, run_id
+from suite.match import match
+from suite.request import RequestError, compose_config, expand
+from tasks.build import build_task
+from tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run to be made: its settled configuration, its names, what it costs, and what to evaluate afterwards."""
+
+    config: dict[str, Any]
+    run_id: str
+    group_id: str
+    cost: Cost
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def title(self) -> str:
+        c = self.config
+        return f"{c['model']['name']} {c['size']['name']} {c['task']['name']} seed {c['seed']}"
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """The columns by which a result is found again."""
+        c = self.config
+        return {
+            "run_id": self.run_id,
+            "group_id": self.group_id,
+            "model": c["model"]["name"],
+            "model_label": c["model"]["label"],
+            "size": c["size"]["name"],
+            "task": c["task"]["name"],
+            "data": c["task"]["data"]["name"] if "data" in c["task"] else "synthetic",
+            "seed": c["seed"],
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What stands beside every result of the run."""
+        c, train = self.config, self.config["train"]
+        return {
+            **{key: value for key, value in self.cell.items() if key not in ("run_id", "group_id")},
+            "backend": c["backend"],
+            "parameters": self.cost.parameters,
+            "state_bytes": self.cost.state_bytes,
+            "flops_per_token": self.cost.flops_per_token,
+            "seq_len": c["task"]["seq_len"],
+            "train_steps": train["steps"],
+            "batch_size": train["batch_size"],
+            "train_tokens": train["steps"] * train["batch_size"] * c["task"]["seq_len"],
+            "lr": train["lr"],
+        }
+
+
+@functools.cache
+def _task(canonical: str, seed: int) -> Task:
+    return build_task(json.loads(canonical), seed=seed)
+
+
+def task_of(config: Mapping[str, Any]) -> Task:
+    """The task of a settled configuration; built once, since reading its text takes seconds."""
+    try:
+        return _task(canonical_json(config["task"]), config["seed"])
+    except (TypeError, OSError) as error:
+        raise RequestError(f"task={config['task']['name']}: {error}") from error
+
+
+def plan(arguments: Sequence[str]) -> list[Run]:
+    """The runs of a request, each once, in the order of its cells.
+
+    Raises RequestError, before any run is written.
+    """
+    runs: dict[str, Run] = {}
+    for cell in expand(arguments):
+        try:
+            run = plan_cell(cell)
+        except ValueError as error:
+            # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
+            raise RequestError(str(error)) from error
+        known = runs.get(run.run_id)
+        evaluations = (*known.evaluations, *run.evaluations) if known else run.evaluations
+        runs[run.run_id] = replace(run, evaluations=tuple(dict.fromkeys(evaluations)))
+    return list(runs.values())
+
+
+def plan_cell(overrides: Sequence[str]) -> Run:
+    """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
+    composed = compose_config(overrides)
+    composed.backend = settle(composed.backend)
+    check_values(composed)
+    task = task_of(OmegaConf.to_container(composed, resolve=True))
+    if composed.match.by != "none":
+        composed = match(composed, _reference(composed, overrides), vocab_size=task.vocab_size)
+    return settled_run(OmegaConf.to_container(composed, resolve=True), task)
+
+
+def settled_run(config: dict[str, Any], task: Task) -> Run:
+    """The run of a configuration in which nothing is left to settle."""
+    try:
+        cost = model_cost(config, vocab_size=task.vocab_size)
+    except TypeError as error:
+        raise RequestError(f"model={config['model']['name']}: {error}") from error
+    whole = identity(config, data_fingerprint=task.fingerprint())
+    return Run(config, run_id(whole), group_id(whole), cost, planned_evaluations(config["eval"], task))
+
+
+def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that `match` measures against: the same request with the reference's model."""
+    others = [o for o in overrides if not o.startswith(("model=", "model."))]
+    reference = compose_config([*others, f"model={config.match.reference}"])
+    reference.backend = config.backend
+    return reference
+
+
+def check_values(config: DictConfig) -> None:
+    """Raises RequestError for a number that is outside its range, naming it and what is permitted."""
+    whole_from = {"size.d_model": 1, "size.num_blocks": 1, "size.mlp_dim": 1, "task.seq_len": 1, "train.steps": 1}
+    whole_from |= {"train.batch_size": 1, "train.warmup_steps": 0, "seed": 0, "compute.threads": 1}
+    for key, low in whole_from.items():
+        value = OmegaConf.select(config, key)
+        if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            raise RequestError(f"{key}={value} is out of range, permitted are whole numbers from {low}")
+    for key in ("train.lr", "train.eps", "train.gradient_clip", "size.norm_eps", "size.logit_soft_cap"):
+        _check_number(config, key, low=0.0, above=True)
+    for key in ("train.weight_decay", "train.final_lr_fraction", "match.tolerance"):
+        _check_number(config, key, low=0.0, above=False)
+    permitted = {"train.autocast": ("none", "bfloat16"), "compute.device": ("auto", "cpu", "cuda")}
+    for key, names in permitted.items():
+        if OmegaConf.select(config, key) not in names:
+            raise RequestError(f"{key}={OmegaConf.select(config, key)} is unknown, permitted are {', '.join(names)}")
+
+
+def _check_number(config: DictConfig, key: str, *, low: float, above: bool) -> None:
+    value = OmegaConf.select(config, key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or value < low or (above and value == low):
+        raise RequestError(f"{key}={value} is out of range, permitted are numbers {'above' if above else 'from'} {low:g}")

@@ -1,0 +1,93 @@
+"""Several runs at the same time on one machine.
+
+Every worker goes through the same list and claims what nobody holds: the runs' locks are the schedule, within one
+command as between two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from suite.execute import Event, Listener, execute_all, select_device
+from suite.plan import Run
+
+PR_SET_PDEATHSIG = 1
+
+
+def count_jobs(runs: Sequence[Run]) -> int:
+    """How many workers a request gets: `compute.jobs`, or one a core (GPU), but no more than there are runs."""
+    compute = runs[0].config["compute"]
+    if compute["jobs"] != "auto":
+        return min(compute["jobs"], len(runs))
+    if select_device(compute["device"]).type == "cuda":
+        import torch
+
+        return min(torch.cuda.device_count(), len(runs))
+    return max(1, min(len(os.sched_getaffinity(0)) // compute["threads"], len(runs)))
+
+
+def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> None:
+    """Brings the runs to their end with `jobs` worker processes, or in this process with one."""
+    if jobs == 1:
+        execute_all(runs, results, listener)
+        return
+    context = multiprocessing.get_context("spawn")
+    events = context.Queue()
+    workers = [context.Process(target=_worker, args=(i, os.getpid(), runs, results, events)) for i in range(jobs)]
+    for worker in workers:
+        worker.start()
+    try:
+        while any(worker.is_alive() for worker in workers) or not events.empty():
+            try:
+                listener(events.get(timeout=0.2))
+            except queue.Empty:
+                continue
+    finally:
+        for worker in workers:
+            if worker.is_alive():
+                os.kill(worker.pid, signal.SIGINT)
+        for worker in workers:
+            worker.join()
+
+
+def _worker(index: int, parent: int, runs: Sequence[Run], results: Path, events: multiprocessing.Queue) -> None:
+    _die_with(parent)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(index)
+    seen: set[str] = set()
+
+    def listener(event: Event) -> None:
+        # What is done already is said by the first worker alone, and what a sibling holds is no news.
+        if event.kind == "skipped" and (index > 0 or event.run_id in seen):
+            return
+        seen.add(event.run_id)
+        events.put(event)
+
+    try:
+        execute_all(runs, results, listener)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose parent was killed would hold its lock on: the kernel ends it too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _visible_device(index: int) -> str:
+    """One of the GPUs that the command itself may see, in turn."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return str(index)
+    names = visible.split(",")
+    return names[index % len(names)]

@@ -1,0 +1,168 @@
+"""From what was typed to the cells of a sweep: lists of overrides, one a run, composed by Hydra."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override, OverrideType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+class RequestError(ValueError):
+    """The request itself is wrong: one line that names the value, what is permitted and the nearest match."""
+
+
+def options(group: str) -> list[str]:
+    """The names in a configuration group, sorted; a base that only others inherit is left out."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+
+
+def groups() -> list[str]:
+    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
+
+
+def unknown(what: str, value: str, permitted: Iterable[str]) -> RequestError:
+    """The error for a name that is not among the permitted ones, with the nearest match."""
+    permitted = list(permitted)
+    near = difflib.get_close_matches(value, permitted, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return RequestError(f"unknown {what} {value!r}{hint} (permitted: {', '.join(permitted)})")
+
+
+def parse(arguments: Sequence[str]) -> list[Override]:
+    """Hydra's overrides. Raises RequestError for one that is not of the form key=value or names an unknown group option."""
+    try:
+        overrides = OverridesParser.create().parse_overrides(list(arguments))
+    except OverrideParseException as error:
+        raise RequestError(f"{error.override!r} is not of the form key=value") from error
+    for override in overrides:
+        if override.key_or_group in groups():
+            for choice in values(override):
+                if choice not in options(override.key_or_group):
+                    raise unknown(override.key_or_group, choice, options(override.key_or_group))
+    return overrides
+
+
+def values(override: Override) -> list[str]:
+    """The values that an override lists, as they are typed: one, or those of a comma list, range or glob."""
+    if override.is_sweep_override():
+        if isinstance(override.value(), Glob):
+            return override.value().filter(options(override.key_or_group))
+        if not override.is_discrete_sweep():
+            raise RequestError(f"{override.input_line!r} is a continuous range; list the values with commas")
+        return list(override.sweep_string_iterator())
+    return [override.input_line.partition("=")[2]]
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one cell, every interpolation kept and known to resolve.
+
+    Raises RequestError, naming the key and its nearest match.
+    """
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            config = compose(config_name="config", overrides=list(overrides))
+        OmegaConf.to_container(config, resolve=True)
+    except MissingConfigException as error:
+        raise RequestError(str(error).splitlines()[0]) from error
+    except ConfigCompositionException as error:
+        raise _unknown_key(overrides) or RequestError(_first_line(error)) from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_first_line(error)) from error
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise RequestError(f"{missing[0]} is needed: give {missing[0]}=VALUE")
+    return config
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error.__cause__ or error).strip().splitlines()[0]
+
+
+def _unknown_key(overrides: Sequence[str]) -> RequestError | None:
+    """The error for the first key that the configuration does not have."""
+    parsed = parse(overrides)
+    choices = [o.input_line for o in parsed if o.key_or_group in groups()]
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose(config_name="config", overrides=choices)
+    known = _flat_keys(config)
+    for override in parsed:
+        if override.type == OverrideType.CHANGE and override.key_or_group not in (*known, *groups()):
+            near = difflib.get_close_matches(override.key_or_group, [*known, *groups()], n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            siblings = sorted(key for key in known if key.rpartition(".")[0] == override.key_or_group.rpartition(".")[0])
+            return RequestError(f"unknown key {override.key_or_group!r}{hint} (permitted beside it: {', '.join(siblings)})")
+    return None
+
+
+def _flat_keys(config: DictConfig, prefix: str = "") -> list[str]:
+    keys = []
+    for key in config:
+        keys.append(f"{prefix}{key}")
+        if OmegaConf.is_dict(config._get_node(key)) and not OmegaConf.is_missing(config, key):
+            keys += _flat_keys(config._get_node(key), f"{prefix}{key}.")
+    return keys
+
+
+def expand(arguments: Sequence[str]) -> list[list[str]]:
+    """The cells of a request: every combination of its comma lists with the grid of its experiment.
+
+    An override of an axis that the grid lists narrows the grid to those values; a value that the grid doesn't list
+    takes the place of the listed ones. Hydra's own keys (hydra/...) are left out.
+    """
+    overrides = [override for override in parse(arguments) if not is_hydra(override)]
+    typed = {override.input_line.partition("=")[0]: values(override) for override in overrides}
+    if not typed.get("experiment"):
+        return _product(typed)
+    cells = []
+    for experiment in typed.pop("experiment"):
+        fixed = {key: listed for key, listed in typed.items()}
+        base = compose_config([f"experiment={experiment}", *(f"{key}={listed[0]}" for key, listed in fixed.items())])
+        for entry in _entries(base, fixed):
+            cells += _product({"experiment": [experiment], **entry})
+    return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
+
+
+def is_hydra(override: Override) -> bool:
+    return override.key_or_group.split("/")[0].split(".")[0] == "hydra"
+
+
+def _entries(base: DictConfig, typed: dict[str, list[str]]) -> list[dict[str, list[str]]]:
+    """The grid's entries, each an axis name to its values, after the typed overrides have narrowed them."""
+    grid = OmegaConf.to_container(base.experiment.grid)
+    entries = [
+        {key: [_text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
+    ]
+    listed = {key: {value for entry in entries for value in entry.get(key, [])} for key in typed}
+    narrowed = []
+    for entry in entries or [{}]:
+        axes = dict(entry)
+        for key, asked in typed.items():
+            axes[key] = asked if key not in entry else [v for v in asked if v in entry[key] or v not in listed[key]]
+        if all(axes.values()):
+            narrowed.append(axes)
+    return narrowed
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "[" + ",".join(map(_text, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def _product(axes: dict[str, list[str]]) -> list[list[str]]:
+    return [
+        [f"{key}={value}" for key, value in zip(axes, combination, strict=True)]
+        for combination in itertools.product(*axes.values())
+    ]

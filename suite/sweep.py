@@ -1,0 +1,123 @@
+"""What `run`, `evaluate` and `check` do: the whole request is settled and checked first, then worked off."""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from suite.evaluations import planned_evaluations
+from suite.execute import FAILED, missing_stages
+from suite.identity import digest
+from suite.launch import launch, launcher_of
+from suite.plan import Run, plan, task_of
+from suite.pool import count_jobs, work
+from suite.progress import ProgressDisplay
+from suite.request import RequestError, compose_config, parse
+from suite.saved import saved_run, saved_runs
+from suite.store import RunDirectory, write_json
+
+SUCCESS, FAILURE = 0, 1
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Makes every run of a request; returns the exit status."""
+    runs = plan(arguments)
+    results = Path(runs[0].config["paths"]["results"])
+    write_request(runs, results, arguments)
+    launcher = launcher_of(arguments)
+    if launcher is not None:
+        launch(arguments, launcher)
+        return _summary(runs, results)
+    return _work_off(runs, results)
+
+
+def add_evaluations(arguments: Sequence[str]) -> int:
+    """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing."""
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run=")]
+    if len(named) != 1:
+        raise RequestError("evaluate takes run=ID (or several, run=ID,ID) or run=all")
+    cells = [argument for argument in arguments if not argument.startswith("run=")]
+    asked = [compose_config(cell) for cell in _evaluation_cells(cells)]
+    results = Path(asked[0].paths.results)
+    finished = saved_runs(results) if named[0] == "all" else [saved_run(results, run_id) for run_id in named[0].split(",")]
+    runs = []
+    for run in finished:
+        task = task_of(run.config)
+        evaluations = [evaluation for config in asked for evaluation in planned_evaluations(config["eval"], task)]
+        runs.append(replace(run, evaluations=tuple(dict.fromkeys(evaluations))))
+    return _work_off(runs, results)
+
+
+def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
+    from suite.request import expand
+
+    for override in parse(arguments):
+        if override.key_or_group.split(".")[0] not in ("eval", "paths", "compute"):
+            raise RequestError(
+                f"{override.input_line!r} can't be changed in a finished run, permitted are eval, paths and compute"
+            )
+    return expand(arguments)
+
+
+def _work_off(runs: Sequence[Run], results: Path) -> int:
+    left = [run for run in runs if missing_stages(run, RunDirectory(results, run.run_id))]
+    print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
+    if left:
+        display = ProgressDisplay(len(left))
+        try:
+            work(left, results, count_jobs(left), display)
+        finally:
+            display.close()
+    return _summary(runs, results)
+
+
+def _summary(runs: Sequence[Run], results: Path) -> int:
+    """Names what is not done, and why; returns the exit status."""
+    failed = False
+    for run in runs:
+        directory = RunDirectory(results, run.run_id)
+        if not missing_stages(run, directory):
+            continue
+        status = directory.status()
+        holder = directory.lock.holder() if directory.path.exists() else None
+        if holder is not None:
+            print(f"{run.run_id}  {run.title}: skipped, {holder} works on it", file=sys.stderr)
+            continue
+        failed = True
+        reason = status["reason"].splitlines()[0] if status["reason"] else "its process died"
+        name = status["status"] if status["status"] in FAILED else "interrupted"
+        print(f"{run.run_id}  {run.title}: {name}, {reason}", file=sys.stderr)
+    return FAILURE if failed else SUCCESS
+
+
+def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) -> None:
+    """Records what an experiment asked for, so that its report can say what is missing."""
+    experiment = runs[0].config["experiment"]["name"]
+    if experiment is None:
+        return
+    request: dict[str, Any] = {
+        "schema": 1,
+        "experiment": experiment,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "overrides": list(arguments),
+        "cells": [run.cell for run in runs],
+    }
+    name = f"{experiment}-{digest(request['cells'], 8)}.json"
+    write_json(results / "experiments" / name, request)
+
+
+def print_plan(arguments: Sequence[str]) -> int:
+    """Prints what every run of a request would be; trains and writes nothing."""
+    for run in plan(arguments):
+        facts = run.facts
+        directory = RunDirectory(Path(run.config["paths"]["results"]), run.run_id)
+        print(
+            f"{run.run_id}  {run.title}: {facts['parameters']:,} parameters, {facts['state_bytes']:,} state bytes and "
+            f"{facts['flops_per_token']:,.0f} forward FLOPs per token at T={facts['seq_len']}, backend {facts['backend']}, "
+            f"{facts['train_tokens']:,} training tokens, lr {facts['lr']:g}, {directory.status()['status']}"
+        )
+    return SUCCESS

@@ -1,0 +1,41 @@
+"""A run that ends in a second or two, and the command line as a user calls it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = (
+    "model=gated_deltanet",
+    "task=mqar",
+    "train.steps=12",
+    "train.warmup_steps=2",
+    "task.num_validation=64",
+    "task.num_test=64",
+)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> list[str]:
+    """A request for one small run in a store of its own."""
+    return [*SMALL, f"paths.results={tmp_path / 'results'}", "compute.log_seconds=0", "compute.checkpoint_seconds=0"]
+
+
+@pytest.fixture
+def command() -> list[str]:
+    return [sys.executable, "-m", "suite"]
+
+
+@pytest.fixture
+def call(command: list[str]):
+    """Runs the command line in a process of its own, from the project's root."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=180)
+
+    return run

@@ -1,0 +1,137 @@
+"""Expansion of requests and what wrong ones are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from suite.cli import main
+from suite.plan import plan
+from suite.request import CONF, RequestError, compose_config, expand, options
+
+
+def cells(*arguments: str) -> set[frozenset[str]]:
+    return {frozenset(cell) for cell in expand(arguments)}
+
+
+def test_comma_lists_make_every_combination():
+    assert cells("model=gla,hawk", "seed=0,1", "task=mqar") == {
+        frozenset({f"model={m}", f"seed={s}", "task=mqar"}) for m in ("gla", "hawk") for s in (0, 1)
+    }
+
+
+def test_a_list_in_brackets_is_one_value():
+    assert cells("train.betas=[0.8,0.9]") == {frozenset({"train.betas=[0.8,0.9]"})}
+
+
+def test_a_glob_and_a_range_expand():
+    assert {next(iter(cell)) for cell in cells("model=glob(swa*)")} == {
+        f"model={m}" for m in options("model") if m.startswith("swa")
+    }
+    assert len(cells("seed=range(0,3)")) == 3
+
+
+def test_an_override_narrows_the_grid_of_an_experiment():
+    whole = cells("experiment=quick")
+    assert len(whole) == 26
+    narrowed = cells("experiment=quick", "task=mqar", "model=gla,mesanet")
+    assert narrowed == {frozenset({"experiment=quick", "task=mqar", f"model={m}"}) for m in ("gla", "mesanet")}
+
+
+def test_a_value_that_the_grid_does_not_list_takes_its_place():
+    assert cells("experiment=quick", "model=swa256") == {
+        frozenset({"experiment=quick", f"task={t}", "model=swa256"}) for t in ("language", "mqar")
+    }
+
+
+def test_an_axis_outside_the_grid_multiplies_it():
+    assert len(cells("experiment=quick", "seed=0,1,2")) == 78
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("model=mesanett", ("mesanett", "did you mean mesanet?")),
+        ("task=mqarr", ("mqarr", "did you mean mqar?")),
+        ("train.stepz=3", ("train.stepz", "did you mean train.steps?")),
+        ("trian.steps=3", ("trian.steps", "did you mean train.steps?")),
+        ("experiment=quik", ("quik", "did you mean quick?")),
+        ("train.steps", ("train.steps", "key=value")),
+        ("task.seq_len=0", ("task.seq_len=0", "from 1")),
+        ("train.lr=-0.1", ("train.lr=-0.1", "above 0")),
+        ("train.lr=nan", ("train.lr=nan", "above 0")),
+        ("train.steps=many", ("train.steps=many", "whole numbers")),
+        ("train.autocast=float8", ("train.autocast=float8", "none, bfloat16")),
+        ("backend=fla", ("backend='fla'", "torch")),
+        ("match.by=weight", ("match.by is 'weight'", "parameters")),
+        ("eval.stages=[positions]", ("'positions'", "position")),
+        ("size.num_heads=0", ("num_heads", "from 1")),
+        ("data=text", ("data.path", "data.path=VALUE")),
+    ],
+)
+def test_a_wrong_request_is_one_clear_line_and_writes_nothing(argument, said, tmp_path, capsys):
+    results = tmp_path / "results"
+    assert main(["run", argument, f"paths.results={results}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(part in error for part in said), error
+    assert not results.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=hawk", "size.num_heads=7", "task=mqar"], "7"),
+        (
+            ["match.by=parameters", "match.reference=transformer", "size.mlp_dim=1", "model=hawk", "task=mqar"],
+            "match.by=parameters",
+        ),
+        (["match.by=state", "match.tolerance=0.0001", "model=swa4", "match.reference=mesanet", "task=mqar"], "match.by=state"),
+        (["data=text", "data.path=/nowhere/*.txt"], "/nowhere/*.txt"),
+    ],
+)
+def test_what_only_building_shows_is_one_clear_line_too(arguments, said, tmp_path, capsys):
+    assert main(["run", *arguments, f"paths.results={tmp_path / 'results'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (b"\x00\x01\x02", "binary"), (b"\xff\xfe\xfd", "UTF-8"), (b"too short", "seq_len")]
+)
+def test_a_text_that_can_not_be_used_is_named(content, said, tmp_path, capsys):
+    path = tmp_path / "text.txt"
+    path.write_bytes(content)
+    assert main(["run", "data=text", f"data.path={path}", f"paths.results={tmp_path / 'results'}"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_composes_and_its_models_build(experiment):
+    runs = plan([f"experiment={experiment}", "data=stdlib"])
+    assert runs and all(run.config["experiment"]["name"] == experiment for run in runs)
+
+
+@pytest.mark.parametrize("size", options("size"))
+def test_matching_meets_the_reference_at_every_size(size):
+    for run in plan([f"size={size}", "model=mesanet,hawk,gla", "match.by=parameters", "match.tolerance=0.005", "task=mqar"]):
+        assert run.cost.parameters > 0
+    with pytest.raises(RequestError, match="out of range"):
+        compose = compose_config([f"size={size}", "size.num_blocks=0"])
+        assert compose.size.num_blocks == 0
+        plan([f"size={size}", "size.num_blocks=0", "task=mqar"])
+
+
+@pytest.mark.parametrize("by", ["parameters", "flops", "state"])
+def test_matched_arms_agree(by):
+    quantity = {"parameters": "parameters", "flops": "flops_per_token", "state": "state_bytes"}[by]
+    runs = plan(
+        [f"match.by={by}", "match.reference=gated_deltanet", "model=gated_deltanet,mesanet", "match.tolerance=0.05", "task=mqar"]
+    )
+    first, second = (getattr(run.cost, quantity) for run in runs)
+    assert abs(first / second - 1) <= 0.05
+
+
+def test_every_value_of_a_group_has_a_file():
+    assert CONF.is_dir() and {"mqar", "language"} <= set(options("task")) and {"tiny", "small", "1b"} <= set(options("size"))
