@@ -83,17 +83,24 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, *, vocab_size: int, d_model: int, mlp_dim: int, mixers: Sequence[SequenceMixer], norm_eps: float, logit_soft_cap: float
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        mlp_dim: int,
+        mixers: Sequence[SequenceMixer],
+        norm_eps: float,
+        logit_soft_cap: float,
     ) -> None:
         super().__init__()
         self.vocab_size, self.d_model, self.logit_soft_cap = vocab_size, d_model, logit_soft_cap
         self.embedding = nn.Embedding(vocab_size, d_model)
-        self.blocks = nn.ModuleList(
-            Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers
-        )
+        self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
         self.final_norm = RMSNorm(d_model, eps=norm_eps)
 
-    def features(self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, list[State]]:
+    def features(
+        self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
         """Tokens [B, T] -> what the head reads [B, T, d_model], and the state of every block after the last token."""
         x = self.embedding(tokens) * math.sqrt(self.d_model)
         states = []
@@ -107,7 +114,9 @@ class LanguageModel(nn.Module):
         logits = F.linear(features, self.embedding.weight)
         return self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
 
-    def forward(self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, list[State]]:
+    def forward(
+        self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
         """Tokens [B, T] -> logits [B, T, vocab_size] and the state of every block after the last token."""
         features, state = self.features(tokens, state, starts=starts)
         return self.head(features), state

@@ -66,31 +66,40 @@ class LinearRNN(SequenceMixer):
         return None if initial is None else ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=initial)
 
     @abstractmethod
-    def recurrence(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> tuple[Tensor, State]:
+    def recurrence(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
+    ) -> tuple[Tensor, State]:
         """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one."""
-
-    @abstractmethod
-    def init_recurrent_state(self, batch_size: int) -> State:
-        """The recurrent part of the initial state: zeros unless the recurrence says otherwise."""
-
-    @abstractmethod
-    def recurrence_state_elements(self) -> int:
-        """Numbers in the recurrent part of the state, per sequence."""
 
     @abstractmethod
     def recurrence_flops_per_token(self) -> float:
         """Contractions of one step of the recurrence, over all heads."""
 
+    def init_recurrent_state(self, batch_size: int) -> State:
+        """The recurrent part of the initial state: a zero G [B, H, V, K], to which a subclass adds what else it holds."""
+        return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}
+
+    def recurrence_state_elements(self) -> int:
+        """Numbers in the recurrent part of the state, per sequence."""
+        return self.num_heads * self.value_dim * self.key_dim
+
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0]) if state is None else state
+        inputs, conv = self.recurrence_inputs(x, state, starts=starts)
+        # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
+        with torch.autocast(x.device.type, enabled=False):
+            o, recurrent = self.recurrence(**inputs, state=state)
+        return self.output_projection(self.norm(o).to(x.dtype).flatten(2)), {"conv": conv, **recurrent}
+
+    def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        """q, k, v, log_decay and beta as `recurrence` takes them, and the new state of the convolution."""
         query_key, conv = self.convolution(self.query_key_projection(x), state["conv"], starts=starts)
         q, k = self._features(query_key).unflatten(-1, (2, self.num_heads, self.key_dim)).unbind(2)
         v = self.value_projection(x).unflatten(-1, (self.num_heads, self.value_dim))
         log_decay, beta = self.gates(x)
         if starts is not None:
             log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
-        o, recurrent = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
-        return self.output_projection(self.norm(o).to(x.dtype).flatten(2)), {"conv": conv, **recurrent}
+        return {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}, conv
 
     def _features(self, query_key: Tensor) -> Tensor:
         if self.feature_map == "identity":
@@ -100,10 +109,13 @@ class LinearRNN(SequenceMixer):
 
     def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log_decay <= 0 and beta in [0, 1], both [B, T, H] in float32 or wider."""
-        shape, dtype = (*x.shape[:2], self.num_heads), torch.promote_types(x.dtype, torch.float32)
-        log_decay = x.new_zeros(shape, dtype=dtype) if self.forget_gate is None else F.logsigmoid(self.forget_gate(x))
-        beta = x.new_ones(shape, dtype=dtype) if self.input_gate is None else torch.sigmoid(self.input_gate(x))
-        return log_decay, beta
+        log_decay = self.log_decay(x)
+        return log_decay, torch.ones_like(log_decay) if self.input_gate is None else torch.sigmoid(self.input_gate(x))
+
+    def log_decay(self, x: Tensor) -> Tensor:
+        if self.forget_gate is None:
+            return x.new_zeros((*x.shape[:2], self.num_heads), dtype=torch.promote_types(x.dtype, torch.float32))
+        return F.logsigmoid(self.forget_gate(x))
 
     def zeros(self, batch_size: int, *shape: int) -> Tensor:
         """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""

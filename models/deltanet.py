@@ -1,0 +1,32 @@
+"""DeltaNet (arXiv 2406.06484) and Gated DeltaNet (arXiv 2412.06464), on the shared backbone of MesaNet (arXiv 2506.05233).
+
+Glossary, our name to the papers' letter: query q, key k, value v, log_decay log(gamma) (alpha in Gated DeltaNet),
+beta beta (writing strength), state G (S in both).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from torch import Tensor
+
+from models.linear_rnn import LinearRNN
+from models.mixer import State
+from models.ops import delta_rule
+
+
+class DeltaNet(LinearRNN):
+    """G_t = gamma_t G_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T, o_t = G_t q_t; ungated without a forget gate."""
+
+    def recurrence(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        op = partial(delta_rule.chunked, chunk_size=self.chunk_size)
+        if q.shape[1] == 1:
+            op = delta_rule.recurrent
+        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
+        return o, {"G": G}
+
+    def recurrence_flops_per_token(self) -> float:
+        """What G returns for the key, the outer product written into it and the read-out."""
+        return 6.0 * self.num_heads * self.value_dim * self.key_dim
