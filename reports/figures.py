@@ -1,0 +1,190 @@
+"""The figures of a report: pure functions of its frames, each with the numbers that it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, StrMethodFormatter
+from matplotlib.transforms import offset_copy
+
+from reports.parts import Drawing, Frames, NoData
+from reports.statistics import bootstrap_intervals, t_interval
+from reports.style import arms_in_order, line_style, marker_size, new_figure, plain, shared_legend, style_of, task_label
+from suite.metrics import axis_label
+
+RESAMPLES = 2000
+"""Bootstrap draws behind a band: enough that its edges move by less than a line's width."""
+
+
+def nll_difference_by_position(frames: Frames, *, metric: str, split: str, baseline: str, zoom_without: Sequence[str]) -> Drawing:
+    """NLL of every arm minus the baseline's, by position, with paired bootstrap bands over documents.
+
+    A second panel enlarges what is left without the models in zoom_without, where there are any.
+    """
+    data = position_differences(frames.examples, metric=metric, split=split, baseline=baseline)
+    near = data[~data["model"].isin(zoom_without)]
+    panels = [data] if len(near) in (0, len(data)) else [data, near]
+    figure = new_figure(1.8 + 3.7 * len(panels), 3.5)
+    for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _difference_lines(axes, shown)
+    figure.axes[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
+    if len(panels) > 1:
+        figure.axes[0].set_title("all models")
+        figure.axes[1].set_title("enlarged, without the sliding windows")
+    shared_legend(figure)
+    below = f"Below zero: better than {baseline}. "
+    bands = f"Bands: 95 % paired bootstrap over {data['documents'].max()} documents, seeds averaged per document."
+    return Drawing(data, figure, (below + bands,))
+
+
+def position_differences(examples: pd.DataFrame, *, metric: str, split: str, baseline: str) -> pd.DataFrame:
+    """One row an arm and band of positions: `position` (the band's geometric centre, from 1), mean, low, high, documents."""
+    rows = examples[(examples["stage"] == "position") & (examples["metric"] == metric) & (examples["split"] == split)]
+    if rows.empty or "position_low" not in rows:
+        raise NoData(f"no run has {metric} by position (stage position)")
+    band = ["position_low", "position_high"]
+    per_document = rows.groupby(["arm", "model", "size", "data", *band, "example"], dropna=False)["value"].mean().reset_index()
+    references = per_document[per_document["model"] == baseline]
+    if references.empty:
+        raise NoData(f"no run of the baseline {baseline} has {metric} by position")
+    if references.groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
+        raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
+    paired = per_document.merge(references, on=["size", "data", *band, "example"], suffixes=("", "_baseline"))
+    paired["difference"] = paired["value"] - paired["value_baseline"]
+    differences = []
+    for (arm, model), group in paired[paired["model"] != baseline].groupby(["arm", "model"]):
+        wide = group.pivot_table(index="example", columns=band, values="difference")
+        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0)
+        table = wide.columns.to_frame(index=False).assign(arm=arm, model=model, mean=mean, low=low, high=high)
+        differences.append(table.assign(documents=wide.notna().sum().to_numpy()))
+    if not differences:
+        raise NoData(f"{baseline} is the only model with {metric} by position")
+    table = pd.concat(differences, ignore_index=True)
+    table["position"] = np.sqrt((table["position_low"] + 1) * table["position_high"].clip(lower=table["position_low"] + 1))
+    return table
+
+
+def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
+    axes.axhline(0, color="black", linewidth=1)
+    for arm, model in arms_in_order(data):
+        line, style = data[data["arm"] == arm].sort_values("position"), style_of(model)
+        size = 0.75 * marker_size(model)
+        axes.plot(line["position"], line["mean"], label=plain(arm), marker=style.marker, markersize=size, **line_style(model))
+        axes.fill_between(line["position"], line["low"], line["high"], color=style.color, alpha=0.13, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("position [tokens]")
+    axes.margins(x=0.02)
+
+
+def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
+    """Accuracy against the state that a model carries, mean over seeds with 95 % t intervals where there are several.
+
+    One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. What a
+    window could answer at best stands as a dash at its model; chance is a line.
+    """
+    data = accuracy_by_state(frames.results, task=task, stage=stage, split=split, panels=panels)
+    parts = list(dict.fromkeys(data["slice"]))
+    figure = new_figure(2.2 + max(6.0, 3.4 * len(parts)), 3.5)
+    for axes, part in zip(figure.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts, strict=True):
+        _state_points(axes, data[data["slice"] == part])
+        axes.set_title(part.replace("_", " ").replace("=", ": "))
+    figure.axes[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
+    shared_legend(figure)
+    return Drawing(data, figure, ("Models that would hide one another are drawn side by side.",))
+
+
+def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
+    """One row an arm and slice: state_bytes, seeds, mean, low, high, reachable (the most it can), chance."""
+    rows = results[(results["task"] == task) & (results["stage"] == stage) & (results["split"] == split)]
+    rows = rows[rows["state_bytes"] > 0].dropna(subset="value") if "state_bytes" in rows else rows.iloc[:0]
+    scores = rows[rows["metric"] == "accuracy"]
+    sliced = scores[scores[panels].notna()].sort_values(panels, kind="stable") if panels in scores else scores.iloc[:0]
+    scores = sliced if len(sliced) else scores[scores["slice"] == ""]
+    if scores.empty:
+        raise NoData(f"no run has the accuracy of {task} (stage {stage})")
+    known = rows.groupby(["metric", "arm", "slice"])["value"].mean()
+    return pd.DataFrame(
+        {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0], "seeds": len(group)}
+        | t_interval(group["value"].to_numpy())._asdict()
+        | {"reachable": known.get(("reachable_accuracy", arm, part), np.nan)}
+        | {"chance": known.get(("chance", arm, part), np.nan)}
+        for (arm, model, part), group in scores.groupby(["arm", "model", "slice"], sort=False)
+    )
+
+
+def _state_points(axes: Axes, data: pd.DataFrame) -> None:
+    shifts = _side_by_side(data)
+    for arm, model in arms_in_order(data):
+        point, style = data[data["arm"] == arm].iloc[0], style_of(model)
+        moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[arm], units="points")
+        look = {"color": style.color, "transform": moved}
+        if point["seeds"] > 1:
+            axes.plot([point["state_bytes"]] * 2, [point["low"], point["high"]], linewidth=1.1, **look)
+        if point["reachable"] < 1:
+            axes.plot(point["state_bytes"], point["reachable"], "_", markersize=15, markeredgewidth=1.6, **look)
+        size = 1.35 * marker_size(model)
+        axes.plot(point["state_bytes"], point["mean"], style.marker, markersize=size, label=plain(arm), **look)
+    if (data["reachable"] < 1).any():
+        axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
+    if data["chance"].notna().any():
+        axes.axhline(data["chance"].mean(), color="#666666", linestyle=":", linewidth=1.2, label="chance")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
+    # Shifted markers do not count in autoscaling.
+    axes.set_xlim(data["state_bytes"].min() / 1.6, data["state_bytes"].max() * 1.6)
+    axes.set(xlabel=axis_label("state_bytes"), ylim=(-0.03, 1.05))
+
+
+def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
+    """How far, in points, each arm's marker moves to the right so that those at nearly one place are all seen."""
+    places: list[list[pd.Series]] = []
+    for _, point in data.sort_values(["state_bytes", "mean"]).iterrows():
+        # A third of an octave and a twentieth of the frame's height are about the size of a marker.
+        near = [
+            place
+            for place in places
+            if point["state_bytes"] < 1.26 * place[0]["state_bytes"] and abs(point["mean"] - place[0]["mean"]) < 0.05
+        ]
+        if near:
+            near[0].append(point)
+        else:
+            places.append([point])
+    return {point["arm"]: 7.0 * (i - (len(place) - 1) / 2) for place in places for i, point in enumerate(place)}
+
+
+def bytes_text(size: float, _position: int | None = None) -> str:
+    """A number of bytes for a tick, in the largest binary unit that it fills: 512, 16K, 2M."""
+    exponent = max(0, min(3, int(np.log2(max(size, 1)) // 10)))
+    return f"{size / 1024**exponent:.3g}{('', 'K', 'M', 'G')[exponent]}"
+
+
+def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -> Drawing:
+    """Training loss by tokens seen, mean over seeds, as a centred running mean.
+
+    smoothing: the share of a curve's logged steps that the running mean covers, 0 for none.
+    """
+    present = [task for task in tasks if task in set(frames.curves["task"])]
+    if not present:
+        raise NoData(f"no run of {', '.join(tasks)} has logged its training")
+    curves = frames.curves[frames.curves["task"].isin(present)]
+    data = curves.groupby(["task", "arm", "model", "tokens"], as_index=False)["loss"].mean()
+    by_curve = data.groupby(["task", "arm"])["loss"]
+    data["smoothed"] = by_curve.transform(
+        lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
+    )
+    figure = new_figure(1.8 + 3.7 * len(present), 3.5)
+    for axes, task in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
+        of_task = data[data["task"] == task]
+        for arm, model in arms_in_order(of_task):
+            line = of_task[of_task["arm"] == arm]
+            axes.plot(line["tokens"], line["smoothed"], label=plain(arm), **line_style(model))
+        axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
+        # The first steps are the same fall for everybody and would press the rest of the curves together.
+        axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    shared_legend(figure)
+    return Drawing(data, figure)

@@ -1,0 +1,106 @@
+"""What the parts of a report are made of: the frames they read, and the tables and drawings they return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from suite.results import CELL_COLUMNS, load_curves, load_examples, load_request, load_results, load_runs
+
+
+class NoData(ValueError):
+    """The store holds nothing that a part could show; the report prints the reason in its place."""
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Everything one experiment's latest request left in the store.
+
+    cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`
+    and `arm`, the label of what is compared: the model, and whatever else tells two of its runs of a task apart but
+    the seed. results, examples, curves and runs have the column `arm` too.
+    request: {"experiment", "created", "overrides"}.
+    """
+
+    results: pd.DataFrame
+    examples: pd.DataFrame
+    runs: pd.DataFrame
+    curves: pd.DataFrame
+    cells: pd.DataFrame
+    request: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure, the numbers that it draws, and remarks printed below it."""
+
+    data: pd.DataFrame
+    figure: Figure
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell: its text, what it is sorted by (its text when None), and "", "best" or "second"."""
+
+    text: str
+    sort: float | None = None
+    mark: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be read, the numbers that it prints in tidy form, and remarks printed below it."""
+
+    data: pd.DataFrame
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def load_frames(root: Path, experiment: str) -> Frames:
+    """The frames of the latest request for an experiment.
+
+    Raises ValueError when the store has no request for it, or not one of its runs.
+    """
+    request = load_request(root, experiment)
+    if request is None:
+        raise ValueError(f"no results under {root} for experiment {experiment!r}")
+    cells = pd.DataFrame(request["cells"], columns=CELL_COLUMNS).drop_duplicates("run_id", ignore_index=True)
+    cells["arm"] = arm_labels(cells)
+    run_ids = set(cells["run_id"])
+    runs = load_runs(root, run_ids)
+    cells = cells.merge(runs[["run_id", "status", "reason"]], on="run_id", how="left")
+    cells = cells.fillna({"status": "missing", "reason": ""})
+    results, examples = load_results(root, run_ids), load_examples(root, run_ids)
+    arms = cells[["run_id", "arm"]]
+    return Frames(
+        results=most_thorough(results, ["run_id", "stage", "metric", "split", "slice"]).merge(arms, on="run_id"),
+        examples=most_thorough(examples, ["run_id", "stage", "metric", "split", "slice", "example"]).merge(arms, on="run_id"),
+        runs=runs.merge(arms, on="run_id"),
+        curves=load_curves(root, run_ids).merge(arms, on="run_id"),
+        cells=cells,
+        request={key: request[key] for key in ("experiment", "created", "overrides")},
+    )
+
+
+def arm_labels(cells: pd.DataFrame) -> pd.Series:
+    """One label a cell: the model's label, with size, data and group added only where they tell two arms apart."""
+    label = cells["model_label"].fillna(cells["model"]).astype(str)
+    for column in ("model", "size", "data", "group_id"):
+        value = cells[column].fillna("").astype(str)
+        varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
+        ambiguous = varies.groupby(label).transform("any") & (value != "")
+        label = label.where(~ambiguous, label + ", " + value)
+    return label
+
+
+def most_thorough(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
+    """One row a key: where a run was evaluated more than once, the evaluation over most units."""
+    ordered = rows.sort_values(["count", "evaluation"], kind="stable")
+    return ordered.drop_duplicates(key, keep="last").sort_index(ignore_index=True)

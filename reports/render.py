@@ -1,0 +1,87 @@
+"""A table as Markdown, LaTeX and HTML. What a cell says is escaped everywhere: a store may come from a stranger."""
+
+from __future__ import annotations
+
+import html
+import re
+
+from reports.parts import Cell, Table
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "≤": r"$\le$",
+    "–": "--",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table: best in bold, second in italics, since Markdown does not underline."""
+    wrap = {"best": "**{}**", "second": "*{}*", "": "{}"}
+    lines = [
+        " | ".join(map(escape_markdown, table.header)),
+        " | ".join("---:" if numeric else "---" for numeric in numeric_columns(table)),
+    ]
+    lines += [" | ".join(wrap[cell.mark].format(escape_markdown(cell.text)) for cell in row) for row in table.rows]
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
+    return "".join(f"| {line} |\n" for line in lines) + notes
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular with its notes below: best in bold, second underlined."""
+    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
+    alignment = "".join("r" if numeric else "l" for numeric in numeric_columns(table))
+    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(wrap[cell.mark].format(escape_latex(cell.text)) for cell in row) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *(rf"\par\smallskip {escape_latex(note)}" for note in table.notes)]) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """A table that a click on a header sorts; `data-sort` carries the number behind a cell's text."""
+    classes = [' class="number"' if numeric else "" for numeric in numeric_columns(table)]
+    header = "".join(
+        f'<th scope="col"{kind}><button>{html.escape(title)}</button></th>'
+        for kind, title in zip(classes, table.header, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_html_cell, row, classes))}</tr>\n" for row in table.rows)
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in table.notes)
+    return f'<div class="scroll"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}'
+
+
+def numeric_columns(table: Table) -> list[bool]:
+    """Which columns hold a number anywhere: these are aligned to the right."""
+    return [any(row[i].sort is not None for row in table.rows) for i in range(len(table.header))]
+
+
+def _html_cell(cell: Cell, kind: str) -> str:
+    wrap = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+    sort = "" if cell.sort is None else f' data-sort="{cell.sort:.10g}"'
+    return f"<td{kind}{sort}>{wrap[cell.mark].format(html.escape(cell.text))}</td>"
+
+
+def one_line(text: str) -> str:
+    """Line breaks and tabs would end a row; a no-break space stays."""
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text)
+
+
+def escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def escape_latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in one_line(text))

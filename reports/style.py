@@ -1,0 +1,125 @@
+"""One colour and marker per model in every figure, and the look of the figures.
+
+Colours are Paul Tol's muted scheme, made to be told apart by colour-blind readers, with the vermilion and orange of
+Okabe & Ito for the two models with a Mesa layer. Softmax attention is grey: the wider its window, the darker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a model is drawn: colour, marker, width of its line in points and dash pattern."""
+
+    color: str
+    marker: str
+    width: float = 1.3
+    dashes: str = "-"
+
+
+STYLES = {
+    "transformer": Style("#000000", "o", 1.8),
+    "swa4": Style("#bdbdbd", "p", 1.1),
+    "swa16": Style("#a0a0a0", "d", 1.1),
+    "swa64": Style("#838383", "h", 1.1),
+    "swa256": Style("#666666", "8", 1.1),
+    "swa1024": Style("#4a4a4a", "H", 1.1),
+    "linear_attention": Style("#999933", "v"),
+    "gla": Style("#44aa99", "<"),
+    "mamba2": Style("#117733", ">"),
+    "mlstm": Style("#aa4499", "P"),
+    "deltanet": Style("#88ccee", "s"),
+    "gated_deltanet": Style("#332288", "D"),
+    "hawk": Style("#882255", "^"),
+    "hawk_mesa": Style("#e69f00", "X"),
+    "mesanet": Style("#d55e00", "*", 2.4),
+}
+SPARE_COLORS = ("#0072b2", "#cc6677", "#ddcc77", "#6699cc", "#004488", "#997700", "#994455", "#225555")
+SPARE_MARKERS = ("1", "2", "3", "4", "+", "x")
+LOOK = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.solid_capstyle": "round",
+    "svg.hashsalt": "linear-rnn-suite",
+}
+
+
+def style_of(model: str) -> Style:
+    """The style of a model; one that is not listed gets a dashed style that depends on nothing but its name."""
+    if model in STYLES:
+        return STYLES[model]
+    digest = hashlib.sha256(model.encode()).digest()
+    return Style(SPARE_COLORS[digest[0] % len(SPARE_COLORS)], SPARE_MARKERS[digest[1] % len(SPARE_MARKERS)], 1.3, "--")
+
+
+def line_style(model: str) -> dict[str, str | float]:
+    """The arguments of a line of this model."""
+    style = style_of(model)
+    return {"color": style.color, "linewidth": style.width, "linestyle": style.dashes}
+
+
+def in_order(models: Iterable[str]) -> list[str]:
+    """The models in the order of STYLES, the others behind them by name."""
+    known = list(STYLES)
+    return sorted(set(models), key=lambda model: (known.index(model) if model in STYLES else len(known), model))
+
+
+def arms_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (arm, model) pairs of a frame, ordered by model and then by label."""
+    pairs = rows[["arm", "model"]].drop_duplicates().itertuples(index=False, name=None)
+    rank = {model: i for i, model in enumerate(in_order(rows["model"]))}
+    return sorted(pairs, key=lambda pair: (rank[pair[1]], pair[0]))
+
+
+def task_label(task: str) -> str:
+    """A task's name for people: an acronym in capitals, anything else in words."""
+    return "MQAR" if task == "mqar" else task.replace("_", " ")
+
+
+def marker_size(model: str) -> float:
+    """In points; a star needs more to look as large as the others."""
+    return 9.0 if style_of(model).marker == "*" else 5.5
+
+
+def plain(label: str) -> str:
+    """A label that matplotlib prints as it stands: no mathematics, not hidden by a leading _, at most 40 characters."""
+    label = label if len(label) <= 40 else f"{label[:39]}…"
+    label = f" {label[1:]}" if label.startswith("_") else label
+    return label.replace("$", r"\$")
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Draws everything inside it in the style of the reports."""
+    with mpl.rc_context(LOOK):
+        yield
+
+
+def shared_legend(figure: Figure) -> None:
+    """One legend right of all panels, each label once, in the order in which they were drawn."""
+    handles = {}
+    for axes in figure.axes:
+        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of this size in inches that no global state of pyplot knows about."""
+    return Figure(figsize=(width, height), layout="constrained")

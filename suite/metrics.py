@@ -1,0 +1,55 @@
+"""What every metric is called, in which unit it is, which direction is better: axes and table headers come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """label: for axes and headers. unit: shown in brackets, empty for none. better: "higher", "lower" or "" (a fact).
+
+    limits: (low, high) of the axis, None where the data decide. digits: after the decimal point in tables.
+    """
+
+    name: str
+    label: str
+    unit: str = ""
+    better: str = ""
+    limits: tuple[float | None, float | None] = (None, None)
+    digits: int = 3
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("nll", "NLL", "nats/token", "lower"),
+        Metric("nll_so_far", "mean NLL so far", "nats/token", "lower"),
+        Metric("perplexity", "perplexity", "", "lower", (1.0, None), 2),
+        Metric("bits_per_byte", "bits per byte", "", "lower", (0.0, None)),
+        Metric("unigram_bits_per_byte", "unigram floor", "", "lower", (0.0, None)),
+        Metric("trigram_bits_per_byte", "trigram floor", "", "lower", (0.0, None)),
+        Metric("accuracy", "accuracy", "", "higher", (0.0, 1.0)),
+        Metric("accuracy_norm", "length-normalised accuracy", "", "higher", (0.0, 1.0)),
+        Metric("exact_match", "exact match", "", "higher", (0.0, 1.0)),
+        Metric("contains", "contains the answer", "", "higher", (0.0, 1.0)),
+        Metric("truncated", "share of requests cut", "", "", (0.0, 1.0)),
+        Metric("chance", "chance", "", "", (0.0, 1.0)),
+        Metric("reachable_accuracy", "best possible in the window", "", "", (0.0, 1.0)),
+        Metric("train_loss", "training loss", "nats/token", "lower"),
+        Metric("tokens_per_second", "training speed", "tokens/s", "higher", (0.0, None), 0),
+        Metric("train_seconds", "training time", "s", "lower", (0.0, None), 1),
+        Metric("overhead", "time outside forward, backward and optimiser", "", "lower", (0.0, 1.0)),
+        Metric("parameters", "parameters", "", "", (0.0, None), 0),
+        Metric("state_bytes", "state", "bytes", "lower", (0.0, None), 0),
+        Metric("flops_per_token", "forward FLOPs per token", "", "lower", (0.0, None), 0),
+    )
+}
+
+
+def axis_label(name: str) -> str:
+    """The label of a metric with its unit in brackets; a name that is not in the table stands for itself."""
+    metric = METRICS.get(name)
+    if metric is None:
+        return name.replace("_", " ")
+    return f"{metric.label} [{metric.unit}]" if metric.unit else metric.label

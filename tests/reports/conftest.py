@@ -1,0 +1,78 @@
+"""A store of invented runs with known numbers, written as the harness writes it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Store:
+    """Writes runs and, at the end, the request that asked for them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cells: list[dict[str, Any]] = []
+
+    def ask(self, model: str, task: str, *, seed: int = 0, label: str | None = None, size: str = "tiny", group: str = "") -> str:
+        """Asks for a run without making it: a missing cell. Returns its run_id."""
+        group_id = f"{model}-{size}-{task}{group}"
+        cell = {"run_id": f"{group_id}-{seed}", "group_id": group_id, "model": model, "model_label": label or model.upper()}
+        self.cells.append(cell | {"size": size, "task": task, "data": "stdlib" if task == "language" else None, "seed": seed})
+        return cell["run_id"]
+
+    def run(
+        self,
+        model: str,
+        task: str,
+        *,
+        stages: Mapping[str, Iterable[Mapping[str, Any]]],
+        status: str = "done",
+        reason: str = "",
+        facts: Mapping[str, Any] | None = None,
+        curve: Iterable[tuple[int, float]] = (),
+        **cell: Any,
+    ) -> Path:
+        """A run with these result rows per stage and this (step, loss) curve. Returns its folder."""
+        run_id = self.ask(model, task, **cell)
+        folder = self.root / "runs" / run_id
+        (folder / "eval").mkdir(parents=True)
+        own = {key: value for key, value in self.cells[-1].items() if key not in ("run_id", "group_id")}
+        known = {"backend": "torch", "parameters": 1000, "state_bytes": 4096, "flops_per_token": 5000}
+        write(
+            folder / "run.json", schema=1, run_id=run_id, group_id=self.cells[-1]["group_id"], facts=known | own | (facts or {})
+        )
+        write(folder / "environment.json", python="3.11.7", packages={"torch": "2.13"})
+        write(folder / "status.json", status=status, reason=reason, stage="train", step=None)
+        for stage, rows in stages.items():
+            path = folder / ("train.json" if stage == "train" else f"eval/{stage}-00000000.json")
+            write(path, schema=1, stage=stage, settings={}, rows=list(rows))
+        lines = [json.dumps({"step": step, "tokens": 64 * step, "loss": loss, "lr": 1e-3}) for step, loss in curve]
+        (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        return folder
+
+    def request(self, experiment: str = "quick", *, created: str = "2026-11-22T12:00:00+00:00") -> None:
+        """Writes what was asked so far as the request of an experiment."""
+        path = self.root / "experiments" / f"{experiment}-{created[:10].replace('-', '')}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(path, schema=1, experiment=experiment, created=created, overrides=["seed=0,1"], cells=self.cells)
+
+    @staticmethod
+    def row(
+        metric: str, value: float | None, split: str, *, examples: list[float] | None = None, **slices: Any
+    ) -> dict[str, Any]:
+        """One result row as the harness writes it."""
+        written = {"metric": metric, "value": value, "split": split, "slice": slices, "count": len(examples or "x" * 10)}
+        return written | ({} if examples is None else {"examples": examples})
+
+
+def write(path: Path, **content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results")

@@ -1,0 +1,179 @@
+"""What the figures draw: as many lines as arms, at the right places."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+
+from reports import benchmarks, figures
+from reports.parts import Frames, NoData, load_frames
+from reports.style import SPARE_COLORS, STYLES, plain, style_of
+
+DOCUMENTS = 50
+POSITION = {"metric": "nll", "split": "validation", "baseline": "transformer", "zoom_without": ["swa4"]}
+STATE = {"task": "mqar", "stage": "test", "split": "test", "panels": "num_pairs"}
+SCORES = {"metrics": ["accuracy_norm", "accuracy"], "windows": ["swa4", "swa16", "swa64"], "full": "transformer"}
+
+
+def add_position(store, model: str, offset: float, *, seed: int = 0) -> None:
+    """A run whose NLL is the document's own plus offset times the position."""
+    own = np.linspace(1, 2, DOCUMENTS)
+    rows = [
+        store.row("nll", 0.0, "validation", examples=list(own + offset * low), position_low=low, position_high=2 * low)
+        for low in (1, 2, 4)
+    ]
+    store.run(model, "language", seed=seed, stages={"position": rows})
+
+
+def frames(store) -> Frames:
+    store.request()
+    return load_frames(store.root, "quick")
+
+
+def labels(axes) -> set[str]:
+    return {line.get_label() for line in axes.lines if not line.get_label().startswith("_")}
+
+
+def test_position_difference_is_paired_and_averaged_over_seeds(store) -> None:
+    for model, offset, seed in (("transformer", 0.0, 0), ("mesanet", 0.1, 0), ("mesanet", 0.3, 1), ("swa4", 1.0, 0)):
+        add_position(store, model, offset, seed=seed)
+    drawing = figures.nll_difference_by_position(frames(store), **POSITION)
+    mesanet = drawing.data[drawing.data["arm"] == "MESANET"]
+    assert mesanet["mean"].to_numpy() == pytest.approx([0.2, 0.4, 0.8])
+    # Paired: what differs between documents cancels, and with it the width of the band.
+    assert mesanet["high"].to_numpy() == pytest.approx(mesanet["low"].to_numpy())
+    assert mesanet["position"].to_numpy() == pytest.approx([2.0, 12**0.5, 40**0.5])
+    assert [labels(axes) for axes in drawing.figure.axes] == [{"SWA4", "MESANET"}, {"MESANET"}]
+    assert drawing.figure.axes[0].get_xscale() == "log"
+
+
+def test_without_windows_there_is_one_panel(store) -> None:
+    add_position(store, "transformer", 0.0)
+    add_position(store, "mesanet", 0.1)
+    assert len(figures.nll_difference_by_position(frames(store), **POSITION).figure.axes) == 1
+
+
+def test_position_difference_needs_its_baseline(store) -> None:
+    add_position(store, "mesanet", 0.1)
+    with pytest.raises(NoData, match="baseline transformer"):
+        figures.nll_difference_by_position(frames(store), **POSITION)
+
+
+def add_recall(store, model: str, state: int, accuracies: dict[int, float], *, seed: int = 0) -> None:
+    rows = [store.row("accuracy", value, "test", num_pairs=pairs) for pairs, value in accuracies.items()]
+    rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs) for pairs in accuracies]
+    rows += [store.row("accuracy", float(np.mean(list(accuracies.values()))), "test")]
+    curve = [(step, 3.0 - step / 50) for step in range(1, 101)]
+    store.run(model, "mqar", seed=seed, stages={"test": rows}, facts={"state_bytes": state}, curve=curve)
+
+
+def test_accuracy_stands_at_the_state_with_chance(store) -> None:
+    for seed, accuracy in enumerate((0.8, 0.9)):
+        add_recall(store, "mesanet", 4096, {4: accuracy}, seed=seed)
+    add_recall(store, "gla", 1024, {4: 0.5})
+    drawing = figures.accuracy_against_state(frames(store), **STATE)
+    data = drawing.data.set_index("arm")
+    assert data.loc["MESANET", ["state_bytes", "mean", "seeds"]].tolist() == [4096, pytest.approx(0.85), 2]
+    assert np.isnan(data.loc["GLA", "low"])
+    (axes,) = drawing.figure.axes
+    assert labels(axes) == {"MESANET", "GLA", "chance"}
+    (chance,) = [line for line in axes.lines if line.get_label() == "chance"]
+    assert chance.get_ydata()[0] == pytest.approx(0.25)
+
+
+def test_what_a_window_could_answer_is_a_dash(store) -> None:
+    rows = [store.row("accuracy", 0.25, "test"), store.row("reachable_accuracy", 0.5, "test")]
+    store.run("swa4", "mqar", stages={"test": rows})
+    drawing = figures.accuracy_against_state(frames(store), **STATE)
+    assert drawing.data["reachable"].tolist() == [0.5]
+    assert "best possible in the window" in labels(drawing.figure.axes[0])
+
+
+def test_a_panel_for_every_number_of_pairs(store) -> None:
+    add_recall(store, "mesanet", 4096, {4: 1.0, 8: 0.5})
+    drawing = figures.accuracy_against_state(frames(store), **STATE)
+    assert [axes.get_title() for axes in drawing.figure.axes] == ["num pairs: 4", "num pairs: 8"]
+
+
+def test_markers_at_one_place_are_drawn_side_by_side(store) -> None:
+    for model in ("mesanet", "gla", "hawk"):
+        add_recall(store, model, 4096, {4: 1.0})
+    add_recall(store, "mamba2", 4096, {4: 0.2})
+    data = figures.accuracy_against_state(frames(store), **STATE).data
+    shifts = figures._side_by_side(data)
+    assert sorted(shifts[arm] for arm in ("MESANET", "GLA", "HAWK")) == [-7.0, 0.0, 7.0]
+    assert shifts["MAMBA2"] == 0
+
+
+@pytest.mark.parametrize(("size", "text"), [(512, "512"), (1024, "1K"), (16384, "16K"), (3 * 2**20, "3M")])
+def test_bytes_text(size: float, text: str) -> None:
+    assert figures.bytes_text(size) == text
+
+
+def test_training_curves_average_seeds_and_smooth(store) -> None:
+    add_recall(store, "mesanet", 4096, {4: 1.0}, seed=0)
+    add_recall(store, "mesanet", 4096, {4: 1.0}, seed=1)
+    add_recall(store, "gla", 4096, {4: 1.0})
+    drawing = figures.training_curves(frames(store), tasks=["language", "mqar"], smoothing=0.05)
+    (axes,) = drawing.figure.axes
+    assert labels(axes) == {"MESANET", "GLA"}
+    line = drawing.data[drawing.data["arm"] == "MESANET"]
+    assert len(line) == 100
+    # The running mean of a straight line is the line, but for the ends.
+    assert line["smoothed"].iloc[10:-10].to_numpy() == pytest.approx(line["loss"].iloc[10:-10].to_numpy())
+    assert line["smoothed"].iloc[0] == pytest.approx(3.0 - 2 / 50)
+
+
+def test_no_curves_are_no_data(store) -> None:
+    add_position(store, "mesanet", 0.1)
+    with pytest.raises(NoData, match="logged"):
+        figures.training_curves(frames(store), tasks=["mqar"], smoothing=0.0)
+
+
+def test_benchmark_scores_prefer_the_first_metric_and_carry_their_error(store) -> None:
+    for model in ("mesanet", "transformer"):
+        of = {"benchmark": "choose", "shots": 0}
+        rows = [
+            store.row("accuracy", 0.0, "test", examples=[0.0] * 4, **of),
+            store.row("accuracy_norm", 0.5, "test", examples=[0.0, 1.0, 0.0, 1.0], **of),
+            store.row("chance", 0.25, "test", **of),
+            store.row("perplexity", 9.0, "test", benchmark="odd", shots=0),
+            store.row("accuracy", 1.0, "test", examples=[1.0] * 4, benchmark="recall_10shot", shots=10),
+            store.row("accuracy", 1.0, "test", examples=[1.0] * 4, benchmark="recall_1shot", shots=1),
+            store.row("accuracy", 1.0, "test", examples=[1.0] * 4, benchmark="recall_2shot", shots=2),
+        ]
+        store.run(model, "language", stages={"lm_eval": rows})
+    drawing = benchmarks.scores(frames(store), **SCORES)
+    data = drawing.data.set_index(["arm", "benchmark"])
+    choose = data.loc[("MESANET", "choose")]
+    assert (choose["metric"], choose["mean"], choose["chance"]) == ("accuracy_norm", 0.5, 0.25)
+    assert choose["standard_error"] == pytest.approx((1 / 3) ** 0.5 / 2)
+    assert set(data["verdict"]) == {"undecided"}
+    assert drawing.notes[1] == "Without any of accuracy_norm, accuracy, and so not drawn: odd."
+    shown = [axes for axes in drawing.figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in shown] == ["choose, 0-shot", "recall, 1-shot", "recall, 2-shot", "recall, 10-shot"]
+    assert [label.get_text() for label in shown[0].get_yticklabels()] == ["TRANSFORMER", "MESANET"]
+
+
+def test_no_benchmarks_are_no_data(store) -> None:
+    add_position(store, "mesanet", 0.1)
+    with pytest.raises(NoData, match="lm_eval"):
+        benchmarks.scores(frames(store), **SCORES)
+
+
+def test_known_styles_are_told_apart_by_colour_and_by_marker() -> None:
+    assert len({style.color for style in STYLES.values()}) == len(STYLES)
+    assert len({style.marker for style in STYLES.values()}) == len(STYLES)
+
+
+def test_an_unknown_model_gets_one_style_by_its_name() -> None:
+    assert style_of("rwkv7") == style_of("rwkv7")
+    assert style_of("rwkv7").color in SPARE_COLORS
+    assert hashlib.sha256(b"rwkv7").digest()[0] % len(SPARE_COLORS) == SPARE_COLORS.index(style_of("rwkv7").color)
+
+
+@pytest.mark.parametrize(("label", "printed"), [("_hidden", " hidden"), ("a$b$c", r"a\$b\$c"), ("x" * 50, "x" * 39 + "…")])
+def test_labels_are_printed_as_they_stand(label: str, printed: str) -> None:
+    assert plain(label) == printed

@@ -1,0 +1,115 @@
+"""The whole page: every file is written, nothing is loaded from elsewhere, and nothing in a store is trusted."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from reports.build import bound_part, build_report, command_of, part_function
+from reports.parts import load_frames
+
+QUICK = yaml.safe_load((Path(__file__).parents[2] / "conf" / "report" / "quick.yaml").read_text())
+HOSTILE = '"><script src=//evil.example/x.js></script>$\\frac{'
+
+
+def fill(store, *, label: str | None = None) -> None:
+    """Two models on both tasks, one of them without its recall."""
+    for model in ("transformer", "mesanet"):
+        of = {"benchmark": "recall", "shots": 0}
+        language = {
+            "train": [store.row("bits_per_byte", 2.0, "validation"), store.row("tokens_per_second", 5.0, "train")],
+            "position": [
+                store.row("nll", 1.0, "validation", examples=[1.0, 2.0], position_low=low, position_high=2 * low)
+                for low in (1, 2)
+            ],
+            "lm_eval": [store.row("accuracy", 0.5, "test", examples=[0.0, 1.0], **of), store.row("chance", 0.25, "test", **of)],
+        }
+        store.run(model, "language", stages=language, curve=[(1, 3.0), (2, 2.0)], label=label and label + model)
+    store.run("mesanet", "mqar", stages={"test": [store.row("accuracy", 0.9, "test")]}, label=label and label + "mesanet")
+    store.ask("transformer", "mqar", label=label and label + "transformer")
+    store.request()
+
+
+def test_every_file_is_written_and_linked(store, tmp_path: Path) -> None:
+    fill(store)
+    index = build_report(QUICK, load_frames(store.root, "quick"), tmp_path / "report")
+    assert index == tmp_path / "report" / "index.html"
+    text = index.read_text()
+    for part in QUICK["parts"]:
+        kinds = (".csv", ".md", ".tex") if part["type"] in ("tables.comparison", "tables.settings", "split.verdicts") else None
+        for suffix in kinds or (".png", ".pdf", ".csv"):
+            assert (tmp_path / "report" / f"{part['name']}{suffix}").stat().st_size > 0
+            assert f'href="{part["name"]}{suffix}"' in text
+    assert "2 models on language, mqar, n=1 seeds each; 4 runs asked for on 2026-11-22 12:00: 3 done, 1 missing." in text
+    assert "python -m suite run experiment=quick seed=0,1" in text
+    assert "python 3.11.7; torch 2.13. Report:" in text
+
+
+def test_the_page_stands_alone(store, tmp_path: Path) -> None:
+    fill(store)
+    text = build_report(QUICK, load_frames(store.root, "quick"), tmp_path).read_text()
+    assert text.count('src="data:image/svg+xml;base64,') == 4
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text)
+    assert "@import" not in text and "url(" not in text
+
+
+def test_the_same_store_gives_the_same_page(store, tmp_path: Path) -> None:
+    fill(store)
+    pages = [build_report(QUICK, load_frames(store.root, "quick"), tmp_path / name) for name in ("a", "b")]
+    assert pages[0].read_bytes() == pages[1].read_bytes()
+
+
+def test_hostile_labels_reach_nobody(store, tmp_path: Path) -> None:
+    fill(store, label=HOSTILE)
+    text = build_report(QUICK, load_frames(store.root, "quick"), tmp_path).read_text()
+    assert text.count("<script") == 1
+    assert "&lt;script src=//evil.example/x.js&gt;" in text
+
+
+def test_a_part_without_data_says_so_and_leaves_no_old_files(store, tmp_path: Path) -> None:
+    (tmp_path / "training.png").write_text("of an earlier report")
+    store.run("mesanet", "language", stages={"train": [store.row("bits_per_byte", 2.0, "validation")]})
+    store.request()
+    text = build_report(QUICK, load_frames(store.root, "quick"), tmp_path).read_text()
+    assert "Nothing to show: no run of language, mqar has logged its training." in text
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_an_experiment_that_was_never_asked_for(store, tmp_path: Path) -> None:
+    fill(store)
+    with pytest.raises(ValueError, match="no results under .* for experiment 'small'"):
+        load_frames(store.root, "small")
+
+
+def test_where_a_run_was_evaluated_twice_the_longer_evaluation_counts(store) -> None:
+    folder = store.run("mesanet", "mqar", stages={"test": [store.row("accuracy", 0.9, "test")]})
+    shorter = (folder / "eval" / "test-00000000.json").read_text().replace("0.9", "0.1").replace('"count": 10', '"count": 5')
+    (folder / "eval" / "test-ffffffff.json").write_text(shorter)
+    store.request()
+    assert load_frames(store.root, "quick").results["value"].tolist() == [0.9]
+
+
+@pytest.mark.parametrize(
+    "type_name", ["os.system", "figures", "build.build_report", "figures.no_such", "..figures.x", "parts.Table"]
+)
+def test_a_configuration_names_parts_and_nothing_else(type_name: str) -> None:
+    with pytest.raises(ValueError, match="part type"):
+        part_function(type_name)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [({"name": "../../x"}, "part name"), ({"arguments": {"tasks": []}}, "takes"), ({"arguments": None}, "takes")],
+)
+def test_a_wrong_part_is_refused(change: dict, complaint: str) -> None:
+    part = {"name": "training", "type": "figures.training_curves", "arguments": {"tasks": [], "smoothing": 0.0}}
+    with pytest.raises(ValueError, match=complaint):
+        bound_part(part | change)
+
+
+def test_the_command_is_quoted() -> None:
+    request = {"experiment": "quick", "overrides": ["experiment=quick", "paths.results=/home/me", "data.path=a b; rm -rf /"]}
+    assert command_of(request) == "python -m suite run experiment=quick 'data.path=a b; rm -rf /'"

@@ -1,0 +1,159 @@
+"""What the main table prints, on numbers chosen so that every rule shows."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from reports.parts import NoData, Table, load_frames
+from reports.render import to_html, to_latex, to_markdown
+from reports.tables import comparison
+
+COLUMNS = [
+    {"metric": "parameters", "task": "language"},
+    {"metric": "bits_per_byte", "task": "language", "stage": "train", "split": "validation"},
+    {"metric": "accuracy", "task": "mqar", "stage": "test", "split": "test", "bound": "reachable_accuracy"},
+]
+FLOORS = {"bits_per_byte": ["unigram_bits_per_byte", "trigram_bits_per_byte"], "accuracy": ["chance"]}
+HOSTILE = '<script>alert("x")</script> \\input{/etc/passwd} $x$ 50%_a|b'
+
+
+def language(store, model: str, bits: float, **cell) -> None:
+    rows = [store.row("bits_per_byte", bits, "validation"), store.row("unigram_bits_per_byte", 4.5, "validation")]
+    store.run(model, "language", stages={"train": [*rows, store.row("trigram_bits_per_byte", 2.9, "validation")]}, **cell)
+
+
+def recall(store, model: str, accuracy: float, *, reachable: float = 1.0, **cell) -> None:
+    rows = [store.row("accuracy", accuracy, "test")]
+    rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs) for pairs in (4, 8)]
+    store.run(model, "mqar", stages={"test": [*rows, store.row("reachable_accuracy", reachable, "test")]}, **cell)
+
+
+def made(store) -> Table:
+    store.request()
+    return comparison(load_frames(store.root, "quick"), columns=COLUMNS, floors=FLOORS)
+
+
+def texts(table: Table) -> dict[str, list[str]]:
+    return {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+
+
+def test_one_seed_prints_no_interval(store) -> None:
+    language(store, "transformer", 2.25)
+    recall(store, "transformer", 0.5)
+    table = made(store)
+    assert table.header == ("model", "parameters", "language bits per byte", "MQAR accuracy", "seeds")
+    assert texts(table)["TRANSFORMER"] == ["1,000", "2.250", "0.500", "n=1"]
+    assert "One seed each (n=1): differences between models may be chance." in table.notes
+
+
+def test_seeds_print_their_t_interval(store) -> None:
+    for seed, bits in enumerate((2.0, 2.1, 2.2)):
+        language(store, "mesanet", bits, seed=seed)
+    # 4.302653 * 0.1 / sqrt(3)
+    assert texts(made(store))["MESANET"] == ["1,000", "2.100 ±\N{NO-BREAK SPACE}0.248", "n=3"]
+
+
+def test_floors_have_rows_of_their_own(store) -> None:
+    language(store, "mesanet", 2.0)
+    recall(store, "mesanet", 0.5)
+    table = texts(made(store))
+    assert table["unigram floor"] == ["", "4.500", "", ""]
+    assert table["trigram floor"] == ["", "2.900", "", ""]
+    assert table["chance"] == ["", "", "0.188", ""]
+
+
+def test_best_and_second_by_the_metrics_direction_and_as_printed(store) -> None:
+    for model, bits, accuracy in (("mesanet", 2.1, 0.9), ("gla", 2.2, 0.9001), ("hawk", 2.3, 0.8), ("mamba2", 2.4, 0.7)):
+        language(store, model, bits)
+        recall(store, model, accuracy)
+    marks = {row[0].text: [cell.mark for cell in row[1:4]] for row in made(store).rows}
+    assert marks["MESANET"] == ["", "best", "best"]
+    assert marks["GLA"] == ["", "second", "best"]
+    assert marks["HAWK"] == ["", "", "second"]
+    assert marks["MAMBA2"] == ["", "", ""]
+    assert marks["unigram floor"] == ["", "", ""]
+
+
+def test_what_did_not_finish_is_named_and_counted(store) -> None:
+    language(store, "mesanet", 2.0)
+    store.ask("mesanet", "mqar")
+    language(store, "gla", 2.1)
+    store.run("gla", "mqar", stages={}, status="diverged", reason="loss is nan at step 7")
+    language(store, "hawk", 2.1, seed=0)
+    store.run("hawk", "language", stages={}, status="out_of_memory", seed=1)
+    store.run("mamba2", "language", stages={})
+    table = made(store)
+    assert texts(table)["MESANET"][2] == "missing"
+    assert texts(table)["GLA"][2] == "diverged"
+    assert texts(table)["MAMBA2"][1] == "not measured"
+    assert texts(table)["HAWK"] == ["1,000", "2.100 (n=1;\N{NO-BREAK SPACE}out of memory)", "not asked", "n=2"]
+    assert table.notes[0] == "7 runs asked for: 4 done, 1 missing, 1 diverged, 1 out of memory."
+    assert "diverged: GLA, mqar, seed 0 (loss is nan at step 7)." in table.notes
+    assert "missing: MESANET, mqar, seed 0." in table.notes
+
+
+def test_a_window_shows_what_it_could_answer_at_best(store) -> None:
+    recall(store, "swa4", 0.2, reachable=0.25)
+    assert texts(made(store))["SWA4"][0] == "0.200 (≤\N{NO-BREAK SPACE}0.250)"
+
+
+def test_arms_that_differ_in_more_than_the_seed_are_not_averaged(store) -> None:
+    language(store, "mesanet", 2.0, size="tiny")
+    language(store, "mesanet", 1.8, size="small")
+    language(store, "gla", 2.0, group="-lr1")
+    language(store, "gla", 1.5, group="-lr2")
+    assert {arm: row[1] for arm, row in texts(made(store)).items() if "floor" not in arm} == {
+        "GLA, gla-tiny-language-lr1": "2.000",
+        "GLA, gla-tiny-language-lr2": "1.500",
+        "MESANET, small": "1.800",
+        "MESANET, tiny": "2.000",
+    }
+
+
+def test_rows_stand_in_one_order_whatever_was_asked_first(store) -> None:
+    for model in ("mesanet", "zeta", "swa64", "gla", "swa4", "transformer"):
+        language(store, model, 2.0)
+    assert [row[0].text for row in made(store).rows][:6] == ["TRANSFORMER", "SWA4", "SWA64", "GLA", "MESANET", "ZETA"]
+
+
+@pytest.mark.parametrize(
+    "column", [{"metric": "bits_per_bite", "task": "language"}, {"metric": "nll"}, {"metric": "nll", "task": "mqar", "x": "y"}]
+)
+def test_a_wrong_column_is_refused(store, column: dict[str, str]) -> None:
+    language(store, "mesanet", 2.0)
+    store.request()
+    with pytest.raises(ValueError, match="bits_per_bite|a column has"):
+        comparison(load_frames(store.root, "quick"), columns=[column], floors={})
+
+
+def test_tasks_that_nobody_asked_for_are_no_data(store) -> None:
+    language(store, "mesanet", 2.0)
+    store.request()
+    with pytest.raises(NoData, match="mqar"):
+        comparison(load_frames(store.root, "quick"), columns=COLUMNS[2:], floors={})
+
+
+def test_hostile_strings_are_escaped_everywhere(store) -> None:
+    language(store, "mesanet", 2.0, label=HOSTILE)
+    table = made(store)
+    assert "<script" not in to_html(table) and "&lt;script&gt;" in to_html(table)
+    assert "<script" not in to_markdown(table)
+    latex = to_latex(table)
+    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 50\%\_a|b" in latex
+    assert not re.search(r"\\input", latex)
+    # A cell of Markdown ends at its own borders: the label's | is not one.
+    assert len(re.findall(r"(?<!\\)\|", to_markdown(table).splitlines()[2])) == len(table.header) + 1
+
+
+def test_renderings_mark_best_and_second(store) -> None:
+    language(store, "mesanet", 2.0)
+    language(store, "gla", 2.1)
+    table = made(store)
+    assert "<b>2.000</b>" in to_html(table) and "<u>2.100</u>" in to_html(table)
+    assert r"\textbf{2.000}" in to_latex(table) and r"\underline{2.100}" in to_latex(table)
+    assert "**2.000**" in to_markdown(table) and "*2.100*" in to_markdown(table)
+    assert 'data-sort="2.1"' in to_html(table)
+    assert to_latex(table).startswith(r"\begin{tabular}{lrrr}")
+    assert to_markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: |"
