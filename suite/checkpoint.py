@@ -23,7 +23,7 @@ FINAL = "model.safetensors"
 
 @dataclass(frozen=True)
 class Progress:
-    """step: optimiser steps done. losses: of the last of them.
+    """step: optimiser steps done. first_loss: of the first of them. losses: of the last of them.
 
     seconds: spent on the steps so far, over all attempts. work_seconds: of these, in forward, backward and optimiser.
     """
@@ -31,6 +31,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     work_seconds: float = 0.0
+    first_loss: float = 0.0
     losses: tuple[float, ...] = ()
 
 

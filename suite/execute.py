@@ -72,8 +72,11 @@ class Recorder(AbstractContextManager):
         return isinstance(error, Exception)
 
 
-def execute(run: Run, results: Path, listener: Listener) -> None:
-    """Does what is left of one run, or says why there is nothing to do. Raises Locked where another worker has it."""
+def execute(run: Run, results: Path, listener: Listener, *, since: float) -> None:
+    """Does what is left of one run, or says why there is nothing to do. Raises Locked where another worker has it.
+
+    since: when the command began; what has failed after that is not tried again.
+    """
     directory = RunDirectory(results, run.run_id)
     if not missing_stages(run, directory):
         listener(Event(run.run_id, run.title, "skipped", "is done already"))
@@ -81,8 +84,9 @@ def execute(run: Run, results: Path, listener: Listener) -> None:
     directory.begin(run)
     with directory.lock:
         status = directory.status()
-        if status["status"] == "diverged":
-            listener(Event(run.run_id, run.title, "failed", f"diverged earlier: {status['reason']}"))
+        # What has diverged would diverge again.
+        if status["status"] == "diverged" or (status["status"] in FAILED and status["time"] >= since):
+            listener(Event(run.run_id, run.title, "failed", status["reason"]))
             return
         with Recorder(run, directory, listener) as recorder:
             _work(run, directory, recorder, listener)
@@ -101,7 +105,7 @@ def _work(run: Run, directory: RunDirectory, recorder: Recorder, listener: Liste
                 run, task, directory, device=device, on_pulse=lambda p: listener(Event(run.run_id, run.title, "pulse", pulse=p))
             )
         else:
-            model = new_model(run, task, device).eval()
+            model = new_model(run, device).eval()
             load_final(directory.checkpoints, model)
             measurements = evaluate(stage, model, task, batch_size=64, device=device)
         directory.write_stage(stage, measurements)
@@ -109,14 +113,14 @@ def _work(run: Run, directory: RunDirectory, recorder: Recorder, listener: Liste
             remove_checkpoints(directory.checkpoints)
 
 
-def execute_all(runs: Sequence[Run], results: Path, listener: Listener) -> None:
+def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, since: float) -> None:
     """Goes through the runs, and again through those that another worker held, as long as that brings anything on."""
     waiting = list(runs)
     while waiting:
         held = []
         for run in waiting:
             try:
-                execute(run, results, listener)
+                execute(run, results, listener, since=since)
             except Locked as error:
                 held.append(run)
                 listener(Event(run.run_id, run.title, "locked", str(error)))

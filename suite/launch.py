@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ def job(config: DictConfig) -> None:
     from suite.progress import ProgressDisplay
 
     runs = plan(list(config.cell))
-    execute_all(runs, Path(runs[0].config["paths"]["results"]), ProgressDisplay(len(runs)))
+    execute_all(runs, Path(runs[0].config["paths"]["results"]), ProgressDisplay(len(runs)), since=time.time())
 
 
 def launch(arguments: Sequence[str], launcher: str) -> None:

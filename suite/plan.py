@@ -28,6 +28,8 @@ class Run:
     config: dict[str, Any]
     run_id: str
     group_id: str
+    data_fingerprint: str
+    vocab_size: int
     cost: Cost
     evaluations: tuple[Evaluation, ...]
 
@@ -58,6 +60,8 @@ class Run:
         return {
             **{key: value for key, value in self.cell.items() if key not in ("run_id", "group_id")},
             "backend": c["backend"],
+            "data_fingerprint": self.data_fingerprint,
+            "vocab_size": self.vocab_size,
             "parameters": self.cost.parameters,
             "state_bytes": self.cost.state_bytes,
             "flops_per_token": self.cost.flops_per_token,
@@ -117,8 +121,10 @@ def settled_run(config: dict[str, Any], task: Task) -> Run:
         cost = model_cost(config, vocab_size=task.vocab_size)
     except TypeError as error:
         raise RequestError(f"model={config['model']['name']}: {error}") from error
-    whole = identity(config, data_fingerprint=task.fingerprint())
-    return Run(config, run_id(whole), group_id(whole), cost, planned_evaluations(config["eval"], task))
+    fingerprint = task.fingerprint()
+    whole = identity(config, data_fingerprint=fingerprint)
+    evaluations = planned_evaluations(config["eval"], task)
+    return Run(config, run_id(whole), group_id(whole), fingerprint, task.vocab_size, cost, evaluations)
 
 
 def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

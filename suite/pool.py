@@ -12,6 +12,7 @@ import os
 import queue
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,12 +36,13 @@ def count_jobs(runs: Sequence[Run]) -> int:
 
 def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> None:
     """Brings the runs to their end with `jobs` worker processes, or in this process with one."""
+    since = time.time()
     if jobs == 1:
-        execute_all(runs, results, listener)
+        execute_all(runs, results, listener, since=since)
         return
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    workers = [context.Process(target=_worker, args=(i, os.getpid(), runs, results, events)) for i in range(jobs)]
+    workers = [context.Process(target=_worker, args=(i, os.getpid(), runs, results, since, events)) for i in range(jobs)]
     for worker in workers:
         worker.start()
     try:
@@ -57,21 +59,12 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> N
             worker.join()
 
 
-def _worker(index: int, parent: int, runs: Sequence[Run], results: Path, events: multiprocessing.Queue) -> None:
+def _worker(index: int, parent: int, runs: Sequence[Run], results: Path, since: float, events: multiprocessing.Queue) -> None:
     _die_with(parent)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(index)
-    seen: set[str] = set()
-
-    def listener(event: Event) -> None:
-        # What is done already is said by the first worker alone, and what a sibling holds is no news.
-        if event.kind == "skipped" and (index > 0 or event.run_id in seen):
-            return
-        seen.add(event.run_id)
-        events.put(event)
-
     try:
-        execute_all(runs, results, listener)
+        execute_all(runs, results, events.put, since=since)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -22,7 +22,8 @@ class ProgressDisplay:
     """Listens to events and prints them; lines that stay stand above the live ones."""
 
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
-        self.total, self.finished = total, 0
+        self.total = total
+        self._ended: set[str] = set()
         self.stream = stream or sys.stderr
         self.is_live = self.stream.isatty()
         self._active: dict[str, str] = {}
@@ -65,11 +66,14 @@ class ProgressDisplay:
             print(line, file=self.stream, flush=True)
 
     def _end(self, event: Event) -> None:
-        self.finished += 1
+        """Every worker comes to every run; the first one that says how it ended is the one that is heard."""
+        if event.run_id in self._ended or (event.kind == "skipped" and event.run_id in self._began):
+            return
+        self._ended.add(event.run_id)
         self._active.pop(event.run_id, None)
         took = time.monotonic() - self._began.get(event.run_id, time.monotonic())
         words = {"done": f"done in {duration(took)}", "skipped": event.text, "failed": event.text}
-        self._draw(f"[{self.finished}/{self.total}] {event.run_id}  {event.title}: {words[event.kind]}")
+        self._draw(f"[{len(self._ended)}/{self.total}] {event.run_id}  {event.title}: {words[event.kind]}")
 
     def _draw(self, line: str | None = None) -> None:
         """Prints a line that stays, and the live lines below it in the place of the former ones."""

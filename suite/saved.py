@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,10 +11,12 @@ from omegaconf import OmegaConf
 
 from models.backbone import LanguageModel
 from suite.checkpoint import load_final
-from suite.plan import Run, settled_run, task_of
+from suite.cost import Cost
+from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
 from suite.store import RunDirectory
 from suite.train import new_model
+from tasks.task import Task
 
 
 def saved_run(results: Path, run_id: str) -> Run:
@@ -23,12 +26,21 @@ def saved_run(results: Path, run_id: str) -> Run:
     if len(matching) != 1 or not re.fullmatch(r"[0-9a-f]{1,12}", run_id):
         raise unknown("run", run_id, known)
     folder = RunDirectory(results, matching[0]).path
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    return settled_run({**config, "eval": {**config["eval"], "stages": []}}, task_of(config))
+    whole = json.loads((folder / "run.json").read_text())
+    facts = whole["facts"]
+    return Run(
+        config=OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")),
+        run_id=matching[0],
+        group_id=whole["group_id"],
+        data_fingerprint=facts["data_fingerprint"],
+        vocab_size=facts["vocab_size"],
+        cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
+        evaluations=(),
+    )
 
 
 def saved_runs(results: Path) -> list[Run]:
-    """Every trained run of a store."""
+    """Every trained run of a store. Raises RequestError when there is none."""
     found = [saved_run(results, run_id) for run_id in trained_ids(results)]
     if not found:
         raise RequestError(f"no trained runs under {results}")
@@ -39,12 +51,20 @@ def trained_ids(results: Path) -> list[str]:
     return sorted(path.parent.name for path in (results / "runs").glob("*/train.json"))
 
 
+def saved_task(run: Run) -> Task:
+    """The task that a saved run was trained on. Raises RequestError where its text is not what it was."""
+    task = task_of(run.config)
+    if task.fingerprint() != run.data_fingerprint:
+        raise RequestError(f"run {run.run_id}: the text behind it has changed or is another machine's, so it can't be scored here")
+    return task
+
+
 def load_model(run_id: str, results: str | Path = "results", device: str = "cpu") -> LanguageModel:
     """The trained model of a run (or of the beginning of its id), in evaluation mode.
 
     Raises RequestError, a ValueError, for a run that is not there or not trained.
     """
     run = saved_run(Path(results), run_id)
-    model = new_model(run, task_of(run.config), torch.device(device))
+    model = new_model(run, torch.device(device))
     load_final(RunDirectory(Path(results), run.run_id).checkpoints, model)
     return model.eval()

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,13 +91,14 @@ class RunDirectory:
         write_json(self.stage_file(evaluation), {"schema": SCHEMA, "stage": stage, "settings": settings, "rows": rows})
 
     def write_status(self, status: str, *, reason: str = "", stage: str = "", step: int | None = None) -> None:
-        write_json(self.path / "status.json", {"status": status, "reason": reason, "stage": stage, "step": step})
+        whole = {"status": status, "reason": reason, "stage": stage, "step": step, "time": time.time()}
+        write_json(self.path / "status.json", whole)
 
     def status(self) -> dict[str, Any]:
         try:
             return json.loads((self.path / "status.json").read_text())
         except FileNotFoundError:
-            return {"status": "pending", "reason": "", "stage": "", "step": None}
+            return {"status": "pending", "reason": "", "stage": "", "step": None, "time": 0.0}
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with open(self.metrics, "a") as file:

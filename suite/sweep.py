@@ -9,15 +9,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from suite.evaluations import planned_evaluations
 from suite.execute import FAILED, missing_stages
 from suite.identity import digest
 from suite.launch import launch, launcher_of
-from suite.plan import Run, plan, task_of
+from suite.plan import Run, plan
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
 from suite.request import RequestError, compose_config, parse
-from suite.saved import saved_run, saved_runs
+from suite.saved import saved_run, saved_runs, saved_task
 from suite.store import RunDirectory, write_json
 
 SUCCESS, FAILURE = 0, 1
@@ -46,9 +48,10 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     finished = saved_runs(results) if named[0] == "all" else [saved_run(results, run_id) for run_id in named[0].split(",")]
     runs = []
     for run in finished:
-        task = task_of(run.config)
+        task = saved_task(run)
         evaluations = [evaluation for config in asked for evaluation in planned_evaluations(config["eval"], task)]
-        runs.append(replace(run, evaluations=tuple(dict.fromkeys(evaluations))))
+        config = {**run.config, "compute": OmegaConf.to_container(asked[0].compute)}
+        runs.append(replace(run, config=config, evaluations=tuple(dict.fromkeys(evaluations))))
     return _work_off(runs, results)
 
 

@@ -20,7 +20,7 @@ from suite.scoring import loss, score_split, to_device
 from suite.store import RunDirectory
 from tasks.task import Measurement, Task
 
-# A model is given up when it has been this much worse than guessing all tokens alike, on average over so many steps.
+# A model is given up when it has been this much worse than untrained and than guessing, on average over so many steps.
 # The soft cap keeps the loss of a model that has blown up finite, so waiting for a NaN would be waiting for ever.
 DIVERGED_NATS = 1.0
 DIVERGED_STEPS = 20
@@ -61,10 +61,10 @@ class Stopwatch:
         self.seconds += time.perf_counter() - start
 
 
-def new_model(run: Run, task: Task, device: torch.device) -> LanguageModel:
+def new_model(run: Run, device: torch.device) -> LanguageModel:
     """The run's model with its initial weights, which depend on the seed alone and not on the device."""
     with torch.device("meta"):
-        model = build_model(run.config["model"], run.config["size"], vocab_size=task.vocab_size, backend=run.config["backend"])
+        model = build_model(run.config["model"], run.config["size"], vocab_size=run.vocab_size, backend=run.config["backend"])
     model.to_empty(device=device)
     model.reset_parameters(run.config["seed"])
     return model
@@ -80,7 +80,7 @@ def train(
     """
     settings, compute = run.config["train"], run.config["compute"]
     steps, tokens_per_step = settings["steps"], settings["batch_size"] * task.seq_len
-    model = new_model(run, task, device)
+    model = new_model(run, device)
     optimizer = build_optimizer(model, settings)
     progress = load_checkpoint(directory.checkpoints, model, optimizer)
     directory.truncate_metrics(progress.step)
@@ -106,10 +106,15 @@ def train(
             _check_finite(step, recent[-1], norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        if step >= settings["warmup_steps"]:
-            _check_learning(step, recent, task.vocab_size)
         now = time.perf_counter()
-        progress = Progress(step + 1, before.seconds + now - began, before.work_seconds + work.seconds, tuple(recent))
+        progress = Progress(
+            step=step + 1,
+            seconds=before.seconds + now - began,
+            work_seconds=before.work_seconds + work.seconds,
+            first_loss=progress.first_loss if step else recent[-1],
+            losses=tuple(recent),
+        )
+        _check_learning(progress, task.vocab_size)
         if now - logged >= compute["log_seconds"] or step in (0, steps - 1):
             logged = now
             _log(directory, progress, tokens_per_step, recent[-1], rate, norm)
@@ -134,10 +139,10 @@ def _check_finite(step: int, step_loss: float, norm: float) -> None:
         raise Diverged(step, f"loss {step_loss}, gradient norm {norm}")
 
 
-def _check_learning(step: int, recent: deque[float], vocab_size: int) -> None:
-    mean = sum(recent) / len(recent)
-    if len(recent) == recent.maxlen and mean > math.log(vocab_size) + DIVERGED_NATS:
-        raise Diverged(step, f"mean loss {mean:.2f} over {len(recent)} steps, guessing gives {math.log(vocab_size):.2f}")
+def _check_learning(progress: Progress, vocab_size: int) -> None:
+    mean, start = sum(progress.losses) / len(progress.losses), max(progress.first_loss, math.log(vocab_size))
+    if len(progress.losses) == DIVERGED_STEPS and mean > start + DIVERGED_NATS:
+        raise Diverged(progress.step - 1, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}")
 
 
 def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, step_loss: float, rate: float, norm: float) -> None:

@@ -98,8 +98,8 @@ class Language(Task):
     def measure_positions(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """The nll by position: for each of 0 to T-1 `nll` and `nll_so_far`, the mean over it and all before it.
 
-        Then `nll` in the ranges [0, 1), [1, 2), [2, 4), ... with the mean of every example, for paired intervals; an
-        example without a target in the range is left out, the same one for every model.
+        Then `nll` in the ranges [0, 1), [1, 2), [2, 4), ... with the mean of every example, for paired intervals; NaN
+        for an example without a target in the range.
         """
         nll, asked = _gather(scored)
         sums, counts = nll.sum(axis=0), asked.sum(axis=0)
@@ -114,10 +114,11 @@ class Language(Task):
         edges = [0, *(2**i for i in range((self.seq_len - 1).bit_length())), self.seq_len]
         for low, high in zip(edges[:-1], edges[1:], strict=True):
             inside = asked[:, low:high].sum(axis=1)
-            examples = nll[inside > 0, low:high].sum(axis=1) / inside[inside > 0]
-            place = {"position_low": low, "position_high": high}
-            if len(examples):
-                rows.append(Measurement("nll", float(examples.mean()), split, place, len(examples), tuple(examples.tolist())))
+            examples = np.divide(nll[:, low:high].sum(axis=1), inside, out=np.full(len(nll), math.nan), where=inside > 0)
+            if inside.any():
+                place = {"position_low": low, "position_high": high}
+                count = int((inside > 0).sum())
+                rows.append(Measurement("nll", float(np.nanmean(examples)), split, place, count, tuple(examples.tolist())))
         return rows
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:

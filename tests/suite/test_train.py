@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from suite.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
 from suite.optimization import build_optimizer, example_indices, learning_rate
-from suite.plan import plan, task_of
+from suite.plan import plan
 from suite.train import new_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,23 +64,22 @@ def test_killed_and_resumed_equals_uninterrupted(small, command, tmp_path):
 
 def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     (run,) = plan(small)
-    task = task_of(run.config)
-    model = new_model(run, task, CPU)
+    model = new_model(run, CPU)
     optimizer = build_optimizer(model, run.config["train"])
     model(torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
     for step in (1, 2, 3):
         optimizer.step()
-        save_checkpoint(tmp_path, model, optimizer, Progress(step, float(step), 0.5, (1.0,)))
+        save_checkpoint(tmp_path, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
     assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002.safetensors", "step-000000003.safetensors"]
     last = tmp_path / "step-000000003.safetensors"
-    fresh = new_model(run, task, CPU)
+    fresh = new_model(run, CPU)
     again = build_optimizer(fresh, run.config["train"])
-    assert load_checkpoint(tmp_path, fresh, again) == Progress(3, 3.0, 0.5, (1.0,))
+    assert load_checkpoint(tmp_path, fresh, again) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     for parameter, twin in zip(model.parameters(), fresh.parameters(), strict=True):
         assert all(torch.equal(optimizer.state[parameter][key], again.state[twin][key]) for key in optimizer.state[parameter])
     last.write_bytes(last.read_bytes()[:-100])
-    assert load_checkpoint(tmp_path, fresh, again) == Progress(2, 2.0, 0.5, (1.0,))
+    assert load_checkpoint(tmp_path, fresh, again) == Progress(2, 2.0, 0.5, 3.0, (1.0,))
 
 
 def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small, tmp_path, capsys):
@@ -187,7 +186,7 @@ def test_the_order_of_examples_is_a_permutation_every_epoch():
 
 def test_weight_decay_falls_on_linear_maps_alone(small):
     (run,) = plan(["model=mesanet", *small[1:]])
-    model = new_model(run, task_of(run.config), CPU)
+    model = new_model(run, CPU)
     optimizer = build_optimizer(model, run.config["train"])
     names = {parameter: name for name, parameter in model.named_parameters()}
     decayed, free = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
