@@ -1,55 +1,70 @@
-"""Runs on other machines or processes, through Hydra's launcher plugins (joblib, submitit and others)."""
+"""Runs in other processes or on other machines, through Hydra's launcher plugins (joblib, submitit and others)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from suite.request import CONF, expand, is_hydra, parse
+from suite.request import CONF, RequestError, is_hydra, parse
+
+# Hydra launches and owns nothing else: no log files, no folders, no change of directory.
+QUIET = (
+    "hydra/job_logging=none",
+    "hydra/hydra_logging=none",
+    "hydra.output_subdir=null",
+    "hydra.sweep.dir=.",
+    "hydra.sweep.subdir=.",
+)
 
 
-def launcher_of(arguments: Sequence[str]) -> str | None:
-    """The launcher that hydra/launcher=NAME asks for; None when the runs stay in this command."""
-    for override in parse(arguments):
-        if override.key_or_group == "hydra/launcher":
-            return str(override.value())
-    return None
+def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]], None] | None:
+    """What runs cells as hydra/launcher=NAME asks for, and waits for all of them; None when nothing is asked.
+
+    Raises RequestError for a launcher that is not installed.
+    """
+    hydra_overrides = [override.input_line for override in parse(arguments) if is_hydra(override)]
+    if not any(override.startswith("hydra/launcher=") for override in hydra_overrides):
+        return None
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            overrides = [*QUIET, *hydra_overrides, "+cell=[]"]
+            config = loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.MULTIRUN)
+        except HydraException as error:
+            installed = ", ".join(loader.get_group_options("hydra/launcher"))
+            raise RequestError(f"{' '.join(hydra_overrides)}: {str(error).splitlines()[0]} (installed: {installed})") from error
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
+    launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_job, config=config)
+
+    def launch(cells: Sequence[Sequence[str]]) -> None:
+        for job_return in launcher.launch([[_as_override(cell)] for cell in cells], initial_job_idx=0):
+            # Raises what the job raised; a run that failed is no exception, its status says so.
+            _ = job_return.return_value
+
+    return launch
 
 
-def job(config: DictConfig) -> None:
+def _job(config: DictConfig) -> None:
     """One cell, in the launcher's process: the request is planned again there and worked off alone."""
     from suite.execute import execute_all
     from suite.plan import plan
     from suite.progress import ProgressDisplay
 
+    # The launcher brings its own Hydra along, and planning composes anew.
+    GlobalHydra.instance().clear()
     runs = plan(list(config.cell))
     execute_all(runs, Path(runs[0].config["paths"]["results"]), ProgressDisplay(len(runs)), since=time.time())
 
 
-def launch(arguments: Sequence[str], launcher: str) -> None:
-    """Hands every cell of a request to a Hydra launcher and waits for all of them."""
-    hydra_overrides = [override.input_line for override in parse(arguments) if is_hydra(override)]
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        config = loader.load_configuration(
-            config_name="config",
-            overrides=[*hydra_overrides, "hydra.output_subdir=null", "hydra.sweep.dir=.", "hydra.sweep.subdir=.", "+cell=[]"],
-            run_mode=RunMode.MULTIRUN,
-        )
-        with open_dict(config):
-            config.hydra.job_logging, config.hydra.hydra_logging = None, None
-        context = HydraContext(config_loader=loader, callbacks=None)
-        plugin = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=job, config=config)
-        plugin.launch([[_cell(cell)] for cell in expand(arguments)], initial_job_idx=0)
-
-
-def _cell(overrides: Sequence[str]) -> str:
-    quoted = ",".join("'" + override.replace("\\", "\\\\").replace("'", "\\'") + "'" for override in overrides)
+def _as_override(cell: Sequence[str]) -> str:
+    quoted = ",".join("'" + override.replace("\\", "\\\\").replace("'", "\\'") + "'" for override in cell)
     return f"+cell=[{quoted}]"

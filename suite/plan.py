@@ -51,6 +51,8 @@ class Run:
             "task": c["task"]["name"],
             "data": c["task"]["data"]["name"] if "data" in c["task"] else "synthetic",
             "seed": c["seed"],
+            "head_dim": c["size"]["head_dim"],
+            "lr": c["train"]["lr"],
         }
 
     @property
@@ -69,7 +71,6 @@ class Run:
             "train_steps": train["steps"],
             "batch_size": train["batch_size"],
             "train_tokens": train["steps"] * train["batch_size"] * c["task"]["seq_len"],
-            "lr": train["lr"],
         }
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from suite.execute import Event, Listener, execute_all, select_device
+from suite.execute import Listener, execute_all, select_device
 from suite.plan import Run
 
 PR_SET_PDEATHSIG = 1

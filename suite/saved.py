@@ -55,7 +55,7 @@ def saved_task(run: Run) -> Task:
     """The task that a saved run was trained on. Raises RequestError where its text is not what it was."""
     task = task_of(run.config)
     if task.fingerprint() != run.data_fingerprint:
-        raise RequestError(f"run {run.run_id}: the text behind it has changed or is another machine's, so it can't be scored here")
+        raise RequestError(f"run {run.run_id}: its text is not here, or not as it was, so it can't be scored")
     return task
 
 

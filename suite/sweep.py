@@ -14,11 +14,11 @@ from omegaconf import OmegaConf
 from suite.evaluations import planned_evaluations
 from suite.execute import FAILED, missing_stages
 from suite.identity import digest
-from suite.launch import launch, launcher_of
+from suite.launch import launcher_of
 from suite.plan import Run, plan
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
-from suite.request import RequestError, compose_config, parse
+from suite.request import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_runs, saved_task
 from suite.store import RunDirectory, write_json
 
@@ -28,11 +28,11 @@ SUCCESS, FAILURE = 0, 1
 def sweep(arguments: Sequence[str]) -> int:
     """Makes every run of a request; returns the exit status."""
     runs = plan(arguments)
+    launch = launcher_of(arguments)
     results = Path(runs[0].config["paths"]["results"])
     write_request(runs, results, arguments)
-    launcher = launcher_of(arguments)
-    if launcher is not None:
-        launch(arguments, launcher)
+    if launch is not None:
+        launch(expand(arguments))
         return _summary(runs, results)
     return _work_off(runs, results)
 
@@ -56,8 +56,6 @@ def add_evaluations(arguments: Sequence[str]) -> int:
 
 
 def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
-    from suite.request import expand
-
     for override in parse(arguments):
         if override.key_or_group.split(".")[0] not in ("eval", "paths", "compute"):
             raise RequestError(

@@ -126,8 +126,10 @@ def test_matching_meets_the_reference_at_every_size(size):
 @pytest.mark.parametrize("by", ["parameters", "flops", "state"])
 def test_matched_arms_agree(by):
     quantity = {"parameters": "parameters", "flops": "flops_per_token", "state": "state_bytes"}[by]
+    # Mesa's solver alone costs more FLOPs than all of Gated DeltaNet.
+    other = "hawk" if by == "flops" else "mesanet"
     runs = plan(
-        [f"match.by={by}", "match.reference=gated_deltanet", "model=gated_deltanet,mesanet", "match.tolerance=0.05", "task=mqar"]
+        [f"match.by={by}", "match.reference=gated_deltanet", f"model=gated_deltanet,{other}", "match.tolerance=0.05", "task=mqar"]
     )
     first, second = (getattr(run.cost, quantity) for run in runs)
     assert abs(first / second - 1) <= 0.05
