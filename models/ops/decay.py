@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
-
 
 FORGOTTEN = -1000.0
 """A log-decay whose exponential is 0 in float64, and so small that sums of hundreds of them stay exact to 1e-10."""
@@ -64,10 +64,53 @@ def split_chunks(x: Tensor, chunk_size: int) -> Tensor:
 
 
 def split_heads(*tensors: Tensor, chunk_size: int, dtype: torch.dtype) -> list[Tensor]:
-    """Every [B, T, H, ...] -> [B, H, N, C, ...], chunks as `split_chunks` makes them, contiguous for matrix products."""
-    return [split_chunks(x.to(dtype), chunk_size).movedim(3, 1).contiguous() for x in tensors]
+    """Every [B, T, H, ...] -> [M, C, ...] with M = B H N independent chunks, made by `split_chunks`, in that order."""
+    return [split_chunks(x.to(dtype), chunk_size).movedim(3, 1).flatten(0, 2) for x in tensors]
+
+
+def join_heads(x: Tensor, shape: torch.Size) -> Tensor:
+    """The way back from `split_heads`: [M, C, V] -> shape (B, T, H, V), without the padding."""
+    batch_size, length, num_heads, _ = shape
+    return join_chunks(x.unflatten(0, (batch_size, num_heads, -1)).movedim(1, 3), length)
 
 
 def join_chunks(x: Tensor, length: int) -> Tensor:
     """[B, N, C, ...] -> [B, T, ...], without the padding."""
     return x.flatten(1, 2)[:, :length]
+
+
+def scan_states(written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The states S_n = kept_{n-1} S_{n-1} + written_{n-1} before all N chunks, from the one before the first.
+
+    written: [M, R, K] with M = B H N, what each chunk adds; kept: [M], what it leaves; state: [B, H, R, K].
+    Returns [M, R, K] and the state after the last chunk [B, H, R, K].
+    """
+    written = written.unflatten(0, (*state.shape[:2], -1))
+    before, after = _ScanStates.apply(written, kept.view(*written.shape[:3], 1, 1), state)
+    return before.flatten(0, 2), after
+
+
+class _ScanStates(torch.autograd.Function):
+    """`scan_states` on [B, H, N, R, K], without the copies that recording the loop would cost."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        before, after = torch.empty_like(written), torch.empty_like(state)
+        slots = [*before.unbind(2), after]
+        slots[0].copy_(state)
+        for n in range(len(slots) - 1):
+            torch.addcmul(written[:, :, n], kept[:, :, n], slots[n], out=slots[n + 1])
+        ctx.save_for_backward(kept, before)
+        return before, after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, into_before: Tensor, into_after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, before = ctx.saved_tensors
+        into_written, into_state = torch.empty_like(before), torch.empty_like(into_after)
+        slots = [into_state, *into_written.unbind(2)]
+        slots[-1].copy_(into_after)
+        for n in reversed(range(len(slots) - 1)):
+            torch.addcmul(into_before[:, :, n], kept[:, :, n], slots[n + 1], out=slots[n])
+        into_kept = torch.linalg.vecdot(into_written.flatten(3), before.flatten(3)).view_as(kept)
+        return into_written, into_kept, into_state

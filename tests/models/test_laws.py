@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from pathlib import Path
 
@@ -33,13 +34,18 @@ def config(name: str) -> dict:
         return OmegaConf.to_container(compose(overrides=[f"+model={name}", "+size=tiny", *SIZE]), resolve=True)
 
 
-def build(name: str) -> LanguageModel:
-    return build_model(config(name)["model"], config(name)["size"], vocab_size=VOCAB_SIZE, backend="torch")
+def build(name: str, *, solver_steps: int | None = None) -> LanguageModel:
+    """The model at a small size; a solver goes on until rounding ends it, since laws are of what it converges to."""
+    model = copy.deepcopy(config(name)["model"])
+    for mixer in (model[key] for key in model["pattern"]):
+        if "solver" in mixer:
+            mixer["solver"] |= {"tolerance": 0.0, "max_steps": solver_steps or mixer["solver"]["max_steps"]}
+    return build_model(model, config(name)["size"], vocab_size=VOCAB_SIZE, backend="torch")
 
 
-def stirred(name: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+def stirred(name: str, dtype: torch.dtype = torch.float64, *, solver_steps: int | None = None) -> LanguageModel:
     """A model none of whose parameters is at a neutral value, such as a bias of zero, that could hide a mistake."""
-    model = build(name).to(dtype)
+    model = build(name, solver_steps=solver_steps).to(dtype)
     model.reset_parameters(seed=0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -117,7 +123,9 @@ def test_autocast_keeps_the_state_wide(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         first, state = model(tokens[:, :40])
         second, state = model(tokens[:, 40:], state)
-    assert_near(torch.cat([first, second], dim=1).float(), expected, "bfloat16")
+    actual = torch.cat([first, second], dim=1).float()
+    # In the norm: eight bits through a solve can turn a single logit around.
+    assert (actual - expected).norm() < 0.1 * expected.norm()
     dtypes = {value.dtype for block in state for value in block.values()}
     assert dtypes <= {torch.float32, torch.float64, torch.int64}
 
@@ -181,8 +189,11 @@ def uncounted_flops_per_token(model: LanguageModel) -> float:
 @pytest.mark.parametrize("length", [1, 9])
 @torch.no_grad()
 def test_flops_are_those_counted(name: str, length: int) -> None:
-    """Counted token by token, which is the recurrent form; attention by plain products, as its kernel escapes the counter."""
-    model, tokens = stirred(name, torch.float32), draw_tokens(0, length, batch_size=1)
+    """Counted token by token, which is the recurrent form; attention by plain products, as its kernel escapes the counter.
+
+    A solver is stopped at a step that it can't have converged by: what is declared is its maximum.
+    """
+    model, tokens = stirred(name, torch.float32, solver_steps=1), draw_tokens(0, length, batch_size=1)
     state = model.init_state(1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for t in range(length):

@@ -19,9 +19,6 @@ TOLERANCES = {
         1e-8, 1e-9, "sums taken in another order: 1e-16 grows by the length and by the condition of Mesa's solve"
     ),
     "float32": Tolerance(1e-4, 1e-5, "sums taken in another order: 1e-7 a step over about a hundred steps"),
-    "bfloat16": Tolerance(
-        0.1, 0.5, "8 bits a product through every layer, on logits of size 1 to 30: finds wrong types, not errors"
-    ),
 }
 
 
