@@ -1,6 +1,6 @@
 """How many times faster the chunked form of every op trains than an honest loop over time.
 
-    python tests/benchmarks/ops_speed.py [--threads 2] [--repeats 5]
+    python -m tests.benchmarks.ops_speed [--threads 2] [--repeats 5]
 
 Forward and backward at B=4 T=1024 H=4 K=V=64. Both forms take turns in one process, and medians are compared, so what
 else the machine does falls on both.
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import decayed_linear_attention, delta_rule, mlstm
+from models.ops import decayed_linear_attention, delta_rule, mesa, mlstm
+from models.ops.solvers import ConjugateGradients
 
 B, T, H, D = 4, 1024, 4, 64
 
@@ -55,6 +56,10 @@ def draw_mlstm() -> Tensors:
     return {**drawn, "log_beta": log_beta}
 
 
+def draw_mesa() -> Tensors:
+    return {**draw_gated(), "regularizer": torch.ones(H, D)}
+
+
 def matrix_state(form: Callable[..., tuple[Tensor, Tensor]]) -> Run:
     return lambda inputs: list(form(**inputs, state=torch.zeros(B, H, D, D)))
 
@@ -66,6 +71,16 @@ def normalised_state(form: Callable[..., tuple[Tensor, mlstm.MLSTMState]]) -> Ru
 
     return run
 
+
+def two_states(form: Callable[..., tuple[Tensor, mesa.MesaState]]) -> Run:
+    def run(inputs: Tensors) -> list[Tensor]:
+        o, state = form(**inputs, state=mesa.MesaState(torch.zeros(B, H, D, D), torch.zeros(B, H, D, D)))
+        return [o, *state]
+
+    return run
+
+
+TEN_STEPS = ConjugateGradients(max_steps=10, tolerance=0.0, stop="right_hand_side")
 
 OPS = [
     Op(
@@ -88,6 +103,14 @@ OPS = [
         normalised_state(mlstm.recurrent),
         normalised_state(partial(mlstm.chunked, chunk_size=32)),
         None,
+    ),
+    # The loop solves every token by batched `cholesky` and `cholesky_solve`.
+    Op(
+        "mesa, 10 steps",
+        draw_mesa,
+        two_states(mesa.recurrent),
+        two_states(partial(mesa.chunked, solver=TEN_STEPS, chunk_size=32)),
+        12.0,
     ),
 ]
 
