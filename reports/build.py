@@ -141,7 +141,7 @@ def what_was_asked(frames: Frames) -> str:
     n = f"n={seeds.min()}" if seeds.min() == seeds.max() else f"n={seeds.min()} to {seeds.max()}"
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in cells["status"].value_counts().items())
     return (
-        f"{cells['arm'].nunique()} models on {', '.join(sorted(cells['task'].unique()))}, {n} seeds each; "
+        f"{cells['family'].nunique()} models on {', '.join(sorted(cells['task'].unique()))}, {n} seeds each; "
         f"{len(cells)} runs asked for on {frames.request['created'][:16].replace('T', ' ')}: {counts}."
     )
 

@@ -12,7 +12,17 @@ from matplotlib.transforms import offset_copy
 
 from reports.parts import Drawing, Frames, NoData
 from reports.statistics import bootstrap_intervals, t_interval
-from reports.style import arms_in_order, line_style, marker_size, new_figure, plain, shared_legend, style_of, task_label
+from reports.style import (
+    arms_in_order,
+    families_in_order,
+    line_style,
+    marker_size,
+    new_figure,
+    plain,
+    shared_legend,
+    style_of,
+    task_label,
+)
 from suite.metrics import axis_label
 
 RESAMPLES = 2000
@@ -83,6 +93,7 @@ def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
 def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
     """Accuracy against the state that a model carries, mean over seeds with 95 % t intervals where there are several.
 
+    A line joins the arms of one model, from the smallest state to the largest (as in Arora et al., arXiv 2402.18668).
     One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. What a
     window could answer at best stands as a dash at its model; chance is a line.
     """
@@ -94,7 +105,12 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
         axes.set_title(part.replace("_", " ").replace("=", ": "))
     figure.axes[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
     shared_legend(figure)
-    return Drawing(data, figure, ("Models that would hide one another are drawn side by side.",))
+    notes = ["Models that would hide one another are drawn side by side."]
+    by_family = data.groupby("family", sort=False)[["arm", "state_bytes"]].nunique()
+    constant = by_family.index[(by_family["arm"] > 1) & (by_family["state_bytes"] == 1)]
+    if len(constant):
+        notes.append(f"Of one state whatever varies: {', '.join(constant)}.")
+    return Drawing(data, figure, tuple(notes))
 
 
 def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
@@ -109,6 +125,7 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
     known = rows.groupby(["metric", "arm", "slice"])["value"].mean()
     return pd.DataFrame(
         {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0], "seeds": len(group)}
+        | {"family": group["family"].iloc[0]}
         | t_interval(group["value"].to_numpy())._asdict()
         | {"reachable": known.get(("reachable_accuracy", arm, part), np.nan)}
         | {"chance": known.get(("chance", arm, part), np.nan)}
@@ -118,16 +135,16 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
 
 def _state_points(axes: Axes, data: pd.DataFrame) -> None:
     shifts = _side_by_side(data)
-    for arm, model in arms_in_order(data):
-        point, style = data[data["arm"] == arm].iloc[0], style_of(model)
-        moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[arm], units="points")
+    for family, model in families_in_order(data):
+        line, style = data[data["family"] == family].sort_values("state_bytes"), style_of(model)
+        moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points")
         look = {"color": style.color, "transform": moved}
-        if point["seeds"] > 1:
-            axes.plot([point["state_bytes"]] * 2, [point["low"], point["high"]], linewidth=1.1, **look)
-        if point["reachable"] < 1:
-            axes.plot(point["state_bytes"], point["reachable"], "_", markersize=15, markeredgewidth=1.6, **look)
+        axes.vlines(line["state_bytes"], line["low"], line["high"], linewidth=1.1, **look)
+        bounded = line[line["reachable"] < 1]
+        axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **look)
+        axes.plot(line["state_bytes"], line["mean"], linewidth=style.width, linestyle=style.dashes, **look)
         size = 1.35 * marker_size(model)
-        axes.plot(point["state_bytes"], point["mean"], style.marker, markersize=size, label=plain(arm), **look)
+        axes.plot(line["state_bytes"], line["mean"], style.marker, markersize=size, label=plain(family), **look)
     if (data["reachable"] < 1).any():
         axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
     if data["chance"].notna().any():
@@ -140,20 +157,23 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
-    """How far, in points, each arm's marker moves to the right so that those at nearly one place are all seen."""
-    places: list[list[pd.Series]] = []
-    for _, point in data.sort_values(["state_bytes", "mean"]).iterrows():
-        # A third of an octave and a twentieth of the frame's height are about the size of a marker.
-        near = [
-            place
-            for place in places
-            if point["state_bytes"] < 1.26 * place[0]["state_bytes"] and abs(point["mean"] - place[0]["mean"]) < 0.05
-        ]
+    """How far, in points, each family moves to the right so that markers at nearly one place are all seen."""
+    places: list[list[str]] = []
+    points = {family: group[["state_bytes", "mean"]].to_numpy() for family, group in data.groupby("family")}
+    for family, _ in families_in_order(data):
+        near = [place for place in places if _overlap(points[family], points[place[0]])]
         if near:
-            near[0].append(point)
+            near[0].append(family)
         else:
-            places.append([point])
-    return {point["arm"]: 7.0 * (i - (len(place) - 1) / 2) for place in places for i, point in enumerate(place)}
+            places.append([family])
+    return {family: 7.0 * (i - (len(place) - 1) / 2) for place in places for i, family in enumerate(place)}
+
+
+def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
+    """Whether any marker of the one hides one of the other. points, others: (state_bytes, accuracy) [N, 2]."""
+    octaves, heights = np.abs(np.log2(points[:, None, 0] / others[:, 0])), np.abs(points[:, None, 1] - others[:, 1])
+    # A third of an octave and a twentieth of the frame's height are about the size of a marker.
+    return bool(((octaves < 1 / 3) & (heights < 0.05)).any())
 
 
 def bytes_text(size: float, _position: int | None = None) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
+from reports.style import fact_text
 from suite.results import CELL_COLUMNS, load_curves, load_examples, load_request, load_results, load_runs
+
+VARIED = ("head_dim", "lr")
+"""Facts of a run that an experiment varies on purpose; a request that was written before they were has none."""
 
 
 class NoData(ValueError):
@@ -21,9 +26,10 @@ class NoData(ValueError):
 class Frames:
     """Everything one experiment's latest request left in the store.
 
-    cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`
-    and `arm`, the label of what is compared: the model, and whatever else tells two of its runs of a task apart but
-    the seed. results, examples, curves and runs have the column `arm` too.
+    cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`,
+    `arm`, the label of what is compared: the model, and whatever else tells two of its runs of a task apart but the
+    seed; and `family`, the label of the model alone, which all its arms share. results, examples, curves and runs have
+    the columns `arm` and `family` too.
     request: {"experiment", "created", "overrides"}.
     """
 
@@ -71,14 +77,15 @@ def load_frames(root: Path, experiment: str) -> Frames:
     request = load_request(root, experiment)
     if request is None:
         raise ValueError(f"no results under {root} for experiment {experiment!r}")
-    cells = pd.DataFrame(request["cells"], columns=CELL_COLUMNS).drop_duplicates("run_id", ignore_index=True)
-    cells["arm"] = arm_labels(cells)
+    cells = pd.DataFrame(request["cells"], columns=[*CELL_COLUMNS, *VARIED]).drop_duplicates("run_id", ignore_index=True)
+    cells["arm"] = labels(cells, ("model", "size", "data", *VARIED, "group_id"))
+    cells["family"] = labels(cells, ("model",))
     run_ids = set(cells["run_id"])
     runs = load_runs(root, run_ids)
     cells = cells.merge(runs[["run_id", "status", "reason"]], on="run_id", how="left")
     cells = cells.fillna({"status": "missing", "reason": ""})
     results, examples = load_results(root, run_ids), load_examples(root, run_ids)
-    arms = cells[["run_id", "arm"]]
+    arms = cells[["run_id", "arm", "family"]]
     return Frames(
         results=most_thorough(results, ["run_id", "stage", "metric", "split", "slice"]).merge(arms, on="run_id"),
         examples=most_thorough(examples, ["run_id", "stage", "metric", "split", "slice", "example"]).merge(arms, on="run_id"),
@@ -89,13 +96,16 @@ def load_frames(root: Path, experiment: str) -> Frames:
     )
 
 
-def arm_labels(cells: pd.DataFrame) -> pd.Series:
-    """One label a cell: the model's label, with size, data and group added only where they tell two arms apart."""
+def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
+    """One label a cell: the model's label and, in this order, those facts that tell two cells of a task apart.
+
+    A fact is named in every task that has the same value of it: language and recall of one size share a label.
+    """
     label = cells["model_label"].fillna(cells["model"]).astype(str)
-    for column in ("model", "size", "data", "group_id"):
-        value = cells[column].fillna("").astype(str)
+    for fact in facts:
+        value = cells[fact].astype(object).fillna("").map(partial(fact_text, fact))
         varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
-        ambiguous = varies.groupby(label).transform("any") & (value != "")
+        ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
         label = label.where(~ambiguous, label + ", " + value)
     return label
 

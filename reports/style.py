@@ -10,10 +10,13 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+
+from suite.metrics import axis_label
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,16 @@ def in_order(models: Iterable[str]) -> list[str]:
 
 def arms_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """The (arm, model) pairs of a frame, ordered by model and then by label."""
-    pairs = rows[["arm", "model"]].drop_duplicates().itertuples(index=False, name=None)
+    return _labels_in_order(rows, "arm")
+
+
+def families_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    """The (family, model) pairs of a frame in the same order."""
+    return _labels_in_order(rows, "family")
+
+
+def _labels_in_order(rows: pd.DataFrame, column: str) -> list[tuple[str, str]]:
+    pairs = rows[[column, "model"]].drop_duplicates().itertuples(index=False, name=None)
     rank = {model: i for i, model in enumerate(in_order(rows["model"]))}
     return sorted(pairs, key=lambda pair: (rank[pair[1]], pair[0]))
 
@@ -91,6 +103,16 @@ def arms_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
 def task_label(task: str) -> str:
     """A task's name for people: an acronym in capitals, anything else in words."""
     return "MQAR" if task == "mqar" else task.replace("_", " ")
+
+
+def fact_label(name: str) -> str:
+    """A fact of a run for axes and headers; one that is not listed has its metric's label, or its own name."""
+    return {"head_dim": "head size", "lr": "learning rate"}.get(name) or axis_label(name)
+
+
+def fact_text(name: str, value: object) -> str:
+    """A fact of a run within a label: "small", "head size 8", "learning rate 0.004"."""
+    return f"{fact_label(name)} {value:g}" if isinstance(value, Real) else str(value)
 
 
 def marker_size(model: str) -> float:

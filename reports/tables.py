@@ -10,7 +10,7 @@ import pandas as pd
 
 from reports.parts import Cell, Frames, NoData, Table
 from reports.statistics import t_interval
-from reports.style import arms_in_order, task_label
+from reports.style import arms_in_order, fact_label, task_label
 from suite.metrics import METRICS, axis_label
 
 
@@ -18,13 +18,16 @@ from suite.metrics import METRICS, axis_label
 class Column:
     """One column: a metric of a task's runs, from a stage and split; a fact of the run where stage is empty.
 
+    size: of the models; empty for any. slice: as its rows spell it, "num_pairs=8"; empty for the whole split.
     bound: the metric that says how much of this one is within reach, printed beside it; empty for none.
     """
 
     metric: str
     task: str
+    size: str = ""
     stage: str = ""
     split: str = ""
+    slice: str = ""
     bound: str = ""
 
     @property
@@ -42,19 +45,27 @@ def column_of(config: Mapping[str, str]) -> Column:
     return Column(**config)
 
 
+def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:
+    """The rows of the column's task and, where it names one, size."""
+    rows = frame[frame["task"] == column.task]
+    return rows[rows["size"] == column.size] if column.size else rows
+
+
 def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
-    """A metric of the whole split, or a fact, for every run of the column's task that has it; indexed by run_id."""
+    """A metric of the column's slice, or a fact, for every run of the column that has it; indexed by run_id."""
     if not column.stage:
-        runs = frames.runs[frames.runs["task"] == column.task].set_index("run_id")
+        runs = rows_of(frames.runs, column).set_index("run_id")
         return pd.to_numeric(runs[metric], errors="coerce").dropna() if metric in runs else pd.Series(dtype=float)
-    rows = frames.results
-    rows = rows[(rows["task"] == column.task) & (rows["metric"] == metric)]
-    rows = rows[(rows["stage"] == column.stage) & (rows["split"] == column.split)].dropna(subset="value")
-    whole = rows[rows["slice"] == ""].set_index("run_id")["value"]
+    rows = rows_of(frames.results, column)
+    rows = rows[(rows["metric"] == metric) & (rows["stage"] == column.stage) & (rows["split"] == column.split)]
+    rows = rows.dropna(subset="value")
+    asked = rows[rows["slice"] == column.slice].set_index("run_id")["value"]
+    if column.slice:
+        return asked
     # References may come by slice alone; the whole split's is their mean over examples.
-    sliced = rows[~rows["run_id"].isin(whole.index)]
+    sliced = rows[~rows["run_id"].isin(asked.index)]
     sums = sliced.assign(value=sliced["value"] * sliced["count"]).groupby("run_id")[["value", "count"]].sum()
-    return pd.concat([whole, sums["value"] / sums["count"]])
+    return pd.concat([asked, sums["value"] / sums["count"]])
 
 
 def outcomes(statuses: pd.Series) -> str:
@@ -66,18 +77,19 @@ def outcomes(statuses: pd.Series) -> str:
 
 
 def summarise(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row an arm that was asked for the column's task: mean, half_width, n, asked, bound, and what became of the rest."""
+    """One row an arm that was asked for the column: mean, half_width, n, asked, bound, and what became of the rest."""
     values, bounds = per_run(frames, column, column.metric), pd.Series(dtype=float)
     if column.bound:
         bounds = per_run(frames, column, column.bound)
     rows = []
-    for arm, cells in frames.cells[frames.cells["task"] == column.task].groupby("arm", sort=False):
+    for arm, cells in rows_of(frames.cells, column).groupby("arm", sort=False):
         has_value = cells["run_id"].isin(values.index)
         found = values.reindex(cells.loc[has_value, "run_id"]).to_numpy()
         interval = t_interval(found)
         rows.append(
             {
                 "arm": arm,
+                "family": cells["family"].iloc[0],
                 "model": cells["model"].iloc[0],
                 "task": column.task,
                 "metric": column.metric,
@@ -134,8 +146,10 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
         raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")
     summaries = [summarise(frames, column) for column in wanted]
     rows = []
-    for arm, _ in arms_in_order(frames.cells):
-        asked = frames.cells[frames.cells["arm"] == arm].groupby("task").size()
+    run_ids = pd.concat([rows_of(frames.cells, column)["run_id"] for column in wanted])
+    cells = frames.cells[frames.cells["run_id"].isin(run_ids)]
+    for arm, _ in arms_in_order(cells):
+        asked = cells[cells["arm"] == arm].groupby("task").size()
         row = [Cell(arm)]
         for column, summary in zip(wanted, summaries, strict=True):
             own = summary[summary["arm"] == arm]
@@ -145,7 +159,7 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
     reference_rows, references = _reference_rows(frames, wanted, floors)
     data = pd.concat([*summaries, references], ignore_index=True)
     header = ("model", *(column.title for column in wanted), "seeds")
-    notes = _notes(frames.cells)
+    notes = notes_on(cells)
     if data["bound"].lt(1).any():
         notes.append("≤ is the most that a model can reach that sees no further back than its window.")
     return Table(data, header, (*rows, *reference_rows), tuple(notes))
@@ -169,7 +183,7 @@ def _reference_rows(
     return rows, pd.DataFrame(tidy)
 
 
-def _notes(cells: pd.DataFrame) -> list[str]:
+def notes_on(cells: pd.DataFrame) -> list[str]:
     """What was asked and what became of it, and the runs that did not finish, by name."""
     counts = cells["status"].str.replace("_", " ").value_counts()
     notes = [f"{len(cells)} runs asked for: {', '.join(f'{count} {status}' for status, count in counts.items())}."]
@@ -193,7 +207,7 @@ def settings(frames: Frames, *, facts: Sequence[str]) -> Table:
         texts = [_values_text(runs[fact].dropna().unique()) for fact in present]
         rows.append((Cell(str(task)), *(Cell(text) for text in texts)))
         tidy.append({"task": task} | dict(zip(present, texts, strict=True)))
-    return Table(pd.DataFrame(tidy), ("task", *(axis_label(fact) for fact in present)), tuple(rows))
+    return Table(pd.DataFrame(tidy), ("task", *(fact_label(fact) for fact in present)), tuple(rows))
 
 
 def _values_text(values: np.ndarray) -> str:

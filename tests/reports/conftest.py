@@ -17,11 +17,23 @@ class Store:
         self.root = root
         self.cells: list[dict[str, Any]] = []
 
-    def ask(self, model: str, task: str, *, seed: int = 0, label: str | None = None, size: str = "tiny", group: str = "") -> str:
-        """Asks for a run without making it: a missing cell. Returns its run_id."""
-        group_id = f"{model}-{size}-{task}{group}"
+    def ask(
+        self,
+        model: str,
+        task: str,
+        *,
+        seed: int = 0,
+        label: str | None = None,
+        size: str = "tiny",
+        group: str = "",
+        varied: Mapping[str, float] | None = None,
+    ) -> str:
+        """Asks for a run without making it: a missing cell. varied: its head_dim or lr. Returns its run_id."""
+        varied = dict(varied or {})
+        group_id = "-".join([f"{model}-{size}-{task}{group}", *map(str, varied.values())])
         cell = {"run_id": f"{group_id}-{seed}", "group_id": group_id, "model": model, "model_label": label or model.upper()}
-        self.cells.append(cell | {"size": size, "task": task, "data": "stdlib" if task == "language" else None, "seed": seed})
+        cell |= {"size": size, "task": task, "data": "stdlib" if task == "language" else None, "seed": seed}
+        self.cells.append(cell | varied)
         return cell["run_id"]
 
     def run(

@@ -61,12 +61,12 @@ def test_position_difference_needs_its_baseline(store) -> None:
         figures.nll_difference_by_position(frames(store), **POSITION)
 
 
-def add_recall(store, model: str, state: int, accuracies: dict[int, float], *, seed: int = 0) -> None:
+def add_recall(store, model: str, state: int, accuracies: dict[int, float], **cell) -> None:
     rows = [store.row("accuracy", value, "test", num_pairs=pairs) for pairs, value in accuracies.items()]
     rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs) for pairs in accuracies]
     rows += [store.row("accuracy", float(np.mean(list(accuracies.values()))), "test")]
     curve = [(step, 3.0 - step / 50) for step in range(1, 101)]
-    store.run(model, "mqar", seed=seed, stages={"test": rows}, facts={"state_bytes": state}, curve=curve)
+    store.run(model, "mqar", stages={"test": rows}, facts={"state_bytes": state}, curve=curve, **cell)
 
 
 def test_accuracy_stands_at_the_state_with_chance(store) -> None:
@@ -105,6 +105,29 @@ def test_markers_at_one_place_are_drawn_side_by_side(store) -> None:
     shifts = figures._side_by_side(data)
     assert sorted(shifts[arm] for arm in ("MESANET", "GLA", "HAWK")) == [-7.0, 0.0, 7.0]
     assert shifts["MAMBA2"] == 0
+
+
+def test_the_head_sizes_of_a_model_are_one_line_in_the_order_of_their_state(store) -> None:
+    for head_dim, state, accuracy in ((16, 4096, 0.9), (4, 256, 0.1), (8, 1024, 0.5)):
+        for seed in (0, 1):
+            add_recall(store, "mesanet", state, {4: accuracy}, seed=seed, varied={"head_dim": head_dim})
+    add_recall(store, "gla", 256, {4: 0.11}, varied={"head_dim": 4})
+    drawing = figures.accuracy_against_state(frames(store), **STATE)
+    (axes,) = drawing.figure.axes
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["GLA", "MESANET", "chance"]
+    joined = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
+    assert [list(line.get_ydata()) for line in joined] == [pytest.approx([0.1, 0.5, 0.9])]
+    assert set(drawing.data["seeds"]) == {1, 2}
+    # Where one of its markers would hide another's, the whole line moves.
+    assert figures._side_by_side(drawing.data) == {"GLA": -3.5, "MESANET": 3.5}
+
+
+def test_a_state_that_does_not_depend_on_the_head_size_is_named(store) -> None:
+    for head_dim in (4, 8):
+        add_recall(store, "hawk", 2560, {4: 0.5}, varied={"head_dim": head_dim})
+        add_recall(store, "gla", 128 * head_dim, {4: 0.5}, varied={"head_dim": head_dim})
+    add_recall(store, "mamba2", 1024, {4: 0.5}, varied={"head_dim": 4})
+    assert figures.accuracy_against_state(frames(store), **STATE).notes[1:] == ("Of one state whatever varies: HAWK.",)
 
 
 @pytest.mark.parametrize(("size", "text"), [(512, "512"), (1024, "1K"), (16384, "16K"), (3 * 2**20, "3M")])

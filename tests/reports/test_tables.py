@@ -118,6 +118,28 @@ def test_rows_stand_in_one_order_whatever_was_asked_first(store) -> None:
     assert [row[0].text for row in made(store).rows][:6] == ["TRANSFORMER", "SWA4", "SWA64", "GLA", "MESANET", "ZETA"]
 
 
+def test_runs_of_other_tasks_are_not_in_it(store) -> None:
+    language(store, "mesanet", 2.0)
+    store.run("mesanet", "mqar", stages={}, status="diverged", varied={"head_dim": 4})
+    recall(store, "gla", 0.5, varied={"head_dim": 8})
+    store.request()
+    table = comparison(load_frames(store.root, "quick"), columns=COLUMNS[:2], floors={})
+    assert list(texts(table)) == ["MESANET"]
+    assert table.notes[0] == "1 runs asked for: 1 done."
+
+
+def test_a_column_may_be_of_one_size_and_one_slice(store) -> None:
+    for size, accuracy in (("tiny", 0.5), ("small", 0.7)):
+        rows = [store.row("accuracy", accuracy + pairs / 100, "test", num_pairs=pairs) for pairs in (4, 8)]
+        store.run("mesanet", "mqar", size=size, stages={"test": rows})
+    # The whole split is no stand-in for a slice, nor another slice.
+    store.run("gla", "mqar", size="small", stages={"test": [store.row("accuracy", 0.9, "test"), rows[0]]})
+    store.request()
+    column = COLUMNS[2] | {"size": "small", "slice": "num_pairs=8"}
+    table = comparison(load_frames(store.root, "quick"), columns=[column], floors={})
+    assert texts(table) == {"GLA": ["not measured", "n=1"], "MESANET, small": ["0.780", "n=1"]}
+
+
 @pytest.mark.parametrize(
     "column", [{"metric": "bits_per_bite", "task": "language"}, {"metric": "nll"}, {"metric": "nll", "task": "mqar", "x": "y"}]
 )

@@ -1,0 +1,123 @@
+"""How a score moves with one fact that an experiment varies, the learning rate or the size of a head: table and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
+from reports.style import (
+    fact_label,
+    fact_text,
+    families_in_order,
+    line_style,
+    marker_size,
+    new_figure,
+    plain,
+    shared_legend,
+    style_of,
+    task_label,
+)
+from reports.tables import Column, column_of, marks, notes_on, rows_of, summarise, value_cell
+from suite.metrics import METRICS, axis_label
+
+
+def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -> Table:
+    """Model x value of the fact, the mean over seeds in every cell, best and second best marked.
+
+    column: the fields of `Column`. fact: of VARIED. best: "model" compares the models at one value, "fact" the values
+    of one model.
+    """
+    if best not in ("model", "fact"):
+        raise ValueError(f"best {best!r} is not one of model, fact")
+    wanted = column_of(column)
+    summary = by_fact(frames, wanted, fact)
+    if summary.empty:
+        raise NoData(f"no run of {_title(wanted)} was asked for")
+    marked = marked_within(summary, wanted.metric, fact if best == "model" else "family")
+    values = sorted(summary[fact].unique())
+    rows = []
+    for family, _ in families_in_order(summary):
+        own = {row[fact]: row for row in summary[summary["family"] == family].to_dict("records")}
+        cells = (value_cell(own[v], marked.get(own[v]["arm"], "")) if v in own else Cell("not asked") for v in values)
+        rows.append((Cell(family), *cells))
+    header = ("model", *(fact_text(fact, value) for value in values))
+    return Table(summary, header, tuple(rows), tuple(notes_on(rows_of(frames.cells, wanted))))
+
+
+def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
+    """`summarise` with the value of the fact: one row a model and value. A run that has no such fact is left out.
+
+    Raises ValueError for a fact that is not of VARIED, NoData where a model has two arms at one value.
+    """
+    if fact not in VARIED:
+        raise ValueError(f"fact {fact!r} is not one of {', '.join(VARIED)}")
+    cells = rows_of(frames.cells, column)
+    values = pd.to_numeric(cells.drop_duplicates("arm").set_index("arm")[fact], errors="coerce").dropna()
+    if values.empty:
+        return pd.DataFrame(columns=["arm", "family", fact])
+    summary = summarise(frames, column).merge(values.reset_index(), on="arm")
+    twice = summary[summary.duplicated(["family", fact])]
+    if len(twice):
+        raise NoData(f"more than one {twice['family'].iloc[0]} at {fact_text(fact, twice[fact].iloc[0])}: which is meant?")
+    return summary
+
+
+def marked_within(summary: pd.DataFrame, metric: str, column: str) -> dict[str, str]:
+    """`marks` among the arms that agree in this column."""
+    marked: dict[str, str] = {}
+    for _, compared in summary.groupby(column):
+        marked |= marks(compared, metric)
+    return marked
+
+
+def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -> Drawing:
+    """The score against the fact, one panel a column, one line a model, 95 % t intervals where there are several seeds.
+
+    A model's best is filled. A diverged run has no score: it is a cross at the frame's worse edge and a gap in its line.
+    columns: the fields of `Column`; one that was not asked for has no panel.
+    """
+    wanted = [column_of(column) for column in columns]
+    panels = [(column, table) for column in wanted if len(table := by_fact(frames, column, fact))]
+    if not panels:
+        raise NoData(f"no run of {', '.join(map(_title, wanted))} was asked for")
+    figure = new_figure(1.8 + 3.4 * len(panels), 4.2)
+    for axes, (column, table) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _panel(axes, table, column, fact)
+    shared_legend(figure)
+    data = pd.concat([table.assign(size=column.size) for column, table in panels], ignore_index=True)
+    diverged = data["without"].str.contains("diverged").any()
+    return Drawing(data, figure, ("A cross at the frame's edge is a run that diverged.",) if diverged else ())
+
+
+def _title(column: Column) -> str:
+    return ", ".join(filter(None, (task_label(column.task), column.size)))
+
+
+def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
+    marked = marked_within(table, column.metric, "family")
+    for family, model in families_in_order(table):
+        line, style = table[table["family"] == family].sort_values(fact), style_of(model)
+        size = 0.9 * marker_size(model)
+        axes.errorbar(line[fact], line["mean"], line["half_width"], elinewidth=1.1, **line_style(model))
+        look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
+        axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
+        best = line[line["arm"].map(marked).eq("best")]
+        axes.plot(best[fact], best["mean"], label=plain(family), **look)
+    _crosses(axes, table[table["without"].str.contains("diverged")], fact, at_top=METRICS[column.metric].better == "lower")
+    axes.set_xscale("log")
+    values = sorted(table[fact].unique())
+    axes.set_xticks(values, labels=[f"{value:g}" for value in values])
+    axes.minorticks_off()
+    axes.set(title=_title(column), xlabel=fact_label(fact), ylabel=axis_label(column.metric))
+
+
+def _crosses(axes: Axes, diverged: pd.DataFrame, fact: str, *, at_top: bool) -> None:
+    """Crosses at the frame's top or bottom, those at one value of the fact in a column."""
+    for value, group in diverged.groupby(fact):
+        for i, (_, model) in enumerate(families_in_order(group)):
+            height = 0.035 * (i + 0.5)
+            y = 1 - height if at_top else height
+            axes.plot(value, y, "x", color=style_of(model).color, markersize=6, transform=axes.get_xaxis_transform())
