@@ -147,6 +147,17 @@ class LanguageModel(nn.Module):
         blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)
         return blocks + 2.0 * self.embedding.weight.numel()
 
+    @torch.no_grad()
+    def measured_flops_per_token(self, tokens: Tensor, *, starts: Tensor | None = None) -> float:
+        """The same for these very tokens [B, T]: less where a solver stops early."""
+        x, saved = self.embedding(tokens) * math.sqrt(self.d_model), 0.0
+        for block in self.blocks:
+            mixed = block.mixer_norm(x)
+            declared = block.mixer.forward_flops_per_token(tokens.shape[1])
+            saved += declared - block.mixer.measured_flops_per_token(mixed, starts=starts)
+            x, _ = block(x, None, starts=starts)
+        return self.forward_flops_per_token(tokens.shape[1]) - saved
+
     @property
     def reach(self) -> int | None:
         """How many earlier tokens a logit can depend on, over all blocks; None when there is no bound."""

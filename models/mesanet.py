@@ -23,7 +23,7 @@ from models.ops.solvers import build_solver
 class Mesa(LinearRNN):
     """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E).
 
-    forget_cap: b in gamma (1 - (1 - b) beta^2), in [0, 1], or None for no cap; it bounds H where one key repeats.
+    forget_cap: b in gamma (1 - (1 - b) beta^2), in (0, 1], or None for no cap; it bounds H where one key repeats.
     regularizer_floor: the least a Lambda can become, >= 0; regularizer_init: every Lambda at the start, above the floor.
     solver: its `name` and settings, see models/ops/solvers.py.
     The other arguments are those of LinearRNN. Raises ValueError for values outside these ranges.
@@ -61,8 +61,8 @@ class Mesa(LinearRNN):
             norm_eps=norm_eps,
             chunk_size=chunk_size,
         )
-        if forget_cap is not None and not 0.0 <= forget_cap <= 1.0:
-            raise ValueError(f"forget_cap is {forget_cap}, permitted are null and numbers from 0 to 1")
+        if forget_cap is not None and not 0.0 < forget_cap <= 1.0:
+            raise ValueError(f"forget_cap is {forget_cap}, permitted are null and numbers above 0, up to 1")
         if not 0.0 <= regularizer_floor < regularizer_init:
             raise ValueError(
                 f"regularizer_floor is {regularizer_floor} and regularizer_init {regularizer_init}, "
@@ -117,9 +117,10 @@ class Mesa(LinearRNN):
         writes_and_read = 2.0 * self.key_dim * (self.key_dim + 2 * self.value_dim)
         return self.num_heads * (writes_and_read + self.solver.flops(self.key_dim))
 
-    def flops_saved_per_token(self, mean_steps: float) -> float:
-        """What `forward_flops_per_token` overstates if the solver stopped early: after mean_steps, the mean of `trace`."""
-        return self.num_heads * (self.solver.flops(self.key_dim) - self.solver.flops(self.key_dim, mean_steps))
+    def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
+        mean_steps = self.trace(x, starts=starts).steps.double().mean().item()
+        saved = self.solver.flops(self.key_dim) - self.solver.flops(self.key_dim, mean_steps)
+        return self.forward_flops_per_token(x.shape[1]) - self.num_heads * saved
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)

@@ -45,6 +45,10 @@ class SequenceMixer(nn.Module, ABC):
         A multiply-add counts as two; norms, activations and gates applied elementwise are not counted.
         """
 
+    def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
+        """The same for this very input [B, T, d_model]: less where a solver stops early."""
+        return self.forward_flops_per_token(x.shape[1])
+
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import signal
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,8 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(USAGE, end="")
         return OK if arguments else WRONG
     verb, rest = arguments[0], arguments[1:]
-    # A scheduler ends a job with SIGTERM: what holds for Ctrl-C holds for it.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
@@ -92,11 +90,9 @@ def list_names(arguments: Sequence[str]) -> int:
     if names[0] == "runs":
         from suite.results import load_runs
 
-        root = Path(compose_config(overrides).paths.results)
-        if not (root / "runs").is_dir():
-            return OK
-        for row in load_runs(root).itertuples():
-            print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
+        with contextlib.suppress(ValueError):  # an empty store has nothing to list
+            for row in load_runs(Path(compose_config(overrides).paths.results)).itertuples():
+                print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
         return OK
     print("\n".join(options(kinds[names[0]])))
     return OK
@@ -118,9 +114,13 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides."""
+    """Names and overrides, of which only paths have a meaning here."""
     names = [argument for argument in arguments if "=" not in argument]
-    return names, [argument for argument in arguments if "=" in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    for override in overrides:
+        if not override.startswith("paths."):
+            raise RequestError(f"{override!r} has no meaning here, permitted are paths.results and paths.reports")
+    return names, overrides
 
 
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -12,7 +12,7 @@ import torch
 from models.backbone import LanguageModel
 from suite.identity import canonical_json, digest
 from suite.request import RequestError
-from suite.scoring import score_split
+from suite.scoring import score_split, to_device
 from tasks.language import Language
 from tasks.task import Measurement, Task
 
@@ -33,25 +33,28 @@ class Evaluation:
         return f"{self.name}-{digest(self.settings, 8)}.json"
 
 
-NAMES = ("position", "test", "lm_eval")
+NAMES = ("cost", "position", "test", "lm_eval")
+
+# Validation examples on which the cost of a solver that stops early is measured.
+COST_EXAMPLES = 16
 
 
 def planned_evaluations(config: Mapping[str, Any], task: Task) -> tuple[Evaluation, ...]:
     """The stages that an `eval` configuration asks for and that apply to the task.
 
-    `position` and `lm_eval` apply to language, `test` to a task with a test split. lm_eval is one stage a benchmark, so
-    that adding another one later repeats nothing. Raises RequestError for a stage or benchmark that is unknown.
+    `cost` applies to all, `position` and `lm_eval` to language, `test` to a task with a test split. lm_eval is one stage
+    a name in eval.tasks, so that adding another one later repeats nothing.
+    Raises RequestError for a stage or benchmark that is unknown.
     """
-    for name in config["stages"]:
+    asked = config["stages"] or ()
+    for name in asked:
         if name not in NAMES:
             raise RequestError(f"eval.stages has {name!r}, permitted are {', '.join(NAMES)}")
-    stages = []
-    if "position" in config["stages"] and isinstance(task, Language):
-        stages.append(_stage("position", {"task_version": task.version}, {}))
-    if "test" in config["stages"] and "test" in task.splits:
-        stages.append(_stage("test", {"task_version": task.version}, {}))
-    if "lm_eval" in config["stages"] and isinstance(task, Language):
-        stages += _lm_eval_stages(config, task)
+    applies = {"cost": True, "position": isinstance(task, Language), "test": "test" in task.splits}
+    settings = {"task_version": task.version}
+    stages = [_stage(name, settings, {}) for name in applies if name in asked and applies[name]]
+    if "lm_eval" in asked and isinstance(task, Language):
+        stages += _lm_eval_stages(config)
     return tuple(stages)
 
 
@@ -59,11 +62,11 @@ def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -
     return Evaluation(name, canonical_json(settings), canonical_json(options))
 
 
-def _lm_eval_stages(config: Mapping[str, Any], task: Language) -> list[Evaluation]:
+def _lm_eval_stages(config: Mapping[str, Any]) -> list[Evaluation]:
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
     from suite.lm_eval import task_versions
 
-    versions = task_versions(config["tasks"], config["include_path"])
+    versions = task_versions(config["tasks"] or "", config["include_path"])
     options = {"include_path": config["include_path"], "batch_size": config["batch_size"]}
     shared = {key: config[key] for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
     return [_stage("lm_eval", {"tasks": name, "version": version, **shared}, options) for name, version in versions.items()]
@@ -74,6 +77,11 @@ def evaluate(
 ) -> Sequence[Measurement]:
     """Runs one stage on a trained model that stands on `device` in evaluation mode."""
     settings, options = json.loads(evaluation.settings), json.loads(evaluation.options)
+    if evaluation.name == "cost":
+        count = min(COST_EXAMPLES, task.num_examples("validation"))
+        batch = to_device(task.batch("validation", range(count)), device)
+        flops = model.measured_flops_per_token(batch.tokens, starts=batch.starts)
+        return [Measurement("measured_flops_per_token", flops, "validation", {}, count * task.seq_len)]
     if evaluation.name == "position":
         scored = score_split(model, task, "validation", batch_size=batch_size, device=device)
         return task.measure_positions("validation", scored)

@@ -40,7 +40,20 @@ def missing_stages(run: Run, directory: RunDirectory) -> list[Evaluation | None]
     return [stage for stage in (None, *run.evaluations) if not directory.stage_file(stage).exists()]
 
 
+def is_done(run: Run, directory: RunDirectory) -> bool:
+    """Whether nothing is missing and the status says so."""
+    return not missing_stages(run, directory) and directory.status()["status"] == "done"
+
+
+def settle_status(directory: RunDirectory) -> None:
+    """Corrects the status of a run of which nothing is missing, and tidies what a kill after its last stage left."""
+    if directory.status()["status"] != "done":
+        directory.write_status("done")
+    remove_checkpoints(directory.checkpoints)
+
+
 def select_device(name: str) -> torch.device:
+    """The device that `compute.device` names; auto is a GPU where there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
@@ -78,11 +91,12 @@ def execute(run: Run, results: Path, listener: Listener, *, since: float) -> Non
     since: when the command began; what has failed after that is not tried again.
     """
     directory = RunDirectory(results, run.run_id)
-    if not missing_stages(run, directory):
-        listener(Event(run.run_id, run.title, "skipped", "is done already"))
-        return
     directory.begin(run)
     with directory.lock:
+        if not missing_stages(run, directory):
+            settle_status(directory)
+            listener(Event(run.run_id, run.title, "skipped", "is done already"))
+            return
         status = directory.status()
         # What has diverged would diverge again.
         if status["status"] == "diverged" or (status["status"] in FAILED and status["time"] >= since):

@@ -89,14 +89,12 @@ class RunLock:
             yield
 
     def _read(self) -> dict | None:
-        """The holder; None without a lock. A file that a crash left empty names nobody."""
+        """The holder; None without a lock, or with one that a crash tore while it was written under the guard."""
         try:
             holder = json.loads(self.path.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return None
-        except json.JSONDecodeError:
-            return {}
-        return holder if isinstance(holder, dict) else {}
+        return holder if isinstance(holder, dict) else None
 
     def _lives(self, holder: dict) -> bool:
         pid = holder.get("pid")

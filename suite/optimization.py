@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.rglru import BlockDiagonalLinear
+
 
 def build_optimizer(model: nn.Module, train: Mapping[str, Any]) -> torch.optim.AdamW:
     """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda."""
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train["weight_decay"]},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},

@@ -6,6 +6,7 @@ command as between two.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -14,10 +15,12 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from suite.execute import Listener, execute_all, select_device
 from suite.plan import Run
+from suite.signals import stop_once
 
 PR_SET_PDEATHSIG = 1
 
@@ -46,22 +49,25 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> N
     for worker in workers:
         worker.start()
     try:
-        while any(worker.is_alive() for worker in workers) or not events.empty():
-            try:
-                listener(events.get(timeout=0.2))
-            except queue.Empty:
-                continue
-    finally:
+        _listen(workers, events, listener)
+    except KeyboardInterrupt:
         for worker in workers:
-            if worker.is_alive():
-                os.kill(worker.pid, signal.SIGINT)
-        for worker in workers:
-            worker.join()
+            worker.terminate()
+        # A worker ends only when what it has said is read.
+        _listen(workers, events, listener)
+        raise
+
+
+def _listen(workers: Sequence[BaseProcess], events: multiprocessing.Queue, listener: Listener) -> None:
+    """Passes the workers' events on until the last of them has ended."""
+    while any(worker.is_alive() for worker in workers) or not events.empty():
+        with contextlib.suppress(queue.Empty):
+            listener(events.get(timeout=0.2))
 
 
 def _worker(index: int, parent: int, runs: Sequence[Run], results: Path, since: float, events: multiprocessing.Queue) -> None:
+    stop_once()
     _die_with(parent)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(index)
     try:
         execute_all(runs, results, events.put, since=since)

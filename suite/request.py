@@ -45,6 +45,9 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     except OverrideParseException as error:
         raise RequestError(f"{error.override!r} is not of the form key=value") from error
     for override in overrides:
+        new = override.type == OverrideType.ADD and override.key_or_group.startswith("model.")
+        if override.type != OverrideType.CHANGE and not new:
+            raise RequestError(f"{override.input_line!r} is not of the form key=value; + adds keys of a model alone")
         if override.key_or_group in groups():
             for choice in values(override):
                 if choice not in options(override.key_or_group):
@@ -120,15 +123,21 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
     takes the place of the listed ones. Hydra's own keys (hydra/...) are left out.
     """
     overrides = [override for override in parse(arguments) if not is_hydra(override)]
-    typed = {override.input_line.partition("=")[0]: values(override) for override in overrides}
+    typed: dict[str, list[str]] = {}
+    for override in overrides:
+        key = override.input_line.partition("=")[0]
+        if key in typed:
+            raise RequestError(f"{key} is given twice; several values are a list, {key}=A,B")
+        typed[key] = values(override)
     if not typed.get("experiment"):
         return _product(typed)
-    cells = []
-    for experiment in typed.pop("experiment"):
-        fixed = {key: listed for key, listed in typed.items()}
-        base = compose_config([f"experiment={experiment}", *(f"{key}={listed[0]}" for key, listed in fixed.items())])
-        for entry in _entries(base, fixed):
-            cells += _product({"experiment": [experiment], **entry})
+    experiments = typed.pop("experiment")
+    cells = [
+        cell
+        for experiment in experiments
+        for entry in _entries(experiment, typed)
+        for cell in _product({"experiment": [experiment], **entry})
+    ]
     return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
 
@@ -136,9 +145,9 @@ def is_hydra(override: Override) -> bool:
     return override.key_or_group.split("/")[0].split(".")[0] == "hydra"
 
 
-def _entries(base: DictConfig, typed: dict[str, list[str]]) -> list[dict[str, list[str]]]:
+def _entries(experiment: str, typed: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     """The grid's entries, each an axis name to its values, after the typed overrides have narrowed them."""
-    grid = OmegaConf.to_container(base.experiment.grid)
+    grid = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").experiment.grid)
     entries = [
         {key: [_text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
     ]

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from models.backbone import LanguageModel
 from suite.checkpoint import load_final
 from suite.cost import Cost
+from suite.identity import group_id, identity, run_id
 from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
 from suite.store import RunDirectory
@@ -19,19 +22,33 @@ from suite.train import new_model
 from tasks.task import Task
 
 
-def saved_run(results: Path, run_id: str) -> Run:
-    """A run from its folder, with no evaluations. Raises RequestError for one that is not there or not trained."""
+def saved_run(results: Path, beginning: str) -> Run:
+    """A run from the beginning of its id, with no evaluations.
+
+    Raises RequestError for one that is not there, not trained or not readable.
+    """
     known = trained_ids(results)
-    matching = [name for name in known if name.startswith(run_id)]
-    if len(matching) != 1 or not re.fullmatch(r"[0-9a-f]{1,12}", run_id):
-        raise unknown("run", run_id, known)
-    folder = RunDirectory(results, matching[0]).path
+    matching = [name for name in known if beginning and name.startswith(beginning)]
+    if len(matching) != 1:
+        raise unknown("run", beginning, known)
+    try:
+        return _read(RunDirectory(results, matching[0]).path)
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise RequestError(f"run {matching[0]} can't be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+
+
+def _read(folder: Path) -> Run:
+    """Raises ValueError where what the folder says of itself does not agree with its name."""
+    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     whole = json.loads((folder / "run.json").read_text())
     facts = whole["facts"]
+    named = identity(config, data_fingerprint=facts["data_fingerprint"])
+    if run_id(named) != folder.name:
+        raise ValueError("its configuration belongs to a run of another name")
     return Run(
-        config=OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")),
-        run_id=matching[0],
-        group_id=whole["group_id"],
+        config=config,
+        run_id=folder.name,
+        group_id=group_id(named),
         data_fingerprint=facts["data_fingerprint"],
         vocab_size=facts["vocab_size"],
         cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
@@ -48,7 +65,8 @@ def saved_runs(results: Path) -> list[Run]:
 
 
 def trained_ids(results: Path) -> list[str]:
-    return sorted(path.parent.name for path in (results / "runs").glob("*/train.json"))
+    folders = (path.parent.name for path in (results / "runs").glob("*/train.json"))
+    return sorted(name for name in folders if re.fullmatch(r"[0-9a-f]{12}", name))
 
 
 def saved_task(run: Run) -> Task:
@@ -59,12 +77,12 @@ def saved_task(run: Run) -> Task:
     return task
 
 
-def load_model(run_id: str, results: str | Path = "results", device: str = "cpu") -> LanguageModel:
+def load_model(beginning: str, results: str | Path = "results", device: str = "cpu") -> LanguageModel:
     """The trained model of a run (or of the beginning of its id), in evaluation mode.
 
     Raises RequestError, a ValueError, for a run that is not there or not trained.
     """
-    run = saved_run(Path(results), run_id)
+    run = saved_run(Path(results), beginning)
     model = new_model(run, torch.device(device))
     load_final(RunDirectory(Path(results), run.run_id).checkpoints, model)
     return model.eval()

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from suite.evaluations import planned_evaluations
-from suite.execute import FAILED, missing_stages
+from suite.execute import FAILED, is_done, missing_stages
 from suite.identity import digest
 from suite.launch import launcher_of
 from suite.plan import Run, plan
@@ -29,7 +30,7 @@ def sweep(arguments: Sequence[str]) -> int:
     """Makes every run of a request; returns the exit status."""
     runs = plan(arguments)
     launch = launcher_of(arguments)
-    results = Path(runs[0].config["paths"]["results"])
+    results = results_folder(runs[0].config["paths"]["results"])
     write_request(runs, results, arguments)
     if launch is not None:
         launch(expand(arguments))
@@ -46,13 +47,22 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     asked = [compose_config(cell) for cell in _evaluation_cells(cells)]
     results = Path(asked[0].paths.results)
     finished = saved_runs(results) if named[0] == "all" else [saved_run(results, run_id) for run_id in named[0].split(",")]
-    runs = []
-    for run in finished:
-        task = saved_task(run)
-        evaluations = [evaluation for config in asked for evaluation in planned_evaluations(config["eval"], task)]
-        config = {**run.config, "compute": OmegaConf.to_container(asked[0].compute)}
-        runs.append(replace(run, config=config, evaluations=tuple(dict.fromkeys(evaluations))))
+    try:
+        runs = [_with_evaluations(run, asked) for run in finished]
+    except ValueError as error:
+        raise RequestError(str(error)) from error
     return _work_off(runs, results)
+
+
+def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
+    """A saved run with the evaluations asked for; where things lie and how they are computed is this command's to say."""
+    config = {**run.config, "compute": OmegaConf.to_container(asked[0].compute)}
+    if "data" in config["task"]:
+        config["task"] = {**config["task"], "data": {**config["task"]["data"], "cache": asked[0].paths.cache}}
+    here = replace(run, config=config)
+    task = saved_task(here)
+    evaluations = [evaluation for each in asked for evaluation in planned_evaluations(each["eval"], task)]
+    return replace(here, evaluations=tuple(dict.fromkeys(evaluations)))
 
 
 def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
@@ -65,7 +75,7 @@ def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
 
 
 def _work_off(runs: Sequence[Run], results: Path) -> int:
-    left = [run for run in runs if missing_stages(run, RunDirectory(results, run.run_id))]
+    left = [run for run in runs if not is_done(run, RunDirectory(results, run.run_id))]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
     if left:
         display = ProgressDisplay(len(left))
@@ -93,6 +103,18 @@ def _summary(runs: Sequence[Run], results: Path) -> int:
         name = status["status"] if status["status"] in FAILED else "interrupted"
         print(f"{run.run_id}  {run.title}: {name}, {reason}", file=sys.stderr)
     return FAILURE if failed else SUCCESS
+
+
+def results_folder(path: str) -> Path:
+    """The store of a request, made where it is missing. Raises RequestError for a place that can't be written."""
+    results = Path(path)
+    try:
+        (results / "runs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"paths.results={path} can't be written: {error.strerror}") from error
+    if not os.access(results / "runs", os.W_OK):
+        raise RequestError(f"paths.results={path} can't be written")
+    return results
 
 
 def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) -> None:

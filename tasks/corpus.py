@@ -12,6 +12,7 @@ import os
 import re
 import sysconfig
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,14 +195,16 @@ def split_documents(documents: Sequence[str], validation_fraction: float) -> dic
     if not 0 < validation_fraction < 1:
         raise ValueError(f"data.validation_fraction={validation_fraction} must be above 0 and below 1")
     budget = round(validation_fraction * sum(map(len, documents)))
-    heads = list(documents)
-    for i in sorted(range(len(documents)), key=lambda i: hashlib.sha256(documents[i].encode()).digest()):
+    # Copies of a document share its fate, or one would be trained on and the other held out.
+    copies, heads = Counter(documents), {document: document for document in documents}
+    for document in sorted(copies, key=lambda document: hashlib.sha256(document.encode()).digest()):
         if budget <= 0:
             break
-        heads[i] = "" if len(documents[i]) <= budget else documents[i][: _cut(documents[i], len(documents[i]) - budget)]
-        budget -= len(documents[i])
-    tails = [document[len(head) :] for document, head in zip(documents, heads, strict=True)]
-    return {"train": [head for head in heads if head], "validation": [tail for tail in tails if tail]}
+        share = -(-budget // copies[document])
+        heads[document] = "" if len(document) <= share else document[: _cut(document, len(document) - share)]
+        budget -= copies[document] * len(document)
+    tails = [document[len(heads[document]) :] for document in documents]
+    return {"train": [heads[d] for d in documents if heads[d]], "validation": [tail for tail in tails if tail]}
 
 
 def _cut(document: str, end: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tasks.corpus import open_corpus, split_documents
+from tasks.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.ngram import trigram_bits, unigram_bits
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 from tasks.tokenizer import load_tokenizer
@@ -46,6 +46,11 @@ class Language(Task):
         self.tokenizer = load_tokenizer(data["tokenizer"])
         self.seq_len, self.vocab_size, self.reset_at_bos = seq_len, self.tokenizer.vocab_size, reset_at_bos
         corpus, fraction = open_corpus(data["name"], data["path"]), data["validation_fraction"]
+        if data["name"] == "stdlib" and fraction < STDLIB_VALIDATION_FRACTION:
+            raise ValueError(
+                f"data.validation_fraction={fraction} must be at least {STDLIB_VALIDATION_FRACTION} with data=stdlib: "
+                "the offline benchmarks are made of that share of it"
+            )
         documents = functools.cache(lambda: split_documents(corpus.read(), fraction))
         self._tokens = {
             split: load_tokens(

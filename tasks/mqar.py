@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 
 BLOCK = 256  # examples drawn at once
+MIN_LISTS = 200
 FILLER = 0
 SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
@@ -199,5 +201,11 @@ def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: flo
             raise ValueError(f"task.seq_len={seq_len} must be at least 4 times task.num_pairs={pairs}")
         if pairs > vocab_size // 2 - 1:
             raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
+        # The splits share the lists of pairs that there are; of a few, one split might get none.
+        lists = math.perm(vocab_size // 2 - 1, pairs) * math.perm(vocab_size // 2, pairs)
+        if lists < MIN_LISTS:
+            raise ValueError(
+                f"task.vocab_size={vocab_size} gives {lists} lists of {pairs} pairs, permitted are {MIN_LISTS} or more"
+            )
     if not power_a > 0:
         raise ValueError(f"task.power_a={power_a} must be above 0")

@@ -2,7 +2,8 @@
 
 lm-eval finds the functions by name (`custom_dataset: !function data.last_word`) and passes them a task's metadata and a
 model's arguments, none of which they use. What is drawn is drawn by the content itself, so a Python version has one data set.
-Passages have nearly the same length: they fit the context of small models, and requests of one length share a batch.
+Passages have nearly the same length, so that requests of one length share a batch, and every request fits into 128 bytes:
+a model that was trained on more is not asked beyond it. A passage that the training half has too is left out.
 Prompts are columns, not templates in the YAML, because lm-eval compiles a template anew for every document.
 """
 
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import datasets
 
-from tasks.corpus import heldout_stdlib_documents
+from tasks.corpus import STDLIB_VALIDATION_FRACTION, heldout_stdlib_documents, split_documents, stdlib_documents
 
 PROSE = re.compile(r"""[("'`*]*[A-Za-z]+(?:['/-][A-Za-z]+)*[)"'`*]*[.,;:?!]?""")
 """A word of prose with the punctuation around it; code and tables consist of other things."""
@@ -30,7 +31,7 @@ def last_word(**metadata: object) -> dict[str, datasets.Dataset]:
     def accept(words: Sequence[str]) -> bool:
         return words[-1].isalpha() and len(words[-1]) > 4 and words[-1] in words[:-3]
 
-    passages = _sample(120, 150, 160, accept)
+    passages = _sample(120, 104, 114, accept)
     return _splits([{"prompt": " ".join(words[:-1]), "target": " " + words[-1]} for words in passages])
 
 
@@ -54,7 +55,7 @@ def key_value(**metadata: object) -> dict[str, datasets.Dataset]:
         return len(_keys(words)) > 0
 
     documents = []
-    for words in _sample(100, 130, 138, accept):
+    for words in _sample(100, 80, 88, accept):
         key = min(_keys(words), key=lambda i: _digest(" ".join(words[i:])))
         documents.append({"prompt": " ".join(words) + "\n" + " ".join(words[key : key + 2]), "target": words[key + 2]})
     return _splits(documents)
@@ -86,10 +87,10 @@ def _splits(documents: Sequence[Document], examples: Sequence[Document] = ()) ->
 
 
 def _scrambled(scramble: Callable[[str], str]) -> dict[str, datasets.Dataset]:
-    """Words of five letters, that no scrambling leaves as they were; 100 to ask and 30 to draw examples from."""
-    words = {word for run in _prose() for word in run if len(word) == 5 and word.isalpha() and word.islower()}
+    """Words of four letters, that no scrambling leaves as they were; 100 to ask and 30 to draw examples from."""
+    words = {word for run in _prose() for word in run if len(word) == 4 and word.isalpha() and word.islower()}
     chosen = sorted((word for word in words if len(set(word)) > 2 and scramble(word) != word), key=_digest)
-    documents = [{"prompt": f"{scramble(word)} =", "target": word} for word in chosen[:130]]
+    documents = [{"prompt": f"{scramble(word)}=", "target": word} for word in chosen[:130]]
     return _splits(documents[:100], documents[100:])
 
 
@@ -115,7 +116,8 @@ def _halve(passage: str, length: int) -> tuple[str, str]:
 def _sample(count: int, low: int, high: int, accept: Callable[[Sequence[str]], bool]) -> list[list[str]]:
     """Passages of low to high bytes that are accepted and do not overlap: `count` of them, drawn and ordered by content."""
     passages = {" ".join(words): words for run in _prose() for words in _passages(run, low, high, accept)}
-    return [passages[text] for text in sorted(passages, key=_digest)[:count]]
+    unseen = (text for text in sorted(passages, key=_digest) if text not in _training_text())
+    return [passages[text] for text in itertools.islice(unseen, count)]
 
 
 def _passages(words: Sequence[str], low: int, high: int, accept: Callable[[Sequence[str]], bool]) -> Iterator[Sequence[str]]:
@@ -133,6 +135,13 @@ def _passages(words: Sequence[str], low: int, high: int, accept: Callable[[Seque
         else:
             yield words[start:end]
             start = end
+
+
+@functools.cache
+def _training_text() -> str:
+    """All that a model trained on this corpus may have seen, with single spaces, as passages have them."""
+    training = split_documents(stdlib_documents(), STDLIB_VALIDATION_FRACTION)["train"]
+    return "\n".join(" ".join(document.split()) for document in training)
 
 
 @functools.cache

@@ -23,7 +23,9 @@ def test_help_and_an_unknown_verb(capsys):
     assert main(["rnu"]) == 2 and "did you mean run?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kind", "group"), [("models", "model"), ("tasks", "task"), ("experiments", "experiment"), ("reports", "report")])
+@pytest.mark.parametrize(
+    ("kind", "group"), [("models", "model"), ("tasks", "task"), ("experiments", "experiment"), ("reports", "report")]
+)
 def test_list_prints_a_name_a_line(kind, group, capsys):
     assert main(["list", kind]) == 0
     assert capsys.readouterr().out.split() == options(group)
@@ -56,7 +58,14 @@ def test_a_run_is_listed_and_its_model_loads(small, tmp_path, capsys):
 def test_an_experiment_leaves_a_request_and_a_report(tmp_path, capsys):
     paths = [f"paths.results={tmp_path / 'results'}", f"paths.reports={tmp_path / 'reports'}"]
     assert main(["report", "quick", *paths]) == 2 and "no" in capsys.readouterr().err
-    narrow = ["experiment=quick", "task=mqar", "model=gla,transformer", "train.steps=3", "train.warmup_steps=1", "task.num_test=32"]
+    narrow = [
+        "experiment=quick",
+        "task=mqar",
+        "model=gla,transformer",
+        "train.steps=3",
+        "train.warmup_steps=1",
+        "task.num_test=32",
+    ]
     assert main(["run", *narrow, "task.num_validation=32", "compute.jobs=1", *paths]) == 0
     (request,) = (tmp_path / "results" / "experiments").glob("quick-*.json")
     assert {cell["model"] for cell in json.loads(request.read_text())["cells"]} == {"gla", "transformer"}
@@ -80,6 +89,36 @@ def test_a_finished_run_can_not_be_retrained_by_evaluate(small, tmp_path, capsys
     assert "train.lr=1" in capsys.readouterr().err
     assert main(["evaluate", "eval=test", f"paths.results={tmp_path}"]) == 2
     assert main(["evaluate", "run=abc", f"paths.results={tmp_path}"]) == 2
+
+
+def test_a_damaged_or_swapped_run_is_named(small, tmp_path, capsys):
+    assert main(["run", *small, "eval=none"]) == 0
+    (folder,) = (tmp_path / "results" / "runs").iterdir()
+    again = ["evaluate", f"run={folder.name}", "eval=test", f"paths.results={tmp_path / 'results'}"]
+    config = (folder / "config.yaml").read_text()
+    for content in (config.replace("seed: 0", "seed: 1"), "!!python/object/apply:os.getcwd []", "a: [", "task: 1"):
+        (folder / "config.yaml").write_text(content)
+        assert main(again) == 2
+        assert folder.name in capsys.readouterr().err
+    (folder / "config.yaml").write_text(config)
+    (folder / "run.json").write_text("{}")
+    assert main(again) == 2 and folder.name in capsys.readouterr().err
+    (folder.parent / "old_copy").mkdir()
+    (folder.parent / "old_copy" / "train.json").write_text("{}")
+    assert main(["list", "runs", f"paths.results={tmp_path / 'results'}"]) == 0
+
+
+def test_a_status_that_a_kill_left_behind_is_corrected(small, tmp_path):
+    assert main(["run", *small]) == 0
+    (status,) = (tmp_path / "results").glob("runs/*/status.json")
+    status.write_text(status.read_text().replace('"done"', '"running"'))
+    assert main(["run", *small]) == 0 and json.loads(status.read_text())["status"] == "done"
+
+
+def test_a_store_that_can_not_be_written_is_named(small, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["run", *small[:-3], f"paths.results={tmp_path / 'file'}"]) == 2
+    assert "can't be written" in capsys.readouterr().err
 
 
 LAUNCHERS = ["basic", *(["joblib"] if importlib.util.find_spec("hydra_plugins") else [])]

@@ -110,4 +110,4 @@ def test_the_name_of_a_whole_request_is_pinned():
     assert run.run_id == PINNED_MQAR
 
 
-PINNED_MQAR = "?"
+PINNED_MQAR = "fe2cb48d7d62"

@@ -66,6 +66,18 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("eval.stages=[positions]", ("'positions'", "position")),
         ("size.num_heads=0", ("num_heads", "from 1")),
         ("data=text", ("data.path", "data.path=VALUE")),
+        ("+model=hawk", ("+model=hawk", "key=value")),
+        ("~model", ("~model", "key=value")),
+        ("+train.foo=1", ("+train.foo=1", "key=value")),
+        ("compute.jobs=abc", ("compute.jobs=abc", "from 1")),
+        ("compute.jobs=0", ("compute.jobs=0", "from 1")),
+        ("train.betas=[2.0,3.0]", ("train.betas", "from 0 to below 1")),
+        ("train.warmup_steps=1000", ("train.warmup_steps=1000", "from 0 to")),
+        ("seed=99999999999999999999", ("seed=", "from 0 to 4294967295")),
+        ("eval.batch_size=0", ("eval.batch_size=0", "from 1")),
+        ("eval.limit=abc", ("eval.limit=abc", "from 1")),
+        ("model.pattern=[]", ("model.pattern", "one mixer")),
+        ("data.validation_fraction=0.05", ("data.validation_fraction=0.05", "0.1")),
     ],
 )
 def test_a_wrong_request_is_one_clear_line_and_writes_nothing(argument, said, tmp_path, capsys):
@@ -74,6 +86,21 @@ def test_a_wrong_request_is_one_clear_line_and_writes_nothing(argument, said, tm
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and all(part in error for part in said), error
     assert not results.exists()
+
+
+def test_a_key_given_twice_is_refused():
+    with pytest.raises(RequestError, match="seed is given twice"):
+        expand(["seed=0", "seed=1"])
+
+
+def test_a_key_that_only_the_grid_has_may_be_overridden():
+    cells_of_four = cells("experiment=small", "task=mqar", "task.num_pairs=[4]", "seed=0", "model=gla", "size.head_dim=8")
+    assert len(cells_of_four) == 1 and "task.num_pairs=[4]" in next(iter(cells_of_four))
+
+
+def test_one_and_one_point_zero_are_one_number():
+    (first,), (second,) = (plan(["model=gla", "task=mqar", f"train.gradient_clip={one}"]) for one in ("1", "1.0"))
+    assert first.run_id == second.run_id
 
 
 @pytest.mark.parametrize(
