@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 
 BLOCK = 256  # examples drawn at once
-MIN_LISTS = 200
+MAX_BARREN = 100  # blocks of candidates without one for the split, until it is clear that there is none
 FILLER = 0
 SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
@@ -59,6 +59,8 @@ class MQAR(Task):
         self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._block = functools.lru_cache(maxsize=4 * len(self.num_pairs))(self._draw_block)
+        for split, pairs in itertools.product(self.splits, self.num_pairs):
+            self._block(split, pairs, 0)
 
     def num_examples(self, split: str) -> int | None:
         return self._num_examples[split]
@@ -87,6 +89,10 @@ class MQAR(Task):
             mine = np.isin(_quarter(tokens[:, : 2 * num_pairs]), SPLIT_QUARTERS[split])
             parts.append((tokens[mine], targets[mine]))
             found += int(mine.sum())
+            if not found and len(parts) == MAX_BARREN:
+                raise ValueError(
+                    f"task.vocab_size={self.vocab_size} is too small: no list of {num_pairs} pairs is left for {split}"
+                )
         tokens, targets = (np.concatenate(part)[:BLOCK] for part in zip(*parts, strict=True))
         return tokens, targets
 
@@ -201,11 +207,5 @@ def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: flo
             raise ValueError(f"task.seq_len={seq_len} must be at least 4 times task.num_pairs={pairs}")
         if pairs > vocab_size // 2 - 1:
             raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
-        # The splits share the lists of pairs that there are; of a few, one split might get none.
-        lists = math.perm(vocab_size // 2 - 1, pairs) * math.perm(vocab_size // 2, pairs)
-        if lists < MIN_LISTS:
-            raise ValueError(
-                f"task.vocab_size={vocab_size} gives {lists} lists of {pairs} pairs, permitted are {MIN_LISTS} or more"
-            )
     if not power_a > 0:
         raise ValueError(f"task.power_a={power_a} must be above 0")

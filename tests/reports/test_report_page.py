@@ -56,7 +56,8 @@ def fill_small(store) -> None:
         nll = store.row("nll", 1.0, "validation", examples=[1.0, 2.0], position_low=1, position_high=2)
         train = [store.row("bits_per_byte", 2.0, "validation"), store.row("tokens_per_second", 5.0, "train")]
         cell = {"size": "small", "seed": seed, "varied": {"head_dim": 32}}
-        store.run(model, "language", stages={"train": train, "position": [nll]}, curve=[(1, 3.0), (2, 2.0)], **cell)
+        cost = [store.row("measured_flops_per_token", 100.0, "validation")]
+        store.run(model, "language", stages={"train": train, "cost": cost, "position": [nll]}, curve=[(1, 3.0), (2, 2.0)], **cell)
         for head_dim in (4, 8, 16):
             rows = [store.row("accuracy", 0.05 * head_dim, "test", num_pairs=pairs) for pairs in (2, 4, 8)]
             store.run(model, "mqar", stages={"test": rows}, seed=seed, varied={"head_dim": head_dim})

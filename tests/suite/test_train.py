@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -119,10 +120,10 @@ def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(sm
 
 
 def test_killing_the_command_kills_its_workers(small, command, tmp_path):
-    request = [*small, "train.steps=100000", "seed=0,1", "compute.jobs=2"]
+    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=100000", "seed=0,1", "compute.jobs=2"]
     process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "results").glob("runs/*/checkpoint/step-*"))) < 2 and time.monotonic() < deadline:
+    while len(list((tmp_path / "results").glob("runs/*/lock"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = [json.loads(path.read_text())["pid"] for path in (tmp_path / "results").glob("runs/*/lock")]
     assert len(workers) == 2
@@ -134,18 +135,27 @@ def test_killing_the_command_kills_its_workers(small, command, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+def send_to_all(process: subprocess.Popen, number: int) -> None:
+    """As a terminal does on Ctrl-C."""
+    os.killpg(process.pid, number)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("send", [subprocess.Popen.send_signal, send_to_all], ids=["to the command", "to all its processes"])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_so_and_goes_on(sent, small, command, tmp_path):
-    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=400"]
-    process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+def test_an_interrupted_command_says_so_and_leaves_no_lock(sent, send, jobs, small, command, tmp_path):
+    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=4000", "seed=0,1", f"compute.jobs={jobs}"]
+    # SIGINT is ignored at the start, as in a command that a script puts into the background.
+    launch = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command, "run", *request], **launch)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "results").glob("runs/*/checkpoint/step-*")) and time.monotonic() < deadline:
+    while len(list((tmp_path / "results").glob("runs/*/metrics.jsonl"))) < jobs and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(sent)
-    assert process.wait(timeout=60) == 130
-    assert "interrupted" in process.stderr.read()
-    (path,) = (tmp_path / "results").glob("runs/*/status.json")
-    assert json.loads(path.read_text())["status"] == "interrupted" and not (path.parent / "lock").exists()
+    send(process, sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in said
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "results").glob("runs/*/status.json")]
+    assert statuses == ["interrupted"] * jobs and not list((tmp_path / "results").glob("runs/*/lock"))
 
 
 def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, call, tmp_path):

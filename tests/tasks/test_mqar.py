@@ -89,6 +89,11 @@ def test_no_list_of_pairs_is_in_two_splits_under_any_seed():
     assert all(lists.values())
 
 
+def test_a_vocabulary_that_leaves_a_split_without_examples_is_refused():
+    with pytest.raises(ValueError, match="task.vocab_size=4 is too small"):
+        task(vocab_size=4, seq_len=8, num_pairs=[1])
+
+
 def test_weights_of_slots_are_those_of_the_power_law():
     made = task(num_pairs=[1], seq_len=12, power_a=0.5)
     targets = made.batch("train", range(4000)).targets

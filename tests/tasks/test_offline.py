@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import tasks.corpus
+from tasks.corpus import split_documents, stdlib_documents
 from tasks.offline import data
 
 FOLDER = Path(data.__file__).parent
@@ -81,12 +82,30 @@ def test_contains_ignores_case_and_what_stands_around(answer, score):
 def test_scrambled_words_have_the_letters_of_their_target(benchmark):
     splits = benchmark()
     for document in itertools.chain(*splits.values()):
-        scrambled, word = document["prompt"].removesuffix(" ="), document["target"]
+        scrambled, word = document["prompt"].removesuffix("="), document["target"]
         assert scrambled != word
         rotations = [word[i:] + word[:i] for i in range(1, len(word))]
         assert scrambled == word[::-1] if benchmark is data.reversed_words else scrambled in rotations
     assert not {d["target"] for d in splits["test"]} & {d["target"] for d in splits["examples"]}
     assert len(splits["examples"]) >= 10
+
+
+def test_every_request_fits_the_length_that_quick_models_are_trained_at():
+    for documents_of in (data.last_word, data.continuation, data.key_value):
+        for document in documents(documents_of):
+            answers = document.get("choices") or [document["target"]]
+            assert len(("\n" + document["prompt"] + " " + max(answers, key=len)).encode()) <= 128
+    for benchmark in (data.reversed_words, data.cycled_letters):
+        shots = sorted((f"{d['prompt']} {d['target']}\n" for d in benchmark()["examples"]), key=len)[-10:]
+        assert len("\n" + "".join(shots)) + max(len(d["prompt"]) for d in documents(benchmark)) + 8 <= 128
+
+
+def test_no_passage_stands_in_the_training_text():
+    training = " ".join(" ".join(split_documents(stdlib_documents(), 0.1)["train"]).split())
+    for document in documents(data.last_word):
+        assert document["prompt"] + document["target"] not in training
+    for document in documents(data.key_value):
+        assert document["prompt"].split("\n")[0] not in training
 
 
 def test_the_group_lists_every_task_and_each_has_a_version():
