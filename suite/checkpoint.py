@@ -34,6 +34,10 @@ class Progress:
     first_loss: float = 0.0
     losses: tuple[float, ...] = ()
 
+    @property
+    def mean_loss(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
 
 def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
     """Writes step-<n>.safetensors and removes all but it and the one before."""

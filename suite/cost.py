@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import torch
 
 from models.build import build_model
+from suite.identity import canonical_json
 
 BYTES_PER_STATE_ELEMENT = 4  # states are float32
 
@@ -27,9 +30,15 @@ class Cost:
 
 def model_cost(config: Mapping[str, Any], *, vocab_size: int) -> Cost:
     """The cost of a settled configuration's model on sequences of its task's length."""
+    mixers = {key: config["model"][key] for key in ("pattern", *config["model"]["pattern"])}
+    return _cost(canonical_json(mixers), canonical_json(config["size"]), vocab_size, config["backend"], config["task"]["seq_len"])
+
+
+@functools.cache
+def _cost(mixers: str, size: str, vocab_size: int, backend: str, seq_len: int) -> Cost:
+    """Kept, since the arms of a sweep share their reference."""
     with torch.device("meta"):
-        model = build_model(config["model"], config["size"], vocab_size=vocab_size, backend=config["backend"])
-    seq_len = config["task"]["seq_len"]
+        model = build_model(json.loads(mixers), json.loads(size), vocab_size=vocab_size, backend=backend)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         state_bytes=model.state_elements(seq_len) * BYTES_PER_STATE_ELEMENT,

@@ -117,8 +117,8 @@ def train(
         _check_learning(progress, task.vocab_size)
         if now - logged >= compute["log_seconds"] or step in (0, steps - 1):
             logged = now
-            _log(directory, progress, tokens_per_step, recent[-1], rate, norm)
-            on_pulse(_pulse(progress, steps, sum(recent) / len(recent), tokens_per_step))
+            _log(directory, progress, tokens_per_step, rate, norm)
+            on_pulse(_pulse(progress, steps, tokens_per_step))
         if now - saved >= max(compute["checkpoint_seconds"], saving.seconds / CHECKPOINT_SHARE) or step == steps - 1:
             with saving():
                 save_checkpoint(directory.checkpoints, model, optimizer, progress)
@@ -140,18 +140,19 @@ def _check_finite(step: int, step_loss: float, norm: float) -> None:
 
 
 def _check_learning(progress: Progress, vocab_size: int) -> None:
-    mean, start = sum(progress.losses) / len(progress.losses), max(progress.first_loss, math.log(vocab_size))
+    mean, start = progress.mean_loss, max(progress.first_loss, math.log(vocab_size))
     if len(progress.losses) == DIVERGED_STEPS and mean > start + DIVERGED_NATS:
         raise Diverged(progress.step - 1, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}")
 
 
-def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, step_loss: float, rate: float, norm: float) -> None:
+def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, rate: float, norm: float) -> None:
+    """`loss` is the mean over the last steps, DIVERGED_STEPS at most: one step's is mostly noise of its batch."""
     tokens = progress.step * tokens_per_step
     directory.append_metrics(
         {
             "step": progress.step,
             "tokens": tokens,
-            "loss": step_loss,
+            "loss": progress.mean_loss,
             "lr": rate,
             "grad_norm": norm,
             "tokens_per_second": tokens / progress.seconds,
@@ -160,9 +161,9 @@ def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, step
     )
 
 
-def _pulse(progress: Progress, steps: int, mean_loss: float, tokens_per_step: int) -> Pulse:
+def _pulse(progress: Progress, steps: int, tokens_per_step: int) -> Pulse:
     per_step = progress.seconds / progress.step
-    return Pulse(progress.step, steps, mean_loss, tokens_per_step / per_step, (steps - progress.step) * per_step)
+    return Pulse(progress.step, steps, progress.mean_loss, tokens_per_step / per_step, (steps - progress.step) * per_step)
 
 
 def _speed(progress: Progress, tokens_per_step: int) -> list[Measurement]:
@@ -170,7 +171,7 @@ def _speed(progress: Progress, tokens_per_step: int) -> list[Measurement]:
     rows = {
         "train_seconds": progress.seconds,
         "tokens_per_second": progress.step * tokens_per_step / progress.seconds,
-        "train_loss": sum(progress.losses) / len(progress.losses),
+        "train_loss": progress.mean_loss,
         "overhead": 1.0 - progress.work_seconds / progress.seconds,
     }
     return [Measurement(metric, value, "train", {}, progress.step) for metric, value in rows.items()]
