@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.backbone import LanguageModel
+from models.ops import cross_entropy
 from tasks.task import IGNORE, Batch, Scored, Task
 
 
@@ -21,27 +21,24 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(tokens, targets, starts, batch.slices)
 
 
-def target_logits(model: LanguageModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [N, vocab] in float32 and targets [N] of the N positions that ask something, in order."""
-    features, _ = model.features(batch.tokens, starts=batch.starts)
-    asked = batch.targets != IGNORE
-    return model.head(features[asked]).float(), batch.targets[asked]
-
-
 def loss(model: LanguageModel, batch: Batch) -> Tensor:
     """Mean negative log-likelihood in nats over the positions that ask something."""
-    return F.cross_entropy(*target_logits(model, batch))
+    features, _ = model.features(batch.tokens, starts=batch.starts)
+    asked = batch.targets != IGNORE
+    return cross_entropy.mean_nll(features[asked], model.embedding.weight, batch.targets[asked], soft_cap=model.logit_soft_cap)
 
 
 @torch.no_grad()
 def score(model: LanguageModel, batch: Batch, device: torch.device) -> Scored:
     """NLL and prediction [B, T] of every position that asks something, on the CPU; 0 and IGNORE elsewhere."""
-    logits, targets = target_logits(model, to_device(batch, device))
+    there = to_device(batch, device)
+    features, _ = model.features(there.tokens, starts=there.starts)
     asked = batch.targets != IGNORE
-    nll = torch.zeros(batch.targets.shape)
-    nll[asked] = F.cross_entropy(logits, targets, reduction="none").cpu()
-    prediction = torch.full_like(batch.targets, IGNORE)
-    prediction[asked] = logits.argmax(-1).cpu()
+    nll, prediction = torch.zeros(batch.targets.shape), torch.full_like(batch.targets, IGNORE)
+    scores = cross_entropy.score(
+        features[there.targets != IGNORE], model.embedding.weight, batch.targets[asked].to(device), soft_cap=model.logit_soft_cap
+    )
+    nll[asked], prediction[asked] = (x.cpu() for x in scores)
     return Scored(batch, nll, prediction)
 
 
