@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 
 from models.backends import settle
@@ -17,6 +15,7 @@ from suite.cost import Cost, model_cost
 from suite.evaluations import Evaluation, planned_evaluations
 from suite.identity import canonical_json, group_id, identity, run_id
 from suite.match import match
+from suite.ranges import check_values
 from suite.request import RequestError, compose_config, expand
 from tasks.build import build_task
 from tasks.task import Task
@@ -135,58 +134,3 @@ def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     reference = compose_config([*others, f"model={config.match.reference}"])
     reference.backend = config.backend
     return reference
-
-
-def check_values(config: DictConfig) -> None:
-    """Checks every number of a request that is not a model's or a task's own, and makes floats of them.
-
-    Raises RequestError for one outside its range, naming it and what is permitted.
-    """
-    for key in ("size.d_model", "size.num_blocks", "size.mlp_dim", "task.seq_len", "train.steps", "train.batch_size"):
-        _check_whole(config, key, low=1)
-    for key in ("compute.threads", "eval.batch_size"):
-        _check_whole(config, key, low=1)
-    _check_whole(config, "seed", low=0, high=2**32 - 1)
-    _check_whole(config, "train.warmup_steps", low=0, high=config.train.steps)
-    if config.compute.jobs != "auto":
-        _check_whole(config, "compute.jobs", low=1)
-    for key, low in (("limit", 1), ("max_length", 2), ("num_fewshot", 0)):
-        if config.eval[key] is not None:
-            _check_whole(config, f"eval.{key}", low=low)
-    for key in ("train.lr", "train.eps", "train.gradient_clip", "size.norm_eps", "size.logit_soft_cap"):
-        _check_number(config, key, low=0.0, above=True)
-    for key in (
-        "train.weight_decay",
-        "train.final_lr_fraction",
-        "match.tolerance",
-        "compute.log_seconds",
-        "compute.checkpoint_seconds",
-    ):
-        _check_number(config, key, low=0.0, above=False)
-    betas = config.train.betas
-    if not (OmegaConf.is_list(betas) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)):
-        raise RequestError(f"train.betas={betas} is out of range, permitted are two numbers from 0 to below 1")
-    if config.train.autocast not in ("none", "bfloat16"):
-        raise RequestError(f"train.autocast={config.train.autocast} is unknown, permitted are none, bfloat16")
-    if config.compute.device not in ("auto", "cpu", "cuda"):
-        raise RequestError(f"compute.device={config.compute.device} is unknown, permitted are auto, cpu, cuda")
-    if config.compute.device == "cuda" and not torch.cuda.is_available():
-        raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
-    if not config.model.pattern:
-        raise RequestError("model.pattern is empty, permitted is a list of one mixer or more")
-
-
-def _check_whole(config: DictConfig, key: str, *, low: int, high: int | None = None) -> None:
-    value = OmegaConf.select(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        permitted = f"from {low}" if high is None else f"from {low} to {high}"
-        raise RequestError(f"{key}={value} is out of range, permitted are whole numbers {permitted}")
-
-
-def _check_number(config: DictConfig, key: str, *, low: float, above: bool) -> None:
-    value = OmegaConf.select(config, key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or value < low or (above and value == low):
-        raise RequestError(f"{key}={value} is out of range, permitted are numbers {'above' if above else 'from'} {low:g}")
-    # 1 and 1.0 are one number, and must give a run one name.
-    OmegaConf.update(config, key, float(value))

@@ -138,13 +138,10 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
         typed[key] = values(override)
     if not typed.get("experiment"):
         return _product(typed)
-    experiments = typed.pop("experiment")
-    cells = [
-        cell
-        for experiment in experiments
-        for entry in _entries(experiment, typed)
-        for cell in _product({"experiment": [experiment], **entry})
-    ]
+    experiment, *others = typed.pop("experiment")
+    if others:
+        raise RequestError(f"experiment={','.join([experiment, *others])} names several; a request is of one experiment")
+    cells = [cell for entry in _entries(experiment, typed) for cell in _product({"experiment": [experiment], **entry})]
     return [list(cell) for cell in dict.fromkeys(map(tuple, cells))]
 
 

@@ -19,6 +19,7 @@ from suite.launch import launcher_of
 from suite.plan import Run, plan
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
+from suite.ranges import check_values
 from suite.request import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_runs, saved_task
 from suite.store import RunDirectory, write_json
@@ -48,6 +49,8 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     results = Path(asked[0].paths.results)
     finished = saved_runs(results) if named[0] == "all" else [saved_run(results, run_id) for run_id in named[0].split(",")]
     try:
+        for config in asked:
+            check_values(config)
         runs = [_with_evaluations(run, asked) for run in finished]
     except ValueError as error:
         raise RequestError(str(error)) from error

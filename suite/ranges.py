@@ -1,0 +1,83 @@
+"""Which values a request may have, for every number that is not a model's or a task's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from suite.request import RequestError
+
+WHOLE_FROM = {
+    "size.d_model": 1,
+    "size.num_blocks": 1,
+    "size.mlp_dim": 1,
+    "task.seq_len": 1,
+    "train.steps": 1,
+    "train.batch_size": 1,
+    "train.warmup_steps": 0,
+    "seed": 0,
+    "compute.threads": 1,
+    "eval.batch_size": 1,
+}
+# Beside the numbers, these may be left open.
+OPEN_WHOLE_FROM = {
+    "compute.jobs": ("auto", 1),
+    "eval.limit": (None, 1),
+    "eval.max_length": (None, 2),
+    "eval.num_fewshot": (None, 0),
+}
+ABOVE_ZERO = ("train.lr", "train.eps", "train.gradient_clip", "size.norm_eps", "size.logit_soft_cap")
+FROM_ZERO = (
+    "train.weight_decay",
+    "train.final_lr_fraction",
+    "match.tolerance",
+    "compute.log_seconds",
+    "compute.checkpoint_seconds",
+)
+NAMES = {"train.autocast": ("none", "bfloat16"), "compute.device": ("auto", "cpu", "cuda")}
+MAX_SEED = 2**32 - 1
+
+
+def check_values(config: DictConfig) -> None:
+    """Raises RequestError for a value outside its range, naming it and what is permitted; makes floats of real numbers."""
+    for key, low in WHOLE_FROM.items():
+        _check_whole(config, key, low)
+    for key, (left_open, low) in OPEN_WHOLE_FROM.items():
+        if OmegaConf.select(config, key) != left_open:
+            _check_whole(config, key, low)
+    for key in ABOVE_ZERO:
+        _check_number(config, key, "above 0", lambda value: value > 0)
+    for key in FROM_ZERO:
+        _check_number(config, key, "from 0", lambda value: value >= 0)
+    for key, names in NAMES.items():
+        if OmegaConf.select(config, key) not in names:
+            raise RequestError(f"{key}={OmegaConf.select(config, key)} is unknown, permitted are {', '.join(names)}")
+    if config.seed > MAX_SEED:
+        raise RequestError(f"seed={config.seed} is out of range, permitted are whole numbers from 0 to {MAX_SEED}")
+    if config.train.warmup_steps > config.train.steps:
+        raise RequestError(f"train.warmup_steps={config.train.warmup_steps} is out of range, permitted are 0 to train.steps")
+    betas = config.train.betas
+    if not (OmegaConf.is_list(betas) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)):
+        raise RequestError(f"train.betas={betas} is out of range, permitted are two numbers from 0 to below 1")
+    if config.compute.device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
+    if not config.model.pattern:
+        raise RequestError("model.pattern is empty, permitted is a list of one mixer or more")
+
+
+def _check_whole(config: DictConfig, key: str, low: int) -> None:
+    value = OmegaConf.select(config, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise RequestError(f"{key}={value} is out of range, permitted are whole numbers from {low}")
+
+
+def _check_number(config: DictConfig, key: str, permitted: str, is_permitted: Callable[[float], bool]) -> None:
+    value = OmegaConf.select(config, key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not (is_number and is_permitted(value)):
+        raise RequestError(f"{key}={value} is out of range, permitted are numbers {permitted}")
+    # 1 and 1.0 are one number, and must give a run one name.
+    OmegaConf.update(config, key, float(value))
