@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from models.ops.cross_entropy import MAX_SOFT_CAP
 from suite.request import RequestError
 
 WHOLE_FROM = {
@@ -57,6 +58,9 @@ def check_values(config: DictConfig) -> None:
             raise RequestError(f"{key}={OmegaConf.select(config, key)} is unknown, permitted are {', '.join(names)}")
     if config.seed > MAX_SEED:
         raise RequestError(f"seed={config.seed} is out of range, permitted are whole numbers from 0 to {MAX_SEED}")
+    if config.size.logit_soft_cap > MAX_SOFT_CAP:
+        cap = config.size.logit_soft_cap
+        raise RequestError(f"size.logit_soft_cap={cap} is out of range, permitted are numbers up to {MAX_SOFT_CAP:g}")
     if config.train.warmup_steps > config.train.steps:
         raise RequestError(f"train.warmup_steps={config.train.warmup_steps} is out of range, permitted are 0 to train.steps")
     betas = config.train.betas

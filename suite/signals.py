@@ -15,7 +15,8 @@ def stop_once() -> None:
 
     def stop(number: int, frame: FrameType | None) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_IGN)
+            # Not SIG_IGN, of which Python complains when the next signal is on its way already.
+            signal.signal(each, lambda *_: None)
         raise KeyboardInterrupt
 
     for each in (signal.SIGINT, signal.SIGTERM):

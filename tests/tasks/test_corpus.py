@@ -62,7 +62,7 @@ def test_paths_globs_and_lists_name_each_file_once_in_order(tmp_path, monkeypatc
         ("blank.txt", b"\n<|endoftext|>\n \n", "is empty"),
         ("zero.txt", b"text\0text", "is binary"),
         ("latin.txt", "é".encode("latin-1"), "is not UTF-8"),
-        ("cut.gz", gzip.compress(b"text" * 99)[:-9], "not a whole .gz"),
+        ("cut.gz", gzip.compress(b"text" * 99, mtime=0)[:-9], "not a whole .gz"),
         ("cut.xz", lzma.compress(b"text" * 99)[:-9], "not a whole .xz"),
         ("wrong.zst", b"text", "not a whole .zst"),
     ],
