@@ -6,7 +6,6 @@ checkpoint/, and one result file a stage: train.json and eval/<evaluation>-<hash
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -39,10 +38,9 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    finally:
+        # Gone already when it was renamed.
+        Path(temporary).unlink(missing_ok=True)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -141,6 +141,6 @@ def _write_atomically(path: Path, content: Iterable[bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    finally:
+        # Gone already when it was renamed.
         temporary.unlink(missing_ok=True)
-        raise

@@ -68,14 +68,14 @@ def test_another_hosts_lock_is_stale_when_its_heart_has_stopped(path):
 def test_a_later_process_with_the_same_number_is_not_the_holder(path):
     write(path, socket.gethostname(), os.getpid(), "0", age=0)
     with RunLock(path):
-        pass
+        assert json.loads(path.read_text())["started"] == process_start(os.getpid())
 
 
 @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b"\xff\xfe"])
 def test_a_lock_that_a_crash_left_in_pieces_holds_nobody_up(path, content):
     path.write_bytes(content)
     with RunLock(path):
-        pass
+        assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_only_one_of_many_takes_over(path):
