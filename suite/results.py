@@ -28,33 +28,34 @@ CELL_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "d
 CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "seconds"]
 
 
-def load_runs(root: Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
+def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row a run: RUN_COLUMNS, `reason`, `failed_stage` and `failed_step` of its status, every fact, MACHINE_COLUMNS.
 
     run_ids: only these runs; None for all. Raises ValueError when there is none.
     """
+    root = Path(root)
     runs = [run | _machine(folder, root) for folder, run in _runs(root, run_ids)]
     return _frame(runs, [*RUN_COLUMNS, "reason", "failed_stage", "failed_step"])
 
 
-def load_results(root: Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
+def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """Tidy rows: RUN_COLUMNS, the facts, one column a slice (`position`, `num_pairs`, `benchmark`, ...), ROW_COLUMNS.
 
     `slice` spells the slices out ("benchmark=recall, shots=1") and is empty for a score over the whole split;
     `evaluation` is the file's name. A slice hides a fact of the same name. Raises ValueError when there is no run.
     """
-    rows = [{**run, **row} for run, row in _rows(root, run_ids)]
+    rows = [{**run, **row} for run, row in _rows(Path(root), run_ids)]
     return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns="examples", errors="ignore")
 
 
-def load_examples(root: Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
+def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row an example of every result that keeps its examples: the columns of `load_results` less the facts, and
     `example` (its index within the split) and `value` (NaN where the example has none).
     """
     kept = set(RUN_COLUMNS)
     rows = [
         {key: value for key, value in run.items() if key in kept} | row | {"example": range(len(row["examples"]))}
-        for run, row in _rows(root, run_ids)
+        for run, row in _rows(Path(root), run_ids)
         if row["examples"]
     ]
     table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"]).drop(columns="value")
@@ -62,12 +63,12 @@ def load_examples(root: Path, run_ids: Collection[str] | None = None) -> pd.Data
     return table.astype({"example": "int64", "value": "float64"})
 
 
-def load_curves(root: Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
+def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row a logged step of training: RUN_COLUMNS and CURVE_COLUMNS, by run and step.
 
     A run that was killed and continued logs some steps twice: the last of them counts.
     """
-    rows = []
+    root, rows = Path(root), []
     for folder, run in _runs(root, run_ids):
         identity = {column: run.get(column) for column in RUN_COLUMNS}
         rows += [identity | line for line in _logged_steps(folder / "metrics.jsonl", root)]
@@ -75,14 +76,14 @@ def load_curves(root: Path, run_ids: Collection[str] | None = None) -> pd.DataFr
     return table.drop_duplicates(["run_id", "step"], keep="last").sort_values(["run_id", "step"], ignore_index=True)
 
 
-def load_request(root: Path, experiment: str) -> dict[str, Any] | None:
+def load_request(root: str | Path, experiment: str) -> dict[str, Any] | None:
     """The latest request for an experiment: {"experiment", "created", "overrides", "cells"}, or None.
 
     Raises ValueError for a name that can't be an experiment's.
     """
     if not re.fullmatch(r"[\w-]+", experiment):
         raise ValueError(f"experiment {experiment!r} is not a name of letters, digits, _ and -")
-    requests = []
+    root, requests = Path(root), []
     for path in sorted((root / "experiments").glob(f"{experiment}-*.json")):
         request = _read(path, root)
         if request is None or request.get("experiment") != experiment:

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from suite.results import load_curves, load_examples, load_request, load_results, load_runs
@@ -70,6 +71,11 @@ def test_runs_say_what_became_of_them(root: Path) -> None:
     (root / "runs" / "aaa" / "status.json").unlink()
     assert load_runs(root).set_index("run_id")["status"].to_dict() == {"aaa": "pending", "bbb": "diverged"}
     assert load_runs(root, {"bbb"})["run_id"].tolist() == ["bbb"]
+
+
+@pytest.mark.parametrize("load", [load_runs, load_results, load_examples, load_curves])
+def test_a_store_is_named_by_a_path_or_a_string(root: Path, load) -> None:
+    pd.testing.assert_frame_equal(load(str(root)), load(root))
 
 
 @pytest.mark.parametrize("load", [load_runs, load_results, load_examples, load_curves])
