@@ -1,139 +1,95 @@
 """The Mesa layer: regularised least squares over the past, solved at every token (MesaNet, arXiv 2506.05233, eq. 4-9).
 
-    G_t = exp(log_decay_t) G_{t-1} + beta_t v_t k_t^T
-    H_t = exp(log_decay_t) H_{t-1} + beta_t k_t k_t^T
-    o_t = G_t x_t   with   (H_t + Lambda) x_t = q_t
+    G_t = gamma_t G_{t-1} + beta_t v_t k_t^T
+    H_t = gamma_t H_{t-1} + beta_t k_t k_t^T
+    o_t = G_t x_t   with   (H_t + Lambda_t) x_t = q_t
 
 All forms take q, k [B, T, H, K]; v [B, T, H, V]; log_decay <= 0 (-inf forgets all that came before) and beta in [0, 1],
-both [B, T, H]; regularizer, the diagonal of Lambda, [H, K] > 0; and the state before, float32 or wider, in whose dtype
-everything is computed. They return o [B, T, H, V] and the state after the last token.
+both [B, T, H]; sign, [B, T, H] of 1 and -1 with gamma = sign exp(log_decay), or None for gamma = exp(log_decay);
+regularizer, the diagonal of Lambda, > 0, [H, K], or [B, T, H, K] where every token has its own; and the state before,
+float32 or wider, in whose dtype everything is computed. They return o [B, T, H, V] and the state after the last token.
 
+A sign of -1 may leave H_t + Lambda_t with eigenvalues below 0 (MesaNet App. I): `trace` tells, and nothing raises.
 G and H are held as one memory [V + K, K], since H is what G would be with the keys as values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
 
-from models.ops.decay import chunk_decays, join_heads, over_time, scan_states, split_heads
+from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, scan_states, split_heads
+from models.ops.mesa_operators import ChunkOperator, TokenOperator
+from models.ops.mesa_readout import MesaOperator, read, solve_and_read
 from models.ops.solvers import Solver
 
 
 class MesaState(NamedTuple):
-    """G: [B, H, V, K], sums of v k^T. H: [B, H, K, K], sums of k k^T, symmetric."""
+    """G: [B, H, V, K], sums of v k^T. H: [B, H, K, K], sums of k k^T, symmetric.
+
+    x: [B, H, K], the last token's solution, held only where a solver starts from it, and 0 or None before the first token.
+    """
 
     G: Tensor
     H: Tensor
+    x: Tensor | None = None
 
 
 class SolverTrace(NamedTuple):
-    """steps: [B, T, H] int64, what the solver used. residual: [B, T, H], |q - (H + Lambda) x| / |q|, 0 where q is."""
+    """What the solver did and had to do at every token, all [B, T, H].
+
+    steps: int64, what the solver used. chunk_steps: int64, the most of any token of its chunk, which a chunk waits for.
+    residual: |q - (H + Lambda) x| / |q|, 0 where q is. cosine: between the read-outs G x and G q.
+    smallest, largest: eigenvalues of H + Lambda, or None where no spectrum was asked for.
+    """
 
     steps: Tensor
+    chunk_steps: Tensor
     residual: Tensor
+    cosine: Tensor
+    smallest: Tensor | None
+    largest: Tensor | None
 
 
-class TokenOperator(NamedTuple):
-    """G and H + Lambda of one token: memory [M, V + K, K], regularizer [M, 1, K].
+class Inputs(NamedTuple):
+    """What all forms take beside the state, as above."""
 
-    Beside what a solver needs of H + Lambda: `read` is G x, `read_transposed` is G^T y, and `gradients` are those of
-    y^T [G x, (H + Lambda) x] with respect to the tensors here, for x [M, C, K] and y [M, C, V + K]; C = 1.
-    """
-
-    memory: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    beta: Tensor
     regularizer: Tensor
-
-    def product(self, p: Tensor) -> Tensor:
-        return torch.baddbmm(self.regularizer * p, p, self._H)
-
-    def diagonal(self) -> Tensor:
-        return self._H.diagonal(dim1=-2, dim2=-1).unsqueeze(-2) + self.regularizer
-
-    def dense(self) -> Tensor:
-        return self._H.unsqueeze(1) + torch.diag_embed(self.regularizer)
-
-    def read(self, x: Tensor) -> Tensor:
-        return torch.bmm(x, self.memory[:, : -x.shape[-1]].mT)
-
-    def read_transposed(self, y: Tensor) -> Tensor:
-        return torch.bmm(y, self.memory[:, : y.shape[-1]])
-
-    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        key_dim = x.shape[-1]
-        return torch.bmm(y.mT, x), (y[..., -key_dim:] * x).sum(-2, keepdim=True)
-
-    @property
-    def _H(self) -> Tensor:
-        return self.memory[:, -self.memory.shape[-1] :]
-
-
-class ChunkOperator(NamedTuple):
-    """The same of all tokens of M chunks, without ever holding a G_t or H_t (MesaNet eq. 9; for H with v := k).
-
-    keys: [M, C, K]. values: [M, C, V + K], v and k. weights: [M, C, C], zeta_ts beta_s, what token s weighs at t.
-    from_start: [M, C, 1], what is left at t of `memory` [M, V + K, K] before the chunk. regularizer: [M, 1, K].
-    """
-
-    keys: Tensor
-    values: Tensor
-    weights: Tensor
-    from_start: Tensor
-    memory: Tensor
-    regularizer: Tensor
-
-    def product(self, p: Tensor) -> Tensor:
-        return self._attend(p, self.keys, self.keys, self._H).addcmul_(p, self.regularizer)
-
-    def diagonal(self) -> Tensor:
-        start = self.from_start * self._H.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
-        return torch.baddbmm(start + self.regularizer, self.weights, self.keys.square())
-
-    def dense(self) -> Tensor:
-        within = torch.einsum("mts,msi,msj->mtij", self.weights, self.keys, self.keys)
-        return within + self.from_start.unsqueeze(-1) * self._H.unsqueeze(1) + torch.diag_embed(self.regularizer)
-
-    def read(self, x: Tensor) -> Tensor:
-        key_dim = x.shape[-1]
-        return self._attend(x, self.keys, self.values[..., :-key_dim], self.memory[:, :-key_dim].mT)
-
-    def read_transposed(self, y: Tensor) -> Tensor:
-        value_dim = y.shape[-1]
-        return self._attend(y, self.values[..., :value_dim], self.keys, self.memory[:, :value_dim])
-
-    def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        scores, into_weighted = torch.bmm(x, self.keys.mT), torch.bmm(y, self.values.mT)
-        into_keys = torch.bmm((into_weighted * self.weights).mT, x)
-        into_values = torch.bmm((scores * self.weights).mT, y)
-        into_from_start = (torch.bmm(y, self.memory) * x).sum(-1, keepdim=True)
-        into_memory = torch.bmm((y * self.from_start).mT, x)
-        into_regularizer = (y[..., -x.shape[-1] :] * x).sum(-2, keepdim=True)
-        return into_keys, into_values, into_weighted.mul_(scores), into_from_start, into_memory, into_regularizer
-
-    @property
-    def _H(self) -> Tensor:
-        return self.memory[:, -self.keys.shape[-1] :]
-
-    def _attend(self, p: Tensor, keys: Tensor, values: Tensor, start: Tensor) -> Tensor:
-        """Gated linear attention: sum_s weights_ts (keys_s . p_t) values_s + from_start_t p_t start."""
-        # In place, as this is the inner loop of the solver and fresh memory costs a CPU as much as the arithmetic.
-        scores = torch.bmm(p, keys.mT).mul_(self.weights)
-        return torch.bmm(p, start).mul_(self.from_start).baddbmm_(scores, values)
+    sign: Tensor | None
 
 
 def recurrent(
-    *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, regularizer: Tensor, state: MesaState
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    state: MesaState,
+    sign: Tensor | None = None,
 ) -> tuple[Tensor, MesaState]:
     """The definition, a token at a time, solved exactly and differentiated through the solve: the ground truth."""
-    G, H = state
-    penalty, outputs = torch.diag_embed(regularizer.to(H.dtype)), []
-    for q_t, k_t, v_t, decay_t, beta_t in over_time(q, k, v, log_decay.exp(), beta, dtype=H.dtype):
-        G = decay_t * G + (beta_t * v_t) @ k_t.mT
-        H = decay_t * H + (beta_t * k_t) @ k_t.mT
-        outputs.append(G @ torch.cholesky_solve(q_t, torch.linalg.cholesky(H + penalty)))
+    G, H, outputs = state.G, state.H, []
+    penalty = regularizer.to(H.dtype)
+    penalties = [torch.diag_embed(penalty)] * q.shape[1] if penalty.ndim == 2 else map(torch.diag_embed, penalty.unbind(1))
+    tokens = over_time(q, k, v, _signed(log_decay.exp(), sign), beta, dtype=H.dtype)
+    for (q_t, k_t, v_t, gamma_t, beta_t), penalty_t in zip(tokens, penalties, strict=True):
+        G = gamma_t * G + (beta_t * v_t) @ k_t.mT
+        H = gamma_t * H + (beta_t * k_t) @ k_t.mT
+        A = H + penalty_t
+        # Only decays below 0 can leave A indefinite.
+        x_t = torch.cholesky_solve(q_t, torch.linalg.cholesky(A)) if sign is None else torch.linalg.solve_ex(A, q_t).result
+        outputs.append(G @ x_t)
     return torch.stack(outputs, dim=1).squeeze(-1), MesaState(G, H)
 
 
@@ -148,13 +104,19 @@ def chunked(
     state: MesaState,
     solver: Solver,
     chunk_size: int,
+    sign: Tensor | None = None,
 ) -> tuple[Tensor, MesaState]:
     """The same in matrix products over chunks of chunk_size >= 1 tokens, solved by `solver`: what trains.
 
-    Time and memory are linear in T; with `ConjugateGradients` no K x K matrix is held per token.
+    Time and memory are linear in T; save with `Cholesky`, no K x K matrix is held per token. A solver that starts at the
+    token before has nothing to do in parallel: it runs `decode` token after token, and holds G and H of each for gradients.
     """
-    q_chunks, operator, state = _split(q, k, v, log_decay, beta, regularizer, state, chunk_size)
-    return join_heads(_solve_and_read(operator, q_chunks, solver), v.shape), state
+    inputs = Inputs(q, k, v, log_decay, beta, regularizer, sign)
+    if solver.initial == "previous_token":
+        return _decode_all(inputs, state, solver)
+    q_chunks, operator, state = _split(inputs, state, chunk_size)
+    o, _ = solve_and_read(operator, q_chunks, solver, None)
+    return join_heads(o, v.shape), state
 
 
 def decode(
@@ -167,16 +129,10 @@ def decode(
     regularizer: Tensor,
     state: MesaState,
     solver: Solver,
+    sign: Tensor | None = None,
 ) -> tuple[Tensor, MesaState]:
     """The same for T = 1, solved by `solver` on the H_t that has to be written anyway."""
-    batch_size, _, num_heads, key_dim = k.shape
-    ((q_t, k_t, values, decay_t, beta_t),) = over_time(
-        q, k, torch.cat([v, k], dim=-1), log_decay.exp(), beta, dtype=state.H.dtype
-    )
-    memory = decay_t * torch.cat(state, dim=-2) + (beta_t * values) @ k_t.mT
-    per_head = regularizer.to(memory.dtype).expand(batch_size, num_heads, key_dim).reshape(-1, 1, key_dim)
-    o = _solve_and_read(TokenOperator(memory.flatten(0, 1), per_head), q_t.flatten(0, 1).mT, solver)
-    return o.reshape(v.shape), MesaState(*memory.split([v.shape[-1], key_dim], dim=-2))
+    return _decode(Inputs(q, k, v, log_decay, beta, regularizer, sign), state, solver)
 
 
 @torch.no_grad()
@@ -191,64 +147,129 @@ def trace(
     state: MesaState,
     solver: Solver,
     chunk_size: int,
+    sign: Tensor | None = None,
+    spectrum: bool,
 ) -> SolverTrace:
-    """What `chunked` spends on the same inputs: the steps of every token, and how far from solved it is then."""
-    q_chunks, operator, _ = _split(q, k, v, log_decay, beta, regularizer, state, chunk_size)
-    x, steps = solver.solve(operator, q_chunks)
-    residual = (q_chunks - operator.product(x)).norm(dim=-1) / q_chunks.norm(dim=-1)
-    per_token = (steps, residual.nan_to_num(0.0))
-    return SolverTrace(*(join_heads(y.unsqueeze(-1), k.shape).squeeze(-1) for y in per_token))
+    """What `chunked` spends on the same inputs, how far from solved it is then, and with `spectrum` how hard it was.
+
+    A solver that starts at the token before waits for no other token: its chunk_steps are its steps.
+    """
+    inputs = Inputs(q, k, v, log_decay, beta, regularizer, sign)
+    if solver.initial != "previous_token":
+        q_chunks, operator, _ = _split(inputs, state, chunk_size)
+        observed, _ = _observe(operator, q_chunks, solver, None, spectrum)
+        return SolverTrace(*(x if x is None else join_heads(x.unsqueeze(-1), k.shape).squeeze(-1) for x in observed))
+    traces = []
+    for token in _tokens(inputs):
+        q_t, operator, guess, after = _step(token, state, solver)
+        observed, x = _observe(operator, q_t, solver, guess, spectrum)
+        traces.append(observed)
+        state = _remember(after, x, solver)
+    shape = (len(q), q.shape[2], q.shape[1])
+    return SolverTrace(*(None if x[0] is None else torch.cat(x, dim=1).view(shape).mT for x in zip(*traces, strict=True)))
 
 
-def _split(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, regularizer: Tensor, state: MesaState, chunk_size: int
-) -> tuple[Tensor, ChunkOperator, MesaState]:
+def frobenius_norm(*, k: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, H: Tensor, chunk_size: int) -> Tensor:
+    """|H_t|_F at every token [B, T, H], with no K x K matrix a token; H is the state before, the rest as in `chunked`."""
+    nothing, penalty = k[..., :0], torch.zeros_like(k[0, 0])
+    inputs = Inputs(k, k, nothing, log_decay, beta, penalty, sign)
+    _, operator, _ = _split(inputs, MesaState(H[..., :0, :], H), chunk_size)
+    return join_heads(operator.frobenius_norm(), k.shape).squeeze(-1)
+
+
+def _signed(x: Tensor, sign: Tensor | None) -> Tensor:
+    return x if sign is None else x * sign
+
+
+def _split(inputs: Inputs, state: MesaState, chunk_size: int) -> tuple[Tensor, ChunkOperator, MesaState]:
     """The sequence as M = B H N independent chunks: q [M, C, K], the matrices of every token, and the state at the end."""
-    batch_size, _, num_heads, key_dim = k.shape
+    q, k, v, log_decay, beta, regularizer, sign = inputs
+    batch_size, length, num_heads, key_dim = k.shape
     dtype, sizes = state.H.dtype, (v.shape[-1], key_dim)
     values = torch.cat([v, k], dim=-1)
     q, k, values, log_decay, beta = split_heads(q, k, values, log_decay, beta, chunk_size=chunk_size, dtype=dtype)
     decays = chunk_decays(log_decay)
+    if sign is not None:
+        decays = _with_sign(decays, *split_heads(sign, chunk_size=chunk_size, dtype=dtype))
     written = torch.bmm(values.mT, k * (beta * decays.to_end).unsqueeze(-1))
-    before, after = scan_states(written, decays.from_start[:, -1], torch.cat(state, dim=-2))
+    before, after = scan_states(written, decays.from_start[:, -1], torch.cat([state.G, state.H], dim=-2))
     num_chunks = len(k) // (batch_size * num_heads)
-    per_chunk = regularizer.to(dtype)[:, None, None].expand(batch_size, num_heads, num_chunks, 1, key_dim).flatten(0, 2)
+    if regularizer.ndim == 2:
+        per_chunk = regularizer.to(dtype)[:, None, None].expand(batch_size, num_heads, num_chunks, 1, key_dim).flatten(0, 2)
+    else:
+        # 1 in the padding, where H may be 0 and A must not be.
+        padded = F.pad(regularizer, (0, 0, 0, 0, 0, num_chunks * k.shape[1] - length), value=1.0)
+        (per_chunk,) = split_heads(padded, chunk_size=k.shape[1], dtype=dtype)
     weights = decays.within * beta.unsqueeze(-2)
     operator = ChunkOperator(k, values, weights, decays.from_start.unsqueeze(-1), before, per_chunk)
     return q, operator, MesaState(*after.split(sizes, dim=-2))
 
 
-def _solve_and_read(operator: TokenOperator | ChunkOperator, q: Tensor, solver: Solver) -> Tensor:
-    """o_t = G_t (H_t + Lambda)^-1 q_t for q [M, C, K]."""
-    return _ImplicitGradient.apply(q, solver, type(operator), *operator)
+def _with_sign(decays: ChunkDecays, sign: Tensor) -> ChunkDecays:
+    """The decays where gamma_t has the sign [M, C]; the padding's 0 counts as 1."""
+    total = torch.where(sign < 0.0, -1.0, 1.0).to(sign.dtype).cumprod(-1)
+    within = decays.within * total.unsqueeze(-1) * total.unsqueeze(-2)
+    return ChunkDecays(within, decays.from_start * total, within[..., -1, :])
 
 
-class _ImplicitGradient(torch.autograd.Function):
-    """Differentiates the solution and not the steps towards it (MesaNet App. D).
+def _step(inputs: Inputs, state: MesaState, solver: Solver) -> tuple[Tensor, TokenOperator, Tensor | None, MesaState]:
+    """One token: q [M, 1, K] with M = B H, its matrices, the guess from the token before it, and the state it leaves."""
+    q, k, v, log_decay, beta, regularizer, sign = inputs
+    batch_size, _, num_heads, key_dim = k.shape
+    ((q_t, k_t, values, gamma_t, beta_t),) = over_time(
+        q, k, torch.cat([v, k], dim=-1), _signed(log_decay.exp(), sign), beta, dtype=state.H.dtype
+    )
+    memory = gamma_t * torch.cat([state.G, state.H], dim=-2) + (beta_t * values) @ k_t.mT
+    diagonal = regularizer if regularizer.ndim == 2 else regularizer[:, 0]
+    per_head = diagonal.to(memory.dtype).expand(batch_size, num_heads, key_dim).reshape(-1, 1, key_dim)
+    guess = None
+    if solver.initial == "previous_token" and state.x is not None:
+        # What a reset forgets is no guess either.
+        guess = state.x.masked_fill(log_decay[:, 0, :, None] == float("-inf"), 0.0).reshape(-1, 1, key_dim)
+    after = MesaState(*memory.split([v.shape[-1], key_dim], dim=-2))
+    return q_t.flatten(0, 1).mT, TokenOperator(memory.flatten(0, 1), per_head), guess, after
 
-    With y the cotangent of o and e = (H + Lambda)^-1 G^T y, the inputs change y^T o as they change
 
-        y^T G x - e^T (H + Lambda) x + e^T q   at fixed x and e,
+def _remember(state: MesaState, x: Tensor, solver: Solver) -> MesaState:
+    return state._replace(x=x.view(*state.H.shape[:-1])) if solver.initial == "previous_token" else state
 
-    so e is the gradient of q, and everything G and H + Lambda are made of is differentiated as in a mere read-out.
-    H counts as symmetric.
-    """
 
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, q: Tensor, solver: Solver, kind: type[TokenOperator | ChunkOperator], *tensors: Tensor
-    ) -> Tensor:
-        operator = kind(*tensors)
-        x = solver.solve(operator, q).x
-        ctx.solver, ctx.kind = solver, kind
-        ctx.save_for_backward(x, *tensors)
-        return operator.read(x)
+def _tokens(inputs: Inputs) -> Iterator[Inputs]:
+    """One token after the other, with T = 1; what is [H, K] or None is the same at all."""
+    length = inputs.q.shape[1]
+    tokens = ([x] * length if x is None or x.ndim == 2 else x.split(1, dim=1) for x in inputs)
+    return (Inputs(*token) for token in zip(*tokens, strict=True))
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, y: Tensor) -> tuple[Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
-        operator = ctx.kind(*tensors)
-        with torch.autocast(y.device.type, enabled=False):
-            e = ctx.solver.solve(operator, operator.read_transposed(y)).x
-            return e, None, None, *operator.gradients(x, torch.cat([y, -e], dim=-1))
+
+def _decode(inputs: Inputs, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
+    q, operator, guess, after = _step(inputs, state, solver)
+    o, x = solve_and_read(operator, q, solver, guess)
+    return o.reshape(inputs.v.shape), _remember(after, x, solver)
+
+
+def _decode_all(inputs: Inputs, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
+    outputs = []
+    for token in _tokens(inputs):
+        o, state = _decode(token, state, solver)
+        outputs.append(o)
+    return torch.cat(outputs, dim=1), state
+
+
+def _observe(
+    operator: MesaOperator, q: Tensor, solver: Solver, guess: Tensor | None, spectrum: bool
+) -> tuple[SolverTrace, Tensor]:
+    """The fields of the trace, each [M, C], and the solution x [M, C, K]."""
+    solution = solver.solve(operator, q, guess)
+    x, steps, _ = solution
+    residual = (q - operator.product(x)).norm(dim=-1) / q.norm(dim=-1)
+    cosine = F.cosine_similarity(read(operator, solution), operator.read(q), dim=-1)
+    smallest, largest = _extreme_eigenvalues(operator) if spectrum else (None, None)
+    chunk_steps = steps.amax(-1, keepdim=True).expand_as(steps)
+    return SolverTrace(steps, chunk_steps, residual.nan_to_num(0.0), cosine, smallest, largest), x
+
+
+def _extreme_eigenvalues(operator: MesaOperator) -> tuple[Tensor, Tensor]:
+    # A chunk at a time, as each of its tokens has a K x K matrix.
+    parts = zip(*(x.split(1) for x in operator), strict=True)
+    eigenvalues = [torch.linalg.eigvalsh(type(operator)(*part).dense())[..., [0, -1]] for part in parts]
+    return torch.cat(eigenvalues).unbind(-1)

@@ -74,13 +74,14 @@ def normalised_state(form: Callable[..., tuple[Tensor, mlstm.MLSTMState]]) -> Ru
 
 def two_states(form: Callable[..., tuple[Tensor, mesa.MesaState]]) -> Run:
     def run(inputs: Tensors) -> list[Tensor]:
-        o, state = form(**inputs, state=mesa.MesaState(torch.zeros(B, H, D, D), torch.zeros(B, H, D, D)))
-        return [o, *state]
+        state = mesa.MesaState(torch.zeros(B, H, D, D), torch.zeros(B, H, D, D), None)
+        o, state = form(**inputs, state=state, sign=None)
+        return [o, state.G, state.H]
 
     return run
 
 
-TEN_STEPS = ConjugateGradients(max_steps=10, tolerance=0.0, stop="right_hand_side")
+TEN_STEPS = ConjugateGradients(max_steps=10, tolerance=0.0, stop="right_hand_side", initial="diagonal", gradient="implicit")
 
 OPS = [
     Op(

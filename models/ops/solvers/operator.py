@@ -1,0 +1,57 @@
+"""What a solver sees of its matrices, and what it returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+
+class Preconditioner(Protocol):
+    """M_t near A_t for each of M * C tokens; `where` is [M, C, 1], the tokens that have one."""
+
+    where: Tensor
+
+    def inverse(self, r: Tensor) -> Tensor:
+        """M^-1 r, [M, C, K]; r itself where a token has none."""
+
+
+class Operator(Protocol):
+    """M * C symmetric matrices of K x K; iterating over it gives its tensors, M first, and its type builds it again."""
+
+    def product(self, p: Tensor) -> Tensor:
+        """A p, [M, C, K]."""
+
+    def diagonal(self) -> Tensor:
+        """[M, C, K]."""
+
+    def dense(self) -> Tensor:
+        """[M, C, K, K], for the exact solver."""
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Numbers below and above all eigenvalues of a positive definite A, both [M, C, 1]."""
+
+    def preconditioner(self) -> Preconditioner:
+        """Matrices near A that are quickly inverted."""
+
+
+class Solution(NamedTuple):
+    """x: [M, C, K]. steps: [M, C] int64, the iterations of every token; 0 for an exact solver.
+
+    remainder: [M, C, K], what the solution has beyond the digits of x, 0 for tokens that are not solved to more than these;
+    None where none are.
+    """
+
+    x: Tensor
+    steps: Tensor
+    remainder: Tensor | None
+
+
+def widened(operator: Operator) -> Operator:
+    """The same matrices in float64."""
+    return type(operator)(*(x.double() for x in operator))
+
+
+def select(operator: Operator, chosen: Tensor) -> Operator:
+    """The matrices of some of the M, by their indices."""
+    return type(operator)(*(x[chosen] for x in operator))
