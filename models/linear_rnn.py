@@ -21,8 +21,8 @@ class LinearRNN(SequenceMixer):
     """Projections, short convolution, gates, per-head norm and output projection around a recurrence.
 
     q and k pass a causal convolution of width conv_width; `feature_map` is what follows: "silu_l2" (SiLU, then unit
-    length) or "identity". The recurrence is the subclass's `recurrence`, on q, k [B, T, H, K], v [B, T, H, V],
-    log_decay and beta [B, T, H].
+    length), "silu" or "identity". The recurrence is the subclass's `recurrence`, on q, k [B, T, H, K], v [B, T, H, V]
+    and the gates, log_decay and beta [B, T, H] and what else its `gates` returns.
 
     forget_gate_init, input_gate_init: value of sigmoid(bias) at the start, in (0, 1), or None for no such gate
     (log_decay = 0, beta = 1). chunk_size: tokens a chunk of the chunked form, >= 1.
@@ -50,8 +50,8 @@ class LinearRNN(SequenceMixer):
                 raise ValueError(f"{name} is {size}, permitted are whole numbers from 1")
         if chunk_size < 1:
             raise ValueError(f"chunk_size is {chunk_size}, permitted are whole numbers from 1")
-        if feature_map not in ("silu_l2", "identity"):
-            raise ValueError(f"feature_map is {feature_map!r}, permitted are silu_l2 and identity")
+        if feature_map not in ("silu_l2", "silu", "identity"):
+            raise ValueError(f"feature_map is {feature_map!r}, permitted are silu_l2, silu and identity")
         self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
         self.feature_map, self.chunk_size, self.backend = feature_map, chunk_size, backend
         self.query_key_projection = nn.Linear(d_model, 2 * num_heads * key_dim, bias=False)
@@ -92,30 +92,35 @@ class LinearRNN(SequenceMixer):
         return self.output_projection(self.norm(o).to(x.dtype).flatten(2)), {"conv": conv, **recurrent}
 
     def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        """q, k, v, log_decay and beta as `recurrence` takes them, and the new state of the convolution."""
+        """q, k, v and the gates as `recurrence` takes them, and the new state of the convolution."""
         query_key, conv = self.convolution(self.query_key_projection(x), state["conv"], starts=starts)
         q, k = self._features(query_key).unflatten(-1, (2, self.num_heads, self.key_dim)).unbind(2)
         v = self.value_projection(x).unflatten(-1, (self.num_heads, self.value_dim))
-        log_decay, beta = self.gates(x)
+        gates = self.gates(x)
         if starts is not None:
-            log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
-        return {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}, conv
+            gates["log_decay"] = gates["log_decay"].masked_fill(starts.unsqueeze(-1), float("-inf"))
+        return {"q": q, "k": k, "v": v, **gates}, conv
 
     def _features(self, query_key: Tensor) -> Tensor:
         if self.feature_map == "identity":
             return query_key
+        if self.feature_map == "silu":
+            return F.silu(query_key)
         heads = F.silu(query_key).unflatten(-1, (-1, self.key_dim))
         return F.normalize(heads, dim=-1).flatten(-2)
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log_decay <= 0 and beta in [0, 1], both [B, T, H] in float32 or wider."""
-        log_decay = self.log_decay(x)
-        return log_decay, torch.ones_like(log_decay) if self.input_gate is None else torch.sigmoid(self.input_gate(x))
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """log_decay <= 0 and beta in [0, 1], both [B, T, H] in float32 or wider; a subclass may add others."""
+        return {"log_decay": self.log_decay(x), "beta": self.beta(x)}
 
     def log_decay(self, x: Tensor) -> Tensor:
-        if self.forget_gate is None:
-            return x.new_zeros((*x.shape[:2], self.num_heads), dtype=torch.promote_types(x.dtype, torch.float32))
-        return F.logsigmoid(self.forget_gate(x))
+        return self._zeros_like_a_gate(x) if self.forget_gate is None else F.logsigmoid(self.forget_gate(x))
+
+    def beta(self, x: Tensor) -> Tensor:
+        return self._zeros_like_a_gate(x) + 1.0 if self.input_gate is None else torch.sigmoid(self.input_gate(x))
+
+    def _zeros_like_a_gate(self, x: Tensor) -> Tensor:
+        return x.new_zeros((*x.shape[:2], self.num_heads), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def zeros(self, batch_size: int, *shape: int) -> Tensor:
         """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""

@@ -1,31 +1,50 @@
 """MesaNet (arXiv 2506.05233): a mixer that solves a regularised least-squares problem over the past at every token.
 
-Glossary, our name to the paper's letter: query q, key k, value v, log_decay log(gamma), beta beta (input gate),
-states G and H, regularizer Lambda, forget_cap b_gamma.
+Glossary, our name to the paper's letter: query q, key k, value v, log_decay log(|gamma|) and sign that of gamma, beta beta
+(input gate), states G and H, regularizer Lambda, forget_cap b_gamma. Beside the paper's: x the last solution, R the
+inverse of H + Lambda.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.attention import positions_in_document
+from models.backbone import Backbone
 from models.linear_rnn import LinearRNN
 from models.mixer import State
-from models.ops import mesa
-from models.ops.solvers import build_solver
+from models.ops import mesa, sherman_morrison
+from models.ops.solvers import Solver, build_solver
+
+SOLVER_SETTINGS = ("name", "max_steps", "tolerance", "stop", "initial", "gradient")
+
+SMALLEST_DECAY = 1e-6
+"""Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
 
 
 class Mesa(LinearRNN):
     """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E).
 
-    forget_cap: b in gamma (1 - (1 - b) beta^2), in (0, 1], or None for no cap; it bounds H where one key repeats.
+    forget_cap: b in |gamma| (1 - (1 - b) beta^2), in (0, 1], or None for no cap; it bounds H where one key repeats.
     regularizer_floor: the least a Lambda can become, >= 0; regularizer_init: every Lambda at the start, above the floor.
-    solver: its `name` and settings, see models/ops/solvers.py.
+    solver: its `name` and settings, see models/ops/solvers.
+    random_steps: k >= 1, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number
+        for all layers), or None for the solver as it is. Evaluation has the solver as it is.
+    signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
+        forget_gate_init, gamma at the start, is in (-1, 1), and H + Lambda may lose its definiteness: `observe` tells.
+    decode: how a single token is solved, by the "solver" or by "sherman_morrison" (models/ops/sherman_morrison.py), which
+        is another function where gates forget. refresh: n >= 1, by which that inverts anew at every n-th token of a
+        document, or None.
     The other arguments are those of LinearRNN. Raises ValueError for values outside these ranges.
     """
 
@@ -45,6 +64,10 @@ class Mesa(LinearRNN):
         regularizer_floor: float,
         regularizer_init: float,
         solver: Mapping[str, Any],
+        random_steps: int | None,
+        signed_decay: bool,
+        decode: str,
+        refresh: int | None,
         norm_eps: float,
         chunk_size: int,
     ) -> None:
@@ -56,7 +79,7 @@ class Mesa(LinearRNN):
             value_dim=value_dim,
             conv_width=conv_width,
             feature_map=feature_map,
-            forget_gate_init=forget_gate_init,
+            forget_gate_init=_sigmoid_where_tanh_is(forget_gate_init) if signed_decay else forget_gate_init,
             input_gate_init=input_gate_init,
             norm_eps=norm_eps,
             chunk_size=chunk_size,
@@ -68,61 +91,193 @@ class Mesa(LinearRNN):
                 f"regularizer_floor is {regularizer_floor} and regularizer_init {regularizer_init}, "
                 "permitted are a floor from 0 and an initial value above it"
             )
-        self.forget_cap, self.solver = forget_cap, build_solver(solver)
+        self.forget_cap, self.solver_settings, self.solver = forget_cap, dict(solver), build_solver(solver)
+        if random_steps is not None and not (_is_count(random_steps) and hasattr(self.solver, "max_steps")):
+            raise ValueError(
+                f"random_steps is {random_steps}, permitted are null and, with a solver that has max_steps, whole numbers from 1"
+            )
         self.regularizer_floor, self.regularizer_init = regularizer_floor, regularizer_init
+        self.random_steps, self.steps_of_batch = random_steps, None
+        self.signed_decay = signed_decay
+        self.set_decoder(decode=decode, refresh=refresh)
         self.regularizer_logit = nn.Parameter(torch.empty(num_heads, key_dim))
+
+    def set_decoder(self, *, decode: str, refresh: int | None) -> None:
+        """How single tokens are solved from now on; a state from before may lack what that needs. Raises ValueError."""
+        if decode not in ("solver", "sherman_morrison"):
+            raise ValueError(f"decode is {decode!r}, permitted are solver and sherman_morrison")
+        if decode == "sherman_morrison" and self.signed_decay:
+            raise ValueError(
+                "decode is 'sherman_morrison', permitted with signed_decay is solver: its Lambda would turn negative"
+            )
+        if refresh is not None and not (_is_count(refresh) and decode == "sherman_morrison"):
+            raise ValueError(f"refresh is {refresh}, permitted are null and, with sherman_morrison, whole numbers from 1")
+        self.decode, self.refresh = decode, refresh
 
     @property
     def regularizer(self) -> Tensor:
         """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
         return self.regularizer_floor + F.softplus(self.regularizer_logit)
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_decay, beta = super().gates(x)
-        if self.forget_cap is None:
-            return log_decay, beta
-        return log_decay + torch.log1p((self.forget_cap - 1.0) * beta.square()), beta
+    def begin_step(self, *, seed: int, step: int) -> None:
+        if self.random_steps is not None:
+            generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+            self.steps_of_batch = int(generator.integers(self.random_steps + 1))
+
+    def solver_in_use(self) -> Solver:
+        """The layer's solver, in training with the steps drawn for the batch."""
+        if self.training and self.steps_of_batch is not None:
+            return replace(self.solver, max_steps=self.steps_of_batch)
+        return self.solver
+
+    def gates(self, x: Tensor) -> dict[str, Tensor | None]:
+        """Those of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
+        sign = None
+        if self.signed_decay and self.forget_gate is not None:
+            gamma = torch.tanh(self.forget_gate(x))
+            log_decay, sign = gamma.abs().clamp_min(SMALLEST_DECAY).log(), torch.where(gamma < 0.0, -1.0, 1.0).to(gamma.dtype)
+        else:
+            log_decay = self.log_decay(x)
+        beta = self.beta(x)
+        if self.forget_cap is not None:
+            log_decay = log_decay + torch.log1p((self.forget_cap - 1.0) * beta.square())
+        return {"log_decay": log_decay, "beta": beta, "sign": sign}
 
     def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
-        before = mesa.MesaState(state["G"], state["H"])
-        if q.shape[1] == 1:
-            o, after = mesa.decode(**inputs, state=before, solver=self.solver)
+        single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
+        age = self._age(log_decay, state) if by_inverse else {}
+        if single and by_inverse:
+            before = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
+            due = age["age"] == 0 if age else torch.zeros(len(q), dtype=torch.bool, device=q.device)
+            o, after = sherman_morrison.decode(**inputs, state=before, due=due)
         else:
-            o, after = mesa.chunked(**inputs, state=before, solver=self.solver, chunk_size=self.chunk_size)
-        return o, after._asdict()
+            op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.chunk_size)
+            before = mesa.MesaState(state["G"], state["H"], state.get("x"))
+            o, after = op(**inputs, sign=sign, state=before, solver=self.solver_in_use())
+        held = {name: x for name, x in after._asdict().items() if x is not None} | age
+        if by_inverse and not single:
+            held["R"] = sherman_morrison.invert(after.H, self.regularizer)
+        return o, held
+
+    def _age(self, log_decay: Tensor, state: State) -> State:
+        """`age` [B] int64: the tokens of the document so far, modulo refresh."""
+        if self.refresh is None:
+            return {}
+        position = positions_in_document(state["age"], (log_decay == float("-inf")).all(-1))
+        return {"age": (position[:, -1] + 1) % self.refresh}
 
     @torch.no_grad()
-    def trace(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> mesa.SolverTrace:
-        """The steps and residuals of the solver when `forward` runs on the same arguments."""
+    def observe(
+        self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None, spectrum: bool
+    ) -> dict[str, Tensor]:
+        """What the layer does when `forward` runs on the same arguments, by name, all [B, T, H].
+
+        beta; gamma, with its sign, 0 at a start; regularizer, the mean over K; and the fields of the solver's trace, of
+        which smallest and largest, the extreme eigenvalues of H + Lambda, only with `spectrum`. smallest <= 0 says that
+        H + Lambda is not positive definite, where a solver has no minimum to find.
+        """
         state = self.init_state(x.shape[0]) if state is None else state
         inputs, _ = self.recurrence_inputs(x, state, starts=starts)
-        before = mesa.MesaState(state["G"], state["H"])
+        before = mesa.MesaState(state["G"], state["H"], state.get("x"))
+        settings = {"regularizer": self.regularizer, "solver": self.solver_in_use(), "chunk_size": self.chunk_size}
         with torch.autocast(x.device.type, enabled=False):
-            return mesa.trace(
-                **inputs, regularizer=self.regularizer, state=before, solver=self.solver, chunk_size=self.chunk_size
-            )
+            trace = mesa.trace(**inputs, **settings, state=before, spectrum=spectrum)
+        beta, sign = inputs["beta"], inputs["sign"]
+        gamma = inputs["log_decay"].exp() * (1.0 if sign is None else sign)
+        named = {"beta": beta, "gamma": gamma, "regularizer": self.regularizer.mean(-1).expand_as(beta)}
+        return named | {name: y for name, y in trace._asdict().items() if y is not None}
 
     def init_recurrent_state(self, batch_size: int) -> State:
         H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)
-        return {**super().init_recurrent_state(batch_size), "H": H}
+        state = {**super().init_recurrent_state(batch_size), "H": H}
+        if self.solver.initial == "previous_token":
+            state["x"] = self.zeros(batch_size, self.num_heads, self.key_dim)
+        if self.decode == "sherman_morrison":
+            state["R"] = sherman_morrison.invert(H, self.regularizer)
+        if self.refresh is not None:
+            state["age"] = torch.zeros(batch_size, dtype=torch.int64, device=H.device)
+        return state
 
     def recurrence_state_elements(self) -> int:
-        return super().recurrence_state_elements() + self.num_heads * self.key_dim**2
+        per_head = self.key_dim**2 * (2 if self.decode == "sherman_morrison" else 1)
+        per_head += self.key_dim if self.solver.initial == "previous_token" else 0
+        return super().recurrence_state_elements() + self.num_heads * per_head + (self.refresh is not None)
 
     def recurrence_flops_per_token(self) -> float:
-        """The outer products written into G and H, the solve at its maximal steps, and the read-out."""
-        writes_and_read = 2.0 * self.key_dim * (self.key_dim + 2 * self.value_dim)
-        return self.num_heads * (writes_and_read + self.solver.flops(self.key_dim))
+        """The outer products written into G and H, the solve at its maximal steps, and the read-out.
+
+        In place of the solve, Sherman-Morrison has R k, an outer product and R q, and an inversion (2 K^3) when one is due.
+        """
+        K = self.key_dim
+        solve = self.solver.flops(K)
+        if self.decode == "sherman_morrison":
+            solve = 6.0 * K**2 + (0.0 if self.refresh is None else 2.0 * K**3 / self.refresh)
+        return self.num_heads * (2.0 * K * (K + 2 * self.value_dim) + solve)
 
     def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
-        mean_steps = self.trace(x, starts=starts).steps.double().mean().item()
-        saved = self.solver.flops(self.key_dim) - self.solver.flops(self.key_dim, mean_steps)
-        return self.forward_flops_per_token(x.shape[1]) - self.num_heads * saved
+        declared = self.forward_flops_per_token(x.shape[1])
+        if self.decode == "sherman_morrison":
+            return declared
+        mean_steps = self.observe(x, starts=starts, spectrum=False)["steps"].double().mean().item()
+        return declared - self.num_heads * (self.solver.flops(self.key_dim) - self.solver.flops(self.key_dim, mean_steps))
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
         # The inverse of the softplus.
         nn.init.constant_(self.regularizer_logit, math.log(math.expm1(self.regularizer_init - self.regularizer_floor)))
+
+
+def _sigmoid_where_tanh_is(gamma: float | None) -> float | None:
+    """sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start."""
+    if gamma is not None and not -1.0 < gamma < 1.0:
+        raise ValueError(f"forget_gate_init is {gamma}, permitted with signed_decay is a number between -1 and 1, both excluded")
+    return None if gamma is None else 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
+    """The Mesa mixers of a model, each with the index of its block."""
+    return [(i, block.mixer) for i, block in enumerate(model.blocks) if isinstance(block.mixer, Mesa)]
+
+
+@contextmanager
+def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block every Mesa layer solves with these settings laid over its own, e.g. {"max_steps": 5}.
+
+    A solver that starts at the token before needs a state that was begun within the block.
+    Raises ValueError for a setting or value that is not permitted.
+    """
+    for name in settings:
+        if name not in SOLVER_SETTINGS:
+            raise ValueError(f"solver.{name} is no setting, permitted are {', '.join(SOLVER_SETTINGS)}")
+    layers = [(mixer, mixer.solver) for _, mixer in mesa_layers(model)]
+    solvers = [build_solver({**mixer.solver_settings, **settings}) for mixer, _ in layers]
+    try:
+        for (mixer, _), solver in zip(layers, solvers, strict=True):
+            mixer.solver = solver
+        yield
+    finally:
+        for mixer, own in layers:
+            mixer.solver = own
+
+
+@contextmanager
+def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> Iterator[None]:
+    """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
+
+    Raises ValueError for values that are not permitted.
+    """
+    layers = [(mixer, {"decode": mixer.decode, "refresh": mixer.refresh}) for _, mixer in mesa_layers(model)]
+    try:
+        for mixer, _ in layers:
+            mixer.set_decoder(decode=decode, refresh=refresh)
+        yield
+    finally:
+        for mixer, own in layers:
+            mixer.set_decoder(**own)

@@ -53,6 +53,12 @@ class SequenceMixer(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device."""
 
+    def begin_step(self, *, seed: int, step: int) -> None:
+        """Called before the batch of every training step, for a mixer that draws something anew for each.
+
+        What it draws is a pure function of (seed, step), so that a resumed run draws the same. Does nothing here.
+        """
+
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One token: x_t [B, d_model] -> [B, d_model] and the new state; equals `forward` on a sequence of one."""
         y, state = self(x_t.unsqueeze(1), state)

@@ -23,15 +23,16 @@ class MLSTM(LinearRNN):
     The input gate is exp(logit), not sigmoid(logit): at the start it is input_gate_init / (1 - input_gate_init).
     """
 
-    def gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """log_decay <= 0 and log_beta, unbounded, both [B, T, H] in float32 or wider."""
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """log_decay <= 0 and, as beta, its logarithm, which is unbounded; both [B, T, H] in float32 or wider."""
         log_decay = self.log_decay(x)
-        return log_decay, torch.zeros_like(log_decay) if self.input_gate is None else self.input_gate(x)
+        log_beta = torch.zeros_like(log_decay) if self.input_gate is None else self.input_gate(x)
+        return {"log_decay": log_decay, "beta": log_beta}
 
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """As in the base class, where beta is the second of the gates: here its logarithm."""
+        """As in the base class, where beta is the logarithm of the input gate."""
         op = partial(mlstm.chunked, chunk_size=self.chunk_size)
         if q.shape[1] == 1:
             op = mlstm.recurrent

@@ -10,8 +10,19 @@ from typing import Any
 SCHEMA = 1
 
 # Keys that were added after runs existed, each with the value that changes nothing. At that value a key is left out of
-# the digest, so that old runs keep their names.
-NEUTRAL: dict[str, Any] = {}
+# the digest, so that old runs keep their names. Those of a Mesa mixer, which a pattern names `mixer` or `mesa`:
+MESA_TYPE, MESA_PATTERN_NAMES = "mesanet.Mesa", ("mixer", "mesa")
+MESA_NEUTRAL: dict[str, Any] = {
+    "solver.initial": "diagonal",
+    "solver.gradient": "implicit",
+    "random_steps": None,
+    "signed_decay": False,
+    "decode": "solver",
+    "refresh": None,
+}
+NEUTRAL: dict[str, Any] = {
+    f"model.mixers.{name}.{key}": value for name in MESA_PATTERN_NAMES for key, value in MESA_NEUTRAL.items()
+}
 
 # Values of a task's `data` that say where the text lies; what it says is in the fingerprint.
 PLACES = ("path", "cache", "name", "tokenizer")
@@ -59,6 +70,23 @@ def without_neutral(whole: Mapping[str, Any], neutral: Mapping[str, Any], prefix
             continue
         kept[key] = without_neutral(value, neutral, f"{name}.") if isinstance(value, Mapping) else value
     return kept
+
+
+def with_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of an old run with the keys that were added since, each at its neutral value; its name stays."""
+    model = dict(config["model"])
+    for name in model["pattern"]:
+        mixer = dict(model[name])
+        if mixer["type"] == MESA_TYPE:
+            for key, value in MESA_NEUTRAL.items():
+                *outer, last = key.split(".")
+                inner = mixer
+                for part in outer:
+                    inner[part] = dict(inner[part])
+                    inner = inner[part]
+                inner.setdefault(last, value)
+        model[name] = mixer
+    return {**config, "model": model}
 
 
 def run_id(whole: Mapping[str, Any]) -> str:

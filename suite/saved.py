@@ -11,10 +11,11 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from models.backbone import LanguageModel
+from models.backbone import Backbone
 from suite.checkpoint import load_final
 from suite.cost import Cost
-from suite.identity import group_id, identity, run_id
+from suite.identity import group_id, identity, run_id, with_neutral
+from suite.interface import interface_of
 from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
 from suite.store import RunDirectory
@@ -39,7 +40,7 @@ def saved_run(results: Path, beginning: str) -> Run:
 
 def _read(folder: Path) -> Run:
     """Raises ValueError where what the folder says of itself does not agree with its name."""
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    config = with_neutral(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
     whole = json.loads((folder / "run.json").read_text())
     facts = whole["facts"]
     named = identity(config, data_fingerprint=facts["data_fingerprint"])
@@ -50,7 +51,7 @@ def _read(folder: Path) -> Run:
         run_id=folder.name,
         group_id=group_id(named),
         data_fingerprint=facts["data_fingerprint"],
-        vocab_size=facts["vocab_size"],
+        interface=interface_of(facts),
         cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
         evaluations=(),
     )
@@ -77,7 +78,7 @@ def saved_task(run: Run) -> Task:
     return task
 
 
-def load_model(beginning: str, results: str | Path = "results", device: str = "cpu") -> LanguageModel:
+def load_model(beginning: str, results: str | Path = "results", device: str = "cpu") -> Backbone:
     """The trained model of a run (or of the beginning of its id), in evaluation mode.
 
     Raises RequestError, a ValueError, for a run that is not there or not trained.

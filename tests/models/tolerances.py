@@ -18,7 +18,7 @@ TOLERANCES = {
     "float64": Tolerance(
         1e-8, 1e-9, "sums taken in another order: 1e-16 grows by the length and by the condition of Mesa's solve"
     ),
-    "float32": Tolerance(1e-4, 1e-5, "sums taken in another order: 1e-7 a step over about a hundred steps"),
+    "float32": Tolerance(1e-4, 2e-5, "sums taken in another order: 1e-7 a step over about a hundred steps, or times a condition"),
 }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
-from suite.identity import canonical_json, group_id, identity, run_id, without_neutral
+from suite.identity import canonical_json, group_id, identity, run_id, with_neutral, without_neutral
 from suite.plan import plan
 
 CONFIG = {
@@ -98,6 +100,26 @@ def test_a_key_at_its_neutral_value_is_left_out():
     whole = {"train": {"lr": 0.1, "new": 0}, "new": 0}
     assert without_neutral(whole, {"train.new": 0}) == {"train": {"lr": 0.1}, "new": 0}
     assert without_neutral({"train": {"new": 1}}, {"train.new": 0}) == {"train": {"new": 1}}
+
+
+@pytest.mark.parametrize("name", ["mesanet", "hawk_mesa"])
+def test_a_mesa_of_before_keeps_its_name_and_gets_the_keys_added_since(name):
+    """A configuration written before a Mesa mixer had solver.initial and the like."""
+    (run,) = plan([f"model={name}", "task=mqar"])
+    old = copy.deepcopy(run.config)
+    mixer = old["model"][old["model"]["pattern"][-1]]
+    for key in ("random_steps", "signed_decay", "decode", "refresh"):
+        del mixer[key]
+    for key in ("initial", "gradient"):
+        del mixer["solver"][key]
+    assert run_id(identity(old, data_fingerprint=run.data_fingerprint)) == run.run_id == PINNED_MESA[name]
+    assert with_neutral(old)["model"] == run.config["model"]
+    other = copy.deepcopy(run.config)
+    other["model"][old["model"]["pattern"][-1]]["solver"]["initial"] = "query"
+    assert with_neutral(other) == other and run_id(identity(other, data_fingerprint=run.data_fingerprint)) != run.run_id
+
+
+PINNED_MESA = {"mesanet": "99d475afcb38", "hawk_mesa": "be94b52e5290"}
 
 
 def test_canonical_json_forgets_order():

@@ -1,0 +1,124 @@
+"""Gated KalmaNet (arXiv 2511.21016) on the shared backbone of MesaNet (arXiv 2506.05233).
+
+Glossary, our name to the paper's letter: query q, key k, value v, log_decay log(gamma), beta beta (input gate, in the
+paper's appendix), alpha alpha, states G (U there) and H, regularizer lambda, regularizer_ratio a, solution x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.components import ScalarGate
+from models.linear_rnn import LinearRNN
+from models.mixer import State
+from models.ops import decayed_linear_attention, mesa
+from models.ops.solvers import build_solver
+
+SMALLEST_REGULARIZER = 1e-6
+"""Added to lambda, so that the equations of a state in which nothing has been written have a solution."""
+
+
+class GatedKalmaNet(LinearRNN):
+    """Ridge regression over the past whose penalty follows the keys: Mesa with lambda_t for Lambda (section 4).
+
+        lambda_t = a |H_t|_F,   (H_t + lambda_t I) x_t = q_t,   o_t = G_t ((1 - alpha_t) q_t + alpha_t x_t)
+
+    The condition number is at most (a + 1) / a whatever the keys and gates are, so there is neither a cap of gamma nor a
+    learned penalty. alpha_t = sigmoid(w e_t + b) mixes in the read-out of gated linear attention.
+    The gradient goes through lambda_t into keys, gates and the state before, as the paper's does; of the solution it is
+    the implicit one, by the same iteration on the cotangent, and the range of eigenvalues that the iteration is told
+    counts as a constant.
+    Ours against the authors': beta weighs k k^T and v k^T once (theirs scales k and v, so it weighs twice), sigmoid
+    gates as in all arms, no convolution of v and no gate of the output.
+
+    alpha_init: alpha at the start, in (0, 1). regularizer_ratio: a > 0. solver: its `name` and settings, see
+    models/ops/solvers; it can't start at the previous token.
+    The other arguments are those of LinearRNN. Raises ValueError for values outside these ranges.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        backend: str,
+        num_heads: int,
+        key_dim: int,
+        value_dim: int,
+        conv_width: int,
+        feature_map: str,
+        forget_gate_init: float | None,
+        input_gate_init: float | None,
+        alpha_init: float,
+        regularizer_ratio: float,
+        solver: Mapping[str, Any],
+        norm_eps: float,
+        chunk_size: int,
+    ) -> None:
+        super().__init__(
+            d_model=d_model,
+            backend=backend,
+            num_heads=num_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            conv_width=conv_width,
+            feature_map=feature_map,
+            forget_gate_init=forget_gate_init,
+            input_gate_init=input_gate_init,
+            norm_eps=norm_eps,
+            chunk_size=chunk_size,
+        )
+        if regularizer_ratio <= 0.0:
+            raise ValueError(f"regularizer_ratio is {regularizer_ratio}, permitted are numbers above 0")
+        self.regularizer_ratio, self.solver = regularizer_ratio, build_solver(solver)
+        if self.solver.initial == "previous_token":
+            raise ValueError("solver.initial is 'previous_token', permitted for Gated KalmaNet are zero, diagonal and query")
+        self.alpha_gate = ScalarGate(d_model=d_model, num_heads=num_heads, initial=alpha_init)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """Those of the base class, and alpha in (0, 1)."""
+        return {**super().gates(x), "alpha": torch.sigmoid(self.alpha_gate(x))}
+
+    def recurrence(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, alpha: Tensor, state: State
+    ) -> tuple[Tensor, State]:
+        inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
+        regularizer = self.regularizer(k=k, log_decay=log_decay, beta=beta, H=state["H"]).unsqueeze(-1).expand(q.shape)
+        solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.chunk_size)
+        solved, after = solve(**inputs, regularizer=regularizer, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver)
+        if q.shape[1] == 1:
+            unsolved = torch.einsum("bhvk,bthk->bthv", after.G, q.to(after.G.dtype))
+        else:
+            unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.chunk_size)
+        return torch.lerp(unsolved, solved, alpha.unsqueeze(-1).to(solved.dtype)), {"G": after.G, "H": after.H}
+
+    def regularizer(self, *, k: Tensor, log_decay: Tensor, beta: Tensor, H: Tensor) -> Tensor:
+        """lambda_t [B, T, H] from the keys and gates, and H before them."""
+        if k.shape[1] == 1:
+            decay_t, beta_t = (x[:, 0, :, None, None].to(H.dtype) for x in (log_decay.exp(), beta))
+            k_t = k[:, 0].unsqueeze(-1).to(H.dtype)
+            norm = torch.linalg.matrix_norm(decay_t * H + (beta_t * k_t) @ k_t.mT).unsqueeze(1)
+        else:
+            norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.chunk_size)
+        return self.regularizer_ratio * norm + SMALLEST_REGULARIZER
+
+    def init_recurrent_state(self, batch_size: int) -> State:
+        H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)
+        return {**super().init_recurrent_state(batch_size), "H": H}
+
+    def recurrence_state_elements(self) -> int:
+        return super().recurrence_state_elements() + self.num_heads * self.key_dim**2
+
+    def recurrence_flops_per_token(self) -> float:
+        """The outer products written into G and H, that of the norm, the solve at its maximal steps, and two read-outs."""
+        writes_and_reads = 2.0 * self.key_dim * (2 * self.key_dim + 3 * self.value_dim)
+        gate = self.alpha_gate.forward_flops_per_token()
+        return gate + self.num_heads * (writes_and_reads + self.solver.flops(self.key_dim))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        super().reset_parameters(generator)
+        self.alpha_gate.reset_parameters(generator)
