@@ -1,12 +1,13 @@
 """Everything that is the same in all arms of the comparison (MesaNet, arXiv 2506.05233, App. E and G).
 
-Pre-norm residual blocks of a sequence mixer and a SwiGLU, a tied embedding whose inputs are multiplied by
-sqrt(d_model), and soft-capped logits.
+Pre-norm residual blocks of a sequence mixer and a SwiGLU. It has two faces: here the LanguageModel, with a tied embedding
+whose inputs are multiplied by sqrt(d_model) and soft-capped logits; in models/regressor.py vectors in and out.
 """
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State
+from models.ops import cross_entropy
 
 
 class RMSNorm(nn.Module):
@@ -76,55 +78,70 @@ class Block(nn.Module):
                 part.output_projection.weight.mul_(math.sqrt(output_variance_scale))
 
 
-class LanguageModel(nn.Module):
-    """Tokens to next-token logits through one block per mixer.
+class Backbone(nn.Module, ABC):
+    """One block per mixer, between an embedding of the tokens and a head, which are a subclass's.
 
-    vocab_size: number of token ids. mixers: one per block, in order. logit_soft_cap: c in c * tanh(logits / c).
+    A token is an id or a vector; a position that asks something has a target, and the loss is what its answer costs.
+
+    embedding: what `embed` reads tokens with. mixers: one per block, in order.
     """
 
     def __init__(
-        self,
-        *,
-        vocab_size: int,
-        d_model: int,
-        mlp_dim: int,
-        mixers: Sequence[SequenceMixer],
-        norm_eps: float,
-        logit_soft_cap: float,
+        self, *, embedding: nn.Module, d_model: int, mlp_dim: int, mixers: Sequence[SequenceMixer], norm_eps: float
     ) -> None:
         super().__init__()
-        self.vocab_size, self.d_model, self.logit_soft_cap = vocab_size, d_model, logit_soft_cap
-        self.embedding = nn.Embedding(vocab_size, d_model)
+        self.d_model = d_model
+        self.embedding = embedding
         self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
         self.final_norm = RMSNorm(d_model, eps=norm_eps)
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, ...] -> what the first block reads [B, T, d_model]."""
+
+    @abstractmethod
+    def head(self, features: Tensor) -> Tensor:
+        """Features [..., d_model] -> answers [..., what a target has]. Apply it only where a target is asked."""
+
+    @abstractmethod
+    def head_flops_per_token(self) -> float:
+        """Contractions of the embedding and the head."""
+
+    @abstractmethod
+    def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of the answers to N >= 1 positions: features [N, d_model], targets [N, ...]; differentiable."""
+
+    @abstractmethod
+    def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [N] of each answer, and the answers in the shape of the targets [N, ...]; not differentiable."""
 
     def features(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
     ) -> tuple[Tensor, list[State]]:
-        """Tokens [B, T] -> what the head reads [B, T, d_model], and the state of every block after the last token."""
-        x = self.embedding(tokens) * math.sqrt(self.d_model)
+        """Tokens [B, T, ...] -> what the head reads [B, T, d_model], and the state of every block after the last token."""
+        x = self.embed(tokens)
         states = []
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, None if state is None else state[i], starts=starts)
             states.append(block_state)
         return self.final_norm(x), states
 
-    def head(self, features: Tensor) -> Tensor:
-        """Features [..., d_model] -> logits [..., vocab_size], soft-capped. Apply it only where a target is asked."""
-        logits = F.linear(features, self.embedding.weight)
-        return self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
-
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
     ) -> tuple[Tensor, list[State]]:
-        """Tokens [B, T] -> logits [B, T, vocab_size] and the state of every block after the last token."""
+        """Tokens [B, T, ...] -> answers [B, T, ...] and the state of every block after the last token."""
         features, state = self.features(tokens, state, starts=starts)
         return self.head(features), state
 
     def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
-        """One token a sequence: tokens [B] -> logits [B, vocab_size] and the new state."""
-        logits, state = self(tokens.unsqueeze(1), state)
-        return logits.squeeze(1), state
+        """One token a sequence: tokens [B, ...] -> answers [B, ...] and the new state."""
+        answers, state = self(tokens.unsqueeze(1), state)
+        return answers.squeeze(1), state
+
+    def begin_step(self, *, seed: int, step: int) -> None:
+        """Called before the batch of every training step. All blocks get the same seed, so what they draw is one draw."""
+        for block in self.blocks:
+            block.mixer.begin_step(seed=seed, step=step)
 
     def init_state(self, batch_size: int) -> list[State]:
         return [block.mixer.init_state(batch_size) for block in self.blocks]
@@ -143,14 +160,14 @@ class LanguageModel(nn.Module):
         return sum(block.mixer.state_elements(seq_len) for block in self.blocks)
 
     def forward_flops_per_token(self, seq_len: int) -> float:
-        """Contractions per token of the forward pass: mixers, MLPs and the head."""
+        """Contractions per token of the forward pass: mixers, MLPs, embedding and head."""
         blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)
-        return blocks + 2.0 * self.embedding.weight.numel()
+        return blocks + self.head_flops_per_token()
 
     @torch.no_grad()
     def measured_flops_per_token(self, tokens: Tensor, *, starts: Tensor | None = None) -> float:
-        """The same for these very tokens [B, T]: less where a solver stops early."""
-        x, saved = self.embedding(tokens) * math.sqrt(self.d_model), 0.0
+        """The same for these very tokens [B, T, ...]: less where a solver stops early."""
+        x, saved = self.embed(tokens), 0.0
         for block in self.blocks:
             mixed = block.mixer_norm(x)
             declared = block.mixer.forward_flops_per_token(tokens.shape[1])
@@ -160,6 +177,43 @@ class LanguageModel(nn.Module):
 
     @property
     def reach(self) -> int | None:
-        """How many earlier tokens a logit can depend on, over all blocks; None when there is no bound."""
+        """How many earlier tokens an answer can depend on, over all blocks; None when there is no bound."""
         reaches = [block.mixer.reach for block in self.blocks]
         return None if None in reaches else sum(reaches)
+
+
+class LanguageModel(Backbone):
+    """Ids [B, T] to next-token logits [B, T, vocab_size]; the loss is the negative log-likelihood in nats.
+
+    vocab_size: number of token ids. logit_soft_cap: c in c * tanh(logits / c).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        d_model: int,
+        mlp_dim: int,
+        mixers: Sequence[SequenceMixer],
+        norm_eps: float,
+        logit_soft_cap: float,
+    ) -> None:
+        embedding = nn.Embedding(vocab_size, d_model)
+        super().__init__(embedding=embedding, d_model=d_model, mlp_dim=mlp_dim, mixers=mixers, norm_eps=norm_eps)
+        self.vocab_size, self.logit_soft_cap = vocab_size, logit_soft_cap
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens) * math.sqrt(self.d_model)
+
+    def head(self, features: Tensor) -> Tensor:
+        logits = F.linear(features, self.embedding.weight)
+        return self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
+
+    def head_flops_per_token(self) -> float:
+        return 2.0 * self.embedding.weight.numel()
+
+    def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy.mean_nll(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)
+
+    def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        return cross_entropy.score(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)

@@ -8,6 +8,7 @@ from typing import Any
 
 from models.backbone import LanguageModel
 from models.mixer import SequenceMixer
+from models.regressor import Regressor
 
 RESERVED = ("d_model", "backend", "type")
 
@@ -39,23 +40,43 @@ def build_mixer(config: Mapping[str, Any], *, d_model: int, backend: str) -> Seq
 def build_model(model: Mapping[str, Any], size: Mapping[str, Any], *, vocab_size: int, backend: str) -> LanguageModel:
     """The language model of a resolved `model` and `size` configuration.
 
-    model: `pattern` lists which keys of `model` hold the mixers of consecutive blocks, repeated to the depth;
-    [mixer] is one mixer throughout, [hawk, mesa] alternates two.
-    size: d_model, num_blocks, mlp_dim, norm_eps, logit_soft_cap.
+    size: d_model, num_blocks, mlp_dim, norm_eps, logit_soft_cap. The rest is as in `build_mixers`.
     Parameters are not filled: call `reset_parameters(seed)`.
+    """
+    return LanguageModel(
+        vocab_size=vocab_size,
+        d_model=size["d_model"],
+        mlp_dim=size["mlp_dim"],
+        mixers=build_mixers(model, size, backend=backend),
+        norm_eps=size["norm_eps"],
+        logit_soft_cap=size["logit_soft_cap"],
+    )
+
+
+def build_regressor(
+    model: Mapping[str, Any], size: Mapping[str, Any], *, input_dim: int, output_dim: int, backend: str
+) -> Regressor:
+    """The same for a task of vectors; size.logit_soft_cap has no meaning here."""
+    return Regressor(
+        input_dim=input_dim,
+        output_dim=output_dim,
+        d_model=size["d_model"],
+        mlp_dim=size["mlp_dim"],
+        mixers=build_mixers(model, size, backend=backend),
+        norm_eps=size["norm_eps"],
+    )
+
+
+def build_mixers(model: Mapping[str, Any], size: Mapping[str, Any], *, backend: str) -> list[SequenceMixer]:
+    """One mixer a block.
+
+    model: `pattern` lists which keys of `model` hold the mixers of consecutive blocks, repeated to the depth;
+    [mixer] is one mixer throughout, [hawk, mesa] alternates two. size: d_model, num_blocks.
     """
     pattern = list(model["pattern"])
     for name in pattern:
         if name not in model or "type" not in model[name]:
             raise ValueError(f"model.pattern names {name!r}, but model.{name} is not a mixer with a type")
-    mixers = [
+    return [
         build_mixer(model[pattern[i % len(pattern)]], d_model=size["d_model"], backend=backend) for i in range(size["num_blocks"])
     ]
-    return LanguageModel(
-        vocab_size=vocab_size,
-        d_model=size["d_model"],
-        mlp_dim=size["mlp_dim"],
-        mixers=mixers,
-        norm_eps=size["norm_eps"],
-        logit_soft_cap=size["logit_soft_cap"],
-    )

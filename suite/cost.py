@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from models.build import build_model
 from suite.identity import canonical_json
+from suite.interface import Interface, build_backbone
 
 BYTES_PER_STATE_ELEMENT = 4  # states are float32
 
@@ -28,17 +28,17 @@ class Cost:
     flops_per_token: float
 
 
-def model_cost(config: Mapping[str, Any], *, vocab_size: int) -> Cost:
+def model_cost(config: Mapping[str, Any], *, interface: Interface) -> Cost:
     """The cost of a settled configuration's model on sequences of its task's length."""
     mixers = {key: config["model"][key] for key in ("pattern", *config["model"]["pattern"])}
-    return _cost(canonical_json(mixers), canonical_json(config["size"]), vocab_size, config["backend"], config["task"]["seq_len"])
+    return _cost(canonical_json(mixers), canonical_json(config["size"]), interface, config["backend"], config["task"]["seq_len"])
 
 
 @functools.cache
-def _cost(mixers: str, size: str, vocab_size: int, backend: str, seq_len: int) -> Cost:
+def _cost(mixers: str, size: str, interface: Interface, backend: str, seq_len: int) -> Cost:
     """Kept, since the arms of a sweep share their reference."""
     with torch.device("meta"):
-        model = build_model(json.loads(mixers), json.loads(size), vocab_size=vocab_size, backend=backend)
+        model = build_backbone(interface, json.loads(mixers), json.loads(size), backend=backend)
     return Cost(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         state_bytes=model.state_elements(seq_len) * BYTES_PER_STATE_ELEMENT,

@@ -10,12 +10,13 @@ from collections.abc import Iterable
 from omegaconf import DictConfig, OmegaConf
 
 from suite.cost import model_cost
+from suite.interface import Interface
 from suite.request import RequestError
 
 QUANTITIES = {"parameters": "parameters", "flops": "flops_per_token", "state": "state_bytes"}
 
 
-def match(config: DictConfig, reference: DictConfig, *, vocab_size: int) -> DictConfig:
+def match(config: DictConfig, reference: DictConfig, *, interface: Interface) -> DictConfig:
     """The configuration, resized so that `config.match.by` agrees with the reference's within `config.match.tolerance`.
 
     config, reference: settled but unresolved, so that a change of `size` reaches the mixers.
@@ -24,9 +25,9 @@ def match(config: DictConfig, reference: DictConfig, *, vocab_size: int) -> Dict
     by, tolerance = config.match.by, config.match.tolerance
     if by not in QUANTITIES:
         raise RequestError(f"match.by is {by!r}, permitted are none, {', '.join(QUANTITIES)}")
-    target = _quantity(reference, by, vocab_size)
-    candidates = _heads(config) if by == "state" else _widths(config, by, target, vocab_size)
-    sized = [(abs(_quantity(candidate, by, vocab_size) / target - 1.0), i, candidate) for i, candidate in enumerate(candidates)]
+    target = _quantity(reference, by, interface)
+    candidates = _heads(config) if by == "state" else _widths(config, by, target, interface)
+    sized = [(abs(_quantity(candidate, by, interface) / target - 1.0), i, candidate) for i, candidate in enumerate(candidates)]
     if not sized:
         raise RequestError(
             f"match.by={by}: {config.model.name} can't reach {target:,.0f} {QUANTITIES[by]} with an MLP of any width"
@@ -40,17 +41,17 @@ def match(config: DictConfig, reference: DictConfig, *, vocab_size: int) -> Dict
     return nearest
 
 
-def _quantity(config: DictConfig, by: str, vocab_size: int) -> float:
-    return float(getattr(model_cost(OmegaConf.to_container(config, resolve=True), vocab_size=vocab_size), QUANTITIES[by]))
+def _quantity(config: DictConfig, by: str, interface: Interface) -> float:
+    return float(getattr(model_cost(OmegaConf.to_container(config, resolve=True), interface=interface), QUANTITIES[by]))
 
 
 def _resized(config: DictConfig, size: dict[str, int]) -> DictConfig:
     return OmegaConf.merge(config, {"size": size})
 
 
-def _widths(config: DictConfig, by: str, target: float, vocab_size: int) -> list[DictConfig]:
+def _widths(config: DictConfig, by: str, target: float, interface: Interface) -> list[DictConfig]:
     """The MLP width that meets the target: both costs are linear in it."""
-    narrow, wide = (_quantity(_resized(config, {"mlp_dim": width}), by, vocab_size) for width in (1, 2))
+    narrow, wide = (_quantity(_resized(config, {"mlp_dim": width}), by, interface) for width in (1, 2))
     width = 1 + round((target - narrow) / (wide - narrow))
     return [_resized(config, {"mlp_dim": width})] if width >= 1 else []
 

@@ -1,4 +1,4 @@
-"""The loss of a model and what it predicts; the head is applied only where a target is asked."""
+"""The loss of a model and what it answers; the head is applied only where a target is asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from models.backbone import LanguageModel
-from models.ops import cross_entropy
+from models.backbone import Backbone
 from tasks.task import IGNORE, Batch, Scored, Task
 
 
@@ -21,28 +20,32 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(tokens, targets, starts, batch.slices)
 
 
-def loss(model: LanguageModel, batch: Batch) -> Tensor:
-    """Mean negative log-likelihood in nats over the positions that ask something."""
+def loss(model: Backbone, batch: Batch) -> Tensor:
+    """Mean loss over the positions that ask something: nats, or squared error."""
     features, _ = model.features(batch.tokens, starts=batch.starts)
-    asked = batch.targets != IGNORE
-    return cross_entropy.mean_nll(features[asked], model.embedding.weight, batch.targets[asked], soft_cap=model.logit_soft_cap)
+    asked = batch.asked
+    return model.mean_loss(features[asked], batch.targets[asked])
 
 
 @torch.no_grad()
-def score(model: LanguageModel, batch: Batch, device: torch.device) -> Scored:
-    """NLL and prediction [B, T] of every position that asks something, on the CPU; 0 and IGNORE elsewhere."""
+def score(model: Backbone, batch: Batch, device: torch.device) -> Scored:
+    """Loss [B, T] and prediction of every position that asks something, on the CPU; 0 and IGNORE elsewhere."""
     there = to_device(batch, device)
     features, _ = model.features(there.tokens, starts=there.starts)
-    asked = batch.targets != IGNORE
-    nll, prediction = torch.zeros(batch.targets.shape), torch.full_like(batch.targets, IGNORE)
-    scores = cross_entropy.score(
-        features[there.targets != IGNORE], model.embedding.weight, batch.targets[asked].to(device), soft_cap=model.logit_soft_cap
-    )
-    nll[asked], prediction[asked] = (x.cpu() for x in scores)
-    return Scored(batch, nll, prediction)
+    return score_features(model, features, batch)
 
 
-def score_split(model: LanguageModel, task: Task, split: str, *, batch_size: int, device: torch.device) -> Iterator[Scored]:
+@torch.no_grad()
+def score_features(model: Backbone, features: Tensor, batch: Batch) -> Scored:
+    """The same from the features [B, T, d_model] that a model on their device made of the batch."""
+    asked = batch.asked
+    costs, prediction = torch.zeros(asked.shape), torch.full_like(batch.targets, IGNORE)
+    scores = model.score(features[asked.to(features.device)], batch.targets[asked].to(features.device))
+    costs[asked], prediction[asked] = (x.cpu() for x in scores)
+    return Scored(batch, costs, prediction)
+
+
+def score_split(model: Backbone, task: Task, split: str, *, batch_size: int, device: torch.device) -> Iterator[Scored]:
     """Scores every example of a split, in order."""
     count = task.num_examples(split)
     for first in range(0, count, batch_size):

@@ -11,18 +11,19 @@ from dataclasses import dataclass
 
 import torch
 
-from models.backbone import LanguageModel
-from models.build import build_model
+from models.backbone import Backbone
 from suite.checkpoint import Progress, load_checkpoint, save_checkpoint, save_final
+from suite.interface import build_backbone
 from suite.optimization import build_optimizer, example_indices, learning_rate
 from suite.plan import Run
 from suite.scoring import loss, score_split, to_device
 from suite.store import RunDirectory
 from tasks.task import Measurement, Task
 
-# A model is given up when it has been this much worse than untrained and than guessing, on average over so many steps.
+# A model is given up when its loss (nats, or squared error of targets whose variance is about 1) has been this much
+# above the untrained one and that of guessing, on average over so many steps.
 # The soft cap keeps the loss of a model that has blown up finite, so waiting for a NaN would be waiting for ever.
-DIVERGED_NATS = 1.0
+DIVERGED_BY = 1.0
 DIVERGED_STEPS = 20
 
 # Saving a checkpoint may take this share of the time at most.
@@ -61,10 +62,10 @@ class Stopwatch:
         self.seconds += time.perf_counter() - start
 
 
-def new_model(run: Run, device: torch.device) -> LanguageModel:
+def new_model(run: Run, device: torch.device) -> Backbone:
     """The run's model with its initial weights, which depend on the seed alone and not on the device."""
     with torch.device("meta"):
-        model = build_model(run.config["model"], run.config["size"], vocab_size=run.vocab_size, backend=run.config["backend"])
+        model = build_backbone(run.interface, run.config["model"], run.config["size"], backend=run.config["backend"])
     model.to_empty(device=device)
     model.reset_parameters(run.config["seed"])
     return model
@@ -94,6 +95,7 @@ def train(
             step, batch_size=settings["batch_size"], num_examples=task.num_examples("train"), seed=run.config["seed"]
         )
         batch = to_device(task.batch("train", indices), device)
+        model.begin_step(seed=run.config["seed"], step=step)
         rate = learning_rate(step, settings)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -114,7 +116,7 @@ def train(
             first_loss=progress.first_loss if step else recent[-1],
             losses=tuple(recent),
         )
-        _check_learning(progress, task.vocab_size)
+        _check_learning(progress, task.guessing_loss)
         if now - logged >= compute["log_seconds"] or step in (0, steps - 1):
             logged = now
             _log(directory, progress, tokens_per_step, rate, norm)
@@ -127,7 +129,7 @@ def train(
     return [*_speed(progress, tokens_per_step), *validate(model, task, device=device)]
 
 
-def validate(model: LanguageModel, task: Task, *, device: torch.device) -> list[Measurement]:
+def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measurement]:
     """The task's scores on its validation split, and what is known there without training."""
     model.eval()
     scored = score_split(model, task, "validation", batch_size=64, device=device)
@@ -139,9 +141,9 @@ def _check_finite(step: int, step_loss: float, norm: float) -> None:
         raise Diverged(step, f"loss {step_loss}, gradient norm {norm}")
 
 
-def _check_learning(progress: Progress, vocab_size: int) -> None:
-    mean, start = progress.mean_loss, max(progress.first_loss, math.log(vocab_size))
-    if len(progress.losses) == DIVERGED_STEPS and mean > start + DIVERGED_NATS:
+def _check_learning(progress: Progress, guessing_loss: float) -> None:
+    mean, start = progress.mean_loss, max(progress.first_loss, guessing_loss)
+    if len(progress.losses) == DIVERGED_STEPS and mean > start + DIVERGED_BY:
         raise Diverged(progress.step - 1, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}")
 
 

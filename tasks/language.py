@@ -116,8 +116,7 @@ class Language(Task):
                 for t in range(self.seq_len)
                 if count[t]
             ]
-        edges = [0, *(2**i for i in range((self.seq_len - 1).bit_length())), self.seq_len]
-        for low, high in zip(edges[:-1], edges[1:], strict=True):
+        for low, high in position_bands(self.seq_len):
             inside = asked[:, low:high].sum(axis=1)
             examples = np.divide(nll[:, low:high].sum(axis=1), inside, out=np.full(len(nll), math.nan), where=inside > 0)
             if inside.any():
@@ -148,8 +147,14 @@ class Language(Task):
         ]
 
 
+def position_bands(seq_len: int) -> list[tuple[int, int]]:
+    """The ranges [0, 1), [1, 2), [2, 4), ... of the positions below seq_len."""
+    edges = [0, *(2**i for i in range((seq_len - 1).bit_length())), seq_len]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
 def _gather(scored: Iterable[Scored]) -> tuple[np.ndarray, np.ndarray]:
     """The nll of all examples [N, T] in float64, zero where nothing is asked, and where something is [N, T]."""
-    parts = [(part.nll, part.batch.targets != IGNORE) for part in scored]
+    parts = [(part.loss, part.batch.asked) for part in scored]
     nll, asked = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
     return torch.where(asked, nll.double(), 0.0).numpy(), asked.numpy()

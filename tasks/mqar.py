@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.splits import belongs
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 
 BLOCK = 256  # examples drawn at once
 MAX_BARREN = 100  # blocks of candidates without one for the split, until it is clear that there is none
 FILLER = 0
-SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
 
 class MQAR(Task):
@@ -86,7 +86,7 @@ class MQAR(Task):
         parts, found = [], 0
         while found < BLOCK:
             tokens, targets = self._draw(rng, num_pairs)
-            mine = np.isin(_quarter(tokens[:, : 2 * num_pairs]), SPLIT_QUARTERS[split])
+            mine = belongs(tokens[:, : 2 * num_pairs], split)
             parts.append((tokens[mine], targets[mine]))
             found += int(mine.sum())
             if not found and len(parts) == MAX_BARREN:
@@ -186,12 +186,6 @@ def _first_smallest(draws: np.ndarray, count: int) -> np.ndarray:
     smallest = np.argpartition(draws, count - 1, axis=1)[:, :count]
     order = np.take_along_axis(draws, smallest, axis=1).argsort(axis=1)
     return np.take_along_axis(smallest, order, axis=1)
-
-
-def _quarter(pairs: np.ndarray) -> np.ndarray:
-    """A hash of every row to 0 ... 3: multiply, add, and take the two highest bits."""
-    multipliers = np.random.Philox(key=0).random_raw(pairs.shape[1]) | np.uint64(1)
-    return (pairs.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(62)
 
 
 def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: float) -> None:

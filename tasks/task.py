@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 IGNORE = -100
@@ -14,9 +16,25 @@ IGNORE = -100
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """A task of ids below vocab_size: ids in, and an id asked."""
+
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """A task of vectors: a token is input_dim numbers, a target output_dim."""
+
+    input_dim: int
+    output_dim: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """tokens, targets: [B, T] int64; a target of IGNORE is neither trained on nor scored.
 
+    In a task of vectors tokens are [B, T, input_dim] and targets [B, T, output_dim], float32, and every target is asked.
     starts: [B, T] bool, True where the model's state is to be reset, or None.
     slices: per name one value an example, by which scores are also reported, e.g. {"num_pairs": [4, 4, 8]}.
     """
@@ -25,6 +43,13 @@ class Batch:
     targets: Tensor
     starts: Tensor | None = None
     slices: dict[str, list] = field(default_factory=dict)
+
+    @property
+    def asked(self) -> Tensor:
+        """[B, T] bool: the positions that ask something."""
+        if self.targets.is_floating_point():
+            return torch.ones(self.targets.shape[:2], dtype=torch.bool, device=self.targets.device)
+        return self.targets != IGNORE
 
 
 @dataclass(frozen=True)
@@ -43,10 +68,13 @@ class Measurement:
 
 
 class Scored(NamedTuple):
-    """What a model made of a batch: nll [B, T] in nats and prediction [B, T] (the argmax); both meaningless at IGNORE."""
+    """What a model made of a batch; both meaningless where nothing is asked.
+
+    loss: [B, T], the nll in nats, or the squared error. prediction: [B, T], the argmax, or [B, T, output_dim].
+    """
 
     batch: Batch
-    nll: Tensor
+    loss: Tensor
     prediction: Tensor
 
 
@@ -65,9 +93,19 @@ class Task(ABC):
 
     name: str
     version: int  # raised when the task's numbers change; part of a run's identity
-    vocab_size: int
+    vocab_size: int  # of a task of ids; one of vectors says its `interface`
     seq_len: int
     splits: tuple[str, ...]  # "train" and "validation", and "test" where hyper-parameters are chosen on validation
+
+    @property
+    def interface(self) -> Tokens | Vectors:
+        """What goes in and what is asked: it decides which face of the backbone learns the task."""
+        return Tokens(self.vocab_size)
+
+    @property
+    def guessing_loss(self) -> float:
+        """The mean loss of answers that know nothing."""
+        return math.log(self.vocab_size)
 
     @abstractmethod
     def num_examples(self, split: str) -> int | None:

@@ -1,0 +1,53 @@
+"""The backbone for vectors in the place of ids: what in-context regression is asked of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.backbone import Backbone
+from models.mixer import SequenceMixer
+
+
+class Regressor(Backbone):
+    """Vectors [B, T, input_dim] to vectors [B, T, output_dim]; the loss is the squared error, the mean over output_dim."""
+
+    def __init__(
+        self,
+        *,
+        input_dim: int,
+        output_dim: int,
+        d_model: int,
+        mlp_dim: int,
+        mixers: Sequence[SequenceMixer],
+        norm_eps: float,
+    ) -> None:
+        embedding = nn.Linear(input_dim, d_model, bias=False)
+        super().__init__(embedding=embedding, d_model=d_model, mlp_dim=mlp_dim, mixers=mixers, norm_eps=norm_eps)
+        self.readout = nn.Linear(d_model, output_dim, bias=False)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.embedding(tokens)
+
+    def head(self, features: Tensor) -> Tensor:
+        return self.readout(features)
+
+    def head_flops_per_token(self) -> float:
+        return 2.0 * (self.embedding.weight.numel() + self.readout.weight.numel())
+
+    def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(self.head(features).to(targets.dtype), targets)
+
+    @torch.no_grad()
+    def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        answers = self.head(features).to(targets.dtype)
+        return (answers - targets).square().mean(-1), answers
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        super().reset_parameters(seed)
+        # Zero, so that the first answers are those of knowing nothing.
+        nn.init.zeros_(self.readout.weight)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks.build import build_task
+from tasks.in_context_regression import BLOCK, InContextRegression
+from tasks.least_squares import kalman, ridge
+from tasks.task import Scored, Vectors
+
+ARGUMENTS = {
+    "input_dim": 3,
+    "output_dim": 2,
+    "seq_len": 16,
+    "noise": 0.3,
+    "drift": 0.0,
+    "segment_len": None,
+    "num_validation": 30,
+    "num_test": 40,
+    "seed": 0,
+}
+VARIANTS = {"noise": {}, "drift": {"drift": 0.4}, "piecewise": {"segment_len": 6}, "both": {"drift": 0.2, "segment_len": 5}}
+
+
+def task(**changes) -> InContextRegression:
+    return InContextRegression(**(ARGUMENTS | changes))
+
+
+def values(rows, metric, *names):
+    return {
+        tuple(row.slice[n] for n in names): row.value for row in rows if row.metric == metric and set(row.slice) == set(names)
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_token_is_the_pair_before_it_and_the_question(variant):
+    made = task(**VARIANTS[variant])
+    batch = made.batch("train", range(5))
+    assert made.interface == Vectors(8, 2) and batch.tokens.shape == (5, 16, 8) and batch.targets.shape == (5, 16, 2)
+    assert batch.tokens.dtype == batch.targets.dtype == torch.float32 and batch.asked.all() and batch.asked.shape == (5, 16)
+    for i in range(5):
+        x, y = (torch.from_numpy(part) for part in made.example("train", i))
+        assert torch.equal(batch.targets[i], y) and torch.equal(batch.tokens[i, :, 5:], x)
+        assert torch.equal(batch.tokens[i, 1:, :3], x[:-1]) and torch.equal(batch.tokens[i, 1:, 3:5], y[:-1])
+        assert (batch.tokens[i, 0, :5] == 0).all()
+        assert x.norm(dim=-1).tolist() == pytest.approx([math.sqrt(3)] * 16)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_target_has_the_variance_that_is_declared(variant):
+    made = task(**VARIANTS[variant], num_test=2000)
+    variance = made.batch("test", range(2000)).targets.square().mean((0, 2))
+    assert variance.tolist() == pytest.approx([made.guessing_loss] * 16, rel=0.12)
+
+
+def least_squares_map(made, low, high, i):
+    x, y = made.example("train", i)
+    return np.linalg.lstsq(x[low:high], y[low:high], rcond=None)[0]
+
+
+def test_a_map_stays_is_drawn_afresh_or_drifts():
+    quiet = {"noise": 1e-6, "seq_len": 12}
+    stays, afresh = task(**quiet), task(**quiet, segment_len=6)
+    assert np.allclose(least_squares_map(stays, 0, 6, 1), least_squares_map(stays, 6, 12, 1), atol=1e-4)
+    assert not np.allclose(least_squares_map(afresh, 0, 6, 1), least_squares_map(afresh, 6, 12, 1), atol=0.1)
+    assert afresh.restarts.tolist() == [t in (0, 6) for t in range(12)]
+    # A coordinate of y_t and y_s agree as far as W has stayed: with x = x_s = x_t that is sqrt(1 - drift^2)^|t - s|.
+    drifting = task(drift=0.6, noise=1e-6, input_dim=1, output_dim=1, num_test=4000)
+    x, y = (np.stack(part)[..., 0] for part in zip(*(drifting.example("test", i) for i in range(4000)), strict=True))
+    maps = x * y
+    correlation = [float((maps[:, 0] * maps[:, lag]).mean()) for lag in (0, 1, 2, 4)]
+    assert correlation == pytest.approx([0.8**lag for lag in (0, 1, 2, 4)], abs=0.07)
+
+
+def test_examples_are_pure_and_splits_are_disjoint():
+    np.random.seed(0)
+    indices = [0, 5, 3 * BLOCK + 1, 17, 10_000]
+    whole = task().batch("train", indices)
+    np.random.rand(3)
+    again = task()
+    again.batch("test", [4])
+    for place in reversed(range(len(indices))):
+        assert torch.equal(whole.targets[place], torch.from_numpy(again.example("train", indices[place])[1]))
+    first = {split: {task().example(split, i)[0].tobytes() for i in range(BLOCK)} for split in task().splits}
+    assert len(set.union(*first.values())) == 3 * BLOCK
+    assert not torch.equal(task(seed=1).batch("train", [0]).targets, task().batch("train", [0]).targets)
+
+
+def posterior_mean(x, y, t, *, noise, drift, restarts):
+    """By conditioning one joint Gaussian of y_0 ... y_t, position after position and without a recursion."""
+    first = np.flatnonzero(restarts[: t + 1])[-1]
+    past = np.arange(first, t)
+    lags = np.abs(past[:, None] - past[None, :])
+    keep = math.sqrt(1 - drift**2)
+    covariance = keep**lags * (x[past] @ x[past].T) / x.shape[1] + noise**2 * np.eye(len(past))
+    with_target = keep ** (t - past) * (x[past] @ x[t]) / x.shape[1]
+    return with_target @ np.linalg.solve(covariance, y[past])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_oracle_is_the_posterior_mean(variant):
+    made = task(**VARIANTS[variant])
+    batch = made.batch("test", range(4))
+    answers = made.oracle(batch).numpy()
+    for i in range(4):
+        x, y = (part.astype(float) for part in made.example("test", i))
+        settings = {"noise": made.noise, "drift": made.drift, "restarts": made.restarts}
+        expected = [posterior_mean(x, y, t, **settings) for t in range(16)]
+        assert answers[i] == pytest.approx(np.array(expected), abs=1e-10)
+
+
+@pytest.mark.parametrize("variant", ["noise", "piecewise"])
+def test_ridge_with_the_best_lambda_is_the_oracle_where_nothing_drifts(variant):
+    made = task(**VARIANTS[variant])
+    batch = made.batch("test", range(40))
+    assert torch.allclose(made.ridge(batch), made.oracle(batch), rtol=0, atol=1e-10)
+
+
+def test_another_lambda_or_drift_is_worse():
+    made = task(drift=0.4, num_test=400)
+    batch = made.batch("test", range(400))
+    x, y = (part.double().numpy() for part in (made.problem(batch).queries, batch.targets))
+    best = float(np.square(made.oracle(batch).numpy() - y).mean())
+    for drift in (0.0, 0.2, 0.7):
+        assert np.square(kalman(x, y, noise=made.noise, drift=drift, restarts=made.restarts) - y).mean() > best
+    made = task(num_test=400)
+    x, y = (
+        part.double().numpy()
+        for part in (made.problem(made.batch("test", range(400))).queries, made.batch("test", range(400)).targets)
+    )
+    best = np.square(ridge(x, y, regularizer=made.regularizer, restarts=made.restarts) - y).mean()
+    for factor in (0.1, 10.0):
+        assert np.square(ridge(x, y, regularizer=factor * made.regularizer, restarts=made.restarts) - y).mean() > best
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_oracle_sees_no_later_pair_and_not_its_own_target(variant):
+    made = task(**VARIANTS[variant])
+    batch = made.batch("test", range(3))
+    changed = made.batch("test", range(3))
+    changed.tokens[:, 9:] += 1.0
+    assert torch.equal(made.oracle(batch)[:, :8], made.oracle(changed)[:, :8])
+    assert not torch.equal(made.oracle(batch)[:, 9:], made.oracle(changed)[:, 9:])
+
+
+def test_rows_of_a_model_and_of_the_references_stand_in_the_same_slices():
+    made = task()
+    batch = made.batch("test", range(40))
+    error = (made.ridge(batch) - batch.targets).square().mean(-1)
+    measured = made.measure("test", [Scored(batch, error, made.ridge(batch))])
+    known = made.references("test", reach=None)
+    for names in ((), ("position",), ("position_low", "position_high")):
+        assert values(measured, "squared_error", *names) == pytest.approx(values(known, "ridge_error", *names), abs=1e-9)
+        assert values(known, "zero_error", *names).keys() == values(known, "bayes_error", *names).keys()
+    assert values(known, "zero_error")[()] == pytest.approx(1.09, rel=0.15)
+    assert {row.count for row in known} == {40} and (12, 16) in values(known, "ridge_error", "position_low", "position_high")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seq_len": 0}, "task.seq_len=0 must be"),
+        ({"input_dim": 0}, "task.input_dim=0 must be"),
+        ({"segment_len": 0}, "task.segment_len=0 must be"),
+        ({"noise": 0.0}, "task.noise=0.0 must be a number above 0"),
+        ({"noise": math.nan}, "task.noise=nan must be a number above 0"),
+        ({"drift": 1.0}, "task.drift=1.0 must be a number from 0"),
+        ({"num_test": 0}, "task.num_test=0 must be"),
+    ],
+)
+def test_wrong_settings_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        task(**changes)
+
+
+def test_the_configuration_builds_what_its_comments_say():
+    with open("conf/task/in_context_regression.yaml") as file:
+        configuration = yaml.safe_load(file)
+    made = build_task(configuration, seed=0)
+    assert configuration["version"] == made.version and made.num_examples("train") is None
