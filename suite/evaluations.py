@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 
-from models.backbone import LanguageModel
+from models.backbone import Backbone
 from suite.identity import canonical_json, digest
 from suite.request import RequestError
 from suite.scoring import score_split, to_device
+from suite.studies import decode, internals, least_squares, length, repeats, solver
+from suite.studies.subject import Subject
 from tasks.language import Language
 from tasks.task import Measurement, Task
 
@@ -33,20 +35,29 @@ class Evaluation:
         return f"{self.name}-{digest(self.settings, 8)}.json"
 
 
-NAMES = ("cost", "position", "test", "lm_eval")
+STUDIES = {
+    "solver": solver,
+    "internals": internals,
+    "length": length,
+    "decode": decode,
+    "repeats": repeats,
+    "least_squares": least_squares,
+}
+NAMES = ("cost", "position", "test", "lm_eval", *STUDIES)
 
 # Validation examples on which the cost of a solver that stops early is measured.
 COST_EXAMPLES = 16
 
 
 def planned_evaluations(config: Mapping[str, Any], task: Task) -> tuple[Evaluation, ...]:
-    """The stages that an `eval` configuration asks for and that apply to the task.
+    """The stages that the `eval` of a run's configuration asks for and that apply to the run, each once.
 
-    `cost` applies to all, `position` and `lm_eval` to language, `test` to a task with a test split. lm_eval is one stage
-    a name in eval.tasks, so that adding another one later repeats nothing.
-    Raises RequestError for a stage or benchmark that is unknown.
+    `cost` applies to all, `position` and `lm_eval` to language, `test` to a task with a test split; a study says so
+    itself. lm_eval is one stage a name in eval.tasks, and a study one an entry of its list, so that adding another one
+    later repeats nothing. Raises RequestError for a stage or benchmark that is unknown, and ValueError for an entry that
+    a study does not permit.
     """
-    asked = config["stages"] or ()
+    asked = config["eval"]["stages"] or ()
     for name in asked:
         if name not in NAMES:
             raise RequestError(f"eval.stages has {name!r}, permitted are {', '.join(NAMES)}")
@@ -54,8 +65,12 @@ def planned_evaluations(config: Mapping[str, Any], task: Task) -> tuple[Evaluati
     settings = {"task_version": task.version}
     stages = [_stage(name, settings, {}) for name in applies if name in asked and applies[name]]
     if "lm_eval" in asked and isinstance(task, Language):
-        stages += _lm_eval_stages(config)
-    return tuple(stages)
+        stages += _lm_eval_stages(config["eval"])
+    shared = {**settings, "tokens": config["eval"]["study_tokens"]}
+    for name, study in STUDIES.items():
+        if name in asked:
+            stages += [_stage(name, {**shared, **own}, {}) for own in study.planned(config, task)]
+    return tuple(dict.fromkeys(stages))
 
 
 def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Evaluation:
@@ -73,10 +88,18 @@ def _lm_eval_stages(config: Mapping[str, Any]) -> list[Evaluation]:
 
 
 def evaluate(
-    evaluation: Evaluation, model: LanguageModel, task: Task, *, batch_size: int, device: torch.device
+    evaluation: Evaluation,
+    model: Backbone,
+    task: Task,
+    config: Mapping[str, Any],
+    *,
+    batch_size: int,
+    device: torch.device,
 ) -> Sequence[Measurement]:
-    """Runs one stage on a trained model that stands on `device` in evaluation mode."""
+    """Runs one stage on a trained model that stands on `device` in evaluation mode; task and config are its run's."""
     settings, options = json.loads(evaluation.settings), json.loads(evaluation.options)
+    if evaluation.name in STUDIES:
+        return STUDIES[evaluation.name].measure(Subject(model, task, config, device), settings)
     if evaluation.name == "cost":
         count = min(COST_EXAMPLES, task.num_examples("validation"))
         batch = to_device(task.batch("validation", range(count)), device)

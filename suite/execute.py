@@ -121,7 +121,7 @@ def _work(run: Run, directory: RunDirectory, recorder: Recorder, listener: Liste
         else:
             model = new_model(run, device).eval()
             load_final(directory.checkpoints, model)
-            measurements = evaluate(stage, model, task, batch_size=64, device=device)
+            measurements = evaluate(stage, model, task, run.config, batch_size=64, device=device)
         directory.write_stage(stage, measurements)
         if stage is None:
             remove_checkpoints(directory.checkpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Mapping, Sequence
@@ -14,11 +15,25 @@ from models.backends import settle
 from suite.cost import Cost, model_cost
 from suite.evaluations import Evaluation, planned_evaluations
 from suite.identity import canonical_json, group_id, identity, run_id
+from suite.interface import Interface
 from suite.match import match
 from suite.ranges import check_values
 from suite.request import RequestError, compose_config, expand
 from tasks.build import build_task
 from tasks.task import Task
+
+# What an experiment may vary in a mixer, and where its configuration has it.
+MIXER_FACTS = {
+    "forget_gate_init": "forget_gate_init",
+    "forget_cap": "forget_cap",
+    "regularizer_floor": "regularizer_floor",
+    "solver_max_steps": "solver.max_steps",
+    "solver_tolerance": "solver.tolerance",
+    "solver_gradient": "solver.gradient",
+    "random_steps": "random_steps",
+}
+# The same of a task.
+TASK_FACTS = ("noise", "drift", "segment_len")
 
 
 @dataclass(frozen=True)
@@ -29,7 +44,7 @@ class Run:
     run_id: str
     group_id: str
     data_fingerprint: str
-    vocab_size: int
+    interface: Interface
     cost: Cost
     evaluations: tuple[Evaluation, ...]
 
@@ -53,6 +68,8 @@ class Run:
             "seed": c["seed"],
             "head_dim": c["size"]["head_dim"],
             "lr": c["train"]["lr"],
+            **mixer_facts(c["model"]),
+            **{fact: c["task"].get(fact) for fact in TASK_FACTS},
         }
 
     @property
@@ -63,7 +80,7 @@ class Run:
             **{key: value for key, value in self.cell.items() if key not in ("run_id", "group_id")},
             "backend": c["backend"],
             "data_fingerprint": self.data_fingerprint,
-            "vocab_size": self.vocab_size,
+            **dataclasses.asdict(self.interface),
             "parameters": self.cost.parameters,
             "state_bytes": self.cost.state_bytes,
             "flops_per_token": self.cost.flops_per_token,
@@ -72,6 +89,15 @@ class Run:
             "batch_size": train["batch_size"],
             "train_tokens": train["steps"] * train["batch_size"] * c["task"]["seq_len"],
         }
+
+
+def mixer_facts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The MIXER_FACTS of a model, each from the first mixer of its pattern that has it; None where none has."""
+    mixers = [OmegaConf.create(model[name]) for name in model["pattern"]]
+    return {
+        name: next((value for mixer in mixers if (value := OmegaConf.select(mixer, key)) is not None), None)
+        for name, key in MIXER_FACTS.items()
+    }
 
 
 @functools.cache
@@ -112,20 +138,20 @@ def plan_cell(overrides: Sequence[str]) -> Run:
     check_values(composed)
     task = task_of(OmegaConf.to_container(composed, resolve=True))
     if composed.match.by != "none":
-        composed = match(composed, _reference(composed, overrides), vocab_size=task.vocab_size)
+        composed = match(composed, _reference(composed, overrides), interface=task.interface)
     return settled_run(OmegaConf.to_container(composed, resolve=True), task)
 
 
 def settled_run(config: dict[str, Any], task: Task) -> Run:
     """The run of a configuration in which nothing is left to settle."""
     try:
-        cost = model_cost(config, vocab_size=task.vocab_size)
+        cost = model_cost(config, interface=task.interface)
     except TypeError as error:
         raise RequestError(f"model={config['model']['name']}: {error}") from error
     fingerprint = task.fingerprint()
     whole = identity(config, data_fingerprint=fingerprint)
-    evaluations = planned_evaluations(config["eval"], task)
-    return Run(config, run_id(whole), group_id(whole), fingerprint, task.vocab_size, cost, evaluations)
+    evaluations = planned_evaluations(config, task)
+    return Run(config, run_id(whole), group_id(whole), fingerprint, task.interface, cost, evaluations)
 
 
 def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,6 +23,7 @@ WHOLE_FROM = {
     "seed": 0,
     "compute.threads": 1,
     "eval.batch_size": 1,
+    "eval.study_tokens": 1,
 }
 # Beside the numbers, these may be left open.
 OPEN_WHOLE_FROM = {
@@ -38,6 +40,8 @@ FROM_ZERO = (
     "compute.log_seconds",
     "compute.checkpoint_seconds",
 )
+LISTS_OF_WHOLE_FROM = {"eval.length_factors": 1, "eval.run_lengths": 0}
+LISTS_OF_SETTINGS = ("eval.solvers", "eval.decoders")
 NAMES = {"train.autocast": ("none", "bfloat16"), "compute.device": ("auto", "cpu", "cuda")}
 MAX_SEED = 2**32 - 1
 
@@ -53,6 +57,10 @@ def check_values(config: DictConfig) -> None:
         _check_number(config, key, "above 0", lambda value: value > 0)
     for key in FROM_ZERO:
         _check_number(config, key, "from 0", lambda value: value >= 0)
+    for key, low in LISTS_OF_WHOLE_FROM.items():
+        _check_list(config, key, f"whole numbers from {low}", lambda value, low=low: is_whole(value, low))
+    for key in LISTS_OF_SETTINGS:
+        _check_list(config, key, "settings {key: value}", OmegaConf.is_dict)
     for key, names in NAMES.items():
         if OmegaConf.select(config, key) not in names:
             raise RequestError(f"{key}={OmegaConf.select(config, key)} is unknown, permitted are {', '.join(names)}")
@@ -74,8 +82,19 @@ def check_values(config: DictConfig) -> None:
 
 def _check_whole(config: DictConfig, key: str, low: int) -> None:
     value = OmegaConf.select(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+    if not is_whole(value, low):
         raise RequestError(f"{key}={value} is out of range, permitted are whole numbers from {low}")
+
+
+def is_whole(value: object, low: int) -> bool:
+    """Whether value is a whole number of at least `low`; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _check_list(config: DictConfig, key: str, permitted: str, is_permitted: Callable[[Any], bool]) -> None:
+    value = OmegaConf.select(config, key)
+    if not (OmegaConf.is_list(value) and all(is_permitted(entry) for entry in value)):
+        raise RequestError(f"{key}={value} is out of range, permitted is a list of {permitted}")
 
 
 def _check_number(config: DictConfig, key: str, permitted: str, is_permitted: Callable[[float], bool]) -> None:

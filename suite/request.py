@@ -95,7 +95,9 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error.__cause__ or error).strip().splitlines()[0]
+    """What went wrong and why, the first line of each: the value is in the one, the reason in the other."""
+    told = [str(each).strip() for each in (error, error.__cause__) if each is not None]
+    return ": ".join(dict.fromkeys(text.splitlines()[0] for text in told if text))
 
 
 def _unknown_key(overrides: Sequence[str]) -> RequestError | None:

@@ -64,7 +64,8 @@ def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
         config["task"] = {**config["task"], "data": {**config["task"]["data"], "cache": asked[0].paths.cache}}
     here = replace(run, config=config)
     task = saved_task(here)
-    evaluations = [evaluation for each in asked for evaluation in planned_evaluations(each["eval"], task)]
+    cells = [{**config, "eval": OmegaConf.to_container(each.eval, resolve=True)} for each in asked]
+    evaluations = [evaluation for cell in cells for evaluation in planned_evaluations(cell, task)]
     return replace(here, evaluations=tuple(dict.fromkeys(evaluations)))
 
 
