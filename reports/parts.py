@@ -14,7 +14,20 @@ from matplotlib.figure import Figure
 from reports.style import fact_text
 from suite.results import CELL_COLUMNS, load_curves, load_examples, load_request, load_results, load_runs
 
-VARIED = ("head_dim", "lr")
+VARIED = (
+    "head_dim",
+    "lr",
+    "forget_gate_init",
+    "forget_cap",
+    "regularizer_floor",
+    "solver_max_steps",
+    "solver_tolerance",
+    "random_steps",
+    "solver_gradient",
+    "noise",
+    "drift",
+    "segment_len",
+)
 """Facts of a run that an experiment varies on purpose; a request that was written before they were has none."""
 
 
@@ -103,7 +116,8 @@ def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
     """
     label = cells["model_label"].fillna(cells["model"]).astype(str)
     for fact in facts:
-        value = cells[fact].astype(object).fillna("").map(partial(fact_text, fact))
+        # A fact that only some of a model's runs have, such as a cap, is named where it is missing too.
+        value = cells[fact].astype(object).where(cells[fact].notna(), None).map(partial(fact_text, fact))
         varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
         ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
         label = label.where(~ambiguous, label + ", " + value)

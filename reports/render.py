@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 import re
 
 from reports.parts import Cell, Table
@@ -61,6 +62,22 @@ def to_html(table: Table) -> str:
     body = "".join(f"<tr>{''.join(map(_html_cell, row, classes))}</tr>\n" for row in table.rows)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in table.notes)
     return f'<div class="scroll"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}'
+
+
+def scientific(value: float) -> str:
+    """A number of any size for a cell or a sentence: "1.2e-5", "1e-4", "3.0", "76", "inf"."""
+    if not math.isfinite(value):
+        return f"{value}"
+    minus = "−" if value < 0 else ""
+    if 10 <= abs(value) < 1000:
+        return f"{minus}{abs(value):.0f}"
+    mantissa, exponent = f"{abs(value):.1e}".split("e")
+    return minus + (mantissa if int(exponent) == 0 else f"{mantissa.removesuffix('.0')}e{int(exponent)}")
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference for a cell or a sentence: "+0.12", "−0.12"; nothing is left of the sign of what rounds to zero."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
 def numeric_columns(table: Table) -> list[bool]:

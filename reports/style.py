@@ -14,7 +14,9 @@ from numbers import Real
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from suite.metrics import axis_label
 
@@ -45,6 +47,7 @@ STYLES = {
     "hawk": Style("#882255", "^"),
     "hawk_mesa": Style("#e69f00", "X"),
     "mesanet": Style("#d55e00", "*", 2.4),
+    "mesanet_signed": Style("#0072b2", r"$\pm$", 2.4),
 }
 SPARE_COLORS = ("#0072b2", "#cc6677", "#ddcc77", "#6699cc", "#004488", "#997700", "#994455", "#225555")
 SPARE_MARKERS = ("1", "2", "3", "4", "+", "x")
@@ -105,14 +108,42 @@ def task_label(task: str) -> str:
     return "MQAR" if task == "mqar" else task.replace("_", " ")
 
 
+FACTS = {
+    "head_dim": "head size",
+    "lr": "learning rate",
+    "forget_gate_init": "initial gamma",
+    "forget_cap": "forget cap",
+    "regularizer_floor": "Lambda floor",
+    "solver_max_steps": "solver steps",
+    "solver_tolerance": "tolerance",
+    "solver_gradient": "gradient",
+    "random_steps": "random steps up to",
+    "segment_len": "W redrawn every",
+}
+WITHOUT = {"forget_cap": "no forget cap", "random_steps": "steps not random"}
+"""What a label says of a run that lacks the fact where another run of its model has it."""
+
+
 def fact_label(name: str) -> str:
     """A fact of a run for axes and headers; one that is not listed has its metric's label, or its own name."""
-    return {"head_dim": "head size", "lr": "learning rate"}.get(name) or axis_label(name)
+    return FACTS.get(name) or axis_label(name)
 
 
 def fact_text(name: str, value: object) -> str:
-    """A fact of a run within a label: "small", "head size 8", "learning rate 0.004"."""
-    return f"{fact_label(name)} {value:g}" if isinstance(value, Real) else str(value)
+    """A fact of a run within a label: "small", "head size 8", "unrolled gradient"; None stands for a fact it lacks."""
+    if value is None:
+        return WITHOUT.get(name, "")
+    if isinstance(value, Real):
+        return f"{fact_label(name)} {value:g}"
+    return f"{value} gradient" if name == "solver_gradient" else str(value)
+
+
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with whole numbers at its ticks, for what spans a decade or two."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def marker_size(model: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -107,11 +108,19 @@ def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
         best = line[line["arm"].map(marked).eq("best")]
         axes.plot(best[fact], best["mean"], label=plain(family), **look)
     _crosses(axes, table[table["without"].str.contains("diverged")], fact, at_top=METRICS[column.metric].better == "lower")
-    axes.set_xscale("log")
-    values = sorted(table[fact].unique())
-    axes.set_xticks(values, labels=[f"{value:g}" for value in values])
-    axes.minorticks_off()
+    scale_of(axes, fact, table[fact])
     axes.set(title=_title(column), xlabel=fact_label(fact), ylabel=axis_label(column.metric))
+
+
+def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
+    """The x axis of a fact: logarithmic, a forget gate by the time that it remembers, with a tick at every value."""
+    if fact == "forget_gate_init":
+        axes.set_xscale("function", functions=(lambda gamma: -np.log1p(-np.minimum(gamma, 0.9999)), lambda x: -np.expm1(-x)))
+    else:
+        axes.set_xscale("log")
+    ticks = sorted(values.unique())
+    axes.set_xticks(ticks, labels=[f"{value:g}" for value in ticks])
+    axes.minorticks_off()
 
 
 def _crosses(axes: Axes, diverged: pd.DataFrame, fact: str, *, at_top: bool) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from reports.parts import NoData, Table, load_frames
-from reports.render import to_html, to_latex, to_markdown
+from reports.render import scientific, signed, to_html, to_latex, to_markdown
 from reports.tables import comparison
 
 COLUMNS = [
@@ -167,6 +167,21 @@ def test_hostile_strings_are_escaped_everywhere(store) -> None:
     assert not re.search(r"\\input", latex)
     # A cell of Markdown ends at its own borders: the label's | is not one.
     assert len(re.findall(r"(?<!\\)\|", to_markdown(table).splitlines()[2])) == len(table.header) + 1
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "+0.123"), (-0.12345, "−0.123"), (-0.0001, "+0.000"), (float("nan"), "+nan")]
+)
+def test_a_difference_has_its_sign(value: float, text: str) -> None:
+    assert signed(value, 3) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1.23e-5, "1.2e-5"), (1e-4, "1e-4"), (-3e-12, "−3e-12"), (3.0, "3.0"), (76.4, "76"), (4e7, "4e7"), (float("inf"), "inf")],
+)
+def test_a_number_of_any_size_is_short(value: float, text: str) -> None:
+    assert scientific(value) == text
 
 
 def test_renderings_mark_best_and_second(store) -> None:

@@ -1,0 +1,128 @@
+"""What the steps of a Mesa layer's solver cost and buy: table, verdict on the tolerance, and figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.render import scientific
+from reports.solver_settings import SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
+from reports.study import mean_cell, over_runs, seeds_note
+from reports.style import new_figure, task_label
+from suite.metrics import METRICS, axis_label
+
+FIXED_COLOR, STOPPED_COLOR, CHUNK_COLOR = "#332288", "#d55e00", "#e69f00"
+
+
+COSTS = ("solver_steps", "solver_chunk_steps", "solver_residual", "relative_time", "microseconds_per_token")
+
+
+def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: int, tolerance: float, bound: float) -> Table:
+    """One row a setting: what it scores less `steps` fixed steps, and what it costs; means with 95 % t intervals over seeds.
+
+    scores: {task, metric}, a column each; the costs are those of the first's task. Its notes say whether `tolerance`
+    reproduces the NLL of `steps` steps within `bound` nats at no more than half of the steps.
+    """
+    first = scores[0]["task"]
+    asked = [(score["task"], score["metric"]) for score in scores]
+    parts = {key: _column(frames, *key, less=steps) for key in asked} | {
+        (first, metric): _column(frames, first, metric, less=None) for metric in COSTS
+    }
+    parts = {key: part for key, part in parts.items() if part is not None}
+    if not parts:
+        raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
+    data = pd.concat(parts.values(), ignore_index=True)
+    rows = []
+    for setting in setting_order(data[SETTING].drop_duplicates()).itertuples(index=False, name=None):
+        own = data[(data[SETTING] == pd.Series(setting, index=SETTING)).all(axis=1)]
+        cells = (_cell(own[(own["task"] == task) & (own["metric"] == metric)], metric) for task, metric in parts)
+        rows.append((Cell(setting_label(*setting)), *cells))
+    titles = [
+        f"{task_label(task)} {axis_label(metric)}, less {steps} steps" if (task, metric) in asked else axis_label(metric)
+        for task, metric in parts
+    ]
+    said = [verdict(frames, task=first, steps=steps, tolerance=tolerance, bound=bound)] if (first, "nll") in parts else []
+    return Table(data, ("setting", *titles), tuple(rows), (*said, seeds_note(data, "±")))
+
+
+def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame | None:
+    """The settings' means of a column, or of its difference to `less` fixed steps; None where that was not measured."""
+    try:
+        table = setting_scores(frames, task=task, metric=metric)
+        table = table if less is None else less_fixed(table, steps=less, per=())
+    except NoData:
+        return None
+    summary = over_runs(table, "value" if less is None else "difference", SETTING)
+    return summary.assign(task=task, metric=metric, less_steps=np.nan if less is None else less)
+
+
+def _cell(found: pd.DataFrame, metric: str) -> Cell:
+    if found.empty:
+        return Cell("–")
+    row = found.iloc[0]
+    if metric == "solver_residual":
+        return Cell(scientific(row["mean"]), row["mean"])
+    # Differences in nats matter from the fifth digit on, those of an accuracy as they are printed elsewhere.
+    return mean_cell(row, digits=5 if metric == "nll" else METRICS[metric].digits, difference=row["less_steps"] > 0)
+
+
+def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:
+    """One sentence: whether `tolerance` gives the NLL of `steps` steps within `bound` nats at half of the steps or fewer."""
+    differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps, per=())
+    spent = setting_scores(frames, task=task, metric="solver_steps")
+    asked, spent = (
+        table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in (differences, spent)
+    )
+    if asked.empty or spent.empty:
+        return f"No run was evaluated with eps {scientific(tolerance)}."
+    difference = over_runs(asked, "difference", ["solver"]).iloc[0]
+    used = over_runs(spent, "value", ["solver"]).iloc[0]
+    reached = difference["worst"] <= bound and used["mean"] <= steps / 2
+    asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
+    seeds = f"in the worst of {difference['n']} seeds by {scientific(difference['worst'])}"
+    return (
+        f"{asked_for} at no more than {steps / 2:g} steps on average? {'Yes' if reached else 'No'}: "
+        f"the NLL differs by {scientific(difference['mean'])} nats ({seeds}) at {used['mean']:.1f} steps of {steps}."
+    )
+
+
+def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
+    """The steps that every tolerance takes, and the time of a forward pass by the steps taken.
+
+    A chunk works until its slowest token is done: its steps are what stopping early costs when a chunk runs together.
+    """
+    metrics = ("solver_steps", "solver_chunk_steps", "relative_time")
+    parts = [over_runs(setting_scores(frames, task=task, metric=m), "value", SETTING).assign(metric=m) for m in metrics]
+    data = pd.concat(parts, ignore_index=True)
+    data = data[is_fixed(data) | is_stopped(data)]
+    figure = new_figure(9.0, 3.4)
+    left, right = figure.subplots(1, 2)
+    look = {"elinewidth": 1.1, "linewidth": 1.4, "markersize": 5}
+    stopped = data[is_stopped(data)].sort_values("tolerance")
+    for metric, color, marker, label in (
+        ("solver_chunk_steps", CHUNK_COLOR, "s", "slowest token of a chunk"),
+        ("solver_steps", STOPPED_COLOR, "o", "mean over tokens"),
+    ):
+        line = stopped[stopped["metric"] == metric]
+        left.errorbar(line["tolerance"], line["mean"], line["half_width"], color=color, marker=marker, label=label, **look)
+    left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
+    left.set_xscale("log")
+    left.invert_xaxis()
+    left.minorticks_off()
+    left.set(xlabel="tolerance eps", ylabel=METRICS["solver_steps"].label, ylim=(0, None))
+    left.legend(loc="center left")
+    of_steps, of_time = (data[data["metric"] == metric] for metric in ("solver_steps", "relative_time"))
+    times = of_steps.merge(of_time, on=SETTING, suffixes=("_steps", "")).sort_values("mean_steps")
+    for part, color, marker, label in (
+        (times[is_fixed(times)], FIXED_COLOR, "D", "fixed steps"),
+        (times[is_stopped(times)], STOPPED_COLOR, "o", "tolerance"),
+    ):
+        right.errorbar(part["mean_steps"], part["mean"], part["half_width"], color=color, marker=marker, label=label, **look)
+    right.set(
+        xlabel="solver steps, mean over tokens", ylabel="time of a forward pass\n(1: the model's own settings)", ylim=(0, None)
+    )
+    right.legend(loc="upper left")
+    return Drawing(data, figure, (seeds_note(data, "Bars"),))

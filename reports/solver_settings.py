@@ -1,0 +1,62 @@
+"""The rows of the stage `solver`: trained models scored again under several settings of their solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from reports.parts import Frames, NoData
+from reports.render import scientific
+from reports.study import of_stage, slice_names
+
+SETTING = ["solver", "initial", "max_steps", "tolerance"]
+RUN = ["run_id", "seed", "arm", "family", "model"]
+
+
+def setting_scores(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
+    """One row a run and setting: RUN, SETTING and `value`, over the whole split.
+
+    Raises NoData where no run of the task has the metric.
+    """
+    rows = of_stage(frames.results, stage="solver", task=task, metric=metric)
+    whole = rows[rows["slice"].map(slice_names) == set(SETTING)]
+    return whole[[*RUN, *SETTING, "value"]].reset_index(drop=True)
+
+
+def is_fixed(table: pd.DataFrame) -> pd.Series:
+    """Which rows ran a fixed number of steps of plain conjugate gradients from the diagonal start."""
+    return (table["tolerance"] == 0) & (table["initial"] == "diagonal") & (table["solver"] == "cg")
+
+
+def is_stopped(table: pd.DataFrame) -> pd.Series:
+    """Which rows stopped every token at a tolerance, likewise."""
+    return (table["tolerance"] > 0) & (table["initial"] == "diagonal") & (table["solver"] == "cg")
+
+
+def less_fixed(scores: pd.DataFrame, *, steps: int, per: Sequence[str]) -> pd.DataFrame:
+    """The scores with `difference`: the value less that of the same run, and the same `per`, at `steps` fixed steps."""
+    reference = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
+    if reference.empty:
+        raise NoData(f"no run was evaluated at {steps} fixed steps, against which the others are compared")
+    key = ["run_id", *per]
+    merged = scores.merge(reference[[*key, "value"]], on=key, suffixes=("", "_reference"))
+    return merged.assign(difference=merged["value"] - merged["value_reference"]).drop(columns="value_reference")
+
+
+def setting_label(solver: str, initial: str, max_steps: float, tolerance: float) -> str:
+    """A setting in words: "5 steps", "0 steps, query start", "eps 0.0001"; the solver where it is not cg."""
+    steps = f"eps {scientific(tolerance)}" if tolerance > 0 else f"{max_steps:g} step{'s' if max_steps != 1 else ''}"
+    start = "" if initial == "diagonal" else f", {initial.replace('_', ' ')} start"
+    if solver == "cholesky":
+        return "exact (Cholesky)"
+    return steps + start + ("" if solver == "cg" else f", {solver.replace('_', ' ')}")
+
+
+def setting_order(table: pd.DataFrame) -> pd.DataFrame:
+    """Fixed steps from few to many, other starts before the diagonal one, then tolerances from loose to tight."""
+    keys = table.assign(
+        adaptive=table["tolerance"] > 0, loose=-table["tolerance"], other=-(table["initial"] != "diagonal").astype(int)
+    )
+    order = keys.sort_values(["solver", "adaptive", "loose", "max_steps", "other", "initial"], kind="stable").index
+    return table.loc[order].reset_index(drop=True)

@@ -1,0 +1,154 @@
+"""State tracking (MesaNet, arXiv 2506.05233, App. I and Fig. 8): accuracy by length, and what a signed gate costs the solver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.statistics import t_interval
+from reports.style import arms_in_order, line_style, new_figure, plain, shared_legend, style_of
+from reports.tables import notes_on, number
+from suite.metrics import axis_label
+
+ARM = ["arm", "model"]
+DASHES = ("-", "--", "-.", ":")
+"""The arms of one model, which share its colour, in their order."""
+
+
+def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) -> Drawing:
+    """Accuracy at a position by the number of tokens so far, mean over seeds with 95 % t intervals, trained length marked.
+
+    window: tokens over which a position's accuracy is averaged.
+    """
+    data, trained = length_scores(frames, task=task, split=split, window=window)
+    figure = new_figure(7.4, 3.6)
+    axes = figure.subplots()
+    drawn: list[str] = []
+    for arm, model in arms_in_order(data):
+        _line(axes, data[data["arm"] == arm], plain(arm), model, DASHES[drawn.count(model) % len(DASHES)])
+        drawn.append(model)
+    chance = frames.results[(frames.results["task"] == task) & (frames.results["metric"] == "chance")]["value"].mean()
+    axes.axhline(chance, color="#666666", linestyle=":", linewidth=1.2, label="chance")
+    axes.axvline(trained, color="black", linewidth=1.0, linestyle="--", label=f"trained to {trained}")
+    axes.set(xlabel="length [tokens]", ylabel=axis_label("accuracy"), ylim=(0.4, 1.03))
+    axes.margins(x=0.01)
+    shared_legend(figure)
+    seeds = f"n={data['seeds'].max()} seeds: thin lines each, thick lines their mean, bands 95 % t intervals cut to 0 and 1. "
+    return Drawing(data, figure, (f"{seeds}Every point is the mean over {window} lengths.",))
+
+
+def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tuple[pd.DataFrame, int]:
+    """One row an arm and window: length (its middle), mean, low, high, seeds, each seed's own; and the trained length."""
+    rows = frames.results
+    rows = rows[(rows["task"] == task) & (rows["split"] == split) & (rows["metric"] == "accuracy") & (rows["stage"] == "test")]
+    if rows.empty or "position" not in rows:
+        raise NoData(f"no run has the accuracy of {task} by position (stage test)")
+    rows = rows[rows["position"].notna()]
+    first = window * (rows["position"] // window)
+    middles = first + (window + 1) / 2
+    per_run = rows.assign(length=middles).groupby([*ARM, "length", "seed"])["value"].mean().reset_index()
+    table = pd.DataFrame(
+        {"arm": arm, "model": model, "length": length, "seeds": len(group)}
+        | t_interval(group["value"].to_numpy())._asdict()
+        | {f"seed {seed}": value for seed, value in zip(group["seed"], group["value"], strict=True)}
+        for (arm, model, length), group in per_run.groupby([*ARM, "length"])
+    )
+    return table, int(rows["seq_len"].iloc[0])
+
+
+def _line(axes: Axes, line: pd.DataFrame, label: str, model: str, dashes: str) -> None:
+    line = line.sort_values("length")
+    color = style_of(model).color
+    axes.plot(line["length"], line["mean"], label=label, **line_style(model) | {"linestyle": dashes})
+    axes.fill_between(line["length"], line["low"].clip(0, 1), line["high"].clip(0, 1), color=color, alpha=0.13, linewidth=0)
+    for seed in (column for column in line if column.startswith("seed ")):
+        axes.plot(line["length"], line[seed], color=color, linewidth=0.5, alpha=0.6)
+
+
+def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence[int]) -> Table:
+    """Model x range of lengths: the accuracy, mean over seeds, best and second best of a range not marked, as ties abound.
+
+    edges: the last lengths of consecutive ranges, e.g. [40, 64, 128, 256].
+    """
+    rows, trained = length_scores(frames, task=task, split=split, window=1)
+    starts = [1, *(edge + 1 for edge in edges[:-1])]
+    ranges = list(zip(starts, edges, strict=True))
+    tidy, table = [], []
+    for arm, model in arms_in_order(rows):
+        own, cells = rows[rows["arm"] == arm], []
+        for low, high in ranges:
+            seeds = own[own["length"].between(low, high)].filter(like="seed ").mean()
+            interval = t_interval(seeds.dropna().to_numpy())
+            tidy.append({"arm": arm, "model": model, "low": low, "high": high, "seeds": len(seeds.dropna())})
+            tidy[-1] |= {"mean": interval.mean, "half_width": interval.half_width, "worst": seeds.min()}
+            cells.append(Cell(f"{_with_interval(interval)}, worst {number(seeds.min(), 'accuracy')}", interval.mean))
+        table.append((Cell(arm), *cells))
+    header = ("model", *(f"length {low} to {high}" for low, high in ranges))
+    notes = [f"Trained to length {trained}.", *notes_on(frames.cells[frames.cells["task"] == task])]
+    return Table(pd.DataFrame(tidy), header, tuple(table), tuple(notes))
+
+
+def _with_interval(interval: object) -> str:
+    text = number(interval.mean, "accuracy")
+    return f"{text} ±\N{NO-BREAK SPACE}{number(interval.half_width, 'accuracy')}" if interval.half_width > 0 else text
+
+
+def definiteness(frames: Frames, *, task: str) -> Table:
+    """Model x range of lengths: the smallest eigenvalue of H + Lambda at any token, and the share of tokens where it is <= 0.
+
+    Over all examples, layers, heads and seeds of the stage `internals`.
+    """
+    rows = frames.results
+    rows = rows[(rows["task"] == task) & (rows["stage"] == "internals")]
+    rows = rows[rows["metric"].isin(("smallest_eigenvalue", "indefinite"))]
+    if rows.empty:
+        raise NoData(f"no run of {task} has the eigenvalues of H + Lambda (stage internals)")
+    rows = rows[rows["position_low"].notna() & rows["head"].notna()]
+    data = definite_by_range(rows)
+    ranges = sorted(set(zip(data["position_low"], data["position_high"], strict=True)))
+    table = []
+    for arm, _ in arms_in_order(data):
+        own = data[data["arm"] == arm].set_index(["position_low", "position_high"])
+        cells = [_definiteness_cell(own.loc[place]) for place in ranges]
+        table.append((Cell(arm), *cells))
+    header = (
+        "model",
+        *(f"tokens {low + 1:.0f} to {high:.0f}" if high > low + 1 else f"token {high:.0f}" for low, high in ranges),
+    )
+    return Table(data, header, tuple(table), tuple(_verdict(data, arm) for arm, _ in arms_in_order(data)))
+
+
+def definite_by_range(rows: pd.DataFrame) -> pd.DataFrame:
+    """One row an arm and range of positions: smallest (over everything), indefinite (mean share), heads and seeds with any."""
+    found = []
+    for (arm, model, low, high), group in rows.groupby([*ARM, "position_low", "position_high"]):
+        smallest = group[group["metric"] == "smallest_eigenvalue"]
+        share = group[group["metric"] == "indefinite"]
+        found.append(
+            {"arm": arm, "model": model, "position_low": low, "position_high": high, "smallest": smallest["value"].min()}
+            | {"indefinite": share["value"].mean(), "seeds": share["seed"].nunique(), "heads": len(share)}
+            | {"seeds_with_any": share[share["value"] > 0]["seed"].nunique(), "heads_with_any": int((share["value"] > 0).sum())}
+        )
+    return pd.DataFrame(found)
+
+
+def _definiteness_cell(row: pd.Series) -> Cell:
+    share = f"; {100 * row['indefinite']:.2g} % of tokens" if row["indefinite"] > 0 else ""
+    return Cell(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
+
+
+def _verdict(data: pd.DataFrame, arm: str) -> str:
+    """One sentence: whether, where and in how many heads H + Lambda is not positive definite."""
+    own = data[data["arm"] == arm].sort_values("position_low")
+    lost = own[own["indefinite"] > 0]
+    if lost.empty:
+        return f"{arm}: H + Lambda is positive definite at every token that was looked at."
+    worst = lost.loc[lost["heads_with_any"].idxmax()]
+    return (
+        f"{arm}: H + Lambda loses its definiteness from token {lost['position_low'].iloc[0] + 1:.0f} on or later, at most in "
+        f"{worst['heads_with_any']} of {worst['heads']} heads (all layers and {worst['seeds']} seeds), in "
+        f"{worst['seeds_with_any']} of {worst['seeds']} seeds; there the layer's equation has no minimum."
+    )

@@ -1,0 +1,188 @@
+"""Models trained with different numbers of solver steps, and evaluated with others (Fig. 13 of MesaNet, arXiv 2506.05233)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+
+from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.render import scientific
+from reports.solver import steps_axis
+from reports.solver_settings import is_fixed, setting_label, setting_scores
+from reports.study import mean_cell, over_runs, seeds_note
+from reports.style import arms_in_order, new_figure, plain, shared_legend
+from reports.tables import Column, column_of, notes_on, per_run, rows_of
+from suite.metrics import METRICS, axis_label
+
+TRAINED, MOST = "#d55e00", "#332288"
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+
+
+def trained_steps(frames: Frames, column: Column) -> pd.DataFrame:
+    """One row a run: run_id, arm, seed, solver_max_steps and solver_tolerance of its training, and the column's value."""
+    values = per_run(frames, column, column.metric).rename("value").reset_index()
+    cells = rows_of(frames.cells, column)[["run_id", "arm", "seed", "solver_max_steps", "solver_tolerance"]]
+    table = cells.merge(values, on="run_id").dropna(subset="solver_max_steps")
+    if table.empty:
+        raise NoData(f"no run of {column.task} whose solver takes a known number of steps has {column.metric}")
+    return table
+
+
+def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -> Drawing:
+    """The score by the steps in training, less that of `steps` fixed steps in training, paired by seed.
+
+    Two lines: evaluated as trained, and evaluated at `steps` fixed steps (stage solver). The horizontal line is a model
+    trained with a tolerance.
+    """
+    wanted = column_of(column)
+    data = by_evaluation(frames, wanted, steps)
+    figure = new_figure(6.6, 3.6)
+    axes = figure.subplots()
+    axes.axhline(0, color="black", linewidth=1)
+    for name, color, marker, face in (("as trained", TRAINED, "o", TRAINED), (f"with {steps} steps", MOST, "s", "white")):
+        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)].sort_values("solver_max_steps")
+        look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "elinewidth": 1.1}
+        axes.errorbar(line["solver_max_steps"], line["mean"], line["half_width"], label=f"evaluated {name}", **look)
+    for row in data[(data["solver_tolerance"] > 0) & (data["evaluated"] == "as trained")].itertuples():
+        label = f"trained with eps {scientific(row.solver_tolerance)}"
+        axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
+        axes.axhspan(row.low, row.high, color="#44aa99", alpha=0.12, linewidth=0)
+    steps_axis(axes, data.loc[data["solver_tolerance"] == 0, "solver_max_steps"])
+    axes.set(xlabel="solver steps in training", ylabel=f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
+    shared_legend(figure)
+    return Drawing(data, figure, (seeds_note(data, "Bars and band"), "Differences are paired by seed."))
+
+
+def _evaluated_at(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
+    """`trained_steps` with the score that the stage `solver` found at these fixed steps."""
+    trained = trained_steps(frames, column)
+    try:
+        scores = setting_scores(frames, task=column.task, metric=column.metric)
+    except NoData:
+        return trained.iloc[:0]
+    at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
+    return trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
+
+
+def less_trained(table: pd.DataFrame, steps: int) -> pd.DataFrame:
+    """Mean and interval over seeds of each arm's value less that of the run of its seed trained at `steps` fixed steps."""
+    at = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
+    if at.empty:
+        raise NoData(f"no run was trained at {steps} fixed steps, against which the others are compared")
+    paired = table.merge(at[["seed", "value"]], on="seed", suffixes=("", "_reference"))
+    paired["difference"] = paired["value"] - paired["value_reference"]
+    return over_runs(paired, "difference", ["arm", "solver_max_steps", "solver_tolerance"])
+
+
+def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
+    """`less_trained` of the scores as trained and of those at `steps` fixed steps, told apart by `evaluated`."""
+    tables = {"as trained": trained_steps(frames, column), f"with {steps} steps": _evaluated_at(frames, column, steps)}
+    parts = [less_trained(table, steps).assign(evaluated=name) for name, table in tables.items() if len(table)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> Table:
+    """One row a way of training: its score less that of `steps` fixed steps in training, by the steps in evaluation."""
+    wanted = column_of(column)
+    data = by_evaluation(frames, wanted, steps).sort_values(["solver_tolerance", "solver_max_steps"], ignore_index=True)
+    evaluated, rows = list(dict.fromkeys(data["evaluated"])), []
+    for (tolerance, trained), own in data.groupby(["solver_tolerance", "solver_max_steps"]):
+        found = own.set_index("evaluated")
+        cells = (
+            mean_cell(found.loc[name], digits=4, difference=True) if name in found.index else Cell("–") for name in evaluated
+        )
+        rows.append((Cell(setting_label("cg", "diagonal", trained, tolerance), trained), *cells))
+    title = f"{axis_label(wanted.metric)} less {steps} steps in training"
+    header = ("trained with", *(f"{title}, evaluated {name}" for name in evaluated))
+    return Table(data, header, tuple(rows), (*_clearly_worse(data), *notes_on(rows_of(frames.cells, wanted))))
+
+
+def _clearly_worse(data: pd.DataFrame) -> list[str]:
+    """One sentence an evaluation: the ways of training whose whole interval is on the worse side of zero."""
+    said = []
+    for name, own in data.groupby("evaluated", sort=False):
+        worse = own[own["low"] > 0]
+        labels = [setting_label("cg", "diagonal", row.solver_max_steps, row.solver_tolerance) for row in worse.itertuples()]
+        said.append(f"Evaluated {name}, worse by a whole interval: {', '.join(labels) or 'none'}.")
+    return said
+
+
+def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
+    """One row an arm and number of fixed steps in evaluation: mean, low, high, half_width and n over seeds."""
+    scores = setting_scores(frames, task=task, metric=metric)
+    return over_runs(scores[is_fixed(scores)], "value", ["arm", "model", "max_steps"])
+
+
+def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
+    """The score by the steps in evaluation, one line a way of training."""
+    data = robustness(frames, task=task, metric=metric)
+    names, arms = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
+    figure = new_figure(7.6, 3.8)
+    axes = figure.subplots()
+    colors = colormaps["viridis"](np.linspace(0.0, 0.88, max(len(arms), 2)))
+    for arm, color, marker in zip(arms, colors, MARKERS * 3, strict=False):
+        _line(axes, data[data["arm"] == arm], color, marker, names[arm])
+    steps_axis(axes, data["max_steps"])
+    axes.set(xlabel="solver steps in evaluation", ylabel=axis_label(metric))
+    shared_legend(figure)
+    return Drawing(data, figure, (seeds_note(data, "Bars"),))
+
+
+def _line(axes: Axes, line: pd.DataFrame, color: object, marker: str, label: str) -> None:
+    line = line.sort_values("max_steps")
+    look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.1}
+    axes.errorbar(line["max_steps"], line["mean"], line["half_width"], label=plain(label), **look)
+
+
+def training_names(frames: Frames, task: str) -> dict[str, str]:
+    """Every arm of the task in few words: "0 to 30 steps, unrolled gradient"; its label where two would be named alike."""
+    arms = frames.cells[frames.cells["task"] == task].drop_duplicates("arm").set_index("arm")
+    names = pd.Series({arm: _training_name(row) for arm, row in arms.iterrows()}).dropna()
+    return dict(zip(arms.index, arms.index, strict=True)) | names[~names.duplicated(keep=False)].to_dict()
+
+
+def _training_name(cell: pd.Series) -> str | None:
+    if pd.isna(cell["solver_max_steps"]):
+        return None
+    steps = setting_label("cg", "diagonal", cell["solver_max_steps"], cell["solver_tolerance"])
+    if pd.notna(cell["random_steps"]):
+        steps = f"0 to {cell['random_steps']:g} steps"
+    return f"{steps}, {cell['solver_gradient']} gradient" if pd.notna(cell["solver_gradient"]) else steps
+
+
+def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int) -> Table:
+    """Way of training x steps in evaluation, and which way loses least from `steps` to `few` steps."""
+    data = robustness(frames, task=task, metric=metric)
+    names, evaluated = training_names(frames, task), sorted(data["max_steps"].unique())
+    found = data.set_index(["arm", "max_steps"]).to_dict("index")
+    digits = METRICS[metric].digits
+    rows = []
+    for arm, _ in arms_in_order(data):
+        own = (found.get((arm, value)) for value in evaluated)
+        cells = (Cell("–") if row is None else mean_cell(row, digits=digits, difference=False) for row in own)
+        rows.append((Cell(names[arm]), *cells))
+    notes = [_best_at(data, names, metric, few), _best_at(data, names, metric, steps), *notes_on(_asked(frames, task))]
+    return Table(
+        data, ("trained with", *(setting_label("cg", "diagonal", value, 0.0) for value in evaluated)), tuple(rows), tuple(notes)
+    )
+
+
+def _asked(frames: Frames, task: str) -> pd.DataFrame:
+    return frames.cells[frames.cells["task"] == task]
+
+
+def _best_at(data: pd.DataFrame, names: Mapping[str, str], metric: str, steps: int) -> str:
+    """Which way of training scores best at so many steps in evaluation, and by how much before the second."""
+    at = data[data["max_steps"] == steps].sort_values("mean", ascending=METRICS[metric].better == "lower")
+    if len(at) < 2:
+        return f"Nothing to compare at {steps} steps in evaluation."
+    best, second = at.iloc[0], at.iloc[1]
+    gap = abs(second["mean"] - best["mean"])
+    return (
+        f"Best at {steps} steps in evaluation: trained with {names[best['arm']]}, {METRICS[metric].label} {best['mean']:.4f}; "
+        f"second, {gap:.4f} away: {names[second['arm']]}."
+    )
