@@ -8,8 +8,7 @@ inverse of H + Lambda.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,13 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import positions_in_document
-from models.backbone import Backbone
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import mesa, sherman_morrison
 from models.ops.solvers import Solver, build_solver
-
-SOLVER_SETTINGS = ("name", "max_steps", "tolerance", "stop", "initial", "gradient")
 
 SMALLEST_DECAY = 1e-6
 """Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
@@ -99,6 +95,8 @@ class Mesa(LinearRNN):
         self.regularizer_floor, self.regularizer_init = regularizer_floor, regularizer_init
         self.random_steps, self.steps_of_batch = random_steps, None
         self.signed_decay = signed_decay
+        if decode == "sherman_morrison" and self.solver.initial == "previous_token":
+            raise ValueError("solver.initial is 'previous_token', permitted with decode sherman_morrison are the other ones")
         self.set_decoder(decode=decode, refresh=refresh)
         self.regularizer_logit = nn.Parameter(torch.empty(num_heads, key_dim))
 
@@ -221,13 +219,16 @@ class Mesa(LinearRNN):
         declared = self.forward_flops_per_token(x.shape[1])
         if self.decode == "sherman_morrison":
             return declared
-        mean_steps = self.observe(x, starts=starts, spectrum=False)["steps"].double().mean().item()
-        return declared - self.num_heads * (self.solver.flops(self.key_dim) - self.solver.flops(self.key_dim, mean_steps))
+        steps = self.observe(x, starts=starts, spectrum=False)["steps"]
+        taken, counts = (numbers.tolist() for numbers in steps.unique(return_counts=True))
+        spent = sum(n * self.solver.flops(self.key_dim, used) for used, n in zip(taken, counts, strict=True)) / steps.numel()
+        return declared - self.num_heads * (self.solver.flops(self.key_dim) - spent)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
-        # The inverse of the softplus.
-        nn.init.constant_(self.regularizer_logit, math.log(math.expm1(self.regularizer_init - self.regularizer_floor)))
+        # The inverse of the softplus, log(exp(y) - 1), in a form that does not overflow.
+        above = self.regularizer_init - self.regularizer_floor
+        nn.init.constant_(self.regularizer_logit, above + math.log(-math.expm1(-above)))
 
 
 def _sigmoid_where_tanh_is(gamma: float | None) -> float | None:
@@ -239,45 +240,3 @@ def _sigmoid_where_tanh_is(gamma: float | None) -> float | None:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
-
-
-def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
-    """The Mesa mixers of a model, each with the index of its block."""
-    return [(i, block.mixer) for i, block in enumerate(model.blocks) if isinstance(block.mixer, Mesa)]
-
-
-@contextmanager
-def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block every Mesa layer solves with these settings laid over its own, e.g. {"max_steps": 5}.
-
-    A solver that starts at the token before needs a state that was begun within the block.
-    Raises ValueError for a setting or value that is not permitted.
-    """
-    for name in settings:
-        if name not in SOLVER_SETTINGS:
-            raise ValueError(f"solver.{name} is no setting, permitted are {', '.join(SOLVER_SETTINGS)}")
-    layers = [(mixer, mixer.solver) for _, mixer in mesa_layers(model)]
-    solvers = [build_solver({**mixer.solver_settings, **settings}) for mixer, _ in layers]
-    try:
-        for (mixer, _), solver in zip(layers, solvers, strict=True):
-            mixer.solver = solver
-        yield
-    finally:
-        for mixer, own in layers:
-            mixer.solver = own
-
-
-@contextmanager
-def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> Iterator[None]:
-    """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
-
-    Raises ValueError for values that are not permitted.
-    """
-    layers = [(mixer, {"decode": mixer.decode, "refresh": mixer.refresh}) for _, mixer in mesa_layers(model)]
-    try:
-        for mixer, _ in layers:
-            mixer.set_decoder(decode=decode, refresh=refresh)
-        yield
-    finally:
-        for mixer, own in layers:
-            mixer.set_decoder(**own)

@@ -3,8 +3,8 @@
 Between two whole numbers of steps the loss of fixed steps is not known. It falls ever more slowly, so it lies below the
 straight line between its neighbours, and above the lines through the two points on either side, drawn on: a tolerance
 helps only where it is below the lower of these bounds, and hurts only where it is above the upper one. The upper bound
-alone would find a gain between any two points of a convex curve. Where the measured points do not bend that way, both
-bounds are the straight line.
+alone would find a gain between any two points of a convex curve. Where noise bends the measured points the other
+way, the lower bound is as far below the straight line as they bend.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def _less_fixed(nll: np.ndarray, cost: np.ndarray, k: int, fixed: np.ndarray) ->
         return y[i] + (y[i + 1] - y[i]) * (at - x[i]) / (x[i + 1] - x[i])
 
     upper = line(j - 1)
-    lower = max(line(i) for i in (j - 2, j) if 0 <= i < len(x) - 1)
-    return nll[k] - upper, nll[k] - min(lower, upper)
+    # How far the points bend, to whichever side: the wrong one says how large the noise is.
+    bend = abs(upper - max(line(i) for i in (j - 2, j) if 0 <= i < len(x) - 1))
+    return nll[k] - upper, nll[k] - (upper - bend)
 
 
 def _verdict(row: Mapping[str, float]) -> str:
@@ -127,12 +128,15 @@ def answer(comparison: pd.DataFrame, cost: str) -> str:
     verdicts = list(comparison["verdict"])
     counts = ", ".join(f"{SAYS[word]} at {verdicts.count(word)}" for word in dict.fromkeys(verdicts))
     said = [
-        f"eps {scientific(row.tolerance)} ({row.cost:.1f} steps) {row.verdict}, by {scientific(row.least)} to "
-        f"{scientific(row.most)} nats"
+        f"eps {scientific(row.tolerance)} ({row.cost:.1f} steps) {SAYS[row.verdict]}{_difference(row.least, row.most)}"
         for row in comparison.itertuples()
     ]
     text = f"Does adaptivity itself help, where a token costs {COSTS[cost]}? Of {len(said)} tolerances, it {counts}"
     return f"{text}: {'; '.join(said)}."
+
+
+def _difference(least: float, most: float) -> str:
+    return "" if np.isnan(least) else f", {scientific(least)} to {scientific(most)} nats to fixed steps"
 
 
 def fixed_or_stopped(frames: Frames, *, task: str, steps: int, costs: Sequence[str]) -> Drawing:
@@ -198,7 +202,8 @@ def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
     header = ("tolerance", "a token costs", "steps", "NLL less fixed steps of the same cost", "95 % interval", "stopping early")
     notes = [answer(comparison, cost) for cost, comparison in comparisons.items()]
     spread = f"{data['documents'].iloc[0]} documents and {data['seeds'].iloc[0]} seeds"
-    return Table(data, header, tuple(rows), (*notes, BOUNDS, f"Interval: bootstrap over {spread}."))
+    interval = f"Interval: bootstrap over {spread}; that of few seeds is too narrow, and each row is a test of its own."
+    return Table(data, header, tuple(rows), (*notes, BOUNDS, interval))
 
 
 def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:

@@ -46,6 +46,8 @@ def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFram
 def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     """One panel a metric against the length in multiples of that of training; the loss less that at the training length."""
     data = summary(frames, task=task, metrics=metrics)
+    if "nll" in metrics and "nll_difference" not in set(data["metric"]):
+        raise NoData("no run was evaluated at the training length, with which the others are compared")
     figure = new_figure(1.6 + 2.9 * len(metrics), 3.3)
     for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
         shown = data[data["metric"] == ("nll_difference" if metric == "nll" else metric)]
@@ -132,6 +134,8 @@ def finding(own: pd.DataFrame, arm: str) -> str:
         interval = f" [{signed(row['low'], 4)}, {signed(row['high'], 4)}]" if row["n"] > 1 else ""
         said.append(f"the NLL changes by {signed(row['mean'], 4)} nats{interval}")
     for metric, name in (("solver_steps", "solver steps"), ("condition", "the median condition number")):
-        if metric in ends.index:
+        if metric in ends.index and 1 in ends.columns:
             said.append(f"{name} from {ends.loc[metric, 1]:.1f} to {ends.loc[metric, longest]:.1f}")
+    if not said:
+        return f"{arm}: not evaluated at the training length, with which the others would be compared."
     return f"{arm}, from the training length to {longest:g} times of it: {', '.join(said)}."

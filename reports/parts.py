@@ -97,7 +97,7 @@ def load_frames(root: Path, experiment: str) -> Frames:
     runs = load_runs(root, run_ids)
     cells = cells.merge(runs[["run_id", "status", "reason"]], on="run_id", how="left")
     cells = cells.fillna({"status": "missing", "reason": ""})
-    results, examples = load_results(root, run_ids), load_examples(root, run_ids)
+    results, examples = (of_request(load(root, run_ids), request["cells"]) for load in (load_results, load_examples))
     arms = cells[["run_id", "arm", "family"]]
     return Frames(
         results=most_thorough(results, ["run_id", "stage", "metric", "split", "slice"]).merge(arms, on="run_id"),
@@ -107,6 +107,20 @@ def load_frames(root: Path, experiment: str) -> Frames:
         cells=cells,
         request={key: request[key] for key in ("experiment", "created", "overrides")},
     )
+
+
+def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows less those of studies that the request asked for otherwise: other experiments may share its runs.
+
+    Stages that it did not ask for at all stay, such as benchmarks that were added later.
+    """
+    asked = {(cell["run_id"], study) for cell in cells for study in cell.get("studies", ())}
+    stages = {(run_id, study.rpartition("-")[0]) for run_id, study in asked}
+    kept = [
+        (run_id, stage) not in stages or (run_id, evaluation) in asked
+        for run_id, stage, evaluation in zip(rows["run_id"], rows["stage"], rows["evaluation"], strict=True)
+    ]
+    return rows[pd.Series(kept, index=rows.index, dtype=bool)]
 
 
 def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:

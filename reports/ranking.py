@@ -70,11 +70,16 @@ def _difference(row: Mapping[str, float]) -> str:
 
 
 def answer(data: pd.DataFrame, fact: str) -> str:
-    """One sentence: whether the ranking changes with the fact, by intervals and by means."""
+    """One sentence: whether the ranking changes with the fact, by intervals and by means; No where every interval says so."""
     decided = set(data["ahead"]) - {"undecided"}
     signs = set(np.sign(data["mean"]))
     said = ", ".join(f"{row.ahead} at {getattr(row, fact):g}" for row in data.itertuples())
-    verdict = "Yes" if len(decided) > 1 else "Not by the intervals, but the means change sign" if {-1, 1} <= signs else "No"
+    if len(decided) > 1:
+        verdict = "Yes"
+    elif {-1, 1} <= signs:
+        verdict = "Not by the intervals, but the means change sign"
+    else:
+        verdict = "No" if "undecided" not in set(data["ahead"]) else "Not by the means, and not every interval is decided"
     return f"Does {fact_label(fact)} decide who is ahead? {verdict}: {said}."
 
 

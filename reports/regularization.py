@@ -168,7 +168,9 @@ def _cell(row: pd.Series, metric: str) -> Cell:
 
 
 def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """One sentence a cap: the best floor on text, the diverged runs, and the floors whose read-out is wrong after a run."""
+    """One sentence a cap: the best floor on text and those whose interval holds its mean, the diverged runs, and the floors
+    whose read-out is wrong after a run.
+    """
     said = []
     text = next(iter(tables.values()))
     better = METRICS[text["metric"].iloc[0]].better
@@ -177,7 +179,10 @@ def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         parts = []
         if len(scored):
             best = scored.loc[scored["mean"].idxmin() if better == "lower" else scored["mean"].idxmax()]
-            parts.append(f"best on text at a floor of {best[FLOOR]:g}")
+            apart = scored["low"] > best["mean"] if better == "lower" else scored["high"] < best["mean"]
+            near = scored.loc[~apart & (scored[FLOOR] != best[FLOOR]), FLOOR]
+            told = f", not told apart from {', '.join(f'{floor:g}' for floor in near)}" if len(near) else ""
+            parts.append(f"best mean on text at a floor of {best[FLOOR]:g}{told}")
         diverged = own.loc[own["without"].str.contains("diverged"), FLOOR]
         parts.append(f"diverged at {', '.join(f'{floor:g}' for floor in diverged)}" if len(diverged) else "no run diverged")
         for metric, limit, name in (("readout_error", 1e-2, "read-out wrong by more than 1 %"), ("finite", None, "not finite")):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific
+from reports.render import scientific, signed
 from reports.solver import steps_axis
 from reports.solver_settings import is_fixed, setting_label, setting_scores
+from reports.statistics import t_interval
 from reports.study import mean_cell, over_runs, seeds_note
 from reports.style import arms_in_order, new_figure, plain, shared_legend
 from reports.tables import Column, column_of, notes_on, per_run, rows_of
@@ -155,7 +156,7 @@ def _training_name(cell: pd.Series) -> str | None:
 
 
 def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int) -> Table:
-    """Way of training x steps in evaluation, and which way loses least from `steps` to `few` steps."""
+    """Way of training x steps in evaluation; which way is best at `few` and at `steps`, and loses least between them."""
     data = robustness(frames, task=task, metric=metric)
     names, evaluated = training_names(frames, task), sorted(data["max_steps"].unique())
     found = data.set_index(["arm", "max_steps"]).to_dict("index")
@@ -165,7 +166,9 @@ def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int)
         own = (found.get((arm, value)) for value in evaluated)
         cells = (Cell("–") if row is None else mean_cell(row, digits=digits, difference=False) for row in own)
         rows.append((Cell(names[arm]), *cells))
-    notes = [_best_at(data, names, metric, few), _best_at(data, names, metric, steps), *notes_on(_asked(frames, task))]
+    scores = setting_scores(frames, task=task, metric=metric)
+    scores = scores[is_fixed(scores)].pivot_table(index="seed", columns=["max_steps", "arm"], values="value")
+    notes = [*_first_and_second(scores, names, metric, few=few, steps=steps), *notes_on(_asked(frames, task))]
     return Table(
         data, ("trained with", *(setting_label("cg", "diagonal", value, 0.0) for value in evaluated)), tuple(rows), tuple(notes)
     )
@@ -175,14 +178,31 @@ def _asked(frames: Frames, task: str) -> pd.DataFrame:
     return frames.cells[frames.cells["task"] == task]
 
 
-def _best_at(data: pd.DataFrame, names: Mapping[str, str], metric: str, steps: int) -> str:
-    """Which way of training scores best at so many steps in evaluation, and by how much before the second."""
-    at = data[data["max_steps"] == steps].sort_values("mean", ascending=METRICS[metric].better == "lower")
-    if len(at) < 2:
-        return f"Nothing to compare at {steps} steps in evaluation."
-    best, second = at.iloc[0], at.iloc[1]
-    gap = abs(second["mean"] - best["mean"])
+def _first_and_second(scores: pd.DataFrame, names: Mapping[str, str], metric: str, *, few: int, steps: int) -> Iterator[str]:
+    """Which way of training is best at `few` steps, at `steps`, and loses least between them, each beside the second.
+
+    scores: [seed, (steps in evaluation, arm)].
+    """
+    label, sign = METRICS[metric].label, 1.0 if METRICS[metric].better == "lower" else -1.0
+    if not {few, steps} <= set(scores.columns.get_level_values(0)):
+        yield f"Nothing to compare: not every run was evaluated at {few} and {steps} steps."
+        return
+    for at in (few, steps):
+        yield _ahead(scores[at], names, sign, f"Best at {setting_label('cg', 'diagonal', at, 0.0)} in evaluation", label)
+    lost = sign * (scores[few] - scores[steps])
+    yield _ahead(lost, names, 1.0, f"Loses least from {steps} to {few} in evaluation", f"{label} lost")
+
+
+def _ahead(values: pd.DataFrame, names: Mapping[str, str], sign: float, what: str, label: str) -> str:
+    """The arm with the least sign * value and the next one, and their difference with its 95 % t interval, paired by seed."""
+    values = values.dropna(axis="columns")
+    if values.shape[1] < 2:
+        return f"{what}: nothing to compare."
+    first, second = (sign * values).mean().sort_values().index[:2]
+    gap = t_interval((sign * (values[second] - values[first])).to_numpy())
+    interval = "" if np.isnan(gap.low) else f" [{signed(gap.low, 4)}, {signed(gap.high, 4)}]"
+    told = "" if gap.low > 0 else ", which does not tell them apart"
     return (
-        f"Best at {steps} steps in evaluation: trained with {names[best['arm']]}, {METRICS[metric].label} {best['mean']:.4f}; "
-        f"second, {gap:.4f} away: {names[second['arm']]}."
+        f"{what}: trained with {names[first]}, {label} {values[first].mean():.4f}; second, {gap.mean:.4f} away{interval}{told}: "
+        f"{names[second]}."
     )

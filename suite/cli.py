@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,10 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
-        return VERBS[verb](rest)
+        status = VERBS[verb](rest)
+        sys.stdout.flush()
+        return status
     except RequestError as error:
         print(f"error: {error}", file=sys.stderr)
         return WRONG
+    except BrokenPipeError:
+        # Whoever read along has seen enough, as `| head` has; what Python still writes at exit must find a place to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

@@ -40,6 +40,18 @@ FROM_ZERO = (
     "compute.log_seconds",
     "compute.checkpoint_seconds",
 )
+# Real numbers whose ranges the task and the mixers check themselves; those that there are become floats.
+REAL = ("task.noise", "task.drift")
+REAL_OF_A_MIXER = (
+    "forget_gate_init",
+    "input_gate_init",
+    "forget_cap",
+    "regularizer_floor",
+    "regularizer_init",
+    "regularizer_ratio",
+    "alpha_init",
+    "solver.tolerance",
+)
 LISTS_OF_WHOLE_FROM = {"eval.length_factors": 1, "eval.run_lengths": 0}
 LISTS_OF_SETTINGS = ("eval.solvers", "eval.decoders")
 NAMES = {"train.autocast": ("none", "bfloat16"), "compute.device": ("auto", "cpu", "cuda")}
@@ -76,6 +88,8 @@ def check_values(config: DictConfig) -> None:
         raise RequestError(f"train.betas={betas} is out of range, permitted are two numbers from 0 to below 1")
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
+    for key in (*REAL, *(f"model.{name}.{key}" for name in config.model.pattern or () for key in REAL_OF_A_MIXER)):
+        _make_float(config, key)
     if not config.model.pattern:
         raise RequestError("model.pattern is empty, permitted is a list of one mixer or more")
 
@@ -102,5 +116,11 @@ def _check_number(config: DictConfig, key: str, permitted: str, is_permitted: Ca
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not (is_number and is_permitted(value)):
         raise RequestError(f"{key}={value} is out of range, permitted are numbers {permitted}")
-    # 1 and 1.0 are one number, and must give a run one name.
-    OmegaConf.update(config, key, float(value))
+    _make_float(config, key)
+
+
+def _make_float(config: DictConfig, key: str) -> None:
+    """1 and 1.0 are one number, and must give a run one name."""
+    value = OmegaConf.select(config, key)
+    if isinstance(value, int) and not isinstance(value, bool):
+        OmegaConf.update(config, key, float(value))

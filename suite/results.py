@@ -104,6 +104,8 @@ def _problem_of_request(request: dict[str, Any]) -> str:
     cells, overrides = request.get("cells"), request.get("overrides")
     if not isinstance(cells, list) or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
         return f"its cells do not all have {', '.join(CELL_COLUMNS)}"
+    if not all(isinstance(s, list) and all(isinstance(name, str) for name in s) for s in (c.get("studies", []) for c in cells)):
+        return "the studies of its cells are not lists of strings"
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         return "its overrides are not a list of strings"
     try:

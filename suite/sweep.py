@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from suite.evaluations import planned_evaluations
+from suite.evaluations import STUDIES, planned_evaluations
 from suite.execute import FAILED, is_done, missing_stages
 from suite.identity import digest
 from suite.launch import launcher_of
@@ -131,10 +131,15 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
         "experiment": experiment,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "overrides": list(arguments),
-        "cells": [run.cell for run in runs],
+        "cells": [{**run.cell, "studies": _studies(run)} for run in runs],
     }
     name = f"{experiment}-{digest(request['cells'], 8)}.json"
     write_json(results / "experiments" / name, request)
+
+
+def _studies(run: Run) -> list[str]:
+    """The names of the files of the studies asked for: experiments that share a run may ask the same study otherwise."""
+    return [Path(each.file_name).stem for each in run.evaluations if each.name in STUDIES]
 
 
 def print_plan(arguments: Sequence[str]) -> int:

@@ -71,9 +71,9 @@ class InContextRegression(Task):
             check_count(f"task.{key}", value)
         if segment_len is not None:
             check_count("task.segment_len", segment_len)
-        if not 0 < noise < math.inf:
+        if not (isinstance(noise, int | float) and 0 < noise < math.inf):
             raise ValueError(f"task.noise={noise} must be a number above 0")
-        if not 0 <= drift < 1:
+        if not (isinstance(drift, int | float) and 0 <= drift < 1):
             raise ValueError(f"task.drift={drift} must be a number from 0 to below 1")
         self.input_dim, self.output_dim, self.seq_len, self.seed = input_dim, output_dim, seq_len, seed
         self.noise, self.drift, self.segment_len = noise, drift, segment_len

@@ -13,6 +13,7 @@ import torch
 
 from tasks.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.ngram import trigram_bits, unigram_bits
+from tasks.positions import position_bands
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 from tasks.tokenizer import load_tokenizer
 from tasks.tokens import load_tokens
@@ -145,12 +146,6 @@ class Language(Task):
             Measurement("unigram_bits_per_byte", unigram, split, {}, train_bytes),
             Measurement("trigram_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes),
         ]
-
-
-def position_bands(seq_len: int) -> list[tuple[int, int]]:
-    """The ranges [0, 1), [1, 2), [2, 4), ... of the positions below seq_len."""
-    edges = [0, *(2**i for i in range((seq_len - 1).bit_length())), seq_len]
-    return list(zip(edges[:-1], edges[1:], strict=True))
 
 
 def _gather(scored: Iterable[Scored]) -> tuple[np.ndarray, np.ndarray]:

@@ -7,17 +7,22 @@ import numpy as np
 from tasks.task import Measurement
 
 
+def position_bands(seq_len: int) -> list[tuple[int, int]]:
+    """The ranges [0, 1), [1, 2), [2, 4), ... of the positions below seq_len."""
+    edges = [0, *(2**i for i in range((seq_len - 1).bit_length())), seq_len]
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
 def rows_by_position(metric: str, split: str, values: np.ndarray) -> list[Measurement]:
     """The mean of values [N, T] over everything, at every position, and in bands of positions.
 
-    The bands are [0, 1), [1, 2), [2, 4), [4, 8), ... and the last quarter. They and the mean over everything come with
-    the mean of every example, for paired intervals.
+    The bands are those of `position_bands` and the last quarter. They and the mean over everything come with the mean of
+    every example, for paired intervals.
     """
     count, length = values.shape
     rows = [_mean(metric, split, {}, values)]
     rows += [Measurement(metric, float(values[:, t].mean()), split, {"position": t}, count) for t in range(length)]
-    edges = [0, *(2**i for i in range((length - 1).bit_length())), length]
-    bands = dict.fromkeys([*zip(edges[:-1], edges[1:], strict=True), (length - length // 4, length)])
+    bands = dict.fromkeys([*position_bands(length), (length - length // 4, length)])
     for low, high in bands:
         if low < high:
             rows.append(_mean(metric, split, {"position_low": low, "position_high": high}, values[:, low:high]))

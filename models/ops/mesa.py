@@ -152,10 +152,12 @@ def trace(
 ) -> SolverTrace:
     """What `chunked` spends on the same inputs, how far from solved it is then, and with `spectrum` how hard it was.
 
+    Of one token, T = 1, it is what `decode` spends: its matrix is at hand there, and so is a better preconditioner.
+
     A solver that starts at the token before waits for no other token: its chunk_steps are its steps.
     """
     inputs = Inputs(q, k, v, log_decay, beta, regularizer, sign)
-    if solver.initial != "previous_token":
+    if solver.initial != "previous_token" and q.shape[1] > 1:
         q_chunks, operator, _ = _split(inputs, state, chunk_size)
         observed, _ = _observe(operator, q_chunks, solver, None, spectrum)
         return SolverTrace(*(x if x is None else join_heads(x.unsqueeze(-1), k.shape).squeeze(-1) for x in observed))
@@ -261,11 +263,13 @@ def _observe(
     """The fields of the trace, each [M, C], and the solution x [M, C, K]."""
     solution = solver.solve(operator, q, guess)
     x, steps, _ = solution
-    residual = (q - operator.product(x)).norm(dim=-1) / q.norm(dim=-1)
+    size = q.norm(dim=-1)
+    # 0 where q is 0, and NaN still where x is.
+    residual = (q - operator.product(x)).norm(dim=-1) / size.masked_fill(size == 0.0, 1.0)
     cosine = F.cosine_similarity(read(operator, solution), operator.read(q), dim=-1)
     smallest, largest = _extreme_eigenvalues(operator) if spectrum else (None, None)
     chunk_steps = steps.amax(-1, keepdim=True).expand_as(steps)
-    return SolverTrace(steps, chunk_steps, residual.nan_to_num(0.0), cosine, smallest, largest), x
+    return SolverTrace(steps, chunk_steps, residual, cosine, smallest, largest), x
 
 
 def _extreme_eigenvalues(operator: MesaOperator) -> tuple[Tensor, Tensor]:

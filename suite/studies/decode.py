@@ -15,7 +15,8 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from models.build import build_mixer
-from models.mesanet import Mesa, decoder_replaced, solver_replaced
+from models.mesa_layers import decoder_replaced, solver_replaced
+from models.mesanet import Mesa
 from models.mixer import State
 from models.ops.solvers import build_solver
 from suite.scoring import score_features
@@ -27,17 +28,22 @@ from suite.studies.subject import Sample, Subject
 from suite.studies.timing import TIMED_REPEATS, TIMED_TOKENS, alternate
 from tasks.task import Batch, Measurement, Scored, Task
 
-# Tokens that are timed, after the first half of a sequence.
-TIMED_STEPS = 32
+# Tokens that are timed, after the first half of a sequence: enough that a refresh every 64 of them falls among them.
+TIMED_STEPS = 64
 
 
 def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """One stage an entry of eval.decoders. Raises ValueError for an entry that makes no solver or decoder."""
+    """One stage an entry of eval.decoders; Sherman-Morrison's are left out for a model with signed gates, which has none.
+
+    Raises ValueError for an entry that makes no solver or decoder.
+    """
     mixer = own_mesa(config["model"])
     if mixer is None:
         return []
     own = {**mixer["solver"], "decode": mixer["decode"], "refresh": mixer["refresh"]}
     decoders = [merged("eval.decoders", own, entry) for entry in config["eval"]["decoders"]]
+    if mixer["signed_decay"]:
+        decoders = [decoder for decoder in decoders if decoder["decode"] != "sherman_morrison"]
     for decoder in decoders:
         build_solver(decoder)
         with torch.device("meta"):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.mesanet import Mesa, mesa_layers
+from models.mesa_layers import mesa_layers
+from models.mesanet import Mesa
 from models.mixer import State
 from suite.scoring import score_features
 from suite.studies.subject import Sample, Subject

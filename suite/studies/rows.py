@@ -11,7 +11,8 @@ from torch import Tensor
 
 from suite.studies.layers import Observations
 from suite.studies.subject import Sample
-from tasks.language import Language, position_bands
+from tasks.language import Language
+from tasks.positions import position_bands
 from tasks.task import Measurement, Scored
 
 Place = dict[str, int | float | str]

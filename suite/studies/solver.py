@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from models.mesanet import solver_replaced
+from models.mesa_layers import solver_replaced
 from models.ops.solvers import build_solver
 from suite.studies.layers import score_and_observe, traced
 from suite.studies.rows import mean_of_layers, mean_row, placed, score_rows

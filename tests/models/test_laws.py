@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone import LanguageModel
 from models.build import build_model
-from models.mesanet import mesa_layers
+from models.mesa_layers import mesa_layers
 from tests.models.tolerances import assert_near
 
 CONF = Path(__file__).parents[2] / "conf"

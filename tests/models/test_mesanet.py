@@ -40,10 +40,36 @@ def test_flops_are_those_counted_at_the_steps_used() -> None:
         layer.step(x[:, -1], state)
     assert counter.get_total_flops() + layer.convolution.forward_flops_per_token() == layer.forward_flops_per_token(1)
     x = torch.randn(1, 40, 24, generator=torch.Generator().manual_seed(0))
-    steps = layer.observe(x, spectrum=False)["steps"].double().mean().item()
-    declared, at_most, used = layer.forward_flops_per_token(40), layer.solver.flops(16), layer.solver.flops(16, steps)
-    assert 0 < steps < layer.solver.max_steps
+    steps = layer.observe(x, spectrum=False)["steps"].flatten().tolist()
+    declared, at_most = layer.forward_flops_per_token(40), layer.solver.flops(16)
+    used = sum(layer.solver.flops(16, taken) for taken in steps) / len(steps)
+    assert 0 < min(steps) < max(steps) == layer.solver.max_steps
     assert layer.measured_flops_per_token(x) == pytest.approx(declared - H * (at_most - used))
+
+
+@torch.no_grad()
+def test_a_solve_that_takes_all_of_its_steps_is_measured_as_declared() -> None:
+    """The true residual is looked at after an early stop alone."""
+    layer, x = build_layer(solver={**LAYER["solver"], "max_steps": 1}), draw_x(40).float()
+    assert (layer.observe(x, spectrum=False)["steps"] == 1).all()
+    assert layer.measured_flops_per_token(x) == layer.forward_flops_per_token(40)
+
+
+@torch.no_grad()
+def test_a_single_token_is_observed_as_it_is_decoded() -> None:
+    """Where the preconditioner is the matrix itself, so that no step is left to take."""
+    settings = {**LAYER["solver"], "name": "preconditioned_cg", "max_steps": 30, "tolerance": 1e-4}
+    layer, x = build_layer(solver=settings), draw_x(20).float()
+    _, state = layer(x[:, :19])
+    assert (layer.observe(x[:, 19:], state, spectrum=False)["steps"] == 0).all()
+    assert (layer.observe(x, spectrum=False)["steps"][:, 19] > 0).any()
+
+
+@torch.no_grad()
+def test_a_solution_that_is_no_number_has_no_residual_of_zero() -> None:
+    layer, x = build_layer(), draw_x(9)[:1].float()
+    x[:, 4] = float("nan")
+    assert layer.observe(x, spectrum=False)["residual"][:, 4:].isnan().all()
 
 
 @torch.no_grad()
@@ -74,6 +100,7 @@ def test_a_layer_traces_what_its_forward_pass_does() -> None:
         ({"refresh": 4}, "refresh is 4"),
         ({"decode": "sherman_morrison", "refresh": 0}, "refresh is 0"),
         ({"decode": "sherman_morrison", "signed_decay": True}, "signed_decay"),
+        ({"decode": "sherman_morrison", "solver": {**LAYER["solver"], "initial": "previous_token"}}, "previous_token"),
         ({"signed_decay": True, "forget_gate_init": 1.0}, "1.0"),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import LanguageModel
-from models.mesanet import Mesa, decoder_replaced, mesa_layers, solver_replaced
+from models.mesa_layers import decoder_replaced, mesa_layers, solver_replaced
+from models.mesanet import Mesa
 from models.ops.sherman_morrison import invert
 from tests.models.mesanet_cases import LAYER, B, H, build_layer, build_model, draw_tokens, draw_x
 from tests.models.tolerances import assert_near

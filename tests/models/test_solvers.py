@@ -184,7 +184,10 @@ def test_the_cosine_compares_with_the_unsolved_read_out(initial: str) -> None:
     [
         ({"name": "conjugate"}, "conjugate"),
         ({"max_steps": -1}, "-1"),
+        ({"max_steps": 2.5}, "2.5"),
+        ({"max_steps": "five"}, "five"),
         ({"tolerance": 1.0}, "1.0"),
+        ({"tolerance": "small"}, "small"),
         ({"stop": "never"}, "never"),
         ({"initial": "random"}, "random"),
         ({"gradient": "none"}, "none"),

@@ -61,7 +61,7 @@ def test_the_way_the_gradient_is_taken_does_not_change_what_is_computed(name: st
 
 
 def test_the_implicit_gradient_is_biased_where_steps_are_too_few() -> None:
-    """At two steps it is off by some per cent of the steps' own gradient, at eight by little, and at the solution by nothing."""
+    """At two steps it is off by some per cent of the steps' own gradient, at four by half of that at most, solved by nothing."""
     inputs, biases = draw(19), []
     for max_steps in (2, 4, 60):
         implicit, unrolled = (

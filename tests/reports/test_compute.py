@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from invented import DOCUMENTS, TOLERANCES, solver_rows
 
-from reports.compute import Evaluated, answer, at_equal_cost, equal_cost, evaluated, fixed_or_stopped
+from reports.compute import Evaluated, _less_fixed, answer, at_equal_cost, equal_cost, evaluated, fixed_or_stopped
 from reports.parts import Frames, NoData, load_frames
 from reports.solver_settings import SETTING
 
@@ -40,6 +40,12 @@ def test_no_gain_is_found_in_the_convexity_of_the_curve(gain: float, verdict: st
     assert row["least"] == pytest.approx(0.5**2.5 - (0.25 + 0.125) / 2 - gain)
     assert row["most"] == pytest.approx(0.5**2.5 - max(0.25 - 0.125, 0.125 + 0.0625 / 2) - gain)
     assert row["verdict"] == verdict
+
+
+def test_points_that_bend_the_wrong_way_leave_the_same_doubt() -> None:
+    cost, nll = np.array([0.0, 1.0, 2.0, 3.0, 1.5]), np.array([1.1, 1.0, 0.0, -1.2, 0.5])
+    # At 1.5 steps the line between 1 and 2 has 0.5; the one through 0 and 1, drawn on, has 0.95, above it.
+    assert _less_fixed(nll, cost, 4, np.arange(4)) == pytest.approx((0.0, 0.45))
 
 
 def test_a_gain_within_the_noise_is_undecided() -> None:

@@ -53,6 +53,16 @@ def test_the_table_says_what_the_longest_changes(longer) -> None:
     )
 
 
+def test_without_the_training_length_nothing_is_compared(store) -> None:
+    rows = [row for row in length_rows(store, seed=0) if row["slice"]["length_factor"] > 1]
+    store.run("mesanet", "language", stages={"length": rows})
+    store.request()
+    frames = load_frames(store.root, "quick")
+    assert "not evaluated at the training length" in table(frames, task="language", metrics=METRICS).notes[0]
+    with pytest.raises(NoData, match="training length"):
+        by_length(frames, task="language", metrics=METRICS)
+
+
 def test_a_model_without_solver_has_its_loss_alone(store) -> None:
     rows = [row for row in length_rows(store, seed=0) if row["metric"] in ("nll", "perplexity")]
     store.run("gla", "language", stages={"length": rows})

@@ -43,6 +43,12 @@ def test_a_difference_within_the_noise_is_undecided(store) -> None:
     assert "Not by the intervals, but the means change sign" in made.notes[0]
 
 
+def test_no_is_not_said_where_an_interval_is_open(store) -> None:
+    made = table(frames(store, {0.5: 1.4, 0.98: 1.497}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
+    assert [row[4].text for row in made.rows] == ["MESANET", "undecided"]
+    assert "Not by the means, and not every interval is decided" in made.notes[0]
+
+
 def test_the_axis_is_logarithmic_in_the_tokens_remembered(store) -> None:
     found = frames(store, {0.5: 1.6, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5})
     for drawing in (by_fact(found, **ARGUMENTS), curves(found, columns=[COLUMN], fact="forget_gate_init")):

@@ -66,7 +66,7 @@ def test_the_table_says_where_it_breaks(regularized) -> None:
     assert rows["no forget cap", "0.001"][0] == "1.700 (n=1; diverged)"
     assert rows["forget cap 0.9975", "50"][2] == "1.4e-6"
     assert table.notes[0] == (
-        "Forget cap 0.9975: best on text at a floor of 0.25; no run diverged; read-out wrong by more than 1 % after the "
+        "Forget cap 0.9975: best mean on text at a floor of 0.25; no run diverged; read-out wrong by more than 1 % after the "
         "run at 0.001; not finite after the run nowhere."
     )
     assert "diverged at 0.001" in table.notes[1]

@@ -9,6 +9,7 @@ import pytest
 from reports.parts import NoData, Table, load_frames
 from reports.render import scientific, signed, to_html, to_latex, to_markdown
 from reports.tables import comparison
+from tests.reports.conftest import write
 
 COLUMNS = [
     {"metric": "parameters", "task": "language"},
@@ -194,3 +195,15 @@ def test_renderings_mark_best_and_second(store) -> None:
     assert 'data-sort="2.1"' in to_html(table)
     assert to_latex(table).startswith(r"\begin{tabular}{lrrr}")
     assert to_markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: |"
+
+
+def test_studies_that_another_experiment_asked_for_of_the_same_run_are_left_out(store) -> None:
+    rows = [store.row("nll", 1.0, "validation", max_steps=5)]
+    folder = store.run("mesanet", "language", stages={"solver": rows, "lm_eval": [store.row("accuracy", 0.5, "test")]})
+    other = [store.row("nll", 2.0, "validation", max_steps=7)]
+    write(folder / "eval" / "solver-11111111.json", schema=1, stage="solver", settings={}, rows=other)
+    store.request("before_there_were_studies")
+    store.cells[0]["studies"] = ["solver-00000000"]
+    store.request("asks")
+    assert set(load_frames(store.root, "before_there_were_studies").results["value"]) == {0.5, 1.0, 2.0}
+    assert set(load_frames(store.root, "asks").results["value"]) == {0.5, 1.0}

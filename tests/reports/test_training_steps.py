@@ -92,7 +92,10 @@ def test_a_line_a_training_and_the_best_at_few_steps_named(varied) -> None:
     table = by_training(varied, task="language", metric="nll", few=5, steps=30)
     assert table.header == ("trained with", "0 steps", "1 step", "2 steps", "5 steps", "10 steps", "30 steps")
     assert table.notes[0].startswith("Best at 5 steps in evaluation: trained with 0 to 30 steps, implicit gradient, NLL")
-    assert table.notes[0].endswith("second, 0.2500 away: 0 to 30 steps, unrolled gradient.")
+    assert table.notes[0].endswith("second, 0.2500 away [+0.2500, +0.2500]: 0 to 30 steps, unrolled gradient.")
+    # All arms lose the same with fewer steps.
+    assert table.notes[2].startswith("Loses least from 30 to 5 in evaluation: trained with")
+    assert "0.0000 away" in table.notes[2]
 
 
 def test_two_arms_that_would_be_named_alike_keep_their_labels(store) -> None:

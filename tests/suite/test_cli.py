@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from io import StringIO
 
 import pytest
@@ -29,6 +31,13 @@ def test_help_and_an_unknown_verb(capsys):
 def test_list_prints_a_name_a_line(kind, group, capsys):
     assert main(["list", kind]) == 0
     assert capsys.readouterr().out.split() == options(group)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "suite", "list", "models"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
 
 
 def test_list_of_an_unknown_kind(capsys):

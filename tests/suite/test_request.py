@@ -166,3 +166,12 @@ def test_matched_arms_agree(by):
 
 def test_every_value_of_a_group_has_a_file():
     assert CONF.is_dir() and {"mqar", "language"} <= set(options("task")) and {"tiny", "small", "1b"} <= set(options("size"))
+
+
+@pytest.mark.parametrize(
+    "key", ["task.noise", "model.mixer.regularizer_init", "model.mixer.forget_cap", "model.mixer.solver.tolerance"]
+)
+def test_a_whole_number_and_the_same_real_one_give_a_run_one_name(key):
+    value = 0 if key.endswith("tolerance") else 1
+    names = [plan(["task=in_context_regression", "model=mesanet", f"{key}={v}"])[0].run_id for v in (value, float(value))]
+    assert names[0] == names[1]

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.mesanet import mesa_layers
+from models.mesa_layers import mesa_layers
 from suite.cli import main
 from suite.evaluations import STUDIES, planned_evaluations
+from suite.plan import plan
 from suite.saved import load_model, saved_run, saved_task
 from suite.studies.length import _cut
 from suite.studies.repeats import _with_run, commonest_space
 from suite.studies.rows import nll_row
 from suite.studies.subject import Subject, resized
-from tasks.language import position_bands
+from tasks.positions import position_bands
 from tasks.task import IGNORE, Measurement
 
 CPU = torch.device("cpu")
@@ -300,3 +301,10 @@ def test_an_unasked_position_counts_for_nothing():
     losses, asked = torch.tensor([[1.0, 9.0, 3.0], [5.0, 9.0, 9.0]]), torch.tensor([[True, False, True], [True, False, False]])
     found = nll_row("nll", losses, asked, "validation", {})
     assert (found.value, found.count, found.examples) == (3.0, 3, (2.0, 5.0))
+
+
+def test_signed_gates_have_no_sherman_morrison_decoder() -> None:
+    decoders = "eval.decoders=[{initial: diagonal},{decode: sherman_morrison, refresh: 4}]"
+    (signed,) = plan(["model=mesanet_signed", "task=mqar", "eval.stages=[decode]", decoders])
+    (positive,) = plan(["model=mesanet", "task=mqar", "eval.stages=[decode]", decoders])
+    assert (len(signed.evaluations), len(positive.evaluations)) == (1, 2)

@@ -168,6 +168,7 @@ def test_rows_of_a_model_and_of_the_references_stand_in_the_same_slices():
         ({"segment_len": 0}, "task.segment_len=0 must be"),
         ({"noise": 0.0}, "task.noise=0.0 must be a number above 0"),
         ({"noise": math.nan}, "task.noise=nan must be a number above 0"),
+        ({"noise": "loud"}, "task.noise=loud must be a number above 0"),
         ({"drift": 1.0}, "task.drift=1.0 must be a number from 0"),
         ({"num_test": 0}, "task.num_test=0 must be"),
     ],

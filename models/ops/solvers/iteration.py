@@ -43,9 +43,9 @@ class IterativeSolver(ABC):
     gradient: str
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0:
+        if not isinstance(self.max_steps, int) or self.max_steps < 0:
             raise ValueError(f"solver.max_steps is {self.max_steps}, permitted are whole numbers from 0")
-        if not 0.0 <= self.tolerance < 1.0:
+        if not isinstance(self.tolerance, int | float) or not 0.0 <= self.tolerance < 1.0:
             raise ValueError(f"solver.tolerance is {self.tolerance}, permitted are numbers from 0 to below 1")
         for name, permitted in PERMITTED.items():
             if getattr(self, name) not in permitted:
@@ -134,12 +134,13 @@ class IterativeSolver(ABC):
 
     @abstractmethod
     def flops(self, dim: int, steps: float | None = None) -> float:
-        """Contractions with dim x dim matrices a token; steps: how many on average, max_steps unless given."""
+        """Contractions with dim x dim matrices a token; steps: how many it took, max_steps unless given."""
 
     def _products(self, steps: float | None) -> float:
         """Products with A: one a step, the first residual unless x starts at zero, and the true one after an early stop."""
         first = 0 if self.initial == "zero" else 1
-        return first + self.max_steps if steps is None else first + 1 + steps
+        stops_early = steps is not None and steps < self.max_steps
+        return first + 1 + steps if stops_early else first + self.max_steps
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
