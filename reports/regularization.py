@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -41,6 +42,8 @@ def after_runs(frames: Frames, column: Column, metric: str) -> pd.DataFrame:
     tables = [of_stage(frames.results, stage="repeats", task=column.task, metric=name) for name in wanted]
     tables = [table.set_index(["run_id", "run_length"])["value"] for table in tables]
     values = (tables[0] - tables[1] if len(tables) > 1 else tables[0]).rename("value").reset_index()
+    # The store keeps what is not finite as nothing; here it was measured, and is as bad as can be.
+    values["value"] = values["value"].fillna(np.inf)
     cells = cells_of(frames, column)
     lengths = pd.DataFrame({"run_length": sorted(values["run_length"].unique())})
     asked = cells.merge(lengths, how="cross").merge(values, on=["run_id", "run_length"], how="left")
@@ -107,9 +110,10 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
         axes.errorbar(line[FLOOR], line["mean"], (below, line["half_width"]), label=plain(cap), **look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
-    if metric in LOGARITHMIC and table["mean"].nunique() == 1:
+    shown = table.loc[np.isfinite(table["mean"]), "mean"]
+    if metric in LOGARITHMIC and shown.nunique() == 1:
         # A logarithmic axis needs two values to find its limits.
-        axes.set_ylim(table["mean"].max() / 2, table["mean"].max() * 2)
+        axes.set_ylim(shown.max() / 2, shown.max() * 2)
     axes.set_xscale("log")
     axes.set(xlabel=fact_label(FLOOR), ylabel=title_of(metric))
 
@@ -159,7 +163,9 @@ def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence
 def _cell(row: pd.Series, metric: str) -> Cell:
     if not row["n"]:
         return Cell(row["without"])
-    if metric.startswith("readout_error"):
+    if np.isinf(row["mean"]):
+        cell = Cell("not finite", row["mean"])
+    elif metric.startswith("readout_error"):
         cell = Cell(scientific(row["mean"]), row["mean"])
     else:
         cell = mean_cell(row, digits=METRICS[metric].digits if metric in METRICS else 3, difference=metric not in METRICS)

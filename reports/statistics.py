@@ -56,7 +56,9 @@ def t_interval(values: np.ndarray) -> Interval:
 def standard_error(values: np.ndarray) -> float:
     """Standard error of the mean of values [N]; NaN for fewer than two."""
     values = np.asarray(values, dtype=float)
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+    # An infinite value has no spread: NaN, and no warning.
+    with np.errstate(invalid="ignore"):
+        return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def bootstrap_intervals(values: np.ndarray, *, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -127,7 +127,7 @@ def test_a_signed_gate_is_the_hyperbolic_tangent_capped_in_magnitude() -> None:
 
 
 def test_the_gradient_through_a_signed_gate_is_that_of_its_value() -> None:
-    """Across 0 too, where its logarithm is -inf."""
+    """Finite at 0 too, where its logarithm is -inf and its gradient is cut off."""
     layer = build_layer(signed_decay=True, forget_gate_init=0.0, chunk_size=32).double()
     with torch.no_grad():
         layer.forget_gate.projection.weight[0].zero_()  # the first head is at 0 throughout

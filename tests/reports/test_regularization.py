@@ -73,6 +73,21 @@ def test_the_table_says_where_it_breaks(regularized) -> None:
     assert "diverged: MESANET, no forget cap, Lambda floor 0.001, language, seed 1." in table.notes
 
 
+def test_what_is_not_finite_is_wrong_and_not_unmeasured(store) -> None:
+    for seed in (0, 1):
+        rows = repeats_rows(store, floor=0.25, capped=True)
+        for row in rows if seed else ():
+            row["value"] = None if row["metric"] in ("readout_error", "condition") else row["value"]
+        stages = {"train": [store.row("nll", 1.5, "validation")], "repeats": rows}
+        store.run("mesanet", "language", seed=seed, stages=stages, varied={"regularizer_floor": 0.25, "forget_cap": 0.9975})
+    store.request()
+    frames = load_frames(store.root, "quick")
+    table = by_floor_table(frames, column=COLUMN, after=AFTER)
+    assert [cell.text for cell in table.rows[0]].count("not finite") == 2
+    assert "read-out wrong by more than 1 % after the run at 0.25" in table.notes[0]
+    by_floor(frames, column=COLUMN, after=AFTER, columns=3).figure.canvas.draw()
+
+
 def test_one_panel_a_cap_and_one_line_a_floor_by_run_length(regularized) -> None:
     drawing = by_run_length(regularized, column=COLUMN, metric="condition")
     capped, uncapped = drawing.figure.axes
