@@ -41,13 +41,11 @@ class Attention(SequenceMixer):
     window: how many tokens an output sees, itself included, >= 1; None for all. rope_base: > 0.
     The state holds the window - 1 latest tokens that a later one can see, or all of them: k, v [B, S, H, K] and
     `position` [B] int64, the number of tokens since the last start, which hides what lies before it.
-    Raises ValueError for values outside these ranges, an odd key_dim, or a backend other than torch.
+    Raises ValueError for values outside these ranges or an odd key_dim.
     """
 
     def __init__(self, *, d_model: int, backend: str, num_heads: int, key_dim: int, window: int | None, rope_base: float) -> None:
         super().__init__()
-        if backend != "torch":
-            raise ValueError(f"backend is {backend!r}, permitted for softmax attention is torch: PyTorch has its kernel")
         if num_heads < 1:
             raise ValueError(f"num_heads is {num_heads}, permitted are whole numbers from 1")
         if key_dim < 2 or key_dim % 2:

@@ -32,9 +32,30 @@ def mixer_class(type_name: str) -> type[SequenceMixer]:
 
 
 def build_mixer(config: Mapping[str, Any], *, d_model: int, backend: str) -> SequenceMixer:
-    """One mixer from its configuration: `type` names the class, the other keys are its constructor's arguments."""
-    arguments = {key: value for key, value in config.items() if key not in RESERVED}
-    return mixer_class(config["type"])(d_model=d_model, backend=backend, **arguments)
+    """One mixer from its configuration: `type` names the class, the other keys are its constructor's arguments.
+
+    Raises ValueError for a backend that does not compute a mixer of these settings.
+    """
+    permitted = _backends(config)
+    if backend not in permitted:
+        raise ValueError(
+            f"backend={backend!r} does not compute {config['type']} with its settings: permitted are {', '.join(permitted)}"
+        )
+    return mixer_class(config["type"])(d_model=d_model, backend=backend, **_arguments(config))
+
+
+def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in RESERVED}
+
+
+def _backends(config: Mapping[str, Any]) -> tuple[str, ...]:
+    return mixer_class(config["type"]).backends(_arguments(config))
+
+
+def computing_backends(model: Mapping[str, Any]) -> tuple[str, ...]:
+    """The backends that compute every mixer of a resolved `model` configuration, in the first mixer's order of speed."""
+    first, *others = [_backends(config) for config in _pattern(model)]
+    return tuple(name for name in first if all(name in other for other in others))
 
 
 def build_model(model: Mapping[str, Any], size: Mapping[str, Any], *, vocab_size: int, backend: str) -> LanguageModel:
@@ -73,10 +94,13 @@ def build_mixers(model: Mapping[str, Any], size: Mapping[str, Any], *, backend: 
     model: `pattern` lists which keys of `model` hold the mixers of consecutive blocks, repeated to the depth;
     [mixer] is one mixer throughout, [hawk, mesa] alternates two. size: d_model, num_blocks.
     """
-    pattern = list(model["pattern"])
-    for name in pattern:
+    pattern = _pattern(model)
+    return [build_mixer(pattern[i % len(pattern)], d_model=size["d_model"], backend=backend) for i in range(size["num_blocks"])]
+
+
+def _pattern(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The configurations of the mixers that blocks take in turn."""
+    for name in model["pattern"]:
         if name not in model or "type" not in model[name]:
             raise ValueError(f"model.pattern names {name!r}, but model.{name} is not a mixer with a type")
-    return [
-        build_mixer(model[pattern[i % len(pattern)]], d_model=size["d_model"], backend=backend) for i in range(size["num_blocks"])
-    ]
+    return [model[name] for name in model["pattern"]]

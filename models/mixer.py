@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,14 @@ class SequenceMixer(nn.Module, ABC):
     """
 
     output_projection: nn.Linear
+
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        """The backends that compute a mixer of these settings (its constructor's arguments), fastest first.
+
+        torch computes everything and stands last. Whether one can run on this machine is not asked here.
+        """
+        return ("torch",)
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:

@@ -45,7 +45,7 @@ class RGLRU(SequenceMixer):
 
     width_multiplier: width / d_model; the width is a whole multiple of num_heads. decay_min, decay_max: range of
     a^c at the start, 0 < decay_min < decay_max < 1. conv_width, chunk_size: >= 1.
-    Raises ValueError for values outside these ranges or a backend other than torch.
+    Raises ValueError for values outside these ranges.
     """
 
     def __init__(
@@ -63,8 +63,6 @@ class RGLRU(SequenceMixer):
     ) -> None:
         super().__init__()
         width = round(width_multiplier * d_model)
-        if backend != "torch":
-            raise ValueError(f"backend is {backend!r}, permitted for the RG-LRU is torch: no other has been connected")
         if num_heads < 1 or width < 1 or width % num_heads:
             raise ValueError(
                 f"num_heads is {num_heads}, permitted are divisors of the width {width} = {width_multiplier} * d_model {d_model}"

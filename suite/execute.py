@@ -12,6 +12,7 @@ from types import TracebackType
 import torch
 
 from suite.checkpoint import load_final, remove_checkpoints
+from suite.devices import select_device
 from suite.evaluations import Evaluation, evaluate
 from suite.lock import Locked
 from suite.plan import Run, task_of
@@ -50,13 +51,6 @@ def settle_status(directory: RunDirectory) -> None:
     if directory.status()["status"] != "done":
         directory.write_status("done")
     remove_checkpoints(directory.checkpoints)
-
-
-def select_device(name: str) -> torch.device:
-    """The device that `compute.device` names; auto is a GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 class Recorder(AbstractContextManager):

@@ -12,7 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from models.backends import settle
+from models.build import computing_backends
 from suite.cost import Cost, model_cost
+from suite.devices import select_device
 from suite.evaluations import Evaluation, planned_evaluations
 from suite.identity import canonical_json, group_id, identity, run_id
 from suite.interface import Interface
@@ -134,8 +136,9 @@ def plan(arguments: Sequence[str]) -> list[Run]:
 def plan_cell(overrides: Sequence[str]) -> Run:
     """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
     composed = compose_config(overrides)
-    composed.backend = settle(composed.backend)
     check_values(composed)
+    model = OmegaConf.to_container(composed, resolve=True)["model"]
+    composed.backend = settle(composed.backend, computing_backends(model), select_device(composed.compute.device).type)
     task = task_of(OmegaConf.to_container(composed, resolve=True))
     if composed.match.by != "none":
         composed = match(composed, _reference(composed, overrides), interface=task.interface)
@@ -158,5 +161,6 @@ def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration that `match` measures against: the same request with the reference's model."""
     others = [o for o in overrides if not o.startswith(("model=", "model."))]
     reference = compose_config([*others, f"model={config.match.reference}"])
-    reference.backend = config.backend
+    # What it costs is the same on every backend, and not every backend computes it.
+    reference.backend = "torch"
     return reference

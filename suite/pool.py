@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from suite.execute import Listener, execute_all, select_device
+from suite.devices import select_device
+from suite.execute import Listener, execute_all
 from suite.plan import Run
 from suite.signals import stop_once
 

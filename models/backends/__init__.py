@@ -6,16 +6,34 @@ can't run: there is never a silent fallback.
 
 from __future__ import annotations
 
-BACKENDS = ("torch",)
+import importlib
+from collections.abc import Sequence
+
+BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
 
 
-def settle(backend: str) -> str:
+def obstacle(backend: str, device: str) -> str | None:
+    """Why a backend can't run on a device ("cpu", "cuda"), with the remedy; None where nothing is in its way."""
+    if backend == "torch":
+        return None
+    if device != "cuda":
+        return "it needs a CUDA device"
+    return importlib.import_module(f"models.backends.{backend}").obstacle()
+
+
+def settle(backend: str, computing: Sequence[str], device: str) -> str:
     """The backend that a run uses, from what was asked: a name of BACKENDS, or "auto".
 
-    Raises ValueError for one that is unknown or can't run here.
+    computing: the backends that compute all mixers of the model with their settings, fastest first, torch among them.
+    Raises ValueError for one that is unknown, does not compute the model or can't run on the device.
     """
     if backend == "auto":
-        return "torch"
+        return next(name for name in computing if obstacle(name, device) is None)
     if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} can't run here: permitted are {', '.join((*BACKENDS, 'auto'))}")
+        raise ValueError(f"backend={backend!r} is unknown, permitted are {', '.join((*BACKENDS, 'auto'))}")
+    if backend not in computing:
+        raise ValueError(f"backend={backend!r} does not compute this model with its settings: permitted are {', '.join(computing)}")
+    reason = obstacle(backend, device)
+    if reason is not None:
+        raise ValueError(f"backend={backend!r} can't run here: {reason}")
     return backend

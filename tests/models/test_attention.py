@@ -110,7 +110,6 @@ def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_ke
 @pytest.mark.parametrize(
     ("key", "value", "permitted"),
     [
-        ("backend", "fla", "torch"),
         ("num_heads", 0, "from 1"),
         ("key_dim", 3, "even"),
         ("key_dim", 0, "even"),

@@ -100,7 +100,6 @@ def test_decays_start_in_their_range() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "fla"}, "backend is 'fla'.*torch"),
         ({"num_heads": 3}, "num_heads is 3, permitted are divisors of the width 20"),
         ({"num_heads": 0}, "num_heads is 0"),
         ({"decay_min": 0.0}, "0 < decay_min"),
