@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State
@@ -40,7 +41,8 @@ class Attention(SequenceMixer):
 
     window: how many tokens an output sees, itself included, >= 1; None for all. rope_base: > 0.
     The state holds the window - 1 latest tokens that a later one can see, or all of them: k, v [B, S, H, K] and
-    `position` [B] int64, the number of tokens since the last start, which hides what lies before it.
+    `position` [B] int64, the number of tokens since the last start, which hides what lies before it. k and v are kept as
+    they were computed, in bfloat16 under autocast: nothing is added up in them, so a wider type would hold the same numbers.
     Raises ValueError for values outside these ranges or an odd key_dim.
     """
 
@@ -60,27 +62,57 @@ class Attention(SequenceMixer):
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         whole = state is None and starts is None
-        state = self.init_state(x.shape[0]) if state is None else state
-        positions = self._positions(x, state["position"], starts=starts, whole=whole)
-        q, k, v = self.query_key_value_projection(x).unflatten(-1, (3, self.num_heads, self.key_dim)).unbind(2)
-        q, k = (rotate(y, positions, base=self.rope_base) for y in (q, k))
-        k, v = (torch.cat([state[name].to(y.dtype), y], dim=1) for name, y in (("k", k), ("v", v)))
-        if self.window is None:
-            o = softmax_attention.fused(q=q, k=k, v=v, span=None if whole else positions)
-        else:
-            span = positions.clamp(max=self.window - 1)
-            o = softmax_attention.windowed(q=q, k=k, v=v, span=span, window=self.window)
+        positions = self._positions(x, None if state is None else state["position"], starts=starts)
+        q, k, v = self._rotated(x, positions)
+        if state is not None:
+            k, v = (torch.cat([state[name].to(y.dtype), y], dim=1) for name, y in (("k", k), ("v", v)))
+        o = softmax_attention.attend(q=q, k=k, v=v, span=self._span(positions, whole=whole), window=self.window)
         forgotten = k.shape[1] - self._tokens_held(k.shape[1])
         position = (positions[:, -1] + 1).expand(x.shape[0])
-        held = {name: y[:, forgotten:].to(state[name].dtype) for name, y in (("k", k), ("v", v))}
-        return self.output_projection(o.flatten(2)), {**held, "position": position}
+        return self.output_projection(o.flatten(2)), {"k": k[:, forgotten:], "v": v[:, forgotten:], "position": position}
 
-    def _positions(self, x: Tensor, position: Tensor, *, starts: Tensor | None, whole: bool) -> Tensor:
+    def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q and k, turned to their positions, and v of x, each [B, T, H, K]."""
+        q, k, v = self.query_key_value_projection(x).unflatten(-1, (3, self.num_heads, self.key_dim)).unbind(2)
+        return rotate(q, positions, base=self.rope_base), rotate(k, positions, base=self.rope_base), v
+
+    def _positions(self, x: Tensor, position: Tensor | None, *, starts: Tensor | None) -> Tensor:
         """[B, T], or [1, T] where all sequences agree, which saves computing the angles of each."""
-        if starts is not None:
-            return positions_in_document(position, starts)
         index = torch.arange(x.shape[1], device=x.device).unsqueeze(0)
-        return index if whole else position.unsqueeze(1) + index
+        if starts is not None:
+            return positions_in_document(index.new_zeros(x.shape[0]) if position is None else position, starts)
+        return index if position is None else position.unsqueeze(1) + index
+
+    def _span(self, positions: Tensor, *, whole: bool) -> Tensor | None:
+        if self.window is None:
+            return None if whole else positions
+        return positions.clamp(max=self.window - 1)
+
+    def reserve(self, state: State, num_tokens: int) -> State:
+        """The keys and values as a `cache` [B, 2, H, S, K] of fixed size, and `position`; num_tokens >= 1.
+
+        The token at position p of its document lies in slot p, modulo the window: a token that goes out of sight is
+        written over, and a slot above the position holds nothing that may be seen.
+        """
+        held = state["k"].shape[1]
+        slots = held + num_tokens if self.window is None else min(held + num_tokens, self.window)
+        kept = torch.stack([state["k"], state["v"]], dim=1).transpose(2, 3)  # [B, 2, H, S held, K]
+        slot = torch.arange(slots, device=kept.device)
+        source = (slot - state["position"].unsqueeze(1) + held) % slots
+        padded = F.pad(kept, (0, 0, 0, slots - held))
+        cache = padded.gather(3, source.view(-1, 1, 1, slots, 1).expand_as(padded))
+        return {"cache": cache, "position": state["position"].clone()}
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        cache, position = state["cache"], state["position"]
+        q, k, v = self._rotated(x_t.unsqueeze(1), position.unsqueeze(1))
+        slot = position if self.window is None else position % self.window
+        written = torch.stack([k, v], dim=1).transpose(2, 3).to(cache.dtype)  # [B, 2, H, 1, K]
+        cache.scatter_(3, slot.view(-1, 1, 1, 1, 1).expand_as(written), written)
+        visible = torch.arange(cache.shape[3], device=cache.device) <= position.unsqueeze(1)
+        o = softmax_attention.decode(q=q.squeeze(1).to(cache.dtype), k=cache[:, 0], v=cache[:, 1], visible=visible)
+        position.add_(1)
+        return self.output_projection(o.to(x_t.dtype).flatten(1))
 
     def _tokens_held(self, seq_len: int) -> int:
         return seq_len if self.window is None else min(seq_len, self.window - 1)

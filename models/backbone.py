@@ -28,7 +28,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float() if x.dtype != torch.float64 else x, self.weight.shape, self.weight, self.eps).to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         nn.init.ones_(self.weight)
@@ -68,6 +69,15 @@ class Block(nn.Module):
         mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)
         x = x + mixed
         return x + self.mlp(self.mlp_norm(x)), state
+
+    def output(self, x: Tensor, *, starts: Tensor | None) -> Tensor:
+        """What `forward` makes of whole sequences, without the state: a compiler leaves out what only that needs."""
+        return self(x, None, starts=starts)[0]
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        """One token [B, d_model], the new state written into the tensors of `state`."""
+        x_t = x_t + self.mixer.step_(self.mixer_norm(x_t), state)
+        return x_t + self.mlp(self.mlp_norm(x_t))
 
     def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
         for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
@@ -109,7 +119,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of the answers to N >= 1 positions: features [N, d_model], targets [N, ...]; differentiable."""
+        """The mean loss of the answers to N >= 1 positions: features [N, d_model], targets [N, ...]; differentiable.
+
+        A target id below 0 asks nothing.
+        """
 
     @abstractmethod
     def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,6 +139,13 @@ class Backbone(nn.Module, ABC):
             states.append(block_state)
         return self.final_norm(x), states
 
+    def training_features(self, tokens: Tensor, *, starts: Tensor | None) -> Tensor:
+        """The same features of whole sequences alone, through every block's `output`; what training accelerates."""
+        x = self.embed(tokens)
+        for block in self.blocks:
+            x = block.output(x, starts=starts)
+        return self.final_norm(x)
+
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
     ) -> tuple[Tensor, list[State]]:
@@ -137,6 +157,26 @@ class Backbone(nn.Module, ABC):
         """One token a sequence: tokens [B, ...] -> answers [B, ...] and the new state."""
         answers, state = self(tokens.unsqueeze(1), state)
         return answers.squeeze(1), state
+
+    def reserve(self, state: list[State], num_tokens: int) -> list[State]:
+        """The same state in tensors that `step_` may write num_tokens tokens into."""
+        return [block.mixer.reserve(each, num_tokens) for block, each in zip(self.blocks, state, strict=True)]
+
+    def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
+        """As `step`, but the new state is written into the tensors of `state`, which is from `reserve`; for decoding."""
+        x_t = self.embed(tokens.unsqueeze(1)).squeeze(1)
+        for block, block_state in zip(self.blocks, state, strict=True):
+            x_t = block.step_(x_t, block_state)
+        return self.answer(x_t)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """What the last block gives [..., d_model] -> answers [..., what a target has]."""
+        return self.head(self.final_norm(x))
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `step_` asks the host nothing in any block, so that a CUDA graph can hold it."""
+        return all(block.mixer.capturable for block in self.blocks)
 
     def begin_step(self, *, seed: int, step: int) -> None:
         """Called before the batch of every training step. All blocks get the same seed, so what they draw is one draw."""

@@ -6,10 +6,12 @@ beta beta (writing strength), state G (S in both).
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
+from models.backends import fla, form
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import delta_rule
@@ -18,14 +20,28 @@ from models.ops import delta_rule
 class DeltaNet(LinearRNN):
     """G_t = gamma_t G_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T, o_t = G_t q_t; ungated without a forget gate."""
 
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("fla", "torch") if settings["key_dim"] <= fla.LARGEST_KEY_OF_DELTA_RULE else ("torch",)
+
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        op = partial(delta_rule.chunked, chunk_size=self.chunk_size)
-        if q.shape[1] == 1:
-            op = delta_rule.recurrent
-        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
+        op = form(
+            delta_rule, backend=self.backend, length=q.shape[1], chunk_size=self.chunk_size, adapters={"fla": fla.delta_rule}
+        )
+        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=self.writing_strength(k, beta), state=state["G"])
         return o, {"G": G}
+
+    def recurrence_(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> Tensor:
+        if self.backend != "fla":
+            return super().recurrence_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
+        beta = self.writing_strength(k, beta)
+        return fla.delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
+
+    def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
+        """How far G k is moved towards v, [B, T, H] in [0, 1 / |k|^2]."""
+        return beta
 
     def recurrence_flops_per_token(self) -> float:
         """What G returns for the key, the outer product written into it and the read-out."""

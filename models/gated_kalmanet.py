@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.components import ScalarGate
 from models.linear_rnn import LinearRNN
-from models.mixer import State
+from models.mixer import State, overwrite
 from models.ops import decayed_linear_attention, mesa
 from models.ops.solvers import build_solver
 
@@ -78,6 +78,11 @@ class GatedKalmaNet(LinearRNN):
             raise ValueError("solver.initial is 'previous_token', permitted for Gated KalmaNet are zero, diagonal and query")
         self.alpha_gate = ScalarGate(d_model=d_model, num_heads=num_heads, initial=alpha_init)
 
+    @property
+    def capturable(self) -> bool:
+        # The solvers look whether any token goes on.
+        return False
+
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """Those of the base class, and alpha in (0, 1)."""
         return {**super().gates(x), "alpha": torch.sigmoid(self.alpha_gate(x))}
@@ -94,6 +99,13 @@ class GatedKalmaNet(LinearRNN):
         else:
             unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.chunk_size)
         return torch.lerp(unsolved, solved, alpha.unsqueeze(-1).to(solved.dtype)), {"G": after.G, "H": after.H}
+
+    def recurrence_(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, alpha: Tensor, state: State
+    ) -> Tensor:
+        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, alpha=alpha, state=state)
+        overwrite(state, after)
+        return o
 
     def regularizer(self, *, k: Tensor, log_decay: Tensor, beta: Tensor, H: Tensor) -> Tensor:
         """lambda_t [B, T, H] from the keys and gates, and H before them."""

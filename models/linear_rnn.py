@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.components import HeadRMSNorm, ScalarGate, ShortConvolution
 from models.initialization import fan_in_normal_
-from models.mixer import SequenceMixer, State
+from models.mixer import SequenceMixer, State, overwrite
 
 
 class LinearRNN(SequenceMixer):
@@ -71,6 +71,15 @@ class LinearRNN(SequenceMixer):
     ) -> tuple[Tensor, State]:
         """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one."""
 
+    def recurrence_(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> Tensor:
+        """As `recurrence`, for T = 1, but the new state is written into the tensors of `state`; returns the read-out.
+
+        For a backend that has a kernel which updates a state in place.
+        """
+        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
+        overwrite(state, after)
+        return o
+
     @abstractmethod
     def recurrence_flops_per_token(self) -> float:
         """Contractions of one step of the recurrence, over all heads."""
@@ -89,7 +98,18 @@ class LinearRNN(SequenceMixer):
         # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
             o, recurrent = self.recurrence(**inputs, state=state)
-        return self.output_projection(self.norm(o).to(x.dtype).flatten(2)), {"conv": conv, **recurrent}
+        return self._output(o, x.dtype), {"conv": conv, **recurrent}
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        x = x_t.unsqueeze(1)
+        inputs, conv = self.recurrence_inputs(x, state, starts=None)
+        with torch.autocast(x.device.type, enabled=False):
+            o = self.recurrence_(**inputs, state=state)
+        state["conv"].copy_(conv)
+        return self._output(o, x.dtype).squeeze(1)
+
+    def _output(self, o: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.output_projection(self.norm(o).to(dtype).flatten(2))
 
     def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
         """q, k, v and the gates as `recurrence` takes them, and the new state of the convolution."""

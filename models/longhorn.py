@@ -9,7 +9,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.deltanet import DeltaNet
-from models.mixer import State
 
 
 class Longhorn(DeltaNet):
@@ -25,8 +24,5 @@ class Longhorn(DeltaNet):
     channel of v and no forget gate (gamma = 1); this is the whole update, with one beta a head as in all arms here.
     """
 
-    def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        squared_length = k.to(beta.dtype).square().sum(-1)
-        return super().recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta / (1.0 + beta * squared_length), state=state)
+    def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
+        return beta / (1.0 + beta * k.to(beta.dtype).square().sum(-1))

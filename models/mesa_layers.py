@@ -22,34 +22,40 @@ def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
 def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> Iterator[None]:
     """Within the block every Mesa layer solves with these settings laid over its own, e.g. {"max_steps": 5}.
 
+    Its backend stays where it computes that, and is torch elsewhere.
     A solver that starts at the token before needs a state that was begun within the block.
     Raises ValueError for a setting or value that is not permitted.
     """
     for name in settings:
         if name not in SOLVER_SETTINGS:
             raise ValueError(f"solver.{name} is no setting, permitted are {', '.join(SOLVER_SETTINGS)}")
-    layers = [(mixer, mixer.solver) for _, mixer in mesa_layers(model)]
-    solvers = [build_solver({**mixer.solver_settings, **settings}) for mixer, _ in layers]
+    layers = [(mixer, mixer.solver, mixer.backend) for _, mixer in mesa_layers(model)]
+    merged = [{**mixer.solver_settings, **settings} for mixer, _, _ in layers]
+    solvers = [build_solver(solver) for solver in merged]
     try:
-        for (mixer, _), solver in zip(layers, solvers, strict=True):
-            mixer.solver = solver
+        for (mixer, _, backend), settings_of_layer, solver in zip(layers, merged, solvers, strict=True):
+            computing = Mesa.backends({**vars(mixer), "solver": settings_of_layer})
+            mixer.solver, mixer.backend = solver, backend if backend in computing else "torch"
         yield
     finally:
-        for mixer, own in layers:
-            mixer.solver = own
+        for mixer, own, backend in layers:
+            mixer.solver, mixer.backend = own, backend
 
 
 @contextmanager
 def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> Iterator[None]:
     """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
 
+    Its backend stays where single tokens are solved by the solver, and is torch elsewhere.
     Raises ValueError for values that are not permitted.
     """
-    layers = [(mixer, {"decode": mixer.decode, "refresh": mixer.refresh}) for _, mixer in mesa_layers(model)]
+    layers = [(mixer, {"decode": mixer.decode, "refresh": mixer.refresh}, mixer.backend) for _, mixer in mesa_layers(model)]
     try:
-        for mixer, _ in layers:
+        for mixer, _, _ in layers:
             mixer.set_decoder(decode=decode, refresh=refresh)
+            mixer.backend = mixer.backend if decode == "solver" else "torch"
         yield
     finally:
-        for mixer, own in layers:
+        for mixer, own, backend in layers:
             mixer.set_decoder(**own)
+            mixer.backend = backend

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models import mesa_backends
 from models.attention import positions_in_document
 from models.linear_rnn import LinearRNN
-from models.mixer import State
+from models.mixer import State, overwrite
 from models.ops import mesa, sherman_morrison
 from models.ops.solvers import Solver, build_solver
 
@@ -100,6 +101,10 @@ class Mesa(LinearRNN):
         self.set_decoder(decode=decode, refresh=refresh)
         self.regularizer_logit = nn.Parameter(torch.empty(num_heads, key_dim))
 
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return mesa_backends.computing(settings)
+
     def set_decoder(self, *, decode: str, refresh: int | None) -> None:
         """How single tokens are solved from now on; a state from before may lack what that needs. Raises ValueError."""
         if decode not in ("solver", "sherman_morrison"):
@@ -115,12 +120,22 @@ class Mesa(LinearRNN):
     @property
     def regularizer(self) -> Tensor:
         """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
-        return self.regularizer_floor + F.softplus(self.regularizer_logit)
+        logit = self.regularizer_logit
+        return self.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
 
     def begin_step(self, *, seed: int, step: int) -> None:
         if self.random_steps is not None:
             generator = np.random.Generator(np.random.Philox(key=[seed, step]))
             self.steps_of_batch = int(generator.integers(self.random_steps + 1))
+
+    @property
+    def draws(self) -> bool:
+        return self.random_steps is not None
+
+    @property
+    def capturable(self) -> bool:
+        # The solvers in PyTorch look whether any token goes on.
+        return self.backend != "torch"
 
     def solver_in_use(self) -> Solver:
         """The layer's solver, in training with the steps drawn for the batch."""
@@ -145,6 +160,10 @@ class Mesa(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
+        if self.backend != "torch":
+            before = mesa.MesaState(state["G"], state["H"])
+            o, after = mesa_backends.RECURRENCES[self.backend](inputs, state=before, solver=self.solver_in_use())
+            return o, {"G": after.G, "H": after.H}
         single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
         if single and by_inverse:
@@ -159,6 +178,17 @@ class Mesa(LinearRNN):
         if by_inverse and not single:
             held["R"] = sherman_morrison.invert(after.H, self.regularizer)
         return o, held
+
+    def recurrence_(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
+    ) -> Tensor:
+        if self.backend == "triton":
+            inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
+            held = mesa.MesaState(state["G"], state["H"])
+            return mesa_backends.decode_by_triton_(inputs, state=held, solver=self.solver_in_use())
+        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, sign=sign, state=state)
+        overwrite(state, after)
+        return o
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""

@@ -69,12 +69,44 @@ class SequenceMixer(nn.Module, ABC):
         What it draws is a pure function of (seed, step), so that a resumed run draws the same. Does nothing here.
         """
 
+    @property
+    def draws(self) -> bool:
+        """Whether `begin_step` changes what a step computes: then one step can't be captured and replayed for all."""
+        return False
+
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One token: x_t [B, d_model] -> [B, d_model] and the new state; equals `forward` on a sequence of one."""
         y, state = self(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
 
+    def reserve(self, state: State, num_tokens: int) -> State:
+        """The same state in tensors that `step_` may write num_tokens tokens into, num_tokens >= 1; `state` is given up.
+
+        For an RNN the state itself, each tensor contiguous, as kernels that write in place have it.
+        """
+        return {name: value.contiguous() for name, value in state.items()}
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        """As `step`, but the new state is written into the tensors of `state`, whose shapes stay: a CUDA graph can hold it.
+
+        state: from `reserve`. For decoding: no gradient goes through what is overwritten.
+        """
+        y_t, after = self.step(x_t, state)
+        overwrite(state, after)
+        return y_t
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `step_` asks the host nothing, such as whether to go on, so that a CUDA graph can hold it."""
+        return True
+
     @property
     def reach(self) -> int | None:
         """How many earlier tokens an output can depend on; None when there is no bound."""
         return None
+
+
+def overwrite(state: State, after: State) -> None:
+    """Copies the tensors of `after` into those of `state`, which have the same names and shapes."""
+    for name, value in after.items():
+        state[name].copy_(value)

@@ -7,11 +7,13 @@ logit, i = exp(log_beta), state G (C there), normaliser z (n there), stabiliser 
 from __future__ import annotations
 
 import math
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from models.backends import fla, form
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import mlstm
@@ -23,6 +25,10 @@ class MLSTM(LinearRNN):
     The input gate is exp(logit), not sigmoid(logit): at the start it is input_gate_init / (1 - input_gate_init).
     """
 
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("fla", "torch")
+
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """log_decay <= 0 and, as beta, its logarithm, which is unbounded; both [B, T, H] in float32 or wider."""
         log_decay = self.log_decay(x)
@@ -33,9 +39,7 @@ class MLSTM(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
         """As in the base class, where beta is the logarithm of the input gate."""
-        op = partial(mlstm.chunked, chunk_size=self.chunk_size)
-        if q.shape[1] == 1:
-            op = mlstm.recurrent
+        op = form(mlstm, backend=self.backend, length=q.shape[1], chunk_size=self.chunk_size, adapters={"fla": fla.mlstm})
         held = mlstm.MLSTMState(state["G"], state["z"], state["m"])
         o, held = op(q=q / math.sqrt(self.key_dim), k=k, v=v, log_decay=log_decay, log_beta=beta, state=held)
         return o, held._asdict()

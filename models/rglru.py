@@ -6,6 +6,9 @@ decay_parameter Lambda, decay_power c, width D_RNN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -48,6 +51,10 @@ class RGLRU(SequenceMixer):
     Raises ValueError for values outside these ranges.
     """
 
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("triton", "torch")
+
     def __init__(
         self,
         *,
@@ -74,7 +81,7 @@ class RGLRU(SequenceMixer):
                 raise ValueError(f"{name} is {value}, permitted are whole numbers from 1")
         if decay_power <= 0:
             raise ValueError(f"decay_power is {decay_power}, permitted are numbers above 0")
-        self.width, self.chunk_size = width, chunk_size
+        self.width, self.chunk_size, self.backend = width, chunk_size, backend
         self.decay_power, self.decay_min, self.decay_max = decay_power, decay_min, decay_max
         self.gate_projection = nn.Linear(d_model, width)
         self.input_projection = nn.Linear(d_model, width)
@@ -90,8 +97,16 @@ class RGLRU(SequenceMixer):
         u = rglru.input_scale(log_decay) * gate * inner
         if starts is not None:
             log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
-        h, last = rglru.chunked(log_decay=log_decay, u=u, state=state["h"], chunk_size=self.chunk_size)
+        h, last = self._recurrence(log_decay, u, state["h"])
         return self.output_projection(F.gelu(self.gate_projection(x)) * h.to(x.dtype)), {"conv": conv, "h": last}
+
+    def _recurrence(self, log_decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Every h [B, T, width] and the last one."""
+        if self.backend == "triton":
+            from models.backends.triton.rglru import scan
+
+            return scan(log_decay=log_decay, u=u, state=state)
+        return rglru.chunked(log_decay=log_decay, u=u, state=state, chunk_size=self.chunk_size)
 
     def _log_decay_and_input_gate(self, inner: Tensor) -> tuple[Tensor, Tensor]:
         """log a_t <= 0 and i_t in [0, 1], both [B, T, width] in float32 or wider."""

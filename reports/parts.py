@@ -27,6 +27,7 @@ VARIED = (
     "noise",
     "drift",
     "segment_len",
+    "backend",
 )
 """Facts of a run that an experiment varies on purpose; a request that was written before they were has none."""
 

@@ -49,6 +49,7 @@ STYLES = {
     "mesanet": Style("#d55e00", "*", 2.4),
     "mesanet_signed": Style("#0072b2", r"$\pm$", 2.4),
 }
+BACKEND_DASHES = {"triton": "-", "fla": "--", "mamba_ssm": "-.", "torch": ":"}
 SPARE_COLORS = ("#0072b2", "#cc6677", "#ddcc77", "#6699cc", "#004488", "#997700", "#994455", "#225555")
 SPARE_MARKERS = ("1", "2", "3", "4", "+", "x")
 LOOK = {
@@ -73,6 +74,11 @@ def style_of(model: str) -> Style:
         return STYLES[model]
     digest = hashlib.sha256(model.encode()).digest()
     return Style(SPARE_COLORS[digest[0] % len(SPARE_COLORS)], SPARE_MARKERS[digest[1] % len(SPARE_MARKERS)], 1.3, "--")
+
+
+def backend_dashes(backend: str) -> str:
+    """The dash pattern of a backend, in figures that show more than one."""
+    return BACKEND_DASHES.get(backend, ":")
 
 
 def line_style(model: str) -> dict[str, str | float]:

@@ -184,16 +184,19 @@ def _reference_rows(
 
 
 def notes_on(cells: pd.DataFrame) -> list[str]:
+    """`outcome_notes`, and what the intervals over seeds are."""
+    if cells.groupby(["arm", "task"]).size().max() > 1:
+        return [*outcome_notes(cells), "± is half the 95 % t interval over seeds."]
+    return [*outcome_notes(cells), "One seed each (n=1): differences between models may be chance."]
+
+
+def outcome_notes(cells: pd.DataFrame) -> list[str]:
     """What was asked and what became of it, and the runs that did not finish, by name."""
     counts = cells["status"].str.replace("_", " ").value_counts()
     notes = [f"{len(cells)} runs asked for: {', '.join(f'{count} {status}' for status, count in counts.items())}."]
     for cell in cells[cells["status"] != "done"].itertuples():
         reason = f" ({cell.reason})" if cell.reason else ""
         notes.append(f"{cell.status.replace('_', ' ')}: {cell.arm}, {cell.task}, seed {cell.seed}{reason}.")
-    if cells.groupby(["arm", "task"]).size().max() > 1:
-        notes.append("± is half the 95 % t interval over seeds.")
-    else:
-        notes.append("One seed each (n=1): differences between models may be chance.")
     return notes
 
 

@@ -69,8 +69,7 @@ def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
     for parameter, name in _parameter_names(model, optimizer).items():
         prefix = f"optimizer.{name}."
         moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        # AdamW keeps its step count on the CPU and its moments beside the parameter.
-        optimizer.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in moments.items()}
+        optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
     return Progress(**{**progress, "losses": tuple(progress["losses"])})
 
 

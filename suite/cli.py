@@ -14,6 +14,7 @@ USAGE = """usage: python -m suite VERB [KEY=VALUE ...]
 
   run       trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2
   evaluate  adds evaluations to finished runs: run=ID|all eval=position,lm_eval
+  generate  goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10
   report    draws an experiment's report: quick
   list      models | tasks | experiments | reports | runs
   check     what a run would cost and be called, without running it: takes the same keys as run
@@ -61,6 +62,13 @@ def evaluate(arguments: Sequence[str]) -> int:
     from suite.sweep import add_evaluations
 
     return add_evaluations(arguments)
+
+
+def generate(arguments: Sequence[str]) -> int:
+    from suite.generate import generate_text
+
+    print(generate_text(arguments))
+    return OK
 
 
 def report(arguments: Sequence[str]) -> int:
@@ -133,6 +141,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 VERBS: dict[str, Callable[[Sequence[str]], int]] = {
     "run": run,
     "evaluate": evaluate,
+    "generate": generate,
     "report": report,
     "list": list_names,
     "check": check,

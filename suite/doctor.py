@@ -7,14 +7,16 @@ import platform
 
 import torch
 
-from models.backends import BACKENDS
+from models.backends import BACKENDS, obstacle
+from suite.devices import select_device
 from suite.environment import git_commit, package_versions
+from suite.probes import probe_all
 
 NEEDED = ("torch", "numpy", "hydra-core", "pandas", "matplotlib", "lm-eval", "tokenizers", "safetensors")
 
 
 def examine() -> str:
-    """Versions, devices and backends, a line each."""
+    """Versions, devices, backends, and what a CUDA device was found to do, a line each; there it takes minutes at first."""
     lines = [f"python {platform.python_version()} on {platform.platform()}, commit {git_commit() or 'unknown'}"]
     for name, version in package_versions().items():
         absent = "MISSING: pip install -e ." if name in NEEDED else "not installed (only for GPUs: pip install -e '.[gpu]')"
@@ -25,5 +27,10 @@ def examine() -> str:
     for i in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(i)
         lines.append(f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
-    lines += [f"backend {name}: works" for name in BACKENDS]
+    device = select_device("auto").type
+    lines += [f"backend {name}: {obstacle(name, device) or 'works'}" for name in BACKENDS]
+    if device == "cuda":
+        lines += [f"probe of {tried}: {found}" for tried, found in probe_all().items()]
+    else:
+        lines.append("probes: no CUDA device: not probed")
     return "\n".join(lines)

@@ -13,7 +13,7 @@ from models.backbone import Backbone
 from suite.identity import canonical_json, digest
 from suite.request import RequestError
 from suite.scoring import score_split, to_device
-from suite.studies import decode, internals, least_squares, length, repeats, solver
+from suite.studies import decode, efficiency, internals, least_squares, length, repeats, solver
 from suite.studies.subject import Subject
 from tasks.language import Language
 from tasks.task import Measurement, Task
@@ -42,6 +42,7 @@ STUDIES = {
     "decode": decode,
     "repeats": repeats,
     "least_squares": least_squares,
+    "efficiency": efficiency,
 }
 NAMES = ("cost", "position", "test", "lm_eval", *STUDIES)
 

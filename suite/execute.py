@@ -11,13 +11,14 @@ from types import TracebackType
 
 import torch
 
-from suite.checkpoint import load_final, remove_checkpoints
+from suite.checkpoint import remove_checkpoints
 from suite.devices import select_device
 from suite.evaluations import Evaluation, evaluate
+from suite.health import Diverged
 from suite.lock import Locked
 from suite.plan import Run, task_of
 from suite.store import RunDirectory
-from suite.train import Diverged, Pulse, new_model, train
+from suite.train import Pulse, train, trained_model
 
 FAILED = ("diverged", "out_of_memory", "error")
 
@@ -104,6 +105,7 @@ def _work(run: Run, directory: RunDirectory, recorder: Recorder, listener: Liste
     torch.set_num_threads(run.config["compute"]["threads"])
     device = select_device(run.config["compute"]["device"])
     task = task_of(run.config)
+    model = None
     for stage in missing_stages(run, directory):
         recorder.stage = "train" if stage is None else stage.name
         directory.write_status("running", stage=recorder.stage)
@@ -113,8 +115,8 @@ def _work(run: Run, directory: RunDirectory, recorder: Recorder, listener: Liste
                 run, task, directory, device=device, on_pulse=lambda p: listener(Event(run.run_id, run.title, "pulse", pulse=p))
             )
         else:
-            model = new_model(run, device).eval()
-            load_final(directory.checkpoints, model)
+            # One model serves all stages: none of them leaves it changed.
+            model = model or trained_model(run, directory, device)
             measurements = evaluate(stage, model, task, run.config, batch_size=64, device=device)
         directory.write_stage(stage, measurements)
         if stage is None:

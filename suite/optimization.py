@@ -15,13 +15,29 @@ from models.rglru import BlockDiagonalLinear
 
 
 def build_optimizer(model: nn.Module, train: Mapping[str, Any]) -> torch.optim.AdamW:
-    """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda."""
+    """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
+
+    On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
+    """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train["weight_decay"]},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=train["lr"], betas=tuple(train["betas"]), eps=train["eps"], fused=True)
+    device = next(model.parameters()).device
+    settings = {"betas": tuple(train["betas"]), "eps": train["eps"], "fused": True}
+    if device.type == "cpu":
+        return torch.optim.AdamW(groups, lr=train["lr"], **settings)
+    return torch.optim.AdamW(groups, lr=torch.tensor(train["lr"], device=device), **settings)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of the next step, for all parameters."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 def learning_rate(step: int, train: Mapping[str, Any]) -> float:

@@ -70,6 +70,7 @@ class Run:
             "seed": c["seed"],
             "head_dim": c["size"]["head_dim"],
             "lr": c["train"]["lr"],
+            "backend": c["backend"],
             **mixer_facts(c["model"]),
             **{fact: c["task"].get(fact) for fact in TASK_FACTS},
         }
@@ -80,7 +81,6 @@ class Run:
         c, train = self.config, self.config["train"]
         return {
             **{key: value for key, value in self.cell.items() if key not in ("run_id", "group_id")},
-            "backend": c["backend"],
             "data_fingerprint": self.data_fingerprint,
             **dataclasses.asdict(self.interface),
             "parameters": self.cost.parameters,

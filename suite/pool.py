@@ -32,9 +32,7 @@ def count_jobs(runs: Sequence[Run]) -> int:
     if compute["jobs"] != "auto":
         return min(compute["jobs"], len(runs))
     if select_device(compute["device"]).type == "cuda":
-        import torch
-
-        return min(torch.cuda.device_count(), len(runs))
+        return min(_count_gpus(), len(runs))
     return max(1, min(len(os.sched_getaffinity(0)) // compute["threads"], len(runs)))
 
 
@@ -46,7 +44,11 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> N
         return
     context = multiprocessing.get_context("spawn")
     events = context.Queue()
-    workers = [context.Process(target=_worker, args=(i, os.getpid(), runs, results, since, events)) for i in range(jobs)]
+    devices = _visible_devices()
+    workers = [
+        context.Process(target=_worker, args=(devices[i % len(devices)], os.getpid(), runs, results, since, events))
+        for i in range(jobs)
+    ]
     for worker in workers:
         worker.start()
     try:
@@ -66,10 +68,10 @@ def _listen(workers: Sequence[BaseProcess], events: multiprocessing.Queue, liste
             listener(events.get(timeout=0.2))
 
 
-def _worker(index: int, parent: int, runs: Sequence[Run], results: Path, since: float, events: multiprocessing.Queue) -> None:
+def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, since: float, events: multiprocessing.Queue) -> None:
     stop_once()
     _die_with(parent)
-    os.environ["CUDA_VISIBLE_DEVICES"] = _visible_device(index)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         execute_all(runs, results, events.put, since=since)
     except KeyboardInterrupt:
@@ -84,10 +86,13 @@ def _die_with(parent: int) -> None:
         sys.exit(1)
 
 
-def _visible_device(index: int) -> str:
-    """One of the GPUs that the command itself may see, in turn."""
+def _visible_devices() -> list[str]:
+    """The GPUs that the command itself may see, which workers take in turn: several share one where there are more of them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return str(index)
-    names = visible.split(",")
-    return names[index % len(names)]
+    return visible.split(",") if visible is not None else [str(i) for i in range(_count_gpus())] or [""]
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -17,7 +17,7 @@ WHOLE_FROM = {
     "size.num_blocks": 1,
     "size.mlp_dim": 1,
     "task.seq_len": 1,
-    "train.steps": 1,
+    "train.steps": 0,
     "train.batch_size": 1,
     "train.warmup_steps": 0,
     "seed": 0,
@@ -28,6 +28,7 @@ WHOLE_FROM = {
 # Beside the numbers, these may be left open.
 OPEN_WHOLE_FROM = {
     "compute.jobs": ("auto", 1),
+    "compute.prefetch": ("auto", 0),
     "eval.limit": (None, 1),
     "eval.max_length": (None, 2),
     "eval.num_fewshot": (None, 0),
@@ -52,9 +53,21 @@ REAL_OF_A_MIXER = (
     "alpha_init",
     "solver.tolerance",
 )
-LISTS_OF_WHOLE_FROM = {"eval.length_factors": 1, "eval.run_lengths": 0}
+LISTS_OF_WHOLE_FROM = {
+    "eval.length_factors": 1,
+    "eval.run_lengths": 0,
+    "eval.timed_lengths": 1,
+    "eval.prompt_lengths": 1,
+    "eval.decode_batch_sizes": 1,
+}
 LISTS_OF_SETTINGS = ("eval.solvers", "eval.decoders")
-NAMES = {"train.autocast": ("none", "bfloat16"), "compute.device": ("auto", "cpu", "cuda")}
+NAMES = {
+    "train.autocast": ("none", "bfloat16"),
+    "compute.device": ("auto", "cpu", "cuda"),
+    "compute.compile": (False, True),
+    "compute.cuda_graph": ("auto", False, True),
+    "compute.activation_checkpointing": ("none", "blocks"),
+}
 MAX_SEED = 2**32 - 1
 
 
@@ -74,8 +87,11 @@ def check_values(config: DictConfig) -> None:
     for key in LISTS_OF_SETTINGS:
         _check_list(config, key, "settings {key: value}", OmegaConf.is_dict)
     for key, names in NAMES.items():
-        if OmegaConf.select(config, key) not in names:
-            raise RequestError(f"{key}={OmegaConf.select(config, key)} is unknown, permitted are {', '.join(names)}")
+        value = OmegaConf.select(config, key)
+        # By type too: 1 equals true, and is none.
+        if not any(type(value) is type(name) and value == name for name in names):
+            permitted = ", ".join(str(name).lower() for name in names)
+            raise RequestError(f"{key}={value} is unknown, permitted are {permitted}")
     if config.seed > MAX_SEED:
         raise RequestError(f"seed={config.seed} is out of range, permitted are whole numbers from 0 to {MAX_SEED}")
     if config.size.logit_soft_cap > MAX_SOFT_CAP:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,14 +13,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from models.backbone import Backbone
-from suite.checkpoint import load_final
+from models.backends import settle
+from models.build import computing_backends
 from suite.cost import Cost
 from suite.identity import group_id, identity, run_id, with_neutral
 from suite.interface import interface_of
 from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
 from suite.store import RunDirectory
-from suite.train import new_model
+from suite.train import trained_model
 from tasks.task import Task
 
 
@@ -78,12 +80,13 @@ def saved_task(run: Run) -> Task:
     return task
 
 
-def load_model(beginning: str, results: str | Path = "results", device: str = "cpu") -> Backbone:
+def load_model(beginning: str, results: str | Path = "results", device: str = "cpu", backend: str = "auto") -> Backbone:
     """The trained model of a run (or of the beginning of its id), in evaluation mode.
 
-    Raises RequestError, a ValueError, for a run that is not there or not trained.
+    backend: what computes it here, "auto" the fastest that can, whatever it was trained with: the weights are the same.
+    Raises RequestError, a ValueError, for a run that is not there or not trained; ValueError for a backend that can't run.
     """
     run = saved_run(Path(results), beginning)
-    model = new_model(run, torch.device(device))
-    load_final(RunDirectory(Path(results), run.run_id).checkpoints, model)
-    return model.eval()
+    settled = settle(backend, computing_backends(run.config["model"]), torch.device(device).type)
+    run = replace(run, config={**run.config, "backend": settled})
+    return trained_model(run, RunDirectory(Path(results), run.run_id), torch.device(device))

@@ -2,13 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.backbone import Backbone
 from tasks.task import IGNORE, Batch, Scored, Task
+
+PLACES_MULTIPLE = 256
+
+
+class TrainingInputs(NamedTuple):
+    """What a training step reads of a batch.
+
+    tokens: [B, T, ...]. targets: [N, ...], of which ids below 0 ask nothing. places: [N] int64, which of the B T positions
+    they belong to, or None for all. starts: [B, T] bool, or None.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    places: Tensor | None
+    starts: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TrainingInputs:
+        return TrainingInputs(*(None if x is None else change(x) for x in self))
+
+
+def training_inputs(batch: Batch) -> TrainingInputs:
+    """Of a batch on the CPU, where what is asked can be counted: a GPU would be waited for.
+
+    Where most positions are asked, all are answered; else their number is rounded up to a multiple of PLACES_MULTIPLE, so
+    that batches have few different shapes.
+    """
+    targets = batch.targets.flatten(0, 1)
+    if targets.is_floating_point():
+        return TrainingInputs(batch.tokens, targets, None, batch.starts)
+    asked = (targets != IGNORE).nonzero().squeeze(1)
+    if 2 * len(asked) > len(targets):
+        return TrainingInputs(batch.tokens, targets, None, batch.starts)
+    missing = -len(asked) % PLACES_MULTIPLE
+    chosen = F.pad(targets[asked], (0, missing), value=IGNORE)
+    return TrainingInputs(batch.tokens, chosen, F.pad(asked, (0, missing)), batch.starts)
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -20,11 +57,12 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(tokens, targets, starts, batch.slices)
 
 
-def loss(model: Backbone, batch: Batch) -> Tensor:
+def loss(model: Backbone, inputs: TrainingInputs) -> Tensor:
     """Mean loss over the positions that ask something: nats, or squared error."""
-    features, _ = model.features(batch.tokens, starts=batch.starts)
-    asked = batch.asked
-    return model.mean_loss(features[asked], batch.targets[asked])
+    features = model.training_features(inputs.tokens, starts=inputs.starts).flatten(0, 1)
+    if inputs.places is not None:
+        features = features.index_select(0, inputs.places)
+    return model.mean_loss(features, inputs.targets)
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from models.backends import obstacle
+from suite.devices import select_device
 from suite.evaluations import STUDIES, planned_evaluations
 from suite.execute import FAILED, is_done, missing_stages
 from suite.identity import digest
@@ -63,6 +65,10 @@ def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
     if "data" in config["task"]:
         config["task"] = {**config["task"], "data": {**config["task"]["data"], "cache": asked[0].paths.cache}}
     here = replace(run, config=config)
+    # A run is evaluated by what it was trained with, or its numbers would not be of one thing.
+    reason = obstacle(config["backend"], select_device(config["compute"]["device"]).type)
+    if reason is not None:
+        raise RequestError(f"run {run.run_id} has backend={config['backend']!r}, which can't run here: {reason}")
     task = saved_task(here)
     cells = [{**config, "eval": OmegaConf.to_container(each.eval, resolve=True)} for each in asked]
     evaluations = [evaluation for cell in cells for evaluation in planned_evaluations(cell, task)]

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from models.backbone import Backbone
-from suite.checkpoint import Progress, load_checkpoint, save_checkpoint, save_final
+from suite.acceleration import accelerate, training_step
+from suite.checkpoint import Progress, load_checkpoint, load_final, save_checkpoint, save_final
+from suite.health import Health, Readings
 from suite.interface import build_backbone
-from suite.optimization import build_optimizer, example_indices, learning_rate
+from suite.optimization import build_optimizer, example_indices, learning_rate, set_learning_rate
 from suite.plan import Run
-from suite.scoring import loss, score_split, to_device
+from suite.prefetch import count_workers, prefetched
+from suite.scoring import TrainingInputs, score_split, training_inputs
 from suite.store import RunDirectory
 from tasks.task import Measurement, Task
 
-# A model is given up when its loss (nats, or squared error of targets whose variance is about 1) has been this much
-# above the untrained one and that of guessing, on average over so many steps.
-# The soft cap keeps the loss of a model that has blown up finite, so waiting for a NaN would be waiting for ever.
-DIVERGED_BY = 1.0
-DIVERGED_STEPS = 20
-
 # Saving a checkpoint may take this share of the time at most.
 CHECKPOINT_SHARE = 0.02
-
-
-class Diverged(Exception):
-    """Training left the numbers that can be learnt from; `step` is where."""
-
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"diverged at step {step}: {reason}")
-        self.step = step
 
 
 @dataclass(frozen=True)
@@ -71,62 +58,81 @@ def new_model(run: Run, device: torch.device) -> Backbone:
     return model
 
 
+def trained_model(run: Run, directory: RunDirectory, device: torch.device) -> Backbone:
+    """The run's model as training left it, in evaluation mode; with train.steps=0, as it was initialised."""
+    model = new_model(run, device)
+    if run.config["train"]["steps"]:
+        load_final(directory.checkpoints, model)
+    return model.eval()
+
+
 def train(
     run: Run, task: Task, directory: RunDirectory, *, device: torch.device, on_pulse: Callable[[Pulse], None]
 ) -> list[Measurement]:
     """Trains the run's model, from its last checkpoint where there is one, and measures it on the validation split.
 
     Leaves the trained weights, metrics.jsonl and a checkpoint of the end, so that a kill before the result is written
-    repeats no step. Raises Diverged.
+    repeats no step. With train.steps=0 there is nothing to train and nothing to measure. Raises Diverged.
     """
     settings, compute = run.config["train"], run.config["compute"]
     steps, tokens_per_step = settings["steps"], settings["batch_size"] * task.seq_len
+    if steps == 0:
+        return []
     model = new_model(run, device)
     optimizer = build_optimizer(model, settings)
-    progress = load_checkpoint(directory.checkpoints, model, optimizer)
+    before = progress = load_checkpoint(directory.checkpoints, model, optimizer)
     directory.truncate_metrics(progress.step)
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings["autocast"] == "bfloat16")
-    recent: deque[float] = deque(progress.losses, maxlen=DIVERGED_STEPS)
+    accelerate(model, compute)
+    update = training_step(model, optimizer, settings, compute, flops=3.0 * run.cost.flops_per_token * tokens_per_step)
+    health, readings = Health(progress, task.guessing_loss), Readings(device)
     work, saving = Stopwatch(), Stopwatch()
-    before, began = progress, time.perf_counter()
-    saved = logged = began
-    for step in range(progress.step, steps):
-        indices = example_indices(
-            step, batch_size=settings["batch_size"], num_examples=task.num_examples("train"), seed=run.config["seed"]
-        )
-        batch = to_device(task.batch("train", indices), device)
-        model.begin_step(seed=run.config["seed"], step=step)
-        rate = learning_rate(step, settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        with work():
-            with autocast:
-                step_loss = loss(model, batch)
-            step_loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings["gradient_clip"]).item()
-            recent.append(step_loss.item())
-            _check_finite(step, recent[-1], norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        now = time.perf_counter()
-        progress = Progress(
-            step=step + 1,
-            seconds=before.seconds + now - began,
-            work_seconds=before.work_seconds + work.seconds,
-            first_loss=progress.first_loss if step else recent[-1],
-            losses=tuple(recent),
-        )
-        _check_learning(progress, task.guessing_loss)
-        if now - logged >= compute["log_seconds"] or step in (0, steps - 1):
-            logged = now
-            _log(directory, progress, tokens_per_step, rate, norm)
-            on_pulse(_pulse(progress, steps, tokens_per_step))
-        if now - saved >= max(compute["checkpoint_seconds"], saving.seconds / CHECKPOINT_SHARE) or step == steps - 1:
-            with saving():
-                save_checkpoint(directory.checkpoints, model, optimizer, progress)
-            saved = time.perf_counter()
+    saved = logged = began = time.perf_counter()
+    with closing(batches(run, task, range(progress.step, steps), device=device)) as made:
+        for step, inputs in enumerate(made, progress.step):
+            model.begin_step(seed=run.config["seed"], step=step)
+            rate = learning_rate(step, settings)
+            set_learning_rate(optimizer, rate)
+            with work():
+                readings.add(step, update(inputs))
+                for reading in readings.arrived():
+                    health.check(*reading)
+            now = time.perf_counter()
+            logs = now - logged >= compute["log_seconds"] or step in (0, steps - 1)
+            saves = now - saved >= max(compute["checkpoint_seconds"], saving.seconds / CHECKPOINT_SHARE) or step == steps - 1
+            if not (logs or saves):
+                continue
+            with work():
+                for reading in readings.all():
+                    health.check(*reading)
+            progress = Progress(
+                step=step + 1,
+                seconds=before.seconds + time.perf_counter() - began,
+                work_seconds=before.work_seconds + work.seconds,
+                first_loss=health.first_loss,
+                losses=tuple(health.losses),
+            )
+            if logs:
+                logged = now
+                _log(directory, progress, tokens_per_step, rate, health.norm)
+                on_pulse(_pulse(progress, steps, tokens_per_step))
+            if saves:
+                with saving():
+                    save_checkpoint(directory.checkpoints, model, optimizer, progress)
+                saved = time.perf_counter()
     save_final(directory.checkpoints, model)
     return [*_speed(progress, tokens_per_step), *validate(model, task, device=device)]
+
+
+def batches(run: Run, task: Task, steps: range, *, device: torch.device) -> Generator[TrainingInputs]:
+    """What the steps of a run read, in order, in memory from which a GPU copies by itself."""
+    settings, num_examples = run.config["train"], task.num_examples("train")
+
+    def make(step: int) -> TrainingInputs:
+        indices = example_indices(step, batch_size=settings["batch_size"], num_examples=num_examples, seed=run.config["seed"])
+        inputs = training_inputs(task.batch("train", indices))
+        return inputs if device.type == "cpu" else inputs.map(lambda x: x.contiguous().pin_memory())
+
+    return prefetched(make, steps, workers=count_workers(run.config["compute"]["prefetch"], device))
 
 
 def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measurement]:
@@ -134,17 +140,6 @@ def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measu
     model.eval()
     scored = score_split(model, task, "validation", batch_size=64, device=device)
     return [*task.measure("validation", scored), *task.references("validation", reach=model.reach)]
-
-
-def _check_finite(step: int, step_loss: float, norm: float) -> None:
-    if not (math.isfinite(step_loss) and math.isfinite(norm)):
-        raise Diverged(step, f"loss {step_loss}, gradient norm {norm}")
-
-
-def _check_learning(progress: Progress, guessing_loss: float) -> None:
-    mean, start = progress.mean_loss, max(progress.first_loss, guessing_loss)
-    if len(progress.losses) == DIVERGED_STEPS and mean > start + DIVERGED_BY:
-        raise Diverged(progress.step - 1, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}")
 
 
 def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, rate: float, norm: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -72,10 +73,16 @@ class MQAR(Task):
         return tokens[turn % BLOCK], targets[turn % BLOCK]
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        tokens, targets = (
-            torch.from_numpy(np.stack(part)) for part in zip(*(self.example(split, i) for i in indices), strict=True)
-        )
-        return Batch(tokens, targets, slices={"num_pairs": [self.num_pairs[i % len(self.num_pairs)] for i in indices]})
+        turns, places = np.divmod(np.asarray(indices, dtype=np.int64), len(self.num_pairs))
+        blocks, rows = np.divmod(turns, BLOCK)
+        tokens = np.empty((len(turns), self.seq_len), dtype=np.int64)
+        targets = np.empty_like(tokens)
+        for place, block in sorted(set(zip(places.tolist(), blocks.tolist(), strict=True))):
+            mine = (places == place) & (blocks == block)
+            drawn = self._block(split, self.num_pairs[place], block)
+            tokens[mine], targets[mine] = (part[rows[mine]] for part in drawn)
+        slices = {"num_pairs": [self.num_pairs[place] for place in places.tolist()]}
+        return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), slices=slices)
 
     def fingerprint(self) -> str:
         return ""
@@ -99,8 +106,9 @@ class MQAR(Task):
     def _draw(self, rng: np.random.Generator, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and targets [BLOCK, T] of candidates for any split."""
         num_slots = self.seq_len // 2 - num_pairs
-        keys = 1 + _first_smallest(rng.random((BLOCK, self.vocab_size // 2 - 1), dtype=np.float32), num_pairs)
-        values = self.vocab_size // 2 + _first_smallest(rng.random((BLOCK, self.vocab_size // 2), dtype=np.float32), num_pairs)
+        half = self.vocab_size // 2
+        keys = 1 + _first_smallest_uniform(rng, (BLOCK, half - 1), num_pairs)
+        values = half + _first_smallest_uniform(rng, (BLOCK, half), num_pairs)
         # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
         rates = np.arange(1, num_slots + 1) ** (self.power_a - 1)
         slots = _first_smallest(rng.exponential(size=(BLOCK, num_slots)) / rates, num_pairs)
@@ -203,3 +211,27 @@ def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: flo
             raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
     if not power_a > 0:
         raise ValueError(f"task.power_a={power_a} must be above 0")
+
+
+def _first_smallest_uniform(rng: np.random.Generator, shape: tuple[int, int], count: int) -> np.ndarray:
+    """_first_smallest of rng.random(shape, dtype=np.float32), of which there is an even number; leaves rng as that does.
+
+    Those floats are the upper 24 of 32 bits each, so the bits are compared: nearly always at least count of a row are below
+    a bound, and the rest need not be looked at. A row where they are not, or where equal numbers leave the order to the
+    sorting algorithm, is sorted as a whole.
+    """
+    num_rows, num_columns = shape
+    bits = rng.bit_generator.random_raw(num_rows * num_columns // 2).astype("<u8", copy=False).view("<u4").reshape(shape)
+    bound = min(0.5, (count + 6.0 * math.sqrt(count) + 8.0) / num_columns)
+    rows, columns = np.divmod(np.flatnonzero(bits < np.uint32(bound * 2**32)), num_columns)
+    found = np.bincount(rows, minlength=num_rows)
+    place = np.arange(len(rows)) - (np.cumsum(found) - found)[rows]
+    smallest = np.full((num_rows, max(found.max(), count + 1)), 2**24, dtype=np.uint32)
+    where = np.zeros(smallest.shape, dtype=np.int64)
+    smallest[rows, place], where[rows, place] = bits[rows, columns] >> 8, columns
+    order = smallest.argsort(axis=1)[:, : count + 1]
+    first = np.take_along_axis(smallest, order, axis=1)
+    chosen = np.take_along_axis(where, order[:, :count], axis=1)
+    unsure = (found <= count) | (first[:, 1:] == first[:, :-1]).any(axis=1)
+    chosen[unsure] = _first_smallest((bits[unsure] >> 8).astype(np.float32) / np.float32(2**24), count)
+    return chosen

@@ -7,7 +7,10 @@ can't run: there is never a silent fallback.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import ModuleType
+from typing import Any
 
 BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
 
@@ -32,8 +35,22 @@ def settle(backend: str, computing: Sequence[str], device: str) -> str:
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r} is unknown, permitted are {', '.join((*BACKENDS, 'auto'))}")
     if backend not in computing:
-        raise ValueError(f"backend={backend!r} does not compute this model with its settings: permitted are {', '.join(computing)}")
+        raise ValueError(
+            f"backend={backend!r} does not compute this model with its settings: permitted are {', '.join(computing)}"
+        )
     reason = obstacle(backend, device)
     if reason is not None:
         raise ValueError(f"backend={backend!r} can't run here: {reason}")
     return backend
+
+
+def form(
+    op: ModuleType, *, backend: str, length: int, chunk_size: int, adapters: Mapping[str, Callable[..., Any]]
+) -> Callable[..., Any]:
+    """What computes an op (a module of models/ops) for `length` tokens: the backend's adapter, named in `adapters`.
+
+    On torch it is `recurrent` for a single token, and else `chunked`, in chunks of chunk_size tokens.
+    """
+    if backend != "torch":
+        return adapters[backend]
+    return op.recurrent if length == 1 else partial(op.chunked, chunk_size=chunk_size)

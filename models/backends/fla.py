@@ -1,12 +1,162 @@
-"""Every adapter to flash-linear-attention."""
+"""Every adapter to flash-linear-attention 0.6 (MIT, github.com/fla-org/flash-linear-attention).
+
+An adapter has the name of one of our ops (models/ops), takes and returns what its `chunked` form does without chunk_size,
+and computes a single token without a gradient by fla's recurrent kernel. q, k and v become what v is: bfloat16 or float16,
+or float32, which fla multiplies in TF32; o is in that type or float32, gates and states are float32.
+
+Sums of log-decays are float32 here. A reset, or any decay beyond it, is cut to RESET: one in a chunk leaves later decays
+with an error of 1e-5, one at every token with 1e-3, where bfloat16 has 4e-3.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import re
+from importlib import metadata
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.backends import fla_operators as operators
+from models.ops.mesa import MesaState
+from models.ops.mlstm import MLSTMState, by_linear_attention
+
+RESET = -128.0
+"""A log-decay whose exponential is 0 in float32, no lower than that takes."""
+LARGEST_KEY_OF_DELTA_RULE = 256
+"""Key size that fla's kernels of the delta rule take at most."""
+ALIGNED = 16
+"""Value sizes are padded to multiples of this, so that rows begin where a GPU loads whole words."""
 
 
 def obstacle() -> str | None:
     """Why flash-linear-attention can't run on a CUDA device here, with the remedy; None where nothing is in its way."""
-    if importlib.util.find_spec("fla") is None:
-        return "flash-linear-attention is not installed: pip install flash-linear-attention"
+    capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
+    return obstacle_of(fla=_version("fla-core"), triton=_version("triton"), capability=capability)
+
+
+def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, int]) -> str | None:
+    """The same for these versions, None where not installed, and the device's compute capability."""
+    if fla is None:
+        return 'flash-linear-attention is not installed: pip install "flash-linear-attention>=0.6,<0.7"'
+    # The operators call functions that are not its public interface.
+    if _release(fla)[:2] != (0, 6):
+        return f'flash-linear-attention is {fla}, permitted is 0.6: pip install "flash-linear-attention>=0.6,<0.7"'
+    if triton is None:
+        return 'Triton is not installed: pip install "triton>=3.7.1"'
+    if capability[0] == 9 and (3, 4, 0) <= _release(triton) < (3, 7, 1):
+        return (
+            f"Triton is {triton}, and from 3.4.0 to 3.7.0 it gets gated gradients wrong on a Hopper GPU "
+            '(fla issue 640): pip install "triton>=3.7.1"'
+        )
     return None
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+def decayed_linear_attention(
+    *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """By `simple_gla`, which has no beta: it is folded into the keys."""
+    missing = -v.shape[-1] % ALIGNED
+    if missing:
+        v, state = F.pad(v, (0, missing)), F.pad(state, (0, 0, 0, missing))
+        o, after = decayed_linear_attention(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
+        return o[..., :-missing], after[..., :-missing, :]
+    q, k, v = _operands(q, k * beta.unsqueeze(-1), v)
+    if _is_decoding(q):
+        return operators.recurrent(q, k, v, _finite(log_decay), None, state.contiguous())
+    return operators.simple_gla(q, k, v, _finite(log_decay), state.contiguous())
+
+
+def mlstm(
+    *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, log_beta: Tensor, state: MLSTMState
+) -> tuple[Tensor, MLSTMState]:
+    """Exactly, by decayed linear attention over stabilised gates; only its sums are rounded as fla does."""
+    inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "log_beta": log_beta}
+    return by_linear_attention(decayed_linear_attention, **inputs, state=state)
+
+
+def gated_linear_attention(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """By `gla`; log_decay is [B, T, H, K]."""
+    q, k, v = _operands(q, k, v)
+    if _is_decoding(q):
+        return operators.recurrent(q, k, v, None, _finite(log_decay), state.contiguous())
+    o, after, _ = operators.gla(q, k, v, _finite(log_decay), state.contiguous())
+    return o, after
+
+
+def delta_rule(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """By `gated_delta_rule`, gated or not: fla's ungated kernels are no faster, and know no resets. K <= 256."""
+    if _is_decoding(q):
+        after = state.clone(memory_format=torch.contiguous_format)
+        return delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=after), after
+    q, k, v = _operands(q, k, v)
+    o, after, _ = operators.gated_delta_rule(q, k, v, _finite(log_decay), beta.float().contiguous(), state.contiguous())
+    return o, after
+
+
+def delta_rule_(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """As `delta_rule`, without a gradient, the new state written over the old one, which must be contiguous; returns o."""
+    assert state.is_contiguous()
+    q, k, v = _operands(q, k, v)
+    return operators.delta_rule_(q, k, v, _finite(log_decay), beta.float().contiguous(), state)
+
+
+def mesa(
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    state: MesaState,
+    max_steps: int,
+) -> tuple[Tensor, MesaState]:
+    """By `mesa_net`, which solves in max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
+
+    Here for comparison. It breaks a compiled graph. Raises ValueError where V differs from K, or as all adapters do.
+    """
+    if v.shape[-1] != k.shape[-1]:
+        raise ValueError(f"value_dim is {v.shape[-1]}, permitted with fla's Mesa is key_dim, {k.shape[-1]}")
+    from fla.ops.mesa_net import chunk_mesa_net
+
+    q, k, v = _operands(q, k, v)
+    o, H, G = chunk_mesa_net(
+        q,
+        k,
+        v,
+        _finite(log_decay),
+        beta.float().contiguous(),
+        regularizer.float().contiguous(),
+        h_kk_init=state.H.contiguous(),
+        h_kv_init=state.G.mT.contiguous(),
+        output_final_state=True,
+        max_CG_iteration=max_steps,
+    )
+    return o, MesaState(G.mT, H)
+
+
+def _operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All of the dtype of v, which the projections gave: norms and gates are wider under autocast."""
+    if v.dtype == torch.float64:
+        raise ValueError("backend='fla' can't compute in float64, permitted are float32 and bfloat16 (train.autocast=bfloat16)")
+    return q.to(v.dtype).contiguous(), k.to(v.dtype).contiguous(), v.contiguous()
+
+
+def _finite(log_decay: Tensor) -> Tensor:
+    return log_decay.float().clamp(min=RESET).contiguous()
+
+
+def _is_decoding(q: Tensor) -> bool:
+    return q.shape[1] == 1 and not torch.is_grad_enabled()

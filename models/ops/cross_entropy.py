@@ -7,6 +7,7 @@ training step on a CPU; a slice stays in its cache.
 
 Shapes: features x [N, D], weight E [V, D], targets [N] int64. Computed in the dtype of the features, float32 or wider.
 Logits lie within the cap, so up to MAX_SOFT_CAP their exponentials are summed as they are, without finding a maximum.
+On a GPU the loss comes from models/backends/triton/cross_entropy.py.
 """
 
 from __future__ import annotations
@@ -18,11 +19,25 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 SLICE_ELEMENTS = 2**21
+SLICE_ELEMENTS_GPU = 2**27
 MAX_SOFT_CAP = 60.0  # e^60 times a million tokens is far from the largest float32
 
 
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
-    """Mean negative log-likelihood in nats, N >= 1; its gradient is worked out on the way forward."""
+    """Mean negative log-likelihood in nats over the targets from 0 up, of which there is one at least.
+
+    Its gradient is worked out on the way forward. A target below 0 asks nothing; on a GPU such targets cost their share
+    of the products, and nothing waits for their number to be known.
+    """
+    if features.is_cuda and features.dtype != torch.float64:
+        from models.backends.triton import cross_entropy as kernel
+
+        if torch.is_autocast_enabled("cuda"):
+            features = features.to(torch.get_autocast_dtype("cuda"))
+        return kernel.mean_nll(features, weight, targets, soft_cap=soft_cap)
+    asked = targets >= 0
+    if not asked.all():
+        features, targets = features[asked], targets[asked]
     return _MeanNLL.apply(features, weight, targets, soft_cap)
 
 
@@ -39,7 +54,8 @@ def score(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float)
 
 
 def _slices(features: Tensor, weight: Tensor) -> Iterator[slice]:
-    size = max(1, SLICE_ELEMENTS // len(weight))
+    elements = SLICE_ELEMENTS_GPU if features.is_cuda else SLICE_ELEMENTS
+    size = max(1, elements // len(weight))
     return (slice(first, first + size) for first in range(0, len(features), size))
 
 

@@ -13,6 +13,8 @@ of the state. Read-outs don't depend on m, which is a constant to the gradient.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -49,18 +51,35 @@ def recurrent(
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, log_beta: Tensor, state: MLSTMState, chunk_size: int
 ) -> tuple[Tensor, MLSTMState]:
-    """The same by decayed linear attention over the stabilised gates; z is one more row of G, written by a v of 1."""
+    """The same in matrix products."""
+    linear_attention = partial(decayed_linear_attention.chunked, chunk_size=chunk_size)
+    return by_linear_attention(linear_attention, q=q, k=k, v=v, log_decay=log_decay, log_beta=log_beta, state=state)
+
+
+def by_linear_attention(
+    linear_attention: Callable[..., tuple[Tensor, Tensor]],
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    log_beta: Tensor,
+    state: MLSTMState,
+) -> tuple[Tensor, MLSTMState]:
+    """The same by any form of decayed linear attention, over the stabilised gates; z is one more row of G, written by a v of 1.
+
+    linear_attention: takes and returns what models/ops/decayed_linear_attention.py does.
+    """
     dtype = state.G.dtype
     m = stabiliser(log_decay=log_decay, log_beta=log_beta, initial=state.m)
     before = torch.cat([state.m.unsqueeze(1), m[:, :-1]], dim=1)
-    o, G = decayed_linear_attention.chunked(
+    o, G = linear_attention(
         q=q,
         k=k,
         v=F.pad(v, (0, 1), value=1.0),
         log_decay=log_decay.to(dtype) + (before - m),
         beta=(log_beta - m).exp(),
         state=torch.cat([state.G, state.z.unsqueeze(-2)], dim=-2),
-        chunk_size=chunk_size,
     )
     o = o[..., :-1] / torch.maximum(o[..., -1:].abs(), (-m).exp().unsqueeze(-1))
     return o, MLSTMState(G[..., :-1, :], G[..., -1, :], m[:, -1])

@@ -2,7 +2,8 @@
 
     o_t = sum_s p_ts v_s,   p_t = softmax(q_t . k_s / sqrt(K)) over the keys with 0 <= t - s <= span_t
 
-`masked` is the definition, `fused` the same by PyTorch's kernel, `windowed` the same in time linear in T.
+`masked` is the definition, `fused` the same by PyTorch's kernel, `windowed` the same in time linear in T, and so is
+`flexible` (models/ops/flex_attention.py); `attend` chooses among them. `decode` is the same of a single query.
 All take q [B, T, H, K], and k, v [B, S, H, K] with S >= T, whose last T keys belong to the T queries; span [B, T]
 (or [1, T]) int64 is how many earlier keys a query may see, 0 <= span_t <= S - T + t. All return o [B, T, H, K].
 """
@@ -15,11 +16,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.ops.flex_attention import flexible
+
 MIN_BLOCK = 32
 """Shorter blocks of queries spend longer on overhead than they save on keys out of the window."""
 
 BLOCKS_WORTH_SPLITTING = 8
 """A sequence of no more blocks than this is faster masked as a whole (measured on a CPU, T = 128 to 2048)."""
+
+
+FLEXIBLE_FROM = 256
+"""Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
+
+
+def attend(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor | None, window: int | None) -> Tensor:
+    """`masked` by what is fastest for it: a span of None is every earlier token, for S = T; span < window where that is given."""
+    if span is None:
+        return fused(q=q, k=k, v=v, span=None)
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] >= FLEXIBLE_FROM and q.shape[3] >= 16:
+        return flexible(q=q, k=k, v=v, span=span)
+    if window is None:
+        return fused(q=q, k=k, v=v, span=span)
+    return windowed(q=q, k=k, v=v, span=span, window=window)
 
 
 def masked(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:
@@ -53,6 +71,12 @@ def windowed(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor, window: int) -> T
     q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, C)).flatten(0, 1)
     span = F.pad(span.expand(B, T), (0, missing)).unflatten(1, (-1, C)).flatten(0, 1)
     return fused(q=q, k=k, v=v, span=span).unflatten(0, (B, -1)).flatten(1, 2)[:, :T]
+
+
+def decode(*, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """One query a head over keys in any order: q [B, H, K], k, v [B, H, S, K], visible [B, S] bool -> o [B, H, K]."""
+    mask = visible[:, None, None, :]
+    return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask).squeeze(2)
 
 
 def _visible(span: Tensor, num_keys: int) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import decayed_linear_attention, delta_rule, mlstm
+from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mlstm
 from models.ops.decay import chunk_decays
 from tests.models.tolerances import assert_near
 
@@ -44,6 +44,14 @@ def draw_gated(length: int) -> Tensors:
         "beta": normal(B, length, H).sigmoid(),
         "G": normal(B, H, V, K),
     }
+
+
+def draw_vector_gated(length: int) -> Tensors:
+    """A forget gate for every key dimension, and nothing that weighs what is written."""
+    drawn = draw_gated(length)
+    del drawn["beta"]
+    logits = torch.randn(B, length, H, K, generator=torch.Generator().manual_seed(length + 1), dtype=torch.float64)
+    return {**drawn, "log_decay": F.logsigmoid(logits)}
 
 
 def draw_mlstm(length: int) -> Tensors:
@@ -83,6 +91,7 @@ def op(name: str, draw: Callable[[int], Tensors], wrap: Callable[..., Run], modu
 OPS = [
     op("decayed_linear_attention", draw_gated, matrix_state, decayed_linear_attention),
     op("delta_rule", draw_gated, matrix_state, delta_rule),
+    op("gated_linear_attention", draw_vector_gated, matrix_state, gated_linear_attention),
     op("mlstm", draw_mlstm, normalised_state, mlstm),
 ]
 FORMS = [pytest.param(form, op.draw, id=f"{op.name}-{n}") for op in OPS for n, form in enumerate((op.recurrent, op.chunked))]

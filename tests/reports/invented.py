@@ -130,3 +130,35 @@ def repeats_rows(store, *, floor: float, capped: bool) -> list[dict]:
         }
         rows += [store.row(metric, value, "validation", run_length=run_length) for metric, value in values.items()]
     return rows
+
+
+def efficiency_rows(store, *, slow: float = 1.0, gpu: bool = False) -> list[dict]:
+    """The stage `efficiency`: a microsecond a token for each piece of work, times `slow`; attention's decoding has no room."""
+    rows = []
+    device = "GPU 1" if gpu else "CPU, 1 thread"
+    cells = [(work, 512 // length, length) for work in ("layer forward", "layer forward + backward") for length in (64, 256)]
+    cells += [
+        (work, 512 // length, length) for work in ("forward", "forward + backward", "training step") for length in (64, 256)
+    ]
+    cells += [(work, *cell) for work in ("prefill", "decode") for cell in ((4, 64), (4, 256), (1, 64), (16, 64))]
+    for work, batch, length in cells:
+        place = {"work": work, "batch": batch, "length": length, "device": device, "compiled": 0}
+        if gpu and (work, length) == ("decode", 256):
+            rows.append(store.row("out_of_memory", 1.0, "", **place))
+            continue
+        latency = 1e-3 * slow * batch * (1 if work == "decode" else length)
+        values = {
+            "latency_ms": latency,
+            "latency_ms_low": 0.8 * latency,
+            "latency_ms_high": 2.0 * latency,
+            "cold_ms": 10 * latency,
+            "floor_ms": 0.25 * latency,
+            "roofline_fraction": 0.25,
+            "work_flops": 1e6,
+            "least_bytes": 1e5,
+            **({"peak_memory_bytes": 3 * 2.0**30} if gpu else {}),
+        }
+        rows += [store.row(metric, value, "", **place) for metric, value in values.items()]
+        ceilings = {"matmul_flops_per_second": 7.88e14, "copy_bytes_per_second": 4.3e12}
+        rows += [store.row(metric, value, "", **{**place, "work": work.split()[0]}) for metric, value in ceilings.items()]
+    return rows

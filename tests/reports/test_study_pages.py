@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from invented import decode_rows, internals_rows, length_rows, repeats_rows, solver_rows
+from invented import decode_rows, efficiency_rows, internals_rows, length_rows, repeats_rows, solver_rows
 
 from reports.build import build_report
 from reports.parts import load_frames
@@ -59,7 +59,13 @@ def fill_forget_gate(store) -> None:
         store.run(model, "language", seed=seed, stages=stages, varied={"forget_gate_init": gamma})
 
 
+def fill_efficiency(store) -> None:
+    for model in ("mesanet", "transformer"):
+        store.run(model, "efficiency", stages={"efficiency": efficiency_rows(store)})
+
+
 FILLS = {
+    "efficiency": fill_efficiency,
     "solver_ablation": fill_solver,
     "compute": fill_solver,
     "internals": fill_stage("internals", internals_rows),

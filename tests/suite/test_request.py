@@ -62,6 +62,7 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("train.steps=many", ("train.steps=many", "whole numbers")),
         ("train.autocast=float8", ("train.autocast=float8", "none, bfloat16")),
         ("backend=fla", ("backend='fla'", "torch")),
+        ("backend=flaa", ("backend='flaa'", "fla", "auto")),
         ("match.by=weight", ("match.by is 'weight'", "parameters")),
         ("eval.stages=[positions]", ("'positions'", "position")),
         ("size.num_heads=0", ("num_heads", "from 1")),

@@ -6,7 +6,7 @@ import torch
 import yaml
 
 from tasks.build import build_task
-from tasks.mqar import BLOCK, FILLER, MQAR
+from tasks.mqar import BLOCK, FILLER, MQAR, _first_smallest, _first_smallest_uniform
 from tasks.task import IGNORE, Batch, Scored
 
 ARGUMENTS = {
@@ -187,3 +187,25 @@ def test_the_configuration_builds_what_its_comments_say():
     made = build_task(configuration, seed=0)
     assert configuration["version"] == made.version and made.num_examples("train") is None
     assert made.references("test", reach=6)[1].value < 0.5
+
+
+@pytest.mark.parametrize(("columns", "count"), [(4095, 64), (4096, 3), (15, 4), (16, 15)])
+def test_the_smallest_of_uniform_numbers_are_found_without_making_them(columns, count):
+    """And the generator is left where it would be; equal numbers among them are in the order that sorting leaves."""
+    whole, quick = (np.random.Generator(np.random.Philox(key=[0, columns])) for _ in range(2))
+    equal = 0
+    for _ in range(3):
+        draws = whole.random((BLOCK, columns), dtype=np.float32)
+        assert np.array_equal(_first_smallest_uniform(quick, draws.shape, count), _first_smallest(draws, count))
+        equal += int((np.diff(np.sort(draws, axis=1)[:, :count]) == 0).sum())
+        assert whole.exponential() == quick.exponential()
+    assert equal > 0 or count < 64
+
+
+def test_a_batch_is_its_examples():
+    made = task()
+    indices = [7, 0, 3 * BLOCK + 1, 7, 2]
+    batch = made.batch("train", indices)
+    for tokens, targets, index in zip(batch.tokens.numpy(), batch.targets.numpy(), indices, strict=True):
+        assert all(map(np.array_equal, (tokens, targets), made.example("train", index)))
+    assert batch.slices["num_pairs"] == [made.num_pairs[index % 3] for index in indices]

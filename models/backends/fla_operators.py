@@ -1,0 +1,226 @@
+"""Kernels of flash-linear-attention 0.6 as custom operators, which torch.compile takes whole.
+
+Its public functions break a graph, so these call what stands below them; `obstacle` in models/backends/fla.py pins the minor
+version for that. All work in chunks of CHUNK_SIZE tokens on contiguous q, k [B, T, H, K] and v [B, T, H, V] of one dtype
+(bfloat16, float16 or float32, whose products are taken in TF32), float32 gates [B, T, H] or [B, T, H, K] and a float32 state
+[B, H, V, K]. They return o in the dtype of v, the state after the last token in float32, and what a gradient needs beside
+the inputs. Backward operators take the gradients into o and the state, or None for the latter, and these tensors.
+
+Nothing of fla is imported before a kernel runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.library import CustomOpDef, custom_op
+
+CHUNK_SIZE = 64
+
+
+def _summed(log_decay: Tensor) -> Tensor:
+    """The running sum of every chunk, to the base 2 as fla's kernels want it; so cheap that a backward pass makes it anew."""
+    from fla.ops.utils import chunk_local_cumsum
+    from fla.ops.utils.constant import RCP_LN2
+
+    return chunk_local_cumsum(log_decay, chunk_size=CHUNK_SIZE, scale=RCP_LN2)
+
+
+def _summed_backward(gradient: Tensor) -> Tensor:
+    from fla.ops.utils import chunk_local_cumsum
+
+    return chunk_local_cumsum(gradient, chunk_size=CHUNK_SIZE, reverse=True)
+
+
+@custom_op("linear_rnn_suite::fla_simple_gla", mutates_args=())
+def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma."""
+    from fla.ops.simple_gla.chunk import chunk_simple_gla_fwd
+
+    with torch.cuda.device_of(q):
+        total = _summed(log_decay)
+        return chunk_simple_gla_fwd(q, k, v, total, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE)
+
+
+@custom_op("linear_rnn_suite::fla_simple_gla_backward", mutates_args=())
+def simple_gla_backward(
+    do: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from fla.ops.simple_gla.chunk import chunk_simple_gla_bwd
+
+    with torch.cuda.device_of(q):
+        total = _summed(log_decay)
+        dq, dk, dv, dtotal, before = chunk_simple_gla_bwd(
+            q, k, v, total, None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
+        )
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), _summed_backward(dtotal), before
+
+
+@custom_op("linear_rnn_suite::fla_gla", mutates_args=())
+def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same with a gamma for every key dimension; also returns weights inside chunks [B, T, H, CHUNK_SIZE], not all set."""
+    from fla.ops.gla.chunk import chunk_gla_fwd
+
+    with torch.cuda.device_of(q):
+        _, weights, _, after, o = chunk_gla_fwd(
+            q, k, v, log_decay, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
+        )
+        return o, after, weights
+
+
+@custom_op("linear_rnn_suite::fla_gla_backward", mutates_args=())
+def gla_backward(
+    do: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from fla.ops.gla.chunk import chunk_gla_bwd
+
+    with torch.cuda.device_of(q):
+        dq, dk, dv, dlog_decay, before = chunk_gla_bwd(
+            q, k, v, log_decay, None, 1.0, state, None, weights, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
+        )
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay.to(log_decay.dtype), before
+
+
+@custom_op("linear_rnn_suite::fla_gated_delta_rule", mutates_args=())
+def gated_delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gated delta rule; also returns the inverses of I + A of every chunk [B, T, H, CHUNK_SIZE]."""
+    from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_fwd
+
+    with torch.cuda.device_of(q):
+        _, o, inverse, after, _, _ = chunk_gated_delta_rule_fwd(
+            q, k, v, log_decay, beta, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
+        )
+        return o, after, inverse
+
+
+@custom_op("linear_rnn_suite::fla_gated_delta_rule_backward", mutates_args=())
+def gated_delta_rule_backward(
+    do: Tensor,
+    dstate: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    state: Tensor,
+    inverse: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd
+
+    with torch.cuda.device_of(q):
+        total = _summed(log_decay)
+        dq, dk, dv, dbeta, dlog_decay, before, _, _ = chunk_gated_delta_rule_bwd(
+            q, k, v, total, beta, inverse, 1.0, state, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
+        )
+        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, dbeta.to(beta.dtype), before
+
+
+@custom_op("linear_rnn_suite::fla_recurrent", mutates_args=())
+def recurrent(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, key_log_decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A token at a time, without a gradient: for decoding. log_decay [B, T, H], key_log_decay [B, T, H, K]; o in float32."""
+    from fla.ops.common.fused_recurrent import fused_recurrent_fwd
+
+    with torch.cuda.device_of(q):
+        return fused_recurrent_fwd(
+            q, k, v, g=log_decay, gk=key_log_decay, scale=1.0, initial_state=state, output_final_state=True, state_v_first=True
+        )
+
+
+@custom_op("linear_rnn_suite::fla_delta_rule_", mutates_args=("state",))
+def delta_rule_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    """The gated delta rule a token at a time, without a gradient, the new state written over the old one; o as v."""
+    from fla.ops.gated_delta_rule.fused_recurrent import fused_recurrent_gated_delta_rule_fwd_kernel as kernel
+
+    (batch, length, heads, key_dim), value_dim, rows = k.shape, v.shape[-1], 8
+    o = torch.empty_like(v)
+    with torch.cuda.device_of(q):
+        # Each program reads its rows of the state whole before it writes them, and the kernel is not autotuned by trial runs.
+        kernel[(-(-value_dim // rows) * batch * heads,)](
+            q=q,
+            k=k,
+            v=v,
+            g=log_decay,
+            gk=None,
+            gv=None,
+            beta=beta,
+            A_log=None,
+            dt_bias=None,
+            o=o,
+            h0=state,
+            ht=state,
+            cu_seqlens=None,
+            scale=1.0,
+            T=length,
+            H=heads,
+            HV=heads,
+            K=key_dim,
+            V=value_dim,
+            BK=1 << (key_dim - 1).bit_length(),
+            BV=rows,
+            IS_BETA_HEADWISE=True,
+            USE_QK_L2NORM_IN_KERNEL=False,
+            APPLY_BETA_SIGMOID=False,
+            ALLOW_NEG_EIGVAL=False,
+            STATE_V_FIRST=True,
+            num_warps=1,
+            num_stages=3,
+        )
+    return o
+
+
+def _differentiate(forward: CustomOpDef, backward: CustomOpDef, *, num_inputs: int) -> None:
+    """Makes `backward` the gradient of `forward`, whose outputs are o, the state and what only `backward` reads."""
+
+    def keep(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
+        # The gradient into a state that nobody reads is then None, not a matrix of zeros.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, *output[2:])
+
+    def differentiate(ctx: FunctionCtx, do: Tensor | None, dstate: Tensor | None, *_: None) -> tuple[Tensor, ...]:
+        do = torch.zeros_like(ctx.saved_tensors[2]) if do is None else do.contiguous()
+        dstate = None if dstate is None else dstate.contiguous()
+        return tuple(backward(do, dstate, *ctx.saved_tensors))
+
+    def fake_gradients(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.empty_like(x) for x in kept[:num_inputs])
+
+    forward.register_autograd(differentiate, setup_context=keep)
+    backward.register_fake(fake_gradients)
+
+
+_differentiate(simple_gla, simple_gla_backward, num_inputs=5)
+_differentiate(gla, gla_backward, num_inputs=5)
+_differentiate(gated_delta_rule, gated_delta_rule_backward, num_inputs=6)
+
+
+@simple_gla.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty_like(state)
+
+
+@gla.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    weights = k.new_empty((*k.shape[:3], CHUNK_SIZE), dtype=torch.float32)
+    return torch.empty_like(v), torch.empty_like(state), weights
+
+
+@gated_delta_rule.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(v), torch.empty_like(state), k.new_empty((*k.shape[:3], CHUNK_SIZE))
+
+
+@recurrent.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, key_log_decay: Tensor | None, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(v, dtype=torch.float32), torch.empty_like(state)
+
+
+@delta_rule_.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
+    return torch.empty_like(v)

@@ -1,0 +1,109 @@
+"""Soft-capped cross-entropy of a tied head whose gradient takes the place of the logits, a slice of positions at a time.
+
+What models/ops/cross_entropy.py defines, with the two products left to cuBLAS and all between them in one kernel: the
+logits are written once in the dtype of the features, and read twice.
+
+Shapes: features x [N, D], weight E [V, D], targets [N] int64, below 0 where nothing is asked.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional as F
+
+SLICE_ELEMENTS = 2**28
+BLOCK = 2048
+# cuBLAS is several times slower on rows that do not begin at a multiple of 16 bytes; 50,257 columns are odd.
+COLUMNS_MULTIPLE = 64
+
+
+@triton.jit
+def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_columns, BLOCK: tl.constexpr):
+    """One row a program: products x E^T [num_columns] -> nll, and the gradient of scale * nll in their place."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * num_columns
+    target = tl.load(targets + row)
+    columns, slope = tl.arange(0, BLOCK), -2.0 / soft_cap
+    sums = tl.zeros([BLOCK], tl.float32)
+    chosen = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, vocab_size, BLOCK):
+        at = first + columns
+        x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
+        # c tanh(x / c), as 2 sigmoid(2 x / c) - 1; it is within the cap, so the exponentials need no maximum.
+        capped = soft_cap * (2.0 / (1.0 + tl.exp(slope * x)) - 1.0)
+        sums += tl.where(at < vocab_size, tl.exp(capped), 0.0)
+        chosen += tl.where(at == target, capped, 0.0)
+    normaliser = tl.sum(sums)
+    asked = target >= 0
+    tl.store(nll + row, tl.where(asked, tl.log(normaliser) - tl.sum(chosen), 0.0))
+    weight = tl.where(asked, tl.load(scale), 0.0)
+    per_exponential = 1.0 / normaliser
+    for first in range(0, num_columns, BLOCK):
+        at = first + columns
+        x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
+        bounded = 2.0 / (1.0 + tl.exp(slope * x)) - 1.0
+        share = tl.exp(soft_cap * bounded) * per_exponential - tl.where(at == target, 1.0, 0.0)
+        gradient = tl.where(at < vocab_size, weight * share * (1.0 - bounded * bounded), 0.0)
+        tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < num_columns)
+
+
+def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
+    """Mean negative log-likelihood of the targets that ask something, in nats, float32; its gradient is worked out on
+    the way forward.
+
+    Logits are rounded to the dtype of the features, float32 or bfloat16, as a linear map would leave them.
+    """
+    return _mean_nll(features, weight, targets, soft_cap)[0]
+
+
+@torch.library.custom_op("linear_rnn_suite::mean_nll", mutates_args=())
+def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss, and its gradients by features (in their dtype) and by weight (in its own)."""
+    vocab_size = len(weight)
+    narrow = F.pad(weight.to(features.dtype), (0, 0, 0, -vocab_size % COLUMNS_MULTIPLE))
+    scale = (targets >= 0).sum().float().reciprocal()
+    nll = torch.empty(len(features), dtype=torch.float32, device=features.device)
+    into_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+    into_weight: Tensor | None = None
+    # A multiple of 16, so that every slice begins where the kernel may read whole words.
+    size = max(16, SLICE_ELEMENTS // len(narrow) // 16 * 16)
+    for first in range(0, len(features), size):
+        rows = slice(first, first + size)
+        logits = features[rows] @ narrow.mT
+        arguments = (logits, targets[rows].contiguous(), nll[rows], scale, soft_cap, vocab_size, len(narrow))
+        _loss_and_gradient[(len(logits),)](*arguments, BLOCK=BLOCK, num_warps=8)
+        torch.mm(logits, narrow, out=into_features[rows])
+        part = _product_in_float32(logits.mT, features[rows])
+        into_weight = part if into_weight is None else into_weight.add_(part)
+        # Else the next slice would stand beside this one.
+        del logits, arguments
+    # What is padded has a gradient of zero.
+    return nll.sum() * scale, into_features, into_weight[:vocab_size].to(weight.dtype)
+
+
+def _product_in_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, summed and left in float32: the sum over slices must not be rounded at each of them."""
+    return a @ b if a.dtype == torch.float32 else torch.mm(a, b, out_dtype=torch.float32)
+
+
+@_mean_nll.register_fake
+def _(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float) -> tuple[Tensor, Tensor, Tensor]:
+    into_features = torch.empty_like(features, memory_format=torch.contiguous_format)
+    return features.new_empty((), dtype=torch.float32), into_features, torch.empty_like(weight)
+
+
+def _keep_gradients(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx: FunctionCtx, into_loss: Tensor, *_: None) -> tuple[Tensor, Tensor, None, None]:
+    into_features, into_weight = ctx.saved_tensors
+    return into_features * into_loss.to(into_features.dtype), into_weight * into_loss, None, None
+
+
+_mean_nll.register_autograd(_backward, setup_context=_keep_gradients)

@@ -1,0 +1,209 @@
+"""The Mesa layer on a GPU (MesaNet, arXiv 2506.05233, eq. 4-9 and App. D), in Triton.
+
+    G_t = exp(log_decay_t) G_{t-1} + beta_t v_t k_t^T
+    H_t = exp(log_decay_t) H_{t-1} + beta_t k_t k_t^T
+    o_t = G_t x_t   with   (H_t + Lambda) x_t = q_t
+
+Forward and backward are operators of their own, so that torch.compile goes through them without a break.
+
+    B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from models.backends.triton import mesa_launches as launches
+
+LARGEST_DIM = launches.LARGEST_DIM
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+INITIAL = ("zero", "diagonal", "query")
+
+
+class MesaResult(NamedTuple):
+    """o: [B, T, H, V] in the dtype of q, k and v. G: [B, H, V, K] and H: [B, H, K, K] after the last token, float32.
+
+    steps: [B, T, H] int32, conjugate-gradient steps of the forward solve.
+    """
+
+    o: Tensor
+    G: Tensor
+    H: Tensor
+    steps: Tensor
+
+
+def mesa_chunked(
+    *,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    G: Tensor | None,
+    H: Tensor | None,
+    tolerance: float,
+    max_steps: int,
+    initial: str,
+) -> MesaResult:
+    """o_t = G_t (H_t + Lambda)^-1 q_t, with gradients by implicit differentiation (App. D), H counting as symmetric.
+
+    q, k [B, T, H, K] and v [B, T, H, V] of DTYPES, computed in the widest of theirs, K and V at most 128, entries of k up
+    to 31 in size; log_decay <= 0 (-inf forgets all that came before) and beta in [0, 1], [B, T, H]; regularizer, the
+    diagonal of Lambda, [H, K] > 0, below 32,768; G and H, the state before, or None for zeros. A sequence that begins
+    inside T is a log_decay of -inf.
+
+    A token's solve begins at `initial`, "zero", "diagonal" (q / diag(H + Lambda)) or "query" (q), and ends at
+    |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0; so does that of its backward. In bfloat16, 1e-4 brings
+    all gradients to the rounding of their dtype; 1e-3 brings o there. Directions are rounded to float16, so that before
+    the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
+    Raises ValueError for other dtypes, sizes or settings.
+    """
+    refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer, "G": G, "H": H})
+    refuse_settings(k.shape[-1], v.shape[-1], tolerance, max_steps, initial)
+    dtype = reduce(torch.promote_types, (k.dtype, v.dtype), q.dtype)
+    inputs = [x.to(dtype).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_decay, beta, regularizer)]
+    states = [None if S is None else S.contiguous() for S in (G, H)]
+    return MesaResult(*_forward(*inputs, *states, tolerance, max_steps, initial)[:4])
+
+
+def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
+    """ValueError for what these kernels would narrow."""
+    for name, x in inputs.items():
+        if x is not None and x.dtype not in DTYPES:
+            raise ValueError(f"{name} is {x.dtype}, permitted with backend=triton are {', '.join(map(str, DTYPES))}")
+
+
+def refuse_settings(key_dim: int, value_dim: int, tolerance: float, max_steps: int, initial: str) -> None:
+    """ValueError for what these kernels do not compute."""
+    if max(key_dim, value_dim) > LARGEST_DIM:
+        raise ValueError(f"key_dim is {key_dim} and value_dim {value_dim}, permitted with backend=triton is up to {LARGEST_DIM}")
+    if max_steps < 0 or not 0.0 <= tolerance < 1.0:
+        raise ValueError(f"max_steps is {max_steps} and tolerance {tolerance}, permitted are from 0, and from 0 to below 1")
+    if initial not in INITIAL:
+        raise ValueError(f"initial is {initial!r}, permitted with backend=triton are {', '.join(INITIAL)}")
+
+
+@torch.library.custom_op("linear_rnn_suite::mesa", mutates_args=())
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    G: Tensor | None,
+    H: Tensor | None,
+    tolerance: float,
+    max_steps: int,
+    initial: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o, the final G and H, steps; and for the backward x, and G, H and H's scale before every chunk."""
+    assert all(x.is_contiguous() for x in (q, k, v, log_decay, beta, regularizer))
+    states = launches.states(k, v, log_decay, beta, G, H)
+    solver = launches.Solver(tolerance, max_steps, initial)
+    o, x, steps = launches.solve(q, k, v, log_decay, beta, regularizer, states, solver)
+    return o, states.final_G, states.final_H, steps, x, states.G, states.H, states.scale
+
+
+@_forward.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    G: Tensor | None,
+    H: Tensor | None,
+    tolerance: float,
+    max_steps: int,
+    initial: str,
+) -> tuple[Tensor, ...]:
+    states = launches.empty_states(k, v)
+    o, x, steps = launches.empty_solution(k, v)
+    return o, states.final_G, states.final_H, steps, x, states.G, states.H, states.scale
+
+
+@torch.library.custom_op("linear_rnn_suite::mesa_backward", mutates_args=())
+def _backward(
+    d_o: Tensor,
+    d_G: Tensor | None,
+    d_H: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    x: Tensor,
+    G: Tensor,
+    H: Tensor,
+    scale: Tensor,
+    final_G: Tensor,
+    final_H: Tensor,
+    tolerance: float,
+    max_steps: int,
+    initial: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of q, k, v, log_decay, beta, regularizer and of the state before, from those of o and the state after."""
+    states, solver = launches.States(G, H, scale, final_G, final_H), launches.Solver(tolerance, max_steps, initial)
+    d_o = d_o.to(v.dtype).contiguous()
+    e, d_regularizer, row = launches.solve_backward(d_o, k, v, log_decay, beta, regularizer, states, x, solver)
+    D_G, d_G0, crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, False)
+    twice_d_H = None if d_H is None else d_H + d_H.mT
+    D_H, d_H0, crossing_H = launches.state_gradients(e, x, log_decay, twice_d_H, states, True)
+    crossing = torch.cat([crossing_G, crossing_H])
+    from_inputs = launches.input_gradients(k, v, log_decay, beta, x, e, d_o, row, crossing, D_G, D_H)
+    d_q = e[0] if k.dtype == torch.bfloat16 else e.float().sum(0).to(k.dtype)
+    d_H0 = d_H0 / 2
+    if d_H is not None:
+        # The cotangent itself is passed back as it came, not its symmetric part.
+        d_H0 += log_decay.float().sum(1).exp()[..., None, None] * (d_H - d_H.mT) / 2
+    return d_q, *from_inputs, d_regularizer.to(regularizer.dtype), d_G0, d_H0
+
+
+@_backward.register_fake
+def _(
+    d_o: Tensor,
+    d_G: Tensor | None,
+    d_H: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    beta: Tensor,
+    regularizer: Tensor,
+    x: Tensor,
+    G: Tensor,
+    H: Tensor,
+    scale: Tensor,
+    final_G: Tensor,
+    final_H: Tensor,
+    tolerance: float,
+    max_steps: int,
+    initial: str,
+) -> tuple[Tensor, ...]:
+    like = (k, k, v, log_decay, beta, regularizer, final_G, final_H)
+    return tuple(torch.empty_like(tensor) for tensor in like)
+
+
+def _remember(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    _, k, v, log_decay, beta, regularizer, G, H, *ctx.settings = inputs
+    _, final_G, final_H, _, x, *states = output
+    ctx.save_for_backward(k, v, log_decay, beta, regularizer, x, *states, final_G, final_H)
+    ctx.is_given = (G is not None, H is not None)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: None) -> tuple:
+    d_o = torch.zeros_like(ctx.saved_tensors[1]) if d_o is None else d_o
+    *gradients, d_G0, d_H0 = _backward(d_o, d_G, d_H, *ctx.saved_tensors, *ctx.settings)
+    of_state = (S if given else None for S, given in zip((d_G0, d_H0), ctx.is_given, strict=True))
+    return *gradients, *of_state, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)

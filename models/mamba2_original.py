@@ -1,0 +1,184 @@
+"""The published Mamba2 block (Dao & Gu 2024, arXiv 2405.21060, section 7), on the shared backbone.
+
+Glossary, our name to the paper's letter: query C, key B, value X, gate z, step size dt, state h, key_dim N (state size),
+value_dim P (head dimension), decay_rate -A, skip D.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.components import HeadRMSNorm, ShortConvolution
+from models.initialization import fan_in_normal_, uniform_
+from models.mixer import SequenceMixer, State
+from models.ops import ssd
+
+
+class Inputs(NamedTuple):
+    """What a sequence gives the recurrence: gate [B, T, width], the rest as in models/ops/ssd.py."""
+
+    gate: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    dt: Tensor
+
+
+class Mamba2(SequenceMixer):
+    """linear(norm((h_t C_t + D x_t) * silu(z_t))), where one linear map and one convolution give what the recurrence reads.
+
+        x, B, C = silu(conv(linear(input)) + bias)
+        dt      = softplus(linear(input) + bias)
+        h_t     = exp(-dt_t decay_rate) h_{t-1} + dt_t x_t B_t^T        in every head
+
+    B and C are shared by the heads of a group, and the RMS of the norm is that of a group. Matrices and the convolution start
+    as in every mixer here; the authors take PyTorch's uniform numbers.
+
+    expand: width / d_model; value_dim: width of a head, a divisor of the width; num_groups: a divisor of the number of heads.
+    step_size_min, step_size_max: range of dt at the start, log-uniform; decay_rate_min, decay_rate_max: range of -A at the
+    start, uniform; 0 < min <= max. conv_width, key_dim, chunk_size (tokens a chunk of the chunked form): >= 1.
+    Raises ValueError for values outside these ranges.
+    """
+
+    @classmethod
+    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+        return ("mamba_ssm", "torch")
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        backend: str,
+        expand: int,
+        key_dim: int,
+        value_dim: int,
+        num_groups: int,
+        conv_width: int,
+        step_size_min: float,
+        step_size_max: float,
+        decay_rate_min: float,
+        decay_rate_max: float,
+        norm_eps: float,
+        chunk_size: int,
+    ) -> None:
+        super().__init__()
+        for name, size in (("expand", expand), ("key_dim", key_dim), ("conv_width", conv_width), ("chunk_size", chunk_size)):
+            if size < 1:
+                raise ValueError(f"{name} is {size}, permitted are whole numbers from 1")
+        self.width, self.key_dim, self.value_dim, self.num_groups = expand * d_model, key_dim, value_dim, num_groups
+        _check_divides("value_dim", value_dim, self.width, "width")
+        self.num_heads = self.width // value_dim
+        _check_divides("num_groups", num_groups, self.num_heads, "number of heads")
+        self.step_sizes = _range("step_size", step_size_min, step_size_max)
+        self.decay_rates = _range("decay_rate", decay_rate_min, decay_rate_max)
+        self.backend, self.chunk_size = backend, chunk_size
+        channels = self.width + 2 * num_groups * key_dim
+        self.input_projection = nn.Linear(d_model, self.width + channels + self.num_heads, bias=False)
+        self.convolution = ShortConvolution(channels=channels, width=conv_width)
+        self.convolution_bias = nn.Parameter(torch.empty(channels))
+        self.step_size_bias = nn.Parameter(torch.empty(self.num_heads))
+        self.log_decay_rate = nn.Parameter(torch.empty(self.num_heads))
+        self.skip = nn.Parameter(torch.empty(self.num_heads))
+        self.norm = HeadRMSNorm(num_heads=num_groups, dim=self.width // num_groups, eps=norm_eps)
+        self.output_projection = nn.Linear(self.width, d_model, bias=False)
+
+    def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
+        state = self.init_state(x.shape[0]) if state is None else state
+        inputs, conv = self._inputs(x, state["conv"], starts)
+        # Autocast would narrow the products of the recurrence, whose state is a sum over the whole sequence.
+        with torch.autocast(x.device.type, enabled=False):
+            y, h = self._recurrence(inputs, state["h"], starts)
+        return self._output(y, inputs, x.dtype), {"conv": conv, "h": h}
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        if self.backend != "mamba_ssm":
+            return super().step_(x_t, state)
+        from models.backends import mamba_ssm
+
+        inputs, conv = self._inputs(x_t.unsqueeze(1), state["conv"], None)
+        q, k, v, dt = (x.squeeze(1) for x in inputs[1:])
+        y = mamba_ssm.step_(q, k, v, dt, self._A(), state["h"])
+        state["conv"].copy_(conv)
+        return self._output(y.unsqueeze(1), inputs, x_t.dtype).squeeze(1)
+
+    def _inputs(self, x: Tensor, conv: Tensor, starts: Tensor | None) -> tuple[Inputs, Tensor]:
+        """What the recurrence reads, and the new state of the convolution."""
+        widths = [self.width, self.width + 2 * self.num_groups * self.key_dim, self.num_heads]
+        gate, channels, dt = self.input_projection(x).split(widths, dim=-1)
+        channels, conv = self.convolution(channels, conv, starts=starts)
+        channels = F.silu(channels + self.convolution_bias.to(channels.dtype))
+        values, keys_queries = channels.split([self.width, 2 * self.num_groups * self.key_dim], dim=-1)
+        k, q = keys_queries.unflatten(-1, (2, self.num_groups, self.key_dim)).unbind(2)
+        dt = F.softplus(dt.to(self._wide) + self.step_size_bias)
+        return Inputs(gate, q, k, values.unflatten(-1, (self.num_heads, self.value_dim)), dt), conv
+
+    def _output(self, y: Tensor, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+        """The output of the layer [B, T, d_model], computed up to its projection in float32 or wider and then in dtype."""
+        y = y + self.skip.unsqueeze(-1) * inputs.v
+        y = y.flatten(-2) * F.silu(inputs.gate.to(self._wide))
+        return self.output_projection(self.norm(y.unflatten(-1, (self.num_groups, -1))).flatten(-2).to(dtype))
+
+    def _A(self) -> Tensor:
+        """The negative decay rates [H]."""
+        return -torch.exp(self.log_decay_rate.to(self._wide))
+
+    def _recurrence(self, inputs: Inputs, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Read-outs [B, T, H, V] and the new state."""
+        (_, q, k, v, dt), A = inputs, self._A()
+        if v.shape[1] == 1:
+            return ssd.recurrent(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
+        if self.backend == "mamba_ssm":
+            from models.backends import mamba_ssm
+
+            return mamba_ssm.ssd(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
+        return ssd.chunked(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state, chunk_size=self.chunk_size)
+
+    @property
+    def _wide(self) -> torch.dtype:
+        """The dtype of gates and states: that of the parameters, but at least float32."""
+        return torch.promote_types(self.skip.dtype, torch.float32)
+
+    def init_state(self, batch_size: int) -> State:
+        shape = (batch_size, self.num_heads, self.value_dim, self.key_dim)
+        h = torch.zeros(shape, dtype=self._wide, device=self.skip.device)
+        return {"conv": self.convolution.init_state(batch_size), "h": h}
+
+    def state_elements(self, seq_len: int) -> int:
+        return self.convolution.state_elements() + self.width * self.key_dim
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Linear maps, the convolution, and the recurrence: the outer product written into h and the read-out."""
+        maps = 2.0 * (self.input_projection.weight.numel() + self.output_projection.weight.numel())
+        return maps + self.convolution.forward_flops_per_token() + 4.0 * self.width * self.key_dim
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for linear in (self.input_projection, self.output_projection):
+            fan_in_normal_(linear.weight, generator=generator)
+        self.convolution.reset_parameters(generator)
+        nn.init.zeros_(self.convolution_bias)
+        low, high = (math.log(value) for value in self.step_sizes)
+        dt = uniform_(self.step_size_bias, low=low, high=high, generator=generator).exp()
+        # softplus(x) = dt, hence x = log(exp(dt) - 1) = dt + log(1 - exp(-dt)), which is exact near 0.
+        self.step_size_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+        low, high = self.decay_rates
+        uniform_(self.log_decay_rate, low=low, high=high, generator=generator).log_()
+        nn.init.ones_(self.skip)
+        self.norm.reset_parameters(generator)
+
+
+def _check_divides(name: str, size: int, whole: int, of: str) -> None:
+    if size < 1 or whole % size:
+        raise ValueError(f"{name} is {size}, permitted are divisors of the {of} {whole}")
+
+
+def _range(name: str, low: float, high: float) -> tuple[float, float]:
+    if not 0.0 < low <= high:
+        raise ValueError(f"{name}_min, {name}_max are {low}, {high}, permitted is 0 < {name}_min <= {name}_max")
+    return low, high

@@ -1,0 +1,46 @@
+"""Gated linear attention (arXiv 2312.06635, eq. 3), which forgets at a rate of its own in every key dimension.
+
+G_t = G_{t-1} diag(gamma_t) + v_t k_t^T,   o_t = G_t q_t,   gamma_t = exp(log_decay_t)
+
+Both forms take q, k [B, T, H, K], v [B, T, H, V], log_decay <= 0 [B, T, H, K], and the state G [B, H, V, K] in float32 or
+wider; a log_decay of -inf forgets all that came before. They return o [B, T, H, V] and the state after the last token,
+both in the dtype of the state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+
+
+def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, a token at a time."""
+    outputs = []
+    for q_t, k_t, v_t, decay_t in over_time(q, k, v, log_decay.exp(), dtype=state.dtype):
+        state = state * decay_t.mT + v_t @ k_t.mT
+        outputs.append(state @ q_t)
+    return torch.stack(outputs, dim=1).squeeze(-1), state
+
+
+def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
+    """The same in chunks: attention inside one, the state from chunk to chunk.
+
+    Every pair of tokens in a chunk has K decays, held as [C, C, K]: a product of two factors, which would spare them, has
+    one that overflows behind a strong decay. So memory is that of T C K numbers a head, and chunks are short.
+    """
+    shape = v.shape
+    q, k, v, log_decay = split_heads(q, k, v, log_decay, chunk_size=chunk_size, dtype=state.dtype)
+    decays = chunk_decays(log_decay.mT)  # [M, K, C, C] and [M, K, C]
+    from_start, to_end = decays.from_start.mT, decays.to_end.mT
+    written = torch.bmm(v.mT, k * to_end)  # [M, V, K]
+    kept = from_start[:, -1:]
+    before = []
+    for kept_n, written_n in zip(*(x.unflatten(0, (*state.shape[:2], -1)).unbind(2) for x in (kept, written)), strict=True):
+        before.append(state)
+        state = torch.addcmul(written_n, kept_n, state)
+    # Of t and s: the sum over d of q_td k_sd and what is left at t of d as s wrote it.
+    weights = torch.einsum("mtd,mdts,msd->mts", q, decays.within, k)
+    before = torch.stack(before, dim=2).flatten(0, 2)
+    return join_heads(torch.baddbmm(torch.bmm(weights, v), q * from_start, before.mT), shape), state

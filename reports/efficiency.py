@@ -1,0 +1,195 @@
+"""How fast the models are, by length and by batch, and how near to what the device could do (Figs. 2 and 6 of MesaNet)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+
+from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.style import arms_in_order, backend_dashes, line_style, marker_size, new_figure, plain, shared_legend, style_of
+from reports.tables import outcome_notes
+from suite.metrics import METRICS, axis_label
+
+ARM = ["arm", "model", "backend"]
+CELL = ["work", "batch", "length", "device"]
+OBSTACLES = ("out_of_memory", "not_captured")
+QUARTILES = ("latency_ms_low", "latency_ms_high")
+OTHER = {"length": "batch", "batch": "length"}
+AXIS = {"length": "length [tokens]", "batch": "sequences at once"}
+
+
+def measured(frames: Frames) -> pd.DataFrame:
+    """One row an arm, piece of work, batch and length: a column a metric (the mean over runs), and the throughput.
+
+    A column of OBSTACLES is 1 where that kept the work from being timed. Raises NoData where nothing was measured.
+    """
+    rows = frames.results[frames.results["stage"] == "efficiency"]
+    if rows.empty:
+        raise NoData("no run was timed (stage efficiency)")
+    wide = (
+        rows.pivot_table(index=[*ARM, *CELL, "compiled"], columns="metric", values="value")
+        .reset_index()
+        .rename_axis(columns=None)
+    )
+    wide = wide.reindex(columns=[*wide.columns, *(name for name in (*OBSTACLES, *QUARTILES, "latency_ms") if name not in wide)])
+    # The same work compiled and not, in one request, is two arms.
+    both = wide.groupby([*ARM, *CELL])["compiled"].transform("nunique") > 1
+    wide["arm"] = wide["arm"].where(~(both & (wide["compiled"] == 1)), wide["arm"] + ", compiled")
+    tokens = wide["batch"] * wide["length"].where(~wide["work"].str.startswith("decode"), 1)
+    return wide.rename_axis(columns=None).assign(throughput=1e3 * tokens / wide["latency_ms"])
+
+
+def scan(data: pd.DataFrame, *, work: str, along: str) -> tuple[pd.DataFrame, str]:
+    """The rows of one piece of work along "length" or "batch", and what is the same for all of them, in words.
+
+    What is timed at a constant number of tokens has that in common, prompts what most of them share.
+    """
+    rows = data[data["work"] == work]
+    if rows.empty:
+        raise NoData(f"no run was timed in {work} (stage efficiency)")
+    if rows["length"].nunique() > 1 and (rows["batch"] * rows["length"]).nunique() == 1:
+        return rows, f"{rows['batch'].iloc[0] * rows['length'].iloc[0]:,.0f} tokens"
+    other = OTHER[along]
+    held = rows.groupby(other)[along].nunique().sort_values(ascending=False, kind="stable").index[0]
+    plural = "" if held == 1 else "s"
+    text = f"{held:,.0f} sequence{plural}" if other == "batch" else f"prompts of {held:,.0f} token{plural}"
+    return rows[rows[other] == held], text
+
+
+def lines(frames: Frames, *, panels: Sequence[Mapping[str, str]]) -> Drawing:
+    """One panel an entry {work, along, shows}: `shows`, latency_ms or throughput, by length or batch, a line an arm.
+
+    Points are medians; bars span the quartiles, where they are wider than a marker.
+    """
+    whole, parts = measured(frames), []
+    figure = new_figure(2.0 + 3.0 * len(panels), 3.7)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        rows, common = scan(whole, work=panel["work"], along=panel["along"])
+        _panel(axes, rows, along=panel["along"], shows=panel["shows"])
+        axes.set_title(f"{panel['work']}, {common}")
+        parts.append(rows.assign(along=panel["along"]))
+    shared_legend(figure)
+    data = pd.concat(parts, ignore_index=True).drop_duplicates()
+    return Drawing(data, figure, tuple(_remarks(data)))
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
+    several = rows["backend"].nunique() > 1
+    for arm, model in arms_in_order(rows):
+        line, style = rows[rows["arm"] == arm].sort_values(along), style_of(model)
+        look = line_style(model) | {"marker": style.marker, "markersize": 0.75 * marker_size(model), "elinewidth": 1.1}
+        if several:
+            look["linestyle"] = backend_dashes(line["backend"].iloc[0])
+        axes.errorbar(line[along], line[shows], _spread(line, shows), label=plain(arm), **look)
+    values = sorted(rows[along].unique())
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, labels=[f"{value:,.0f}" for value in values], rotation=45 if len(values) > 4 else 0)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel=AXIS[along], ylabel=axis_label(shows))
+
+
+def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
+    """From the median down and up to the quartiles [2, N], in the unit that is shown."""
+    low, high = (line[name].to_numpy(float) for name in QUARTILES)
+    median = line["latency_ms"].to_numpy(float)
+    if shows == "throughput":
+        shown = line["throughput"].to_numpy(float)
+        return np.stack([shown - shown * median / high, shown * median / low - shown]).clip(min=0)
+    return np.stack([median - low, high - median]).clip(min=0)
+
+
+def _remarks(data: pd.DataFrame) -> list[str]:
+    """Where it was measured, how backends are told apart, and what could not be timed and why."""
+    said = [f"Measured on {', '.join(sorted(data['device'].unique()))}. Bars span the quartiles."]
+    backends = sorted(data["backend"].unique())
+    if len(backends) > 1:
+        names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
+        said.append("Lines by backend: " + ", ".join(f"{name} {names[backend_dashes(name)]}" for name in backends) + ".")
+    return said + missing_cells(data)
+
+
+def missing_cells(data: pd.DataFrame) -> list[str]:
+    """One sentence an obstacle: which arms it kept from which work, at which batch and length."""
+    said = []
+    for name in OBSTACLES:
+        rows = data[data[name] == 1].drop_duplicates([*ARM, *CELL])
+        if len(rows):
+            places = [f"{row.arm} in {row.work} at {row.batch:,.0f} x {row.length:,.0f}" for row in rows.itertuples()]
+            said.append(f"{METRICS[name].label.capitalize()}: {'; '.join(places)}.")
+    return said
+
+
+def costs(frames: Frames, *, works: Sequence[str]) -> Table:
+    """One row an arm and piece of work, at the greatest length that was asked for: warm and cold time, memory, roofline."""
+    whole = measured(frames)
+    data = pd.concat([_longest(whole[whole["work"] == work]) for work in works], ignore_index=True)
+    if data.empty:
+        raise NoData(f"no run was timed in {', '.join(works)} (stage efficiency)")
+    data = data.reindex(columns=[*data.columns, *(name for name in ("peak_memory_bytes",) if name not in data)])
+    columns = {
+        "latency_ms": (f"{axis_label('latency_ms')} and quartiles", _time_cell),
+        "cold_ms": (
+            axis_label("cold_ms"),
+            lambda row: Cell("–") if pd.isna(row["cold_ms"]) else Cell(_three_digits(row["cold_ms"]), row["cold_ms"]),
+        ),
+        "throughput": (axis_label("throughput"), lambda row: _number_cell(row["throughput"], "{:,.0f}")),
+        "roofline_fraction": ("roofline reached [%]", lambda row: _number_cell(100 * row["roofline_fraction"], "{:.1f}")),
+        "peak_memory_bytes": ("peak memory [GiB]", lambda row: _number_cell(row["peak_memory_bytes"] / 2**30, "{:,.2f}")),
+    }
+    shown = {name: column for name, column in columns.items() if data[name].notna().any()}
+    rows = []
+    for work in works:
+        for arm, _ in arms_in_order(data):
+            for _, row in data[(data["work"] == work) & (data["arm"] == arm)].iterrows():
+                place = f"{row['batch']:,.0f} x {row['length']:,.0f}"
+                rows.append(
+                    (Cell(work), Cell(arm), Cell(row["backend"]), Cell(place), *(make(row) for _, make in shown.values()))
+                )
+    header = ("work", "model", "backend", "sequences x tokens", *(title for title, _ in shown.values()))
+    return Table(whole, header, tuple(rows), (*_ceilings(whole), *missing_cells(whole), *outcome_notes(frames.cells)))
+
+
+def _longest(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the greatest length, of the largest batch there."""
+    rows = rows[rows["length"] == rows["length"].max()]
+    return rows[rows["batch"] == rows["batch"].max()]
+
+
+def _time_cell(row: pd.Series) -> Cell:
+    for name in OBSTACLES:
+        if row[name] == 1:
+            return Cell(METRICS[name].label)
+    low, median, high = (_three_digits(row[name]) for name in ("latency_ms_low", "latency_ms", "latency_ms_high"))
+    return Cell(f"{median} [{low}, {high}]", row["latency_ms"])
+
+
+def _three_digits(value: float) -> str:
+    """From a microsecond to minutes, three digits that say something."""
+    return (
+        f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
+    )
+
+
+def _number_cell(value: float, form: str) -> Cell:
+    return Cell("–") if pd.isna(value) else Cell(form.format(value), value)
+
+
+def _ceilings(data: pd.DataFrame) -> list[str]:
+    """One sentence a device: what it was seen to do at most, and what the roofline is."""
+    said = []
+    for device, rows in data.dropna(subset="matmul_flops_per_second").groupby("device"):
+        product, copied = rows["matmul_flops_per_second"].max() / 1e12, rows["copy_bytes_per_second"].max() / 1e9
+        said.append(
+            f"Measured on {device}: a large matrix product {_three_digits(product)} TFLOP/s in the runs' precision, a copy "
+            f"{_three_digits(copied)} GB/s. The roofline is the longer of the work's contractions at the one and its fewest "
+            "bytes at the other."
+        )
+    return said

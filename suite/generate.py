@@ -1,0 +1,96 @@
+"""What `generate` does: a trained language model goes on with a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from models.generation import generate, narrow
+from models.mesa_layers import mesa_layers, solver_replaced
+from suite.devices import select_device
+from suite.plan import Run
+from suite.ranges import check_values, is_whole
+from suite.request import RequestError, compose_config, unknown
+from suite.saved import load_model, saved_run
+from tasks.tokenizer import Tokenizer, load_tokenizer
+
+# What is asked when nothing is said; the other keys are those of every configuration. solver_steps: of the Mesa layers.
+ASKED: dict[str, Any] = {"run": None, "prompt": "", "tokens": 100, "temperature": 1.0, "top_k": None, "solver_steps": None}
+OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
+
+
+def generate_text(arguments: Sequence[str]) -> str:
+    """The prompt and what follows it, up to the end of the document. Raises RequestError."""
+    asked, overrides = _parsed(arguments)
+    config = compose_config(overrides)
+    check_values(config)
+    run = saved_run(Path(config.paths.results), asked["run"])
+    tokenizer, device = _tokenizer(run), select_device(config.compute.device)
+    # A document begins with BOS, as in training.
+    ids = [tokenizer.bos, *tokenizer.encode(asked["prompt"])]
+    sampling = {key: asked[key] for key in ("temperature", "top_k")}
+    try:
+        model = load_model(run.run_id, config.paths.results, device.type, config.backend)
+        if run.config["train"]["autocast"] == "bfloat16":
+            narrow(model, torch.bfloat16)
+        if asked["solver_steps"] is not None and not mesa_layers(model):
+            raise RequestError(f"solver_steps={asked['solver_steps']}: {run.config['model']['name']} solves nothing")
+        solver = {} if asked["solver_steps"] is None else {"max_steps": asked["solver_steps"]}
+        with solver_replaced(model, solver):
+            prompt = torch.tensor([ids], device=device)
+            (following,) = generate(model, prompt, num_tokens=asked["tokens"], **sampling, seed=config.seed).tolist()
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    end = following.index(tokenizer.bos) if tokenizer.bos in following else len(following)
+    return tokenizer.decode([*ids, *following[:end]])
+
+
+def _parsed(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of ASKED, and the overrides of the configuration."""
+    asked, overrides = dict(ASKED), []
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise RequestError(f"{argument!r} is not of the form key=value")
+        if key in ("run", "prompt"):
+            asked[key] = value
+        elif key in ASKED:
+            asked[key] = _number(key, value)
+        elif key.partition(".")[0] in OF_A_CONFIGURATION:
+            overrides.append(argument)
+        else:
+            raise unknown("key", key, (*ASKED, *OF_A_CONFIGURATION))
+    if asked["run"] is None:
+        raise RequestError("generate takes run=ID")
+    if not is_whole(asked["tokens"], 1):
+        raise RequestError(f"tokens={asked['tokens']} is out of range, permitted are whole numbers from 1")
+    return asked, overrides
+
+
+def _number(key: str, value: str) -> Any:
+    """A number, or None where the key may be left open."""
+    try:
+        number = yaml.safe_load(value)
+    except yaml.YAMLError:
+        number = value
+    whole = key != "temperature"
+    if (number is None and ASKED[key] is None) or is_whole(number, 0) or (not whole and isinstance(number, float)):
+        return number
+    raise RequestError(f"{key}={value} is out of range, permitted are {'whole ' if whole else ''}numbers from 0")
+
+
+def _tokenizer(run: Run) -> Tokenizer:
+    """Raises RequestError for a run that has read no text, or whose tokenizer is not here."""
+    if "data" not in run.config["task"]:
+        raise RequestError(f"run {run.run_id} was trained on {run.config['task']['name']}; permitted are runs of language")
+    try:
+        tokenizer = load_tokenizer(run.config["task"]["data"]["tokenizer"])
+    except ValueError as error:
+        raise RequestError(str(error)) from error
+    if tokenizer.vocab_size != run.interface.vocab_size:
+        raise RequestError(f"run {run.run_id}: its tokenizer has {run.interface.vocab_size} ids, the file has another number")
+    return tokenizer

@@ -1,0 +1,152 @@
+"""The Mesa kernels under Triton's interpreter, small: `test_triton_mesa` runs this file in a process of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from tests.models.backends import triton_interpreter  # noqa: F401 - before the kernels
+
+# isort: split
+from models import mesa_backends
+from models.backends.triton.mesa import mesa_chunked
+from models.backends.triton.mesa_decode import mesa_decode_
+from models.ops import mesa
+from models.ops.solvers import build_solver
+from tests.models.backends import mesa_kernel_cases as cases
+from tests.models.mesanet_cases import LAYER, build_layer
+
+draw = partial(cases.draw, device="cpu")
+F32 = torch.float32
+
+
+def settings(max_steps: int, tolerance: float, initial: str = "diagonal") -> dict:
+    return {
+        "name": "cg",
+        "max_steps": max_steps,
+        "tolerance": tolerance,
+        "stop": "right_hand_side",
+        "initial": initial,
+        "gradient": "implicit",
+    }
+
+
+@pytest.mark.parametrize(("length", "dtype"), [(66, torch.bfloat16), (3, F32)])
+def test_equals_recurrent_form(length, dtype):
+    cases.assert_equals_recurrent(draw(length=length, key_dim=32, value_dim=16, dtype=dtype))
+
+
+@pytest.mark.parametrize(("initial", "max_steps"), [("zero", 2), ("diagonal", 2), ("query", 0)])
+def test_few_steps_start_where_they_should(initial, max_steps):
+    inputs = draw(length=3, key_dim=16, value_dim=16, dtype=F32)
+    solver = build_solver(settings(max_steps, 0.0, initial))
+
+    def exact(tensors):
+        over_time = {name: x for name, x in tensors.items() if name not in ("G", "H")}
+        state = mesa.MesaState(tensors["G"], tensors["H"])
+        o, state = mesa.chunked(**over_time, state=state, solver=solver, chunk_size=64)
+        return o, state.G, state.H
+
+    cotangents, names = cases.draw_cotangents(inputs)[:1], cases.NAMES[:7]
+    expected = cases.results(exact, {name: x.double() for name, x in inputs.items()}, cotangents, names)
+    stopped = partial(cases.kernel, tolerance=0.0, max_steps=max_steps, initial=initial)
+    found = cases.errors(cases.results(stopped, inputs, cotangents, names), expected)
+    # Directions are rounded to float16, 5e-4, and so is a guess.
+    assert max(found.values()) < 1e-3, found
+
+
+def test_token_does_not_see_later_ones():
+    inputs = draw(length=12, key_dim=32, value_dim=16, dtype=F32)
+    changed = {name: x.clone() for name, x in inputs.items()}
+    for name in ("q", "k", "v", "beta"):
+        changed[name][:, 8] = changed[name][:, 7]
+    changed["log_decay"][:, 8] = -3.0
+    for max_steps in (1, 40):
+        first, second = (cases.kernel(x, tolerance=1e-6, max_steps=max_steps)[0] for x in (inputs, changed))
+        # What scales a chunk's keys to float16 is a power of two of all of them.
+        torch.testing.assert_close(first[:, :8], second[:, :8], rtol=2e-5, atol=2e-6)
+        assert (first[:, 8:] - second[:, 8:]).abs().max() > 1e-3
+
+
+def test_stops_by_tolerance_or_steps_and_at_once_for_nothing():
+    inputs = draw(length=9, key_dim=32, value_dim=16, dtype=torch.bfloat16)
+    inputs["q"][:, 3] = 0
+    stops = ((1e-2, 30), (1e-4, 30), (1e-4, 3))
+    loose, tight, few = (mesa_chunked(**inputs, tolerance=t, max_steps=n, initial="zero") for t, n in stops)
+    assert loose.steps.float().mean() < tight.steps.float().mean()
+    assert few.steps.max() == 3
+    # A token that has stopped stays so, whatever others of its chunk need.
+    assert tight.steps[0, :, 0].unique().numel() > 2
+    assert (tight.steps[:, 3] == 0).all() and (tight.o[:, 3] == 0).all()
+
+
+def test_decode_is_the_step_of_the_op():
+    inputs = draw(length=2, key_dim=20, value_dim=48, dtype=F32)
+    inputs["log_decay"][0, 1, 0] = float("-inf")
+    G, H = inputs.pop("G"), inputs.pop("H")
+    for initial in ("zero", "diagonal", "query"):
+        for max_steps, tolerance in ((20, 1e-6), (2, 0.0)):
+            solver = build_solver(settings(max_steps, tolerance, initial))
+            state, held = mesa.MesaState(G.double(), H.double()), {"G": G.clone(), "H": H.clone()}
+            for t in range(2):
+                token = {name: x if x.ndim == 2 else x[:, t : t + 1] for name, x in inputs.items()}
+                o, state = mesa.decode(**{name: x.double() for name, x in token.items()}, state=state, solver=solver)
+                found = mesa_decode_(**token, **held, max_steps=max_steps, tolerance=tolerance, initial=initial)
+                for x, y in ((found, o), (held["G"], state.G), (held["H"], state.H)):
+                    # The tolerance times a condition of 4, or float32's rounding.
+                    torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
+
+
+def test_layer_compiles_without_a_break_and_steps_in_place():
+    solver = settings(30, 1e-6)
+    layer, reference = (build_layer(backend=backend, solver=solver) for backend in ("triton", "torch"))
+    x = torch.randn(1, 3, LAYER["d_model"], generator=torch.Generator().manual_seed(0))
+
+    def run(form):
+        y, state = form(x)
+        return [y.detach(), state["G"].detach(), *torch.autograd.grad(y.square().sum(), list(layer.parameters()))]
+
+    eager, compiled = run(layer), run(torch.compile(layer, fullgraph=True, backend="aot_eager"))
+    expected, _ = reference(x)
+    torch.testing.assert_close(compiled, eager, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(eager[0], expected.detach(), rtol=1e-4, atol=1e-4)
+    state = layer.init_state(1)
+    with torch.no_grad():
+        held = state["H"]
+        for t in range(3):
+            y_t = layer.step_(x[:, t], state)
+    assert state["H"] is held and held.any()
+    torch.testing.assert_close(y_t, expected[:, 2].detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"max_steps": -1}, "-1"),
+        ({"tolerance": -1.0}, "-1.0"),
+        ({"initial": "previous_token"}, "previous_token"),
+        ({"q": torch.zeros(1, 1, 2, 16, dtype=torch.float64)}, "q is torch.float64"),
+        ({"v": torch.zeros(1, 1, 2, 129)}, "129"),
+    ],
+)
+def test_what_is_not_computed_is_named(changes, named):
+    inputs = draw(length=1, key_dim=16, value_dim=16, dtype=F32)
+    for form in (mesa_chunked, mesa_decode_):
+        with pytest.raises(ValueError, match=named):
+            form(**{**inputs, "tolerance": 1e-4, "max_steps": 30, "initial": "diagonal", **changes})
+
+
+def test_dtypes_that_differ():
+    inputs = draw(length=2, key_dim=16, value_dim=16, dtype=torch.bfloat16)
+    exact, _, _ = cases.recurrent({name: x.double() for name, x in inputs.items()})
+    o, _, _ = cases.kernel(inputs | {"v": inputs["v"].float()}, tolerance=1e-6, max_steps=30)
+    assert o.dtype == torch.float32
+    torch.testing.assert_close(o.double(), exact, rtol=1e-4, atol=1e-4)
+
+    widened = inputs | {name: inputs[name].float() for name in ("q", "k")}
+    state = mesa.MesaState(widened.pop("G"), widened.pop("H"))
+    o, _ = mesa_backends.by_triton(widened, state=state, solver=build_solver(settings(30, 1e-6)))
+    assert o.dtype == torch.bfloat16
+    torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)

@@ -1,0 +1,70 @@
+"""FlexAttention sees the keys that the definition sees: on a CPU the mask and its blocks, on a GPU the kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from models.attention import positions_in_document
+from models.ops import flex_attention as ours
+from models.ops.flex_attention import BLOCK, block_mask, flexible
+from models.ops.softmax_attention import _visible, masked
+
+
+def spans(length: int, *, cached: int, window: int | None) -> Tensor:
+    """Documents that begin anywhere, rarely in one row and often in the other, under a window."""
+    odds = torch.tensor([[0.002], [0.05]])
+    starts = torch.rand(2, length, generator=torch.Generator().manual_seed(0)) < odds
+    return positions_in_document(torch.tensor([cached, cached // 2]), starts).clamp(max=(window or length + cached) - 1)
+
+
+CASES = [(1, 0, None), (100, 60, None), (300, 0, None), (257, 200, 50), (512, 0, 130), (640, 127, 128), (640, 0, 1)]
+
+
+@pytest.mark.parametrize(("length", "cached", "window"), CASES)
+def test_blocks_hold_every_visible_key_and_full_ones_no_other(length: int, cached: int, window: int | None) -> None:
+    span = spans(length, cached=cached, window=window)
+    mask = block_mask(span, cached + length)
+    rows, columns = (-(-n // BLOCK) for n in (length, cached + length))
+    seen = torch.zeros(2, rows * BLOCK, columns * BLOCK, dtype=torch.bool)
+    seen[:, :length, : cached + length] = _visible(span, cached + length)
+    blocks = seen.unflatten(2, (columns, BLOCK)).unflatten(1, (rows, BLOCK)).transpose(2, 3)
+    assert torch.equal(mask.to_dense().squeeze(1).bool(), blocks.any(-1).any(-1))
+    for row in range(2):
+        for i in range(rows):
+            full = mask.full_kv_indices[row, 0, i, : mask.full_kv_num_blocks[row, 0, i]]
+            queries = min(BLOCK, length - i * BLOCK)
+            assert blocks[row, i, full, :queries].all()
+
+
+@pytest.mark.parametrize(("length", "cached", "window"), CASES[1:4:2])
+def test_the_mask_is_the_definitions(length: int, cached: int, window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "_compiled", lambda: flex_attention)
+    q, k, v = (torch.randn(2, n, 2, 16, generator=torch.Generator().manual_seed(n)) for n in (length, *[cached + length] * 2))
+    inputs = {"q": q, "k": k, "v": v, "span": spans(length, cached=cached, window=window)}
+    torch.testing.assert_close(flexible(**inputs), masked(**inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("length", "cached", "window"), [(500, 0, None), (1000, 127, 128)])
+def test_the_kernel_is_the_definition(length: int, cached: int, window: int | None) -> None:
+    """Outputs and gradients; a bfloat16 number has 8 bits, 4e-3, and gradients go through weights and outputs of them."""
+    span = spans(length, cached=cached, window=window).cuda()
+    drawn = [torch.randn(2, n, 2, 64, generator=torch.Generator().manual_seed(n)) for n in (length, *[cached + length] * 2)]
+    narrow = [x.cuda().bfloat16().requires_grad_() for x in drawn]
+    wide = [x.detach().double().requires_grad_() for x in narrow]
+    o, expected = (f(q=q, k=k, v=v, span=span) for f, (q, k, v) in ((flexible, narrow), (masked, wide)))
+    weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).cuda().bfloat16()
+    gradients, correct_gradients = torch.autograd.grad(o, narrow, weight), torch.autograd.grad(expected, wide, weight.double())
+    for actual, correct in zip([o, *gradients], [expected, *correct_gradients], strict=True):
+        assert (actual.double() - correct).norm() < 2e-2 * correct.norm()
+
+
+@torch.no_grad()
+def test_it_is_part_of_one_graph_where_the_caller_is_compiled() -> None:
+    q, k, v = torch.randn(3, 2, 300, 2, 16, generator=torch.Generator().manual_seed(0)).unbind()
+    inputs = {"q": q, "k": k, "v": v, "span": spans(300, cached=0, window=50)}
+    together = torch.compile(flexible, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(together(**inputs), masked(**inputs), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks.build import build_task
+from tasks.efficiency import Efficiency
+from tasks.task import Scored
+
+ARGUMENTS = {"vocab_size": 11, "seq_len": 16, "seed": 0}
+
+
+def task(**changes) -> Efficiency:
+    return Efficiency(**(ARGUMENTS | changes))
+
+
+def test_the_next_token_is_asked_at_every_token():
+    for batch in (task().batch("train", range(5)), task().draw(5, 16)):
+        assert batch.tokens.shape == batch.targets.shape == (5, 16) and batch.asked.all()
+        assert (batch.tokens[:, 1:] == batch.targets[:, :-1]).all()
+        assert batch.tokens.min() >= 0 and batch.targets.max() < 11
+
+
+def test_examples_are_pure():
+    np.random.seed(0)
+    whole = task().batch("train", [3, 0, 40])
+    again = task()
+    again.batch("validation", [0])
+    for place, index in reversed(list(enumerate([3, 0, 40]))):
+        assert (whole.tokens[place] == again.batch("train", [index]).tokens[0]).all()
+    assert (task().draw(3, 20).tokens == again.draw(3, 20).tokens).all()
+
+
+def test_splits_seeds_and_lengths_differ():
+    drawn = [
+        task(seq_len=60).batch("train", [0]),
+        task(seq_len=60).batch("validation", [0]),
+        task(seq_len=60, seed=1).batch("train", [0]),
+        task().draw(1, 60),
+        task(seed=1).draw(1, 60),
+    ]
+    assert len({tuple(batch.tokens[0].tolist()) for batch in drawn}) == len(drawn)
+
+
+def test_ids_are_even_and_knowing_nothing_is_best():
+    made = task(seq_len=4000)
+    batch = made.batch("validation", [0])
+    shares = torch.bincount(batch.targets.flatten(), minlength=11) / 4000
+    assert shares.tolist() == pytest.approx([1 / 11] * 11, abs=0.02)
+    nll = torch.full(batch.tokens.shape, made.guessing_loss)
+    (row,) = made.measure("validation", [Scored(batch, nll, batch.targets)])
+    assert row.value == pytest.approx(math.log(11)) and row.count == 4000
+    assert made.references("validation", reach=None)[0].value == pytest.approx(1 / 11)
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "seq_len"])
+def test_wrong_settings_are_named(key):
+    with pytest.raises(ValueError, match=f"task.{key}=0 must be"):
+        task(**{key: 0})
+
+
+def test_the_configuration_builds():
+    with open("conf/task/efficiency.yaml") as file:
+        configuration = yaml.safe_load(file)
+    made = build_task(configuration, seed=0)
+    assert configuration["version"] == made.version and made.num_examples("train") is None
