@@ -24,6 +24,10 @@ NEUTRAL: dict[str, Any] = {
     f"model.mixers.{name}.{key}": value for name in MESA_PATTERN_NAMES for key, value in MESA_NEUTRAL.items()
 }
 
+# The same of a task, by its type.
+TASK_NEUTRAL: dict[str, dict[str, Any]] = {"mqar.MQAR": {"num_train": None}}
+NEUTRAL |= {f"task.{key}": value for keys in TASK_NEUTRAL.values() for key, value in keys.items()}
+
 # Values of a task's `data` that say where the text lies; what it says is in the fingerprint.
 PLACES = ("path", "cache", "name", "tokenizer")
 
@@ -86,7 +90,8 @@ def with_neutral(config: Mapping[str, Any]) -> dict[str, Any]:
                     inner = inner[part]
                 inner.setdefault(last, value)
         model[name] = mixer
-    return {**config, "model": model}
+    task = TASK_NEUTRAL.get(config["task"].get("type"), {}) | config["task"]
+    return {**config, "model": model, "task": task}
 
 
 def run_id(whole: Mapping[str, Any]) -> str:

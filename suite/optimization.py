@@ -57,7 +57,9 @@ def example_indices(step: int, *, batch_size: int, num_examples: int | None, see
     first = step * batch_size
     if num_examples is None:
         return list(range(first, first + batch_size))
-    return [int(_epoch_order(p // num_examples, num_examples, seed)[p % num_examples]) for p in range(first, first + batch_size)]
+    epochs, places = np.divmod(np.arange(first, first + batch_size), num_examples)
+    orders = [_epoch_order(epoch, num_examples, seed)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+    return np.concatenate(orders).tolist()
 
 
 @functools.lru_cache(maxsize=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import threading
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -31,6 +32,7 @@ class MQAR(Task):
     have a list of pairs in common, under any seed.
 
     num_pairs: the K of consecutive examples, in turn.
+    num_train: None for training examples without end, or how many there are, read anew every epoch (Arora et al.: 100,000).
     random_non_queries: whether other places hold uniform tokens, which may be keys or values of the example too (the
     first occurrence of a key is always its pair), or FILLER.
     Raises ValueError for a setting out of range.
@@ -50,18 +52,22 @@ class MQAR(Task):
         random_non_queries: bool,
         num_validation: int,
         num_test: int,
+        num_train: int | None,
         seed: int,
     ) -> None:
         _check(vocab_size, seq_len, num_pairs, power_a)
         check_count("task.num_validation", num_validation)
         check_count("task.num_test", num_test)
+        if num_train is not None:
+            check_count("task.num_train", num_train)
         self.vocab_size, self.seq_len, self.num_pairs, self.seed = vocab_size, seq_len, tuple(num_pairs), seed
         self.power_a, self.random_non_queries = power_a, random_non_queries
-        self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
+        self._num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._block = functools.lru_cache(maxsize=4 * len(self.num_pairs))(self._draw_block)
         for split, pairs in itertools.product(self.splits, self.num_pairs):
             self._block(split, pairs, 0)
+        self._drawing, self._train = threading.Lock(), None
 
     def num_examples(self, split: str) -> int | None:
         return self._num_examples[split]
@@ -73,6 +79,21 @@ class MQAR(Task):
         return tokens[turn % BLOCK], targets[turn % BLOCK]
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
+        if split == "train" and self._num_examples["train"] is not None:
+            whole = self._whole_train()
+            slices = {"num_pairs": [whole.slices["num_pairs"][i] for i in indices]}
+            chosen = torch.as_tensor(indices)
+            return Batch(whole.tokens[chosen], whole.targets[chosen], slices=slices)
+        return self._drawn(split, indices)
+
+    def _whole_train(self) -> Batch:
+        """All training examples of a bounded split: drawn once, since every epoch reads them all in another order."""
+        with self._drawing:
+            if self._train is None:
+                self._train = self._drawn("train", range(self._num_examples["train"]))
+        return self._train
+
+    def _drawn(self, split: str, indices: Sequence[int]) -> Batch:
         turns, places = np.divmod(np.asarray(indices, dtype=np.int64), len(self.num_pairs))
         blocks, rows = np.divmod(turns, BLOCK)
         tokens = np.empty((len(turns), self.seq_len), dtype=np.int64)

@@ -328,12 +328,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on a CPU")
     parser.add_argument("--try", dest="single", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="those to measure")
     options = parser.parse_args()
     if options.single:
         try_case(options.single)
         return
     device = torch.device("cpu" if options.dry_run else "cuda")
-    cases, shapes = (TOY_CASES, TOY) if options.dry_run else (CASES, SHAPES)
+    cases, shapes = (TOY_CASES, TOY) if options.dry_run else ({name: CASES[name] for name in options.cases}, SHAPES)
     dtype = torch.float32 if options.dry_run else torch.bfloat16
     wrong = dict.fromkeys(cases, "") if options.dry_run else failures(list(cases))
     found: dict[str, Any] = {}

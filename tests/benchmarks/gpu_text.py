@@ -30,6 +30,7 @@ from torch import Tensor
 
 from models.backbone import LanguageModel
 from models.build import build_model
+from suite.acceleration import accelerate
 from suite.request import compose_config
 
 PIECE_CHARACTERS = 20_000
@@ -111,7 +112,7 @@ def train(model: LanguageModel, data: Tensor, protocol: Protocol) -> dict[str, f
             group["lr"] = protocol.rate(step)
         batch = data[order[step * protocol.batch_size : (step + 1) * protocol.batch_size]]
         with torch.autocast(device.type, torch.bfloat16):
-            loss = mean_loss(model, batch)
+            loss = mean_loss(model, model.training_features(batch, starts=None), batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         norms.append(norm.detach())
@@ -127,8 +128,7 @@ def train(model: LanguageModel, data: Tensor, protocol: Protocol) -> dict[str, f
     }
 
 
-def mean_loss(model: LanguageModel, batch: Tensor) -> Tensor:
-    features, _ = model.features(batch)
+def mean_loss(model: LanguageModel, features: Tensor, batch: Tensor) -> Tensor:
     return model.mean_loss(features[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
 
 
@@ -137,7 +137,7 @@ def validate(model: LanguageModel, data: Tensor, batch_size: int) -> float:
     total = 0.0
     for batch in data.split(batch_size):
         with torch.autocast(data.device.type, torch.bfloat16):
-            total += mean_loss(model, batch).item() * len(batch)
+            total += mean_loss(model, model.features(batch)[0], batch).item() * len(batch)
     return total / len(data)
 
 
@@ -176,9 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for asked in options.models:
         name, _, backend = asked.partition(":")
         model = build(name, backend or "torch", size, protocol.vocab_size, device)
-        if options.compile:
-            for block in model.blocks:
-                block.compile(dynamic=False)
+        accelerate(model, {"compile": options.compile, "activation_checkpointing": "none"})
         facts = train(model.train(), training, protocol)
         nll = validate(model.eval(), held_out[:VALIDATION_SEQUENCES], batch_size=32)
         parameters = sum(p.numel() for p in model.parameters())

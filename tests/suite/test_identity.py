@@ -102,6 +102,17 @@ def test_a_key_at_its_neutral_value_is_left_out():
     assert without_neutral({"train": {"new": 1}}, {"train.new": 0}) == {"train": {"new": 1}}
 
 
+def test_recall_of_before_keeps_its_name_and_gets_the_key_added_since():
+    """A configuration written before MQAR had num_train."""
+    (run,) = plan(["model=gla", "task=mqar"])
+    old = copy.deepcopy(run.config)
+    del old["task"]["num_train"]
+    assert run_id(identity(old, data_fingerprint=run.data_fingerprint)) == run.run_id
+    assert with_neutral(old)["task"] == run.config["task"]
+    (bounded,) = plan(["model=gla", "task=mqar", "task.num_train=100"])
+    assert bounded.run_id != run.run_id and with_neutral(bounded.config) == bounded.config
+
+
 @pytest.mark.parametrize("name", ["mesanet", "hawk_mesa"])
 def test_a_mesa_of_before_keeps_its_name_and_gets_the_keys_added_since(name):
     """A configuration written before a Mesa mixer had solver.initial and the like."""

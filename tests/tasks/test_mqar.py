@@ -17,6 +17,7 @@ ARGUMENTS = {
     "random_non_queries": True,
     "num_validation": 90,
     "num_test": 120,
+    "num_train": None,
     "seed": 0,
 }
 
@@ -47,6 +48,16 @@ def test_an_example_is_what_the_task_says(random_non_queries):
         assert dict(zip(tokens[asked], targets[asked], strict=True)) == dict(zip(keys, shown, strict=True))
         rest = np.setdiff1d(np.arange(2 * pairs, 48), asked)
         assert (tokens[rest] == FILLER).all() != random_non_queries
+
+
+def test_a_bounded_training_split_is_the_beginning_of_the_one_without_end():
+    indices = [299, 0, 257, 3, 3, 31]
+    endless, bounded = task().batch("train", indices), task(num_train=300).batch("train", indices)
+    assert torch.equal(endless.tokens, bounded.tokens) and torch.equal(endless.targets, bounded.targets)
+    assert endless.slices == bounded.slices
+    assert task(num_train=300).num_examples("train") == 300
+    with pytest.raises(IndexError):
+        task(num_train=300).batch("train", [300])
 
 
 def test_examples_are_pure():
@@ -174,6 +185,7 @@ def test_reachable_accuracy_grows_to_one_with_sight():
         ({"num_pairs": [0]}, "task.num_pairs=0 must be"),
         ({"power_a": 0.0}, "task.power_a=0.0 must be"),
         ({"num_test": 0}, "task.num_test=0 must be"),
+        ({"num_train": 0}, "task.num_train=0 must be"),
     ],
 )
 def test_wrong_settings_are_named(changes, message):
