@@ -36,7 +36,6 @@ SETTINGS = (
     "size.head_dim=64",
     "task.seq_len=256",
     "train.batch_size=16",
-    "train.warmup_steps=50",
     "train.lr=4e-3",
     "eval=none",
     "compute.jobs=1",
@@ -73,15 +72,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/backends"))
     chosen = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    extra = (f"train.steps={chosen.steps}", f"train.autocast={chosen.autocast}", f"paths.results={chosen.results}")
+    extra = (
+        f"train.steps={chosen.steps}",
+        f"train.warmup_steps={chosen.steps // 20}",
+        f"train.autocast={chosen.autocast}",
+        f"paths.results={chosen.results}",
+    )
     # The slowest first, so that none is left over at the end.
     asked = sorted(((model, backends_here(model, device)) for model in chosen.models), key=lambda pair: -len(pair[1]))
     with ThreadPoolExecutor(chosen.jobs) as pool:
         errors = [error for error in pool.map(lambda pair: train(*pair, extra), asked) if error]
+    print("\n".join(errors))
     nll = table(chosen.results)
     others = nll.drop(columns="torch").sub(nll["torch"], axis=0)
     print(pd.concat([nll[["torch"]], others.add_suffix(" less torch")], axis=1).round(4).to_string())
-    print("\n".join(errors))
     return int(bool(errors) or bool((others.abs() > PERMITTED).any(axis=None)))
 
 
