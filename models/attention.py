@@ -68,8 +68,10 @@ class Attention(SequenceMixer):
             k, v = (torch.cat([state[name].to(y.dtype), y], dim=1) for name, y in (("k", k), ("v", v)))
         o = softmax_attention.attend(q=q, k=k, v=v, span=self._span(positions, whole=whole), window=self.window)
         forgotten = k.shape[1] - self._tokens_held(k.shape[1])
+        # A view would keep all of what it was cut from.
+        k, v = (y[:, forgotten:].clone() if forgotten else y.contiguous() for y in (k, v))
         position = (positions[:, -1] + 1).expand(x.shape[0])
-        return self.output_projection(o.flatten(2)), {"k": k[:, forgotten:], "v": v[:, forgotten:], "position": position}
+        return self.output_projection(o.flatten(2)), {"k": k, "v": v, "position": position}
 
     def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q and k, turned to their positions, and v of x, each [B, T, H, K]."""

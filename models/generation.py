@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone, Block, LanguageModel
+from models.compilation import allow_many_shapes
 from models.rglru import BlockDiagonalLinear
 
 
@@ -56,26 +58,37 @@ def draw(logits: Tensor, *, temperature: float, top_k: int | None, generator: to
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_(generator=generator)).argmax(-1)
 
 
-def captured(advance: Callable[[], None], changed: Sequence[Tensor], generator: torch.Generator) -> Callable[[], None]:
+class Recorded(NamedTuple):
+    """A call as a CUDA graph; the call is kept with it, since the graph reads and writes the memory of what it names."""
+
+    graph: torch.cuda.CUDAGraph
+    advance: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(advance: Callable[[], None], changed: Sequence[Tensor], generator: torch.Generator) -> Recorded:
     """`advance` as a CUDA graph, which reads and writes the same memory whenever it is called.
 
     changed: the tensors that a call changes; they and the generator are left as they were.
     """
-    before, drawn = [x.clone() for x in changed], generator.get_state()
-    # What is compiled, tuned or allocated at a first call can't be while a graph is recorded.
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        advance()
-    torch.cuda.current_stream().wait_stream(side)
-    for x, value in zip(changed, before, strict=True):
-        x.copy_(value)
-    generator.set_state(drawn)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        advance()
-    return graph.replay
+    with torch.cuda.device(changed[0].device):
+        before, drawn = [x.clone() for x in changed], generator.get_state()
+        # What is compiled, tuned or allocated at a first call can't be while a graph is recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            advance()
+        torch.cuda.current_stream().wait_stream(side)
+        for x, value in zip(changed, before, strict=True):
+            x.copy_(value)
+        generator.set_state(drawn)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            advance()
+    return Recorded(graph, advance)
 
 
 def narrow(model: Backbone, dtype: torch.dtype) -> None:
@@ -91,9 +104,10 @@ def narrow(model: Backbone, dtype: torch.dtype) -> None:
 def compile_step(model: Backbone) -> None:
     """Lets torch.compile fuse the step of every block and the head, in place: one compilation serves all blocks of a kind.
 
-    It takes up to a minute at the first step of every batch size, so it pays for many tokens. A block that is not
-    capturable stays as it is.
+    It takes up to a minute at the first step of every batch size and, for attention, of every size of its cache, so it
+    pays for many tokens. A block that is not capturable stays as it is.
     """
+    allow_many_shapes()
     step, answer = (torch.compile(f, fullgraph=True, dynamic=False) for f in (Block.step_, Backbone.answer))
     model.answer = types.MethodType(answer, model)
     for block in model.blocks:

@@ -12,6 +12,8 @@ from models.ops.mesa import MesaState
 from models.ops.solvers import ConjugateGradients, build_solver
 
 LARGEST_DIM, FLA_DIMS = 128, ((32, 32), (64, 64), (128, 128))
+SMALLEST_REGULARIZER, LARGEST_REGULARIZER = 1e-4, 32_768
+"""Between these a Lambda is exact enough in float16, in which kernels of bfloat16 inputs keep it."""
 SMALLEST_TOLERANCE = 2e-7
 """What float32 can tell of a residual; below it `models.ops.solvers` goes on in more digits, which no kernel does."""
 
@@ -19,7 +21,8 @@ SMALLEST_TOLERANCE = 2e-7
 def computing(settings: Mapping[str, Any]) -> tuple[str, ...]:
     """Of `models.mesanet.Mesa` with these settings, fastest first.
 
-    triton: conjugate gradients from any guess of their own, differentiated at the solution, on unit keys of up to 128.
+    triton: conjugate gradients from any guess of their own, differentiated at the solution, on unit keys of up to 128,
+        with a Lambda that float16 holds.
     fla: the same from zero, in a fixed number of steps, with K = V = 32, 64 or 128.
     Raises ValueError for a solver that is not permitted.
     """
@@ -32,6 +35,8 @@ def computing(settings: Mapping[str, Any]) -> tuple[str, ...]:
         and settings["decode"] == "solver"
         and not settings["signed_decay"]
         and max(dims) <= LARGEST_DIM
+        and settings["regularizer_floor"] >= SMALLEST_REGULARIZER
+        and settings["regularizer_init"] < LARGEST_REGULARIZER
     )
     if not fused:
         return ("torch",)
@@ -44,7 +49,7 @@ def computing(settings: Mapping[str, Any]) -> tuple[str, ...]:
 def by_triton(inputs: Mapping[str, Tensor], *, state: MesaState, solver: ConjugateGradients) -> tuple[Tensor, MesaState]:
     """inputs: q, k, v, log_decay, beta and regularizer; computed in the dtype of v."""
     if inputs["q"].shape[1] == 1 and not torch.is_grad_enabled():
-        after = MesaState(state.G.clone(), state.H.clone())
+        after = MesaState(*(x.clone(memory_format=torch.contiguous_format) for x in (state.G, state.H)))
         return decode_by_triton_(inputs, state=after, solver=solver), after
     from models.backends.triton.mesa import mesa_chunked
 

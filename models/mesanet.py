@@ -134,8 +134,8 @@ class Mesa(LinearRNN):
 
     @property
     def capturable(self) -> bool:
-        # The solvers in PyTorch look whether any token goes on.
-        return self.backend != "torch"
+        # The solvers in PyTorch look whether any token goes on, and fla's call is kept from torch.compile.
+        return self.backend == "triton"
 
     def solver_in_use(self) -> Solver:
         """The layer's solver, in training with the steps drawn for the batch."""

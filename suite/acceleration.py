@@ -1,6 +1,7 @@
 """How a run's model is made to train fast, from outside of it: its parameters keep their names and its numbers their meaning.
 
-compute.compile: every block's training output is compiled; blocks of one shape share one compilation.
+compute.compile: every block's training output is compiled, but that of a mixer which draws for every batch
+(random_steps); blocks of one shape share one compilation.
 compute.activation_checkpointing: "blocks" keeps only what enters a block, and computes the rest again on the way back.
 compute.cuda_graph: the whole step is one graph; auto does so on a GPU where a step is so small that launching its
 kernels takes longer than running them.
@@ -33,7 +34,9 @@ def accelerate(model: Backbone, compute: Mapping[str, Any]) -> None:
         # What was compiled for earlier models of this process would count against the limit of recompilations.
         torch.compiler.reset()
         for block in model.blocks:
-            block.output = torch.compile(block.output, dynamic=False)
+            # What draws a number for every batch would be compiled anew for each.
+            if not block.mixer.draws:
+                block.output = torch.compile(block.output, dynamic=False)
 
 
 def training_step(

@@ -1,8 +1,8 @@
 """Every adapter to flash-linear-attention 0.6 (MIT, github.com/fla-org/flash-linear-attention).
 
 An adapter has the name of one of our ops (models/ops), takes and returns what its `chunked` form does without chunk_size,
-and computes a single token without a gradient by fla's recurrent kernel. q, k and v become what v is: bfloat16 or float16,
-or float32, which fla multiplies in TF32; o is in that type or float32, gates and states are float32.
+and all but `mesa` compute a single token without a gradient by fla's recurrent kernel. q, k and v become what v is:
+bfloat16 or float16, or float32, which fla multiplies in TF32; o is in that type or float32, gates and states are float32.
 
 Sums of log-decays are float32 here. A reset, or any decay beyond it, is cut to RESET: one in a chunk leaves later decays
 with an error of 1e-5, one at every token with 1e-3, where bfloat16 has 4e-3.

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
+from models.compilation import allow_many_shapes
+
 BLOCK = 128
 """Queries and keys of a block; what the kernel takes by default."""
 
@@ -27,6 +29,7 @@ def flexible(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     """The kernel. Uncompiled it would hold all T x S scores, so a graph that can't be compiled whole is an error."""
+    allow_many_shapes()
     return torch.compile(flex_attention, fullgraph=True)
 
 

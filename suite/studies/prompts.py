@@ -10,7 +10,7 @@ from functools import partial
 import torch
 
 from models.backbone import Backbone
-from models.generation import captured
+from models.generation import captured, narrow
 from models.mixer import State
 from suite.studies.roofline import total_bytes
 from suite.studies.timing import MOST_REPEATS
@@ -87,7 +87,9 @@ def _decoder(cell: Cell) -> Backbone:
     """The model as it generates: its weights in the precision of the matrix products."""
     if cell.dtype == torch.float32:
         return cell.model
-    return copy.deepcopy(cell.model).to(cell.dtype)
+    model = copy.deepcopy(cell.model)
+    narrow(model, cell.dtype)
+    return model
 
 
 def _aside(cell: Cell, model: Backbone) -> int:

@@ -323,6 +323,12 @@ def error_table(rows: list[dict[str, Any]], names: list[str]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
+def save(whole: Mapping[str, Any], out: Path | None) -> None:
+    """After every measurement, so that whatever comes next can't take it away."""
+    if out is not None:
+        out.write_text(json.dumps(whole, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
@@ -338,18 +344,18 @@ def main() -> None:
     dtype = torch.float32 if options.dry_run else torch.bfloat16
     wrong = dict.fromkeys(cases, "") if options.dry_run else failures(list(cases))
     found: dict[str, Any] = {}
+    whole = {"machine": machine(device), "speed": found, "accuracy": []}
     for name, case in cases.items():
         ms = [] if wrong[name] else [ms for shape in shapes for ms in timings(case, shape, device, dtype)]
         found[name] = {"backend": case.backend, "failure": wrong[name], "ms": ms}
+        save(whole, options.out)
     solved = {name: case.run for name, case in cases.items() if name.startswith("Mesa") and not wrong[name]}
     small = TOY[0] if options.dry_run else ACCURACY
-    rows = [
-        {"keys": keys.name, "gate_logit": keys.gate_logit, "errors": errors(solved, small, keys, device, dtype)} for keys in KEYS
-    ]
-    whole = {"machine": machine(device), "speed": found, "accuracy": rows}
-    if options.out:
-        options.out.write_text(json.dumps(whole, indent=1) + "\n")
-    print(f"{whole['machine']}\n\n{speed_table(found, shapes)}\n\n{error_table(rows, list(solved))}")
+    for keys in KEYS:
+        row = {"keys": keys.name, "gate_logit": keys.gate_logit, "errors": errors(solved, small, keys, device, dtype)}
+        whole["accuracy"].append(row)
+        save(whole, options.out)
+    print(f"{whole['machine']}\n\n{speed_table(found, shapes)}\n\n{error_table(whole['accuracy'], list(solved))}")
 
 
 if __name__ == "__main__":

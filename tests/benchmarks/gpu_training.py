@@ -22,11 +22,13 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import torch
@@ -316,23 +318,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(torch.cuda.get_device_name() if CUDA else "CPU", f"torch {torch.__version__}")
     for case in options.cases:
         print(case, flush=True)
-        rows += measured_case(case, given, options.seconds)
-        if options.out is not None:
-            options.out.write_text(json.dumps(rows, indent=1) + "\n")
+        for row in measured_case(case, given, options.seconds):
+            rows.append(row)
+            # After every row: what was measured is there whatever becomes of the next.
+            if options.out is not None:
+                options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def measured_case(case: str, given: Sequence[str], seconds: int) -> list[Row]:
-    """The rows of a case from a process of its own, printed; what went wrong stands beside those that were measured."""
+def measured_case(case: str, given: Sequence[str], seconds: int) -> Iterator[Row]:
+    """The rows of a case from a process of its own, printed as they come; what went wrong stands beside the others."""
     command = ["timeout", str(seconds), sys.executable, "-m", "tests.benchmarks.gpu_training", *given, "--case", case]
-    done = subprocess.run(command, capture_output=True, text=True)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"case"')]
-    for row in rows:
-        print(show(row, rows[0] if row is not rows[0] else None), flush=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        print(f"  failed with status {done.returncode}: {reason}", flush=True)
-        rows.append({"case": case, "error": done.stderr[-3000:]})
-    return rows
+    first = None
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=PIPE, stderr=errors, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('{"case"'):
+                row = json.loads(line)
+                print(show(row, first), flush=True)
+                first = first or row
+                yield row
+        if process.wait() != 0:
+            errors.seek(0)
+            said = errors.read().strip()
+            print(f"  failed with status {process.returncode}: {said.splitlines()[-1:]}", flush=True)
+            yield {"case": case, "error": said[-3000:]}
 
 
 if __name__ == "__main__":

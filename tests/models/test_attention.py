@@ -101,6 +101,16 @@ def test_positions_count_from_the_last_start() -> None:
     assert positions_in_document(torch.tensor([5, 6, 7]), starts).tolist() == expected
 
 
+@pytest.mark.parametrize("window", [None, 4])
+@torch.no_grad()
+def test_a_state_keeps_nothing_but_what_it_holds(window: int | None) -> None:
+    mixer = Attention(**MIXER | {"window": window})
+    mixer.reset_parameters(torch.Generator().manual_seed(0))
+    _, state = mixer(torch.randn(2, 50, MIXER["d_model"]))
+    for name in ("k", "v"):
+        assert state[name].untyped_storage().nbytes() == state[name].numel() * state[name].element_size()
+
+
 @pytest.mark.parametrize(("window", "mean_keys"), [(None, 3.0), (1, 1.0), (2, 9 / 5), (4, 14 / 5), (5, 3.0), (9, 3.0)])
 def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_keys: float) -> None:
     mixer = Attention(**MIXER | {"window": window})

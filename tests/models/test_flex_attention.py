@@ -50,7 +50,11 @@ def test_the_mask_is_the_definitions(length: int, cached: int, window: int | Non
 @pytest.mark.gpu
 @pytest.mark.parametrize(("length", "cached", "window"), [(500, 0, None), (1000, 127, 128)])
 def test_the_kernel_is_the_definition(length: int, cached: int, window: int | None) -> None:
-    """Outputs and gradients; a bfloat16 number has 8 bits, 4e-3, and gradients go through weights and outputs of them."""
+    """Outputs and gradients; a bfloat16 number has 8 bits, 4e-3, and a weighted mean of them rounds once more.
+
+    The gradients of q and k are sums of p (dp - p dp^T), where the rounded output stands for a sum over p: a plain
+    computation with p and the output rounded to bfloat16 is off by 2.8e-2 on the first case.
+    """
     span = spans(length, cached=cached, window=window).cuda()
     drawn = [torch.randn(2, n, 2, 64, generator=torch.Generator().manual_seed(n)) for n in (length, *[cached + length] * 2)]
     narrow = [x.cuda().bfloat16().requires_grad_() for x in drawn]
@@ -58,8 +62,9 @@ def test_the_kernel_is_the_definition(length: int, cached: int, window: int | No
     o, expected = (f(q=q, k=k, v=v, span=span) for f, (q, k, v) in ((flexible, narrow), (masked, wide)))
     weight = torch.randn(o.shape, generator=torch.Generator().manual_seed(9)).cuda().bfloat16()
     gradients, correct_gradients = torch.autograd.grad(o, narrow, weight), torch.autograd.grad(expected, wide, weight.double())
-    for actual, correct in zip([o, *gradients], [expected, *correct_gradients], strict=True):
-        assert (actual.double() - correct).norm() < 2e-2 * correct.norm()
+    pairs = zip([o, *gradients], [expected, *correct_gradients], (1e-2, 4e-2, 4e-2, 1e-2), strict=True)
+    for actual, correct, tolerance in pairs:
+        assert (actual.double() - correct).norm() < tolerance * correct.norm()
 
 
 @torch.no_grad()

@@ -48,6 +48,15 @@ def trained(run: Run, device: torch.device, compute: dict, steps: int, *, flops:
     return torch.stack(numbers).tolist(), [x.detach().cpu() for x in model.parameters()]
 
 
+def test_what_draws_for_every_batch_is_not_compiled(monkeypatch) -> None:
+    """Every number of steps would be another compilation, until torch gives up."""
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda form, **settings: asked.append(form) or form)
+    for overrides in ((), ("model.mixer.random_steps=5",)):
+        accelerate(new_model(make_run("mesanet", *overrides), CPU), PLAIN | {"compile": True})
+    assert len(asked) == 2
+
+
 @pytest.mark.parametrize("checkpointing", ["none", "blocks"])
 def test_blocks_of_one_shape_share_one_compilation_without_a_break(checkpointing: str, monkeypatch) -> None:
     run = make_run("transformer", "size.num_blocks=3")

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 
+import torch
+
+SHARED_MEMORY = 114_688
+"""Bytes of a multiprocessor that one program of the Mesa layer takes at K = V = 128."""
+
 
 def obstacle() -> str | None:
     """Why these kernels can't run on a CUDA device here, with the remedy; None where nothing is in their way."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed: pip install triton"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties()
+        if properties.shared_memory_per_block_optin < SHARED_MEMORY:
+            found = properties.shared_memory_per_block_optin
+            return f"{properties.name} has {found:,} bytes of shared memory a block, needed are {SHARED_MEMORY:,}: backend=torch"
     return None

@@ -92,6 +92,7 @@ def draw(length: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
     starts = torch.rand(B, length, generator=generator) < 0.01
     # One sequence goes on from the state it is given to its end.
     starts[1] = False
+    starts[0, 0] = True
     return {**drawn, "state": state}, starts
 
 

@@ -56,6 +56,8 @@ def test_interpreted():
         ({"decode": "sherman_morrison"}, ("torch",)),
         ({"key_dim": 129}, ("torch",)),
         ({"feature_map": "identity"}, ("torch",)),
+        ({"regularizer_floor": 0.0}, ("torch",)),
+        ({"regularizer_init": 1e5}, ("torch",)),
     ],
 )
 def test_a_backend_is_named_for_what_it_computes(changes, expected):
