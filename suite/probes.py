@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -39,27 +40,41 @@ class Probe:
 
 def probe_all() -> dict[str, str]:
     """Tries all at once: what each tries, and "works" or why not in one line."""
-    with ThreadPoolExecutor(len(PROBES)) as pool:
-        return dict(zip((probe.label for probe in PROBES.values()), pool.map(_verdict, PROBES), strict=True))
+    running: list[subprocess.Popen] = []
+    pool = ThreadPoolExecutor(len(PROBES))
+    try:
+        verdicts = pool.map(partial(_verdict, running=running), PROBES)
+        return dict(zip((probe.label for probe in PROBES.values()), verdicts, strict=True))
+    finally:
+        # However this ends, nothing is left that holds the device.
+        for process in running:
+            process.kill()
+        pool.shutdown(cancel_futures=True)
 
 
-def _verdict(name: str) -> str:
+def _verdict(name: str, *, running: list[subprocess.Popen]) -> str:
     backend = PROBES[name].backend
     reason = None if backend is None else obstacle(backend, "cuda")
-    return reason or outcome([sys.executable, "-m", "suite.probes", name], limit_s=PROBES[name].limit_s)
+    return reason or outcome([sys.executable, "-m", "suite.probes", name], limit_s=PROBES[name].limit_s, running=running)
 
 
-def outcome(command: Sequence[str], *, limit_s: float) -> str:
-    """What became of a process: "works", or the error that it ended with, or that it did not end within limit_s seconds."""
-    try:
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        return f"fails: it did not end within {limit_s:g} seconds"
-    if done.returncode == 0:
+def outcome(command: Sequence[str], *, limit_s: float, running: list[subprocess.Popen]) -> str:
+    """What became of a process: "works", or the error that it ended with, or that it did not end within limit_s seconds.
+
+    running: to which it is added, for whoever has to end it before that.
+    """
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        running.append(process)
+        try:
+            _, said = process.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"fails: it did not end within {limit_s:g} seconds"
+    if process.returncode == 0:
         return "works"
     # Behind its name and message an error may go on with advice.
-    errors = [line for line in done.stderr.splitlines() if re.match(r"[A-Za-z_][\w.]*: ", line)]
-    return f"fails: {errors[-1] if errors else f'it ended with status {done.returncode}'}"
+    errors = [line for line in said.splitlines() if re.match(r"[A-Za-z_][\w.]*: ", line)]
+    return f"fails: {errors[-1] if errors else f'it ended with status {process.returncode}'}"
 
 
 def scan_in_triton() -> None:

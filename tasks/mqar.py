@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.sampling import first_smallest, first_smallest_uniform
 from tasks.splits import belongs
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 
 BLOCK = 256  # examples drawn at once
+CACHED_BLOCKS = 32  # of each K: as many as threads that make batches ahead may read at a time
 MAX_BARREN = 100  # blocks of candidates without one for the split, until it is clear that there is none
 FILLER = 0
+
+
+class _DrawnOnce:
+    """What is drawn when it is first asked for, and once, however many threads ask."""
+
+    def __init__(self, draw: Callable[[], Any]) -> None:
+        self._draw, self._lock, self._drawn = draw, threading.Lock(), None
+
+    def __call__(self) -> Any:
+        with self._lock:
+            if self._drawn is None:
+                self._drawn = self._draw()
+        return self._drawn
 
 
 class MQAR(Task):
@@ -64,10 +79,17 @@ class MQAR(Task):
         self.power_a, self.random_non_queries = power_a, random_non_queries
         self._num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
-        self._block = functools.lru_cache(maxsize=4 * len(self.num_pairs))(self._draw_block)
+        self._cached = functools.lru_cache(maxsize=CACHED_BLOCKS * len(self.num_pairs))(self._undrawn)
         for split, pairs in itertools.product(self.splits, self.num_pairs):
             self._block(split, pairs, 0)
-        self._drawing, self._train = threading.Lock(), None
+        # All training examples of a bounded split: every epoch reads them all, in another order.
+        self._whole_train = _DrawnOnce(lambda: self._drawn("train", range(num_train)))
+
+    def _block(self, split: str, num_pairs: int, block: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._cached(split, num_pairs, block)()
+
+    def _undrawn(self, split: str, num_pairs: int, block: int) -> _DrawnOnce:
+        return _DrawnOnce(lambda: self._draw_block(split, num_pairs, block))
 
     def num_examples(self, split: str) -> int | None:
         return self._num_examples[split]
@@ -85,13 +107,6 @@ class MQAR(Task):
             chosen = torch.as_tensor(indices)
             return Batch(whole.tokens[chosen], whole.targets[chosen], slices=slices)
         return self._drawn(split, indices)
-
-    def _whole_train(self) -> Batch:
-        """All training examples of a bounded split: drawn once, since every epoch reads them all in another order."""
-        with self._drawing:
-            if self._train is None:
-                self._train = self._drawn("train", range(self._num_examples["train"]))
-        return self._train
 
     def _drawn(self, split: str, indices: Sequence[int]) -> Batch:
         turns, places = np.divmod(np.asarray(indices, dtype=np.int64), len(self.num_pairs))
@@ -128,11 +143,11 @@ class MQAR(Task):
         """Tokens and targets [BLOCK, T] of candidates for any split."""
         num_slots = self.seq_len // 2 - num_pairs
         half = self.vocab_size // 2
-        keys = 1 + _first_smallest_uniform(rng, (BLOCK, half - 1), num_pairs)
-        values = half + _first_smallest_uniform(rng, (BLOCK, half), num_pairs)
+        keys = 1 + first_smallest_uniform(rng, (BLOCK, half - 1), num_pairs)
+        values = half + first_smallest_uniform(rng, (BLOCK, half), num_pairs)
         # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
         rates = np.arange(1, num_slots + 1) ** (self.power_a - 1)
-        slots = _first_smallest(rng.exponential(size=(BLOCK, num_slots)) / rates, num_pairs)
+        slots = first_smallest(rng.exponential(size=(BLOCK, num_slots)) / rates, num_pairs)
         shape = (BLOCK, self.seq_len)
         tokens = rng.integers(self.vocab_size, size=shape) if self.random_non_queries else np.full(shape, FILLER)
         targets = np.full(shape, IGNORE)
@@ -210,13 +225,6 @@ def _mean(metric: str, split: str, place: dict[str, int | float | str], examples
     return Measurement(metric, sum(examples) / len(examples), split, place, len(examples), tuple(examples))
 
 
-def _first_smallest(draws: np.ndarray, count: int) -> np.ndarray:
-    """The columns of the `count` smallest numbers of every row, smallest first [N, count]."""
-    smallest = np.argpartition(draws, count - 1, axis=1)[:, :count]
-    order = np.take_along_axis(draws, smallest, axis=1).argsort(axis=1)
-    return np.take_along_axis(smallest, order, axis=1)
-
-
 def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: float) -> None:
     check_count("task.seq_len", seq_len)
     check_count("task.vocab_size", vocab_size)
@@ -232,27 +240,3 @@ def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: flo
             raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
     if not power_a > 0:
         raise ValueError(f"task.power_a={power_a} must be above 0")
-
-
-def _first_smallest_uniform(rng: np.random.Generator, shape: tuple[int, int], count: int) -> np.ndarray:
-    """_first_smallest of rng.random(shape, dtype=np.float32), of which there is an even number; leaves rng as that does.
-
-    Those floats are the upper 24 of 32 bits each, so the bits are compared: nearly always at least count of a row are below
-    a bound, and the rest need not be looked at. A row where they are not, or where equal numbers leave the order to the
-    sorting algorithm, is sorted as a whole.
-    """
-    num_rows, num_columns = shape
-    bits = rng.bit_generator.random_raw(num_rows * num_columns // 2).astype("<u8", copy=False).view("<u4").reshape(shape)
-    bound = min(0.5, (count + 6.0 * math.sqrt(count) + 8.0) / num_columns)
-    rows, columns = np.divmod(np.flatnonzero(bits < np.uint32(bound * 2**32)), num_columns)
-    found = np.bincount(rows, minlength=num_rows)
-    place = np.arange(len(rows)) - (np.cumsum(found) - found)[rows]
-    smallest = np.full((num_rows, max(found.max(), count + 1)), 2**24, dtype=np.uint32)
-    where = np.zeros(smallest.shape, dtype=np.int64)
-    smallest[rows, place], where[rows, place] = bits[rows, columns] >> 8, columns
-    order = smallest.argsort(axis=1)[:, : count + 1]
-    first = np.take_along_axis(smallest, order, axis=1)
-    chosen = np.take_along_axis(where, order[:, :count], axis=1)
-    unsure = (found <= count) | (first[:, 1:] == first[:, :-1]).any(axis=1)
-    chosen[unsure] = _first_smallest((bits[unsure] >> 8).astype(np.float32) / np.float32(2**24), count)
-    return chosen

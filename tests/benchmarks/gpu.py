@@ -11,14 +11,17 @@ for the validation loss on real text. --table prints the table of a FOLDER that 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 Numbers = Any
 
@@ -116,6 +119,18 @@ def command(part: str, options: argparse.Namespace) -> list[str]:
     return [*module, *dry, "--out", str(file(part, options.out))]
 
 
+def run(command: Sequence[str], seconds: int, log: IO[str]) -> str:
+    """Runs a part, and ends all of its processes when it is over, out of time or interrupted; says how it ended."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        return f"status {process.wait(timeout=seconds)}"
+    except subprocess.TimeoutExpired:
+        return f"out of its {seconds} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def file(part: str, folder: Path) -> Path:
     return folder / f"{part}.{'jsonl' if part == 'text' else 'json'}"
 
@@ -157,9 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             continue
         began = time.monotonic()
         with (options.out / f"{part}.log").open("w") as log:
-            limited = ["timeout", str(PARTS[part]), *command(part, options)]
-            status = subprocess.run(limited, stdout=log, stderr=subprocess.STDOUT).returncode
-        print(f"{part}: status {status} after {time.monotonic() - began:.0f} s", flush=True)
+            ended = run(command(part, options), PARTS[part], log)
+        print(f"{part}: {ended} after {time.monotonic() - began:.0f} s", flush=True)
     print(table(options.out))
 
 

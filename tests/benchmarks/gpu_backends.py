@@ -72,21 +72,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, default=Path("results/backends"))
     chosen = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    # A folder for each protocol: losses of two are not to be compared.
+    results = chosen.results / f"{chosen.steps}_steps_{chosen.autocast}"
     extra = (
         f"train.steps={chosen.steps}",
         f"train.warmup_steps={chosen.steps // 20}",
         f"train.autocast={chosen.autocast}",
-        f"paths.results={chosen.results}",
+        f"paths.results={results}",
     )
     # The slowest first, so that none is left over at the end.
     asked = sorted(((model, backends_here(model, device)) for model in chosen.models), key=lambda pair: -len(pair[1]))
     with ThreadPoolExecutor(chosen.jobs) as pool:
         errors = [error for error in pool.map(lambda pair: train(*pair, extra), asked) if error]
     print("\n".join(errors))
-    nll = table(chosen.results)
+    nll = table(results)
     others = nll.drop(columns="torch").sub(nll["torch"], axis=0)
     print(pd.concat([nll[["torch"]], others.add_suffix(" less torch")], axis=1).round(4).to_string())
-    return int(bool(errors) or bool((others.abs() > PERMITTED).any(axis=None)))
+    missing = [(model, name) for model, names in asked for name in names if name not in nll or pd.isna(nll[name].get(model))]
+    print("".join(f"not there: {model} by {name}\n" for model, name in missing), end="")
+    return int(bool(errors or missing) or bool((others.abs() > PERMITTED).any(axis=None)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -327,16 +328,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured_case(case: str, given: Sequence[str], seconds: int) -> Iterator[Row]:
     """The rows of a case from a process of its own, printed as they come; what went wrong stands beside the others."""
-    command = ["timeout", str(seconds), sys.executable, "-m", "tests.benchmarks.gpu_training", *given, "--case", case]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_training", *given, "--case", case]
     first = None
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=PIPE, stderr=errors, text=True) as process:
-        for line in process.stdout:
-            if line.startswith('{"case"'):
-                row = json.loads(line)
-                print(show(row, first), flush=True)
-                first = first or row
-                yield row
-        if process.wait() != 0:
+        limit = threading.Timer(seconds, process.kill)
+        limit.start()
+        try:
+            for line in process.stdout:
+                if line.startswith('{"case"'):
+                    row = json.loads(line)
+                    print(show(row, first), flush=True)
+                    first = first or row
+                    yield row
+            process.wait()
+        finally:
+            # However this ends, nothing is left that holds the GPU.
+            limit.cancel()
+            process.kill()
+        if process.returncode != 0:
             errors.seek(0)
             said = errors.read().strip()
             print(f"  failed with status {process.returncode}: {said.splitlines()[-1:]}", flush=True)

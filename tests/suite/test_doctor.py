@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -22,7 +24,23 @@ from suite.probes import PROBES, outcome
     ],
 )
 def test_what_became_of_a_process_is_one_line(code: str, limit_s: float, said: str) -> None:
-    assert outcome([sys.executable, "-c", code], limit_s=limit_s) == said
+    assert outcome([sys.executable, "-c", code], limit_s=limit_s, running=[]) == said
+
+
+def test_an_interruption_leaves_no_probe_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def interrupted(name: str, *, running: list) -> str:
+        if started:
+            raise KeyboardInterrupt
+        started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
+        running.extend(started)
+        return "works"
+
+    monkeypatch.setattr(probes, "_verdict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        probes.probe_all()
+    assert started[0].wait(timeout=10) == -signal.SIGKILL
 
 
 def test_without_a_device_nothing_is_probed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +54,7 @@ def test_on_a_device_backends_and_probes_have_a_line_each(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "obstacle", lambda name, device: "it is blue" if (name, device) == ("fla", "cuda") else None)
     monkeypatch.setattr(probes, "obstacle", doctor.obstacle)
-    monkeypatch.setattr(probes, "outcome", lambda command, limit_s: f"{command[-1]} within {limit_s:g}")
+    monkeypatch.setattr(probes, "outcome", lambda command, limit_s, running: f"{command[-1]} within {limit_s:g}")
     said = examine().splitlines()
     assert "backend fla: it is blue" in said and "backend triton: works" in said
     assert said[-len(PROBES) :] == [

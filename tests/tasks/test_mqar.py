@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from tasks.build import build_task
-from tasks.mqar import BLOCK, FILLER, MQAR, _first_smallest, _first_smallest_uniform
+from tasks.mqar import BLOCK, FILLER, MQAR
 from tasks.task import IGNORE, Batch, Scored
 
 ARGUMENTS = {
@@ -58,6 +61,34 @@ def test_a_bounded_training_split_is_the_beginning_of_the_one_without_end():
     assert task(num_train=300).num_examples("train") == 300
     with pytest.raises(IndexError):
         task(num_train=300).batch("train", [300])
+
+
+@pytest.mark.parametrize(
+    ("changes", "digest"),
+    [
+        ({}, "10fe096e0b2389d1"),
+        # Whole numbers below 50,000 leave half a word in the generator now and then, with which the next draw begins.
+        ({"vocab_size": 50_000, "seq_len": 512, "num_pairs": [4], "random_non_queries": True}, "d96be97fb57e984c"),
+    ],
+)
+def test_examples_are_what_they_were_in_version_1(changes, digest):
+    drawn = task(**changes).batch("test", range(120))
+    assert hashlib.sha256(drawn.tokens.numpy().tobytes() + drawn.targets.numpy().tobytes()).hexdigest()[:16] == digest
+
+
+def test_threads_that_ask_for_one_block_draw_it_once(monkeypatch):
+    drawn = []
+    original = MQAR._draw_block
+
+    def draw(self, split, num_pairs, block):
+        drawn.append((split, num_pairs, block))
+        return original(self, split, num_pairs, block)
+
+    monkeypatch.setattr(MQAR, "_draw_block", draw)
+    made = task()
+    with ThreadPoolExecutor(8) as pool:
+        batches = list(pool.map(lambda _: made.batch("train", range(3 * BLOCK, 3 * BLOCK + 30)), range(8)))
+    assert len(drawn) == len(set(drawn)) and all(torch.equal(x.tokens, batches[0].tokens) for x in batches)
 
 
 def test_examples_are_pure():
@@ -199,19 +230,6 @@ def test_the_configuration_builds_what_its_comments_say():
     made = build_task(configuration, seed=0)
     assert configuration["version"] == made.version and made.num_examples("train") is None
     assert made.references("test", reach=6)[1].value < 0.5
-
-
-@pytest.mark.parametrize(("columns", "count"), [(4095, 64), (4096, 3), (15, 4), (16, 15)])
-def test_the_smallest_of_uniform_numbers_are_found_without_making_them(columns, count):
-    """And the generator is left where it would be; equal numbers among them are in the order that sorting leaves."""
-    whole, quick = (np.random.Generator(np.random.Philox(key=[0, columns])) for _ in range(2))
-    equal = 0
-    for _ in range(3):
-        draws = whole.random((BLOCK, columns), dtype=np.float32)
-        assert np.array_equal(_first_smallest_uniform(quick, draws.shape, count), _first_smallest(draws, count))
-        equal += int((np.diff(np.sort(draws, axis=1)[:, :count]) == 0).sum())
-        assert whole.exponential() == quick.exponential()
-    assert equal > 0 or count < 64
 
 
 def test_a_batch_is_its_examples():
