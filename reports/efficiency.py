@@ -16,6 +16,14 @@ from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model", "backend"]
 CELL = ["work", "batch", "length", "device"]
+# How it was trained, as it is if nothing is said, and what an arm is called where something is.
+ACCELERATION = {"compiled": 0, "cuda_graph": "auto", "checkpointed": 0}
+ACCELERATED = {
+    ("compiled", 1): "compiled",
+    ("cuda_graph", "true"): "captured",
+    ("cuda_graph", "false"): "eager",
+    ("checkpointed", 1): "checkpointed",
+}
 OBSTACLES = ("out_of_memory", "not_captured")
 QUARTILES = ("latency_ms_low", "latency_ms_high")
 OTHER = {"length": "batch", "batch": "length"}
@@ -25,20 +33,19 @@ AXIS = {"length": "length [tokens]", "batch": "sequences at once"}
 def measured(frames: Frames) -> pd.DataFrame:
     """One row an arm, piece of work, batch and length: a column a metric (the mean over runs), and the throughput.
 
-    A column of OBSTACLES is 1 where that kept the work from being timed. Raises NoData where nothing was measured.
+    The same work trained in two ways, in one request, is two arms. A column of OBSTACLES is 1 where that kept the work
+    from being timed. Raises NoData where nothing was measured.
     """
     rows = frames.results[frames.results["stage"] == "efficiency"]
     if rows.empty:
         raise NoData("no run was timed (stage efficiency)")
-    wide = (
-        rows.pivot_table(index=[*ARM, *CELL, "compiled"], columns="metric", values="value")
-        .reset_index()
-        .rename_axis(columns=None)
-    )
+    # Rows that were written before such a setting was have none.
+    rows = rows.assign(**{name: rows[name].fillna(usual) if name in rows else usual for name, usual in ACCELERATION.items()})
+    wide = rows.pivot_table(index=[*ARM, *CELL, *ACCELERATION], columns="metric", values="value").reset_index()
     wide = wide.reindex(columns=[*wide.columns, *(name for name in (*OBSTACLES, *QUARTILES, "latency_ms") if name not in wide)])
-    # The same work compiled and not, in one request, is two arms.
-    both = wide.groupby([*ARM, *CELL])["compiled"].transform("nunique") > 1
-    wide["arm"] = wide["arm"].where(~(both & (wide["compiled"] == 1)), wide["arm"] + ", compiled")
+    several = {name: wide.groupby([*ARM, "work"])[name].transform("nunique") > 1 for name in ACCELERATION}
+    for (name, value), said in ACCELERATED.items():
+        wide["arm"] = wide["arm"].where(~(several[name] & (wide[name] == value)), wide["arm"] + f", {said}")
     tokens = wide["batch"] * wide["length"].where(~wide["work"].str.startswith("decode"), 1)
     return wide.rename_axis(columns=None).assign(throughput=1e3 * tokens / wide["latency_ms"])
 

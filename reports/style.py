@@ -40,17 +40,21 @@ STYLES = {
     "swa1024": Style("#4a4a4a", "H", 1.1),
     "linear_attention": Style("#999933", "v"),
     "gla": Style("#44aa99", "<"),
+    "gla_original": Style("#99d5ca", r"$\triangleleft$"),
     "mamba2": Style("#117733", ">"),
+    "mamba2_original": Style("#70b586", r"$\triangleright$"),
     "mlstm": Style("#aa4499", "P"),
     "deltanet": Style("#88ccee", "s"),
     "gated_deltanet": Style("#332288", "D"),
+    "longhorn": Style("#cc6677", r"$\spadesuit$"),
+    "gated_kalmanet": Style("#ddcc77", r"$\clubsuit$"),
     "hawk": Style("#882255", "^"),
     "hawk_mesa": Style("#e69f00", "X"),
     "mesanet": Style("#d55e00", "*", 2.4),
     "mesanet_signed": Style("#0072b2", r"$\pm$", 2.4),
 }
 BACKEND_DASHES = {"triton": "-", "fla": "--", "mamba_ssm": "-.", "torch": ":"}
-SPARE_COLORS = ("#0072b2", "#cc6677", "#ddcc77", "#6699cc", "#004488", "#997700", "#994455", "#225555")
+SPARE_COLORS = ("#6699cc", "#004488", "#997700", "#994455", "#225555")
 SPARE_MARKERS = ("1", "2", "3", "4", "+", "x")
 LOOK = {
     "font.size": 9,

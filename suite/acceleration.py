@@ -10,13 +10,13 @@ kernels takes longer than running them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Block
 from suite.step import CapturedStep, EagerStep, Step
 
 # A GPU that reaches 200 TFLOP/s is done with this in 5 ms, which is about what the host needs to launch a small model's
@@ -26,17 +26,19 @@ SMALL_STEP_FLOPS = 1e12
 
 def accelerate(model: Backbone, compute: Mapping[str, Any]) -> None:
     """Compiles and checkpoints the blocks of a model as `compute` says; for training alone, nothing else is changed."""
-    if compute["activation_checkpointing"] == "blocks":
-        for block in model.blocks:
-            # Nothing random is drawn within a block.
-            block.output = partial(checkpoint, block.output, use_reentrant=False, preserve_rng_state=False)
+    output = plain = checkpointed_output if compute["activation_checkpointing"] == "blocks" else Block.output
     if compute["compile"]:
         # What was compiled for earlier models of this process would count against the limit of recompilations.
         torch.compiler.reset()
-        for block in model.blocks:
-            # What draws a number for every batch would be compiled anew for each.
-            if not block.mixer.draws:
-                block.output = torch.compile(block.output, dynamic=False)
+        output = torch.compile(plain, dynamic=False)
+    # What draws a number for every batch would be compiled anew for each.
+    model.block_outputs = [plain if block.mixer.draws else output for block in model.blocks]
+
+
+def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
+    """Block.output, of which nothing but x is kept for the way back."""
+    # Nothing random is drawn within a block.
+    return checkpoint(block.output, x, starts=starts, use_reentrant=False, preserve_rng_state=False)
 
 
 def training_step(

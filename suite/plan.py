@@ -22,6 +22,7 @@ from suite.match import match
 from suite.ranges import check_values
 from suite.request import RequestError, compose_config, expand
 from tasks.build import build_task
+from tasks.efficiency import Efficiency
 from tasks.task import Task
 
 # What an experiment may vary in a mixer, and where its configuration has it.
@@ -128,9 +129,18 @@ def plan(arguments: Sequence[str]) -> list[Run]:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
             raise RequestError(str(error)) from error
         known = runs.get(run.run_id)
+        if known:
+            check_one_place(known.config["compute"], run.config["compute"])
         evaluations = (*known.evaluations, *run.evaluations) if known else run.evaluations
         runs[run.run_id] = replace(run, evaluations=tuple(dict.fromkeys(evaluations)))
     return list(runs.values())
+
+
+def check_one_place(compute: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raises RequestError where two cells of one run ask for two devices or numbers of threads: it is computed once."""
+    for key in ("device", "threads"):
+        if compute[key] != other[key]:
+            raise RequestError(f"compute.{key} is {compute[key]} and {other[key]} for one run, permitted is one value a request")
 
 
 def plan_cell(overrides: Sequence[str]) -> Run:
@@ -140,6 +150,8 @@ def plan_cell(overrides: Sequence[str]) -> Run:
     model = OmegaConf.to_container(composed, resolve=True)["model"]
     composed.backend = settle(composed.backend, computing_backends(model), select_device(composed.compute.device).type)
     task = task_of(OmegaConf.to_container(composed, resolve=True))
+    if composed.train.steps == 0 and not isinstance(task, Efficiency):
+        raise RequestError(f"train.steps=0 is out of range, permitted with task={composed.task.name} are whole numbers from 1")
     if composed.match.by != "none":
         composed = match(composed, _reference(composed, overrides), interface=task.interface)
     return settled_run(OmegaConf.to_container(composed, resolve=True), task)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from models.ops.cross_entropy import MAX_SOFT_CAP
+from suite.devices import select_device
 from suite.request import RequestError
 
 WHOLE_FROM = {
@@ -108,6 +109,18 @@ def check_values(config: DictConfig) -> None:
         _make_float(config, key)
     if not config.model.pattern:
         raise RequestError("model.pattern is empty, permitted is a list of one mixer or more")
+    check_graph(config)
+
+
+def check_graph(config: Mapping[str, Any]) -> None:
+    """Raises RequestError for a CUDA graph of a training step that is another one every time, or of a CPU's."""
+    if config["compute"]["cuda_graph"] is not True:
+        return
+    model = config["model"]
+    if any(model[name].get("random_steps") is not None for name in model["pattern"]):
+        raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+    if select_device(config["compute"]["device"]).type != "cuda":
+        raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
 
 
 def _check_whole(config: DictConfig, key: str, low: int) -> None:

@@ -18,10 +18,10 @@ from suite.evaluations import STUDIES, planned_evaluations
 from suite.execute import FAILED, is_done, missing_stages
 from suite.identity import digest
 from suite.launch import launcher_of
-from suite.plan import Run, plan
+from suite.plan import Run, check_one_place, plan
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
-from suite.ranges import check_values
+from suite.ranges import check_graph, check_values
 from suite.request import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_runs, saved_task
 from suite.store import RunDirectory, write_json
@@ -53,6 +53,7 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     try:
         for config in asked:
             check_values(config)
+            check_one_place(asked[0].compute, config.compute)
         runs = [_with_evaluations(run, asked) for run in finished]
     except ValueError as error:
         raise RequestError(str(error)) from error
@@ -70,7 +71,11 @@ def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
     if reason is not None:
         raise RequestError(f"run {run.run_id} has backend={config['backend']!r}, which can't run here: {reason}")
     task = saved_task(here)
-    cells = [{**config, "eval": OmegaConf.to_container(each.eval, resolve=True)} for each in asked]
+    cells = [
+        {**config, **{key: OmegaConf.to_container(each[key], resolve=True) for key in ("eval", "compute")}} for each in asked
+    ]
+    for cell in cells:
+        check_graph(cell)
     evaluations = [evaluation for cell in cells for evaluation in planned_evaluations(cell, task)]
     return replace(here, evaluations=tuple(dict.fromkeys(evaluations)))
 

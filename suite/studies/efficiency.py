@@ -6,7 +6,8 @@ length of the prompt and by how many there are. All with the run's weights, on r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from suite.studies.workloads import Cell, Work, layer_backward, layer_forward, m
 from tasks.efficiency import Efficiency
 from tasks.task import Measurement, Task
 
+# What `compute` says of how a model is trained.
+ACCELERATION = ("compile", "cuda_graph", "activation_checkpointing")
 # What each part of the study times, by the name in the slice `work`.
 PARTS: dict[str, dict[str, Callable[[Cell], Work]]] = {
     "layer": {"layer forward": layer_forward, "layer forward + backward": layer_backward},
@@ -37,18 +40,26 @@ def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
     """A stage for a layer and for the model at each of eval.timed_lengths, and one for each prompt, by length and number.
 
     The device is among the settings, and of the model's what `compute` says of training: with others all is measured anew.
+    Raises ValueError for a length that does not divide eval.study_tokens.
     """
     if not isinstance(task, Efficiency):
         return []
     asked = config["eval"]
     lengths, prompts, counts = (asked[key] or () for key in ("timed_lengths", "prompt_lengths", "decode_batch_sizes"))
+    _check_lengths(lengths, asked["study_tokens"])
     stages = [{"part": part, "length": length} for part in ("layer", "model") for length in lengths]
     cells = [(count, prompts[0]) for count in counts if prompts] + [(counts[0], length) for length in prompts if counts]
     stages += [{"part": "generation", "batch_size": count, "length": length} for count, length in dict.fromkeys(cells)]
     compute = config["compute"]
-    accelerated = {name: compute[name] for name in ("compile", "cuda_graph", "activation_checkpointing")}
+    accelerated = {name: compute[name] for name in ACCELERATION}
     stages = [{**stage, **(accelerated if stage["part"] == "model" else {})} for stage in stages]
     return [{**stage, "device": _device_name(compute)} for stage in stages]
+
+
+def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
+    for length in lengths:
+        if tokens % length:
+            raise ValueError(f"eval.timed_lengths has {length}, permitted are divisors of eval.study_tokens={tokens}")
 
 
 def _device_name(compute: Mapping[str, Any]) -> str:
@@ -65,8 +76,8 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
 
     And the ceilings, matmul_flops_per_second and copy_bytes_per_second, measured in the same process.
     """
-    batch_size = settings.get("batch_size", max(1, settings["tokens"] // settings["length"]))
-    cell = Cell(subject, batch_size, settings["length"])
+    batch_size = settings.get("batch_size", settings["tokens"] // settings["length"])
+    cell = Cell(_accelerated(subject, settings), batch_size, settings["length"])
     ceilings = measured_ceilings(subject.device, cell.dtype)
     rows = [_row("matmul_flops_per_second", ceilings.flops_per_second), _row("copy_bytes_per_second", ceilings.bytes_per_second)]
     rows = placed(rows, {"work": settings["part"]})
@@ -75,7 +86,22 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
             continue
         rows += placed(_work_rows(cell, prepare, ceilings), {"work": name})
     place = {"batch": batch_size, "length": settings["length"], "device": settings["device"]}
-    return placed(rows, {**place, "compiled": int(settings.get("compile", False))})
+    return placed(rows, {**place, **_acceleration(settings)})
+
+
+def _accelerated(subject: Subject, settings: Mapping[str, Any]) -> Subject:
+    """The subject as the stage trains it: all stages are of one run, and each has settings of its own."""
+    own = {name: settings[name] for name in ACCELERATION if name in settings}
+    return replace(subject, config={**subject.config, "compute": {**subject.config["compute"], **own}})
+
+
+def _acceleration(settings: Mapping[str, Any]) -> dict[str, int | str]:
+    """The same as the rows have it; what is not trained is as it is without."""
+    return {
+        "compiled": int(settings.get("compile", False)),
+        "cuda_graph": str(settings.get("cuda_graph", "auto")).lower(),
+        "checkpointed": int(settings.get("activation_checkpointing", "none") == "blocks"),
+    }
 
 
 def _work_rows(cell: Cell, prepare: Callable[[Cell], Work], ceilings: Ceilings) -> list[Measurement]:

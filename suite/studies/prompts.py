@@ -40,8 +40,11 @@ def prefill(cell: Cell) -> Work:
 
 def decode(cell: Cell) -> Work:
     """One token for every prompt, as `generate` does it: on a GPU replayed as a CUDA graph."""
+    on_gpu = cell.subject.device.type == "cuda"
+    if on_gpu and not cell.model.capturable:
+        raise NotCaptured("a step asks the host whether to go on")
     work, state = _stepping(cell)
-    if cell.subject.device.type != "cuda":
+    if not on_gpu:
         return work
     try:
         replay = captured(work.run, [x for block in state for x in block.values()], torch.Generator(cell.subject.device))

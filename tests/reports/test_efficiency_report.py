@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from invented import efficiency_rows
 
 from reports.efficiency import costs, lines, measured, scan
 from reports.parts import Frames, NoData, load_frames
 from reports.style import backend_dashes
+from suite.cli import main
+from suite.studies.roofline import Ceilings
 
 WORKS = ["layer forward", "training step", "prefill", "decode"]
 
@@ -105,11 +108,33 @@ def test_without_the_stage_there_is_nothing_to_show(store) -> None:
         costs(load_frames(store.root, "quick"), works=WORKS)
 
 
-def test_compiled_and_not_in_one_request_are_two_arms(store) -> None:
-    rows = efficiency_rows(store)
-    both = rows + [row | {"slice": row["slice"] | {"compiled": 1}} for row in rows if row["slice"]["work"] == "training step"]
-    store.run("mesanet", "efficiency", stages={"efficiency": both})
+def test_what_is_trained_in_two_ways_is_two_arms(tmp_path, monkeypatch) -> None:
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda form, **settings: compiled.append(form) or form)
+    monkeypatch.setattr("suite.studies.timing.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("suite.studies.efficiency.measured_ceilings", lambda device, dtype: Ceilings(1e9, 1e9))
+    size = [f"size.{name}" for name in ("d_model=16", "num_blocks=1", "num_heads=2", "head_dim=8", "mlp_dim=16")]
+    timed = ["eval.study_tokens=16", "eval.timed_lengths=[16]", "eval.prompt_lengths=[8]", "eval.decode_batch_sizes=[1]"]
+    ways = ["compute.compile=false,true", "compute.cuda_graph=auto,false", "compute.activation_checkpointing=none,blocks"]
+    request = ["experiment=efficiency", "model=gla", "match.by=none", *size, *timed, *ways, f"paths.results={tmp_path}"]
+    assert main(["run", *request, "compute.device=cpu"]) == 0
+    frames = load_frames(tmp_path, "efficiency")
+    data = measured(frames)
+    for work, asked in (("training step", 8), ("forward", 8), ("layer forward", 1), ("decode", 1)):
+        rows = data[data["work"] == work]
+        assert len(rows) == rows["arm"].nunique() == asked, work
+        assert rows["latency_ms"].notna().all()
+    arms = set(data.loc[data["work"] == "training step", "arm"])
+    assert {"GLA", "GLA, compiled", "GLA, eager", "GLA, compiled, eager, checkpointed"} < arms
+    # Forward and backward, and the step, in half of all ways.
+    assert len(compiled) == 2 * 4
+    assert len(costs(frames, works=["training step"]).rows) == 8
+
+
+def test_what_was_measured_before_a_setting_was_is_shown(store) -> None:
+    for model, said in (("mesanet", {}), ("gated_deltanet", {"compiled": 0, "cuda_graph": "auto", "checkpointed": 0})):
+        rows = efficiency_rows(store)
+        rows = [row | {"slice": {k: v for k, v in row["slice"].items() if k != "compiled"} | said} for row in rows]
+        store.run(model, "efficiency", stages={"efficiency": rows})
     store.request()
-    data = measured(load_frames(store.root, "quick"))
-    assert set(data.loc[data["work"] == "training step", "arm"]) == {"MESANET", "MESANET, compiled"}
-    assert set(data.loc[data["work"] != "training step", "arm"]) == {"MESANET"}
+    assert set(measured(load_frames(store.root, "quick"))["model"]) == {"mesanet", "gated_deltanet"}

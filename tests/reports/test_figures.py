@@ -10,6 +10,7 @@ import pytest
 from reports import benchmarks, figures
 from reports.parts import Frames, NoData, load_frames
 from reports.style import SPARE_COLORS, STYLES, plain, style_of
+from suite.request import options
 
 DOCUMENTS = 50
 POSITION = {"metric": "nll", "split": "validation", "baseline": "transformer", "zoom_without": ["swa4"]}
@@ -189,6 +190,11 @@ def test_no_benchmarks_are_no_data(store) -> None:
 def test_known_styles_are_told_apart_by_colour_and_by_marker() -> None:
     assert len({style.color for style in STYLES.values()}) == len(STYLES)
     assert len({style.marker for style in STYLES.values()}) == len(STYLES)
+
+
+def test_every_model_of_the_suite_has_a_style_of_its_own() -> None:
+    assert set(options("model")) - {"swa"} <= set(STYLES)
+    assert not {style.color for style in STYLES.values()} & set(SPARE_COLORS)
 
 
 def test_an_unknown_model_gets_one_style_by_its_name() -> None:

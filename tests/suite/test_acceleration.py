@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import logging
+import weakref
 from functools import partial
 
 import pytest
@@ -105,6 +107,44 @@ def test_a_graph_that_cannot_be_is_refused() -> None:
         with pytest.raises(ValueError, match=message):
             step(PLAIN | {"cuda_graph": True})
         assert isinstance(step(PLAIN | {"cuda_graph": "auto"}), EagerStep)
+
+
+@pytest.mark.parametrize(
+    ("model", "more", "message"),
+    [
+        ("gated_deltanet", (), "permitted on a CPU are auto and false"),
+        ("mesanet", ("model.mixer.random_steps=3",), "permitted with random_steps are auto and false"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_one_line_and_leaves_no_run(model, more, message, small, tmp_path, capsys) -> None:
+    request = [f"model={model}", *small[1:], "compute.device=cpu", "compute.cuda_graph=true", *more]
+    assert main(["run", *request]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "compute.cuda_graph=true" in error and message in error
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("accelerated", [{"compile": True}, {"activation_checkpointing": "blocks"}])
+def test_an_accelerated_model_goes_with_its_last_name(accelerated, monkeypatch) -> None:
+    """Without waiting for the collector of cycles: what is measured next would find the memory taken."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    run = make_run("gated_deltanet", "size.num_blocks=2")
+    inputs = training_inputs(task_of(run.config).batch("train", range(2)))
+    gc.disable()
+    try:
+        model = new_model(run, CPU)
+        accelerate(model, PLAIN | accelerated)
+        loss(model, inputs).backward()
+        held = weakref.ref(model.blocks[0])
+        del model
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_only_efficiency_goes_without_training() -> None:
+    with pytest.raises(RequestError, match="train.steps=0 is out of range.* from 1"):
+        plan(["model=transformer", "task=mqar", "train.steps=0", "train.warmup_steps=0"])
 
 
 def test_prefetching_and_a_compiled_block_leave_a_run_as_it_is(small, tmp_path, monkeypatch) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,50 @@ def test_a_step_that_can_not_be_captured_is_recorded(monkeypatch: pytest.MonkeyP
 
     rows = efficiency._work_rows(cell_of(run_of("gla")), not_captured, Ceilings(1.0, 1.0))
     assert [row.metric for row in rows] == ["not_captured"]
+
+
+def test_what_asks_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(prompts, "_stepping", lambda cell: pytest.fail("tried"))
+    cell = cell_of(run_of("hawk_mesa"))
+    assert not cell.model.capturable
+    with pytest.raises(prompts.NotCaptured, match="asks the host"):
+        prompts.decode(replace(cell, subject=replace(cell.subject, device=torch.device("cuda"))))
+
+
+def test_every_stage_trains_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """All are of one run, whatever `compute` each of its cells had."""
+    trained = []
+    monkeypatch.setattr(workloads, "accelerate", lambda model, compute: trained.append(compute["compile"]))
+    asked = request("model=gla", "eval.timed_lengths=[16]", "eval.prompt_lengths=[]", f"paths.results={tmp_path}")
+    ways = [*(each for each in asked if each.startswith(("eval", "compute", "paths"))), "compute.compile=true,false"]
+    for arguments in (["run", *asked, ways[-1]], ["evaluate", "run=all", *ways]):
+        assert main(arguments) == 0
+        # Forward and backward, and the step.
+        assert Counter(trained) == {True: 2, False: 2}
+        rows = load_results(tmp_path)
+        assert sorted(rows.loc[(rows["work"] == "training step") & (rows["metric"] == "latency_ms"), "compiled"]) == [0, 1]
+        trained.clear()
+        for path in tmp_path.glob("runs/*/eval/*.json"):
+            path.unlink()
+
+
+@pytest.mark.parametrize("override", ["compute.threads=1,2", "compute.device=auto,cpu"])
+def test_a_request_is_computed_in_one_place(override: str, tmp_path: Path, capsys):
+    asked = request("model=gla", "eval=none", f"paths.results={tmp_path}")
+    assert main(["run", *asked]) == 0
+    capsys.readouterr()
+    evaluations = [each for each in asked if each.startswith(("compute", "paths"))]
+    for arguments in (["run", *asked], ["evaluate", "run=all", "eval=efficiency", *evaluations]):
+        assert main([*arguments, override]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and override.partition("=")[0] in error and "one value" in error
+
+
+def test_a_length_that_does_not_divide_the_tokens_is_refused(capsys):
+    for length in (48, 128):
+        assert main(["check", *request("model=gla", f"eval.timed_lengths=[16,{length}]")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and f"eval.timed_lengths has {length}" in error and "eval.study_tokens=64" in error
 
 
 def test_the_study_leaves_the_model_as_it_was():
