@@ -96,7 +96,12 @@ def gated_linear_attention(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor
 
 
 def delta_rule(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """By `gated_delta_rule`, gated or not: fla's ungated kernels are no faster, and know no resets. K <= 256."""
+    """By `gated_delta_rule`, gated or not: fla's ungated kernels are no faster, and know no resets. K <= 256.
+
+    With bfloat16 q, k and v results and gradients are rounded by 0.1 to 1 %, those into log_decay and beta most, without a
+    bias. A gradient summed over many tokens, as a forget gate's bias, may cancel to far less than its terms and be less
+    exact, in float32 too after resets (5e-4).
+    """
     if _is_decoding(q):
         after = state.clone(memory_format=torch.contiguous_format)
         return delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=after), after
