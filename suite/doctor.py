@@ -19,7 +19,7 @@ def examine() -> str:
     """Versions, devices, backends, and what a CUDA device was found to do, a line each; there it takes minutes at first."""
     lines = [f"python {platform.python_version()} on {platform.platform()}, commit {git_commit() or 'unknown'}"]
     for name, version in package_versions().items():
-        absent = "MISSING: pip install -e ." if name in NEEDED else "not installed (only for GPUs: pip install -e '.[gpu]')"
+        absent = "MISSING: pip install -e ." if name in NEEDED else "not installed (for GPUs alone; see README)"
         lines.append(f"{name} {version or absent}")
     lines.append(f"cpu: {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads by default")
     if not torch.cuda.is_available():
