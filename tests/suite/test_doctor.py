@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -28,13 +29,15 @@ def test_what_became_of_a_process_is_one_line(code: str, limit_s: float, said: s
 
 
 def test_an_interruption_leaves_no_probe_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    started = []
+    started, ready = [], threading.Event()
 
     def interrupted(name: str, *, running: list) -> str:
-        if started:
+        if name != next(iter(PROBES)):
+            ready.wait(10)
             raise KeyboardInterrupt
         started.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]))
-        running.extend(started)
+        running += started
+        ready.set()
         return "works"
 
     monkeypatch.setattr(probes, "_verdict", interrupted)
