@@ -201,7 +201,7 @@ class Mesa(LinearRNN):
     def observe(
         self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None, spectrum: bool
     ) -> dict[str, Tensor]:
-        """What the layer does when `forward` runs on the same arguments, by name, all [B, T, H].
+        """What the layer does when `forward` runs on the same arguments, by PyTorch's solver, by name, all [B, T, H].
 
         beta; gamma, with its sign, 0 at a start; regularizer, the mean over K; and the fields of the solver's trace, of
         which smallest and largest, the extreme eigenvalues of H + Lambda, only with `spectrum`. smallest <= 0 says that

@@ -66,8 +66,6 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise unknown("key", key, (*ASKED, *OF_A_CONFIGURATION))
     if asked["run"] is None:
         raise RequestError("generate takes run=ID")
-    if not is_whole(asked["tokens"], 1):
-        raise RequestError(f"tokens={asked['tokens']} is out of range, permitted are whole numbers from 1")
     return asked, overrides
 
 
@@ -77,10 +75,10 @@ def _number(key: str, value: str) -> Any:
         number = yaml.safe_load(value)
     except yaml.YAMLError:
         number = value
-    whole = key != "temperature"
-    if (number is None and ASKED[key] is None) or is_whole(number, 0) or (not whole and isinstance(number, float)):
+    whole, low = key != "temperature", 1 if key == "tokens" else 0
+    if (number is None and ASKED[key] is None) or is_whole(number, low) or (not whole and isinstance(number, float)):
         return number
-    raise RequestError(f"{key}={value} is out of range, permitted are {'whole ' if whole else ''}numbers from 0")
+    raise RequestError(f"{key}={value} is out of range, permitted are {'whole ' if whole else ''}numbers from {low}")
 
 
 def _tokenizer(run: Run) -> Tokenizer:
