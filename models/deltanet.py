@@ -33,11 +33,11 @@ class DeltaNet(LinearRNN):
         o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=self.writing_strength(k, beta), state=state["G"])
         return o, {"G": G}
 
-    def recurrence_(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> Tensor:
+    def recurrence_(self, inputs: dict[str, Tensor], state: State) -> Tensor:
         if self.backend != "fla":
-            return super().recurrence_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
-        beta = self.writing_strength(k, beta)
-        return fla.delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
+            return super().recurrence_(inputs, state)
+        beta = self.writing_strength(inputs["k"], inputs["beta"])
+        return fla.delta_rule_(**inputs | {"beta": beta}, state=state["G"])
 
     def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
         """How far G k is moved towards v, [B, T, H] in [0, 1 / |k|^2]."""

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.components import ScalarGate
 from models.linear_rnn import LinearRNN
-from models.mixer import State, overwrite
+from models.mixer import State
 from models.ops import decayed_linear_attention, mesa
 from models.ops.solvers import build_solver
 
@@ -99,13 +99,6 @@ class GatedKalmaNet(LinearRNN):
         else:
             unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.chunk_size)
         return torch.lerp(unsolved, solved, alpha.unsqueeze(-1).to(solved.dtype)), {"G": after.G, "H": after.H}
-
-    def recurrence_(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, alpha: Tensor, state: State
-    ) -> Tensor:
-        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, alpha=alpha, state=state)
-        overwrite(state, after)
-        return o
 
     def regularizer(self, *, k: Tensor, log_decay: Tensor, beta: Tensor, H: Tensor) -> Tensor:
         """lambda_t [B, T, H] from the keys and gates, and H before them."""

@@ -71,12 +71,12 @@ class LinearRNN(SequenceMixer):
     ) -> tuple[Tensor, State]:
         """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one."""
 
-    def recurrence_(self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State) -> Tensor:
-        """As `recurrence`, for T = 1, but the new state is written into the tensors of `state`; returns the read-out.
+    def recurrence_(self, inputs: dict[str, Tensor], state: State) -> Tensor:
+        """`recurrence` of inputs with T = 1, but the new state is written into the tensors of `state`; returns the read-out.
 
         For a backend that has a kernel which updates a state in place.
         """
-        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
+        o, after = self.recurrence(**inputs, state=state)
         overwrite(state, after)
         return o
 
@@ -104,7 +104,7 @@ class LinearRNN(SequenceMixer):
         x = x_t.unsqueeze(1)
         inputs, conv = self.recurrence_inputs(x, state, starts=None)
         with torch.autocast(x.device.type, enabled=False):
-            o = self.recurrence_(**inputs, state=state)
+            o = self.recurrence_(inputs, state)
         state["conv"].copy_(conv)
         return self._output(o, x.dtype).squeeze(1)
 

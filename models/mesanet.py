@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from models import mesa_backends
 from models.attention import positions_in_document
 from models.linear_rnn import LinearRNN
-from models.mixer import State, overwrite
+from models.mixer import State
 from models.ops import mesa, sherman_morrison
 from models.ops.solvers import Solver, build_solver
 
@@ -179,16 +179,12 @@ class Mesa(LinearRNN):
             held["R"] = sherman_morrison.invert(after.H, self.regularizer)
         return o, held
 
-    def recurrence_(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
-    ) -> Tensor:
-        if self.backend == "triton":
-            inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
-            held = mesa.MesaState(state["G"], state["H"])
-            return mesa_backends.decode_by_triton_(inputs, state=held, solver=self.solver_in_use())
-        o, after = self.recurrence(q=q, k=k, v=v, log_decay=log_decay, beta=beta, sign=sign, state=state)
-        overwrite(state, after)
-        return o
+    def recurrence_(self, inputs: dict[str, Tensor | None], state: State) -> Tensor:
+        if self.backend != "triton":
+            return super().recurrence_(inputs, state)
+        # The kernel knows positive gates alone, and is not chosen for others.
+        read = {name: x for name, x in inputs.items() if name != "sign"} | {"regularizer": self.regularizer}
+        return mesa_backends.decode_by_triton_(read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-INSTALL = 'MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps "mamba-ssm>=2.3,<2.4"'
+INSTALL = (
+    "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps 'mamba-ssm>=2.3.2,<2.4' einops"
+)
 # The authors' choice: products of 256 tokens keep the tensor cores busy.
 CHUNK_SIZE = 256
 

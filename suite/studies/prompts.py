@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 
@@ -47,17 +45,12 @@ def decode(cell: Cell) -> Work:
     if not on_gpu:
         return work
     try:
-        replay = captured(work.run, [x for block in state for x in block.values()], torch.Generator(cell.subject.device))
+        step = captured(work.run, [x for block in state for x in block.values()], torch.Generator(cell.subject.device))
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
         raise NotCaptured(str(error)) from error
-    return replace(work, run=partial(_replay, replay, work))
-
-
-def _replay(replay: Callable[[], object], kept: Work) -> None:
-    """kept: holds the weights and the state, of which a graph knows the addresses alone."""
-    replay()
+    return replace(work, run=step)
 
 
 def decode_eagerly(cell: Cell) -> Work:
