@@ -6,6 +6,8 @@ rope_base 10000 in theta_i = 10000^(-2i/d) (Su et al. 2021); window W (Beltagy e
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -15,18 +17,42 @@ from models.mixer import SequenceMixer, State
 from models.ops import softmax_attention
 
 
-def rotate(x: Tensor, positions: Tensor, *, base: float) -> Tensor:
-    """Rotary position embedding (Su et al. 2021, eq. 15): turns the pair (x_i, x_{i + K/2}) by position * base^(-2i/K).
+class Rotation(NamedTuple):
+    """cos and sin of position * base^(-2i/K), [B, T, 1, K/2], or B = 1 where all sequences agree."""
 
-    x: [B, T, H, K], K even. positions: [B, T] or [1, T]. Angles in float32 or wider; returns the shape and dtype of x.
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(positions: Tensor, *, key_dim: int, base: float, dtype: torch.dtype) -> Rotation:
+    """positions: [B, T] or [1, T]. key_dim: K, even. Angles in float32, or in `dtype` where that is wider."""
+    half, wide = key_dim // 2, torch.promote_types(dtype, torch.float32)
+    frequencies = base ** (-torch.arange(half, dtype=wide, device=positions.device) / half)
+    angles = (positions.unsqueeze(-1) * frequencies).unsqueeze(2)
+    if torch.compiler.is_compiling() and positions.shape[1] > 1:
+        return Rotation(*_cos_sin(angles))
+    return Rotation(angles.cos(), angles.sin())
+
+
+@torch.library.custom_op("linear_rnn_suite::cos_sin", mutates_args=())
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """An operator, which a compiler leaves alone: else it works both out again for every head of every sequence, and on the
+    way back as well, which takes longer than all else about an attention layer of small heads."""
+    return angles.cos(), angles.sin()
+
+
+@_cos_sin.register_fake
+def _(angles: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(angles), torch.empty_like(angles)
+
+
+def rotate(x: Tensor, turn: Rotation) -> Tensor:
+    """Rotary position embedding (Su et al. 2021, eq. 15): turns the pair (x_i, x_{i + K/2}) by its angle.
+
+    x: [B, T, H, K]. Computed in the dtype of the rotation; returns the shape and dtype of x.
     """
-    half = x.shape[-1] // 2
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    frequencies = base ** (-torch.arange(half, dtype=dtype, device=x.device) / half)
-    angles = (positions.unsqueeze(-1) * frequencies).unsqueeze(2)  # [B, T, 1, K/2]
-    cos, sin = angles.cos(), angles.sin()
-    first, second = x.split(half, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    first, second = x.split(x.shape[-1] // 2, dim=-1)
+    return torch.cat([first * turn.cos - second * turn.sin, second * turn.cos + first * turn.sin], dim=-1).to(x.dtype)
 
 
 def positions_in_document(position: Tensor, starts: Tensor) -> Tensor:
@@ -76,7 +102,8 @@ class Attention(SequenceMixer):
     def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q and k, turned to their positions, and v of x, each [B, T, H, K]."""
         q, k, v = self.query_key_value_projection(x).unflatten(-1, (3, self.num_heads, self.key_dim)).unbind(2)
-        return rotate(q, positions, base=self.rope_base), rotate(k, positions, base=self.rope_base), v
+        turn = rotation(positions, key_dim=self.key_dim, base=self.rope_base, dtype=q.dtype)
+        return rotate(q, turn), rotate(k, turn), v
 
     def _positions(self, x: Tensor, position: Tensor | None, *, starts: Tensor | None) -> Tensor:
         """[B, T], or [1, T] where all sequences agree, which saves computing the angles of each."""

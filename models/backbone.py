@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,15 @@ class Block(nn.Module):
                 part.output_projection.weight.mul_(math.sqrt(output_variance_scale))
 
 
+class TrainingForms(NamedTuple):
+    """What computes the parts of a model in training: `Backbone.embed`, `Block.output` for every block and `Backbone.finish`, or
+    faster forms of these. All are functions of the model or block: a method in it would be a cycle, which outlives it."""
+
+    embed: Callable[[Backbone, Tensor], Tensor]
+    outputs: Sequence[Callable[..., Tensor]]
+    finish: Callable[[Backbone, Tensor], Tensor]
+
+
 class Backbone(nn.Module, ABC):
     """One block per mixer, between an embedding of the tokens and a head, which are a subclass's.
 
@@ -104,8 +114,7 @@ class Backbone(nn.Module, ABC):
         self.embedding = embedding
         self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
         self.final_norm = RMSNorm(d_model, eps=norm_eps)
-        # How training computes each block, a function of it: a method of it here would be a cycle, which outlives the model.
-        self.block_outputs: list[Callable[..., Tensor]] = [Block.output] * len(self.blocks)
+        self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), Backbone.finish)
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -139,14 +148,19 @@ class Backbone(nn.Module, ABC):
         for i, block in enumerate(self.blocks):
             x, block_state = block(x, None if state is None else state[i], starts=starts)
             states.append(block_state)
-        return self.final_norm(x), states
+        return self.finish(x), states
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the last block gives -> what the head reads, both [..., d_model]."""
+        return self.final_norm(x)
 
     def training_features(self, tokens: Tensor, *, starts: Tensor | None) -> Tensor:
-        """The same features of whole sequences alone, through `block_outputs`, which training accelerates."""
-        x = self.embed(tokens)
-        for block, output in zip(self.blocks, self.block_outputs, strict=True):
+        """The same features of whole sequences alone, through `training_forms`, which training accelerates."""
+        embed, outputs, finish = self.training_forms
+        x = embed(self, tokens)
+        for block, output in zip(self.blocks, outputs, strict=True):
             x = output(block, x, starts=starts)
-        return self.final_norm(x)
+        return finish(self, x)
 
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
@@ -173,7 +187,7 @@ class Backbone(nn.Module, ABC):
 
     def answer(self, x: Tensor) -> Tensor:
         """What the last block gives [..., d_model] -> answers [..., what a target has]."""
-        return self.head(self.final_norm(x))
+        return self.head(self.finish(x))
 
     @property
     def capturable(self) -> bool:

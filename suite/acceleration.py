@@ -1,7 +1,7 @@
 """How a run's model is made to train fast, from outside of it: its parameters keep their names and its numbers their meaning.
 
 compute.compile: every block's training output is compiled, but that of a mixer which draws for every batch
-(random_steps); blocks of one shape share one compilation.
+(random_steps), and so are the embedding and the last norm; blocks of one shape share one compilation.
 compute.activation_checkpointing: "blocks" keeps only what enters a block, and computes the rest again on the way back.
 compute.cuda_graph: the whole step is one graph; auto does so on a GPU where a step is so small that launching its
 kernels takes longer than running them.
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.backbone import Backbone, Block
+from models.backbone import Backbone, Block, TrainingForms
 from suite.step import CapturedStep, EagerStep, Step
 
 # A GPU that reaches 200 TFLOP/s is done with this in 5 ms, which is about what the host needs to launch a small model's
@@ -25,14 +25,16 @@ SMALL_STEP_FLOPS = 1e12
 
 
 def accelerate(model: Backbone, compute: Mapping[str, Any]) -> None:
-    """Compiles and checkpoints the blocks of a model as `compute` says; for training alone, nothing else is changed."""
+    """Compiles and checkpoints the parts of a model as `compute` says; for training alone, nothing else is changed."""
+    embed, finish = type(model).embed, Backbone.finish
     output = plain = checkpointed_output if compute["activation_checkpointing"] == "blocks" else Block.output
     if compute["compile"]:
         # What was compiled for earlier models of this process would count against the limit of recompilations.
         torch.compiler.reset()
-        output = torch.compile(plain, dynamic=False)
+        embed, output, finish = (torch.compile(form, dynamic=False) for form in (embed, plain, finish))
     # What draws a number for every batch would be compiled anew for each.
-    model.block_outputs = [plain if block.mixer.draws else output for block in model.blocks]
+    outputs = [plain if block.mixer.draws else output for block in model.blocks]
+    model.training_forms = TrainingForms(embed, outputs, finish)
 
 
 def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:

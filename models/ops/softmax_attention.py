@@ -28,16 +28,27 @@ BLOCKS_WORTH_SPLITTING = 8
 FLEXIBLE_FROM = 256
 """Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
 
+PAIRS_WORTH_A_MASK = 2**23
+"""T times window from which it pays uncompiled, where making its mask takes 3 ms (H200, tests/benchmarks/gpu_windows.py)."""
+
 
 def attend(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor | None, window: int | None) -> Tensor:
     """`masked` by what is fastest for it: a span of None is every earlier token, for S = T; span < window where that is given."""
     if span is None:
         return fused(q=q, k=k, v=v, span=None)
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[1] >= FLEXIBLE_FROM and q.shape[3] >= 16:
+    if _is_worth_a_mask(q, window):
         return flexible(q=q, k=k, v=v, span=span)
     if window is None:
         return fused(q=q, k=k, v=v, span=span)
     return windowed(q=q, k=k, v=v, span=span, window=window)
+
+
+def _is_worth_a_mask(q: Tensor, window: int | None) -> bool:
+    """Whether FlexAttention computes this, and faster than the others."""
+    length, key_dim = q.shape[1], q.shape[3]
+    if not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and length >= FLEXIBLE_FROM and key_dim >= 16):
+        return False
+    return torch.compiler.is_compiling() or length * min(length, window or length) >= PAIRS_WORTH_A_MASK
 
 
 def masked(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
 """Every architecture trained by every backend that computes it here: the same seed must end at the same loss.
 
-    python -m tests.benchmarks.gpu_backends [--models mesanet gla ...] [--jobs 8] [--steps 1000] [--results FOLDER]
+    python -m tests.benchmarks.gpu_backends [--models mesanet ...] [--seeds 0 1 2] [--jobs 8] [--steps 1000] [--results FOLDER]
 
 2 blocks, d_model 128, 2 heads of 64, T = 256, batches of 16, the documentation of the Python standard library as text.
-Each run is one of the suite's own, so that a stopped sweep goes on where it was. Printed is the validation NLL of each
-backend less that of torch, which is to be within 0.01 nats; exit status 1 where one is not, or where a run failed.
+Each run is one of the suite's own, so that a stopped sweep goes on where it was. Printed is, for every seed, the
+validation NLL of each backend less that of torch, which is to be within 0.01 nats; exit status 1 where one is not, or
+where a run failed.
+
+What rounding alone does to a run of so many steps stands beside it: torch again, in chunks half as long, which is the same
+function summed in another order. A backend that is off by no more than that is not shown to compute anything else.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -40,32 +45,61 @@ SETTINGS = (
     "eval=none",
     "compute.jobs=1",
 )
+REGROUPED = "torch, half chunks"
+FAILURE_CHARACTERS = 1500
 
 
-def backends_here(model: str, device: str) -> list[str]:
-    """What computes a model on this machine, torch first."""
-    config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=True)
-    able = [name for name in computing_backends(config["model"]) if obstacle(name, device) is None]
-    return sorted(able, key=lambda name: name != "torch")
+class Job(NamedTuple):
+    """A model trained at a seed by each of these backends, one after the other. `kind` is the folder of its results."""
+
+    model: str
+    seed: int
+    backends: tuple[str, ...]
+    kind: str
+    overrides: tuple[str, ...] = ()
 
 
-def train(model: str, backends: Sequence[str], extra: Sequence[str]) -> str:
-    """Trains a model with each backend, one run after the other; returns what a failing command said."""
-    command = [sys.executable, "-m", "suite", "run", f"model={model}", f"backend={','.join(backends)}", *SETTINGS, *extra]
+def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
+    """Seed by seed, so that what is stopped early has whole seeds, and within one the longest first."""
+    found = []
+    for seed in seeds:
+        of_seed = []
+        for model in models:
+            config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=True)["model"]
+            able = tuple(name for name in computing_backends(config) if obstacle(name, device) is None)
+            of_seed.append(Job(model, seed, able, "backends"))
+            chunk_size = config.get("mixer", {}).get("chunk_size")
+            if len(able) > 1 and chunk_size is not None:
+                of_seed.append(Job(model, seed, ("torch",), "regrouped", (f"model.mixer.chunk_size={chunk_size // 2}",)))
+        found += sorted(of_seed, key=lambda job: -len(job.backends))
+    return found
+
+
+def train(job: Job, extra: Sequence[str], results: Path) -> str:
+    """Trains what a job names; returns what a failing command said."""
+    request = [f"model={job.model}", f"seed={job.seed}", f"backend={','.join(job.backends)}", *SETTINGS, *job.overrides, *extra]
+    command = [sys.executable, "-m", "suite", "run", *request, f"paths.results={results / job.kind}"]
     done = subprocess.run(command, capture_output=True, text=True)
-    return "" if done.returncode == 0 else f"{model}: {(done.stderr or done.stdout)[-1500:]}"
+    said = (done.stderr or done.stdout)[-FAILURE_CHARACTERS:]
+    return "" if done.returncode == 0 else f"{job.model}, seed {job.seed}: {said}"
 
 
-def table(results: Path) -> pd.DataFrame:
-    """Validation NLL, a row a model and a column a backend."""
-    rows = load_results(results)
+def losses(results: Path) -> pd.DataFrame:
+    """Validation NLL, a row a model and seed and a column a backend."""
+    parts = []
+    for kind in ("backends", "regrouped"):
+        if (results / kind).exists():
+            rows = load_results(results / kind)
+            parts.append(rows if kind == "backends" else rows.assign(backend=REGROUPED))
+    rows = pd.concat(parts)
     whole = rows[(rows["metric"] == "nll") & (rows["split"] == "validation") & (rows["slice"] == "")]
-    return whole.pivot_table(index="model", columns="backend", values="value")
+    return whole.pivot_table(index=["model", "seed"], columns="backend", values="value")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=options("model"), choices=options("model"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=8, help="models trained at the same time")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--autocast", default="bfloat16", choices=("none", "bfloat16"))
@@ -74,23 +108,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # A folder for each protocol: losses of two are not to be compared.
     results = chosen.results / f"{chosen.steps}_steps_{chosen.autocast}"
-    extra = (
-        f"train.steps={chosen.steps}",
-        f"train.warmup_steps={chosen.steps // 20}",
-        f"train.autocast={chosen.autocast}",
-        f"paths.results={results}",
-    )
-    # The slowest first, so that none is left over at the end.
-    asked = sorted(((model, backends_here(model, device)) for model in chosen.models), key=lambda pair: -len(pair[1]))
+    training = {"steps": chosen.steps, "warmup_steps": chosen.steps // 20, "autocast": chosen.autocast}
+    extra = [f"train.{name}={value}" for name, value in training.items()]
+    asked = jobs(chosen.models, chosen.seeds, device)
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        errors = [error for error in pool.map(lambda pair: train(*pair, extra), asked) if error]
+        errors = [error for error in pool.map(lambda job: train(job, extra, results), asked) if error]
     print("\n".join(errors))
-    nll = table(results)
+    nll = losses(results)
     others = nll.drop(columns="torch").sub(nll["torch"], axis=0)
-    print(pd.concat([nll[["torch"]], others.add_suffix(" less torch")], axis=1).round(4).to_string())
-    missing = [(model, name) for model, names in asked for name in names if name not in nll or pd.isna(nll[name].get(model))]
-    print("".join(f"not there: {model} by {name}\n" for model, name in missing), end="")
-    return int(bool(errors or missing) or bool((others.abs() > PERMITTED).any(axis=None)))
+    print(pd.concat([nll[["torch"]], others.add_suffix(" less torch")], axis=1).round(4).to_string(na_rep=""))
+    print(f"\nmean over seeds\n{others.groupby('model').mean().round(4).to_string(na_rep='')}")
+    missing = [
+        (job.model, job.seed, name)
+        for job in asked
+        for name in (job.backends if job.kind == "backends" else (REGROUPED,))
+        if name not in nll or pd.isna(nll[name].get((job.model, job.seed)))
+    ]
+    print("".join(f"not there: {model}, seed {seed}, by {name}\n" for model, seed, name in missing), end="")
+    off = others.drop(columns=REGROUPED, errors="ignore").abs() > PERMITTED
+    return int(bool(errors or missing) or bool(off.any(axis=None)))
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.gpu_windows [--dry-run]
 
-bfloat16, 8 heads of 128, forward and backward, milliseconds (median); 32,768 tokens in every batch. `attend` in
-models/ops/softmax_attention.py takes what this says. The first row is all earlier tokens, for scale. --dry-run is on a
-CPU, where FlexAttention has no backward pass and says so.
+bfloat16, 8 heads of 128, forward and backward, milliseconds (median), as they are and compiled; 32,768 tokens in every
+batch. `attend` in models/ops/softmax_attention.py takes what this says. The first row is all earlier tokens, for scale.
+--dry-run is on a CPU, where FlexAttention has no backward pass and says so, and nothing is compiled.
 """
 
 from __future__ import annotations
@@ -36,6 +36,13 @@ def milliseconds(attend: Callable[..., Tensor], tensors: list[Tensor], weight: T
 
 
 def measured(attend: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -> str:
+    """As it is, and compiled as a training block has it."""
+    torch.compiler.reset()
+    forms = [attend, torch.compile(attend, fullgraph=True, dynamic=False)] if weight.is_cuda else [attend]
+    return " / ".join(shown(form, tensors, weight) for form in forms)
+
+
+def shown(attend: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -> str:
     try:
         return f"{milliseconds(attend, tensors, weight):.2f}"
     except RuntimeError as error:

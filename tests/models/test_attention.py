@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.attention import Attention, positions_in_document, rotate
+from models.attention import Attention, positions_in_document, rotate, rotation
 from models.ops.softmax_attention import BLOCKS_WORTH_SPLITTING, MIN_BLOCK, fused, masked, windowed
 from tests.models.tolerances import assert_near
 
@@ -77,11 +77,15 @@ def test_windowed_keeps_no_square_of_the_length() -> None:
     assert largest_tensor_kept(4 * LONG) == 2 * largest_tensor_kept(2 * LONG)
 
 
+def turned(x: Tensor, position: int, *, base: float) -> Tensor:
+    return rotate(x, rotation(torch.tensor([[position]]), key_dim=x.shape[-1], base=base, dtype=x.dtype))
+
+
 def test_rotary_scores_depend_on_the_distance_alone() -> None:
     q, k = draw(1, 1, 1, 8, seed=0), draw(1, 1, 1, 8, seed=1)
 
     def score(m: int, n: int) -> Tensor:
-        return (rotate(q, torch.tensor([[m]]), base=10000.0) * rotate(k, torch.tensor([[n]]), base=10000.0)).sum()
+        return (turned(q, m, base=10000.0) * turned(k, n, base=10000.0)).sum()
 
     assert_near(score(7, 3), score(104, 100), "float64")
     assert not torch.isclose(score(7, 3), score(7, 4))
@@ -90,9 +94,29 @@ def test_rotary_scores_depend_on_the_distance_alone() -> None:
 def test_rotary_turns_the_pair_i_by_the_position_times_base_to_the_minus_2i_over_k() -> None:
     x = torch.zeros(1, 1, 1, 4, dtype=torch.float64)
     x[..., :2] = 1.0  # the first of each pair
-    turned = rotate(x, torch.tensor([[3]]), base=100.0).flatten()
     angles = [3.0, 3.0 * 100.0 ** (-2 / 4)]
-    assert_near(turned, torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles]).double(), "float32")
+    assert_near(
+        turned(x, 3, base=100.0).flatten(),
+        torch.tensor([math.cos(a) for a in angles] + [math.sin(a) for a in angles]).double(),
+        "float32",
+    )
+
+
+def test_a_compiled_layer_works_its_angles_out_once() -> None:
+    """Fused into what reads them they would be worked out again for every head of q and of k, forwards and back."""
+    layer = Attention(d_model=16, backend="torch", num_heads=2, key_dim=8, window=None, rope_base=100.0)
+    layer.reset_parameters(torch.Generator().manual_seed(0))
+    x, graphs = draw(2, 9, 16, seed=0).float(), []
+
+    def keep(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(layer, fullgraph=True, backend=keep)(x)[0]
+    torch.testing.assert_close(compiled, layer(x)[0])
+    (graph,) = graphs
+    assert [str(node.target) for node in graph.graph.nodes if "cos" in str(node.target)] == ["linear_rnn_suite.cos_sin.default"]
+    torch.library.opcheck(torch.ops.linear_rnn_suite.cos_sin.default, (x,))
 
 
 def test_positions_count_from_the_last_start() -> None:
