@@ -23,6 +23,8 @@ from models.backends.triton import mesa_launches as launches
 LARGEST_DIM = launches.LARGEST_DIM
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INITIAL = ("zero", "diagonal", "query")
+MOST_HEADS = 65_535
+"""Heads of all sequences together: what the second axis of a CUDA grid holds."""
 
 
 class MesaResult(NamedTuple):
@@ -62,10 +64,15 @@ def mesa_chunked(
     |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0; so does that of its backward. In bfloat16, 1e-4 brings
     all gradients to the rounding of their dtype; 1e-3 brings o there. Directions are rounded to float16, so that before
     the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
-    Raises ValueError for other dtypes, sizes or settings.
+    Raises ValueError for other dtypes, sizes or settings, and for more than MOST_HEADS heads of all sequences together.
     """
     refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer, "G": G, "H": H})
     refuse_settings(k.shape[-1], v.shape[-1], tolerance, max_steps, initial)
+    batch_size, _, num_heads, _ = k.shape
+    if batch_size * num_heads > MOST_HEADS:
+        raise ValueError(
+            f"{batch_size} sequences have {num_heads} heads each, permitted with backend=triton are {MOST_HEADS} in all"
+        )
     dtype = reduce(torch.promote_types, (k.dtype, v.dtype), q.dtype)
     inputs = [x.to(dtype).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_decay, beta, regularizer)]
     states = [None if S is None else S.contiguous() for S in (G, H)]

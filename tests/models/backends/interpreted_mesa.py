@@ -138,6 +138,12 @@ def test_what_is_not_computed_is_named(changes, named):
             form(**{**inputs, "tolerance": 1e-4, "max_steps": 30, "initial": "diagonal", **changes})
 
 
+def test_more_heads_than_a_grid_holds_are_refused():
+    inputs = draw(length=1, key_dim=16, value_dim=16, dtype=F32) | {"k": torch.zeros(32_768, 1, 2, 16)}
+    with pytest.raises(ValueError, match="32768 sequences have 2 heads each, permitted .* are 65535"):
+        mesa_chunked(**inputs, tolerance=1e-4, max_steps=30, initial="diagonal")
+
+
 def test_dtypes_that_differ():
     inputs = draw(length=2, key_dim=16, value_dim=16, dtype=torch.bfloat16)
     exact, _, _ = cases.recurrent({name: x.double() for name, x in inputs.items()})

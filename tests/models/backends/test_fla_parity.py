@@ -16,11 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla
+from models.mesa_backends import FLA_DIMS
 from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mesa, mlstm
 
 pytestmark = pytest.mark.gpu
 
-B, H, D = 2, 2, 64
+B, H, DIM = 2, 2, 64
+OTHER_DIMS = (16, 32, 128)
 LENGTHS = {torch.bfloat16: (1, 63, 64, 65, 500, 1000), torch.float32: (1, 65, 500)}
 
 Tensors = dict[str, Tensor]
@@ -28,43 +30,46 @@ Run = Callable[[Tensors], Sequence[Tensor]]
 
 
 class Case(NamedTuple):
-    """draw: inputs for a length. Both runs map these to [o, *state]. bound: permitted error with bfloat16 q, k and v."""
+    """draw: inputs for a length, in a dtype, with heads of a size. Both runs map these to [o, *state].
 
-    draw: Callable[[int, torch.dtype], Tensors]
+    bound: permitted error with bfloat16 q, k and v.
+    """
+
+    draw: Callable[..., Tensors]
     definition: Run
     kernel: Run
     bound: float
 
 
-def draw_gated(length: int, dtype: torch.dtype) -> Tensors:
+def draw_gated(length: int, dtype: torch.dtype, dim: int = DIM) -> Tensors:
     """Forget gates of about 0.95, with a reset for one head in the first chunk and for all in the second."""
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(length))
-    q, k = (F.normalize(normal(B, length, H, D), dim=-1).to(dtype) for _ in "qk")
+    q, k = (F.normalize(normal(B, length, H, dim), dim=-1).to(dtype) for _ in "qk")
     log_decay = F.logsigmoid(normal(B, length, H) + 3.0)
     log_decay[0, 20:21, 0] = log_decay[:, 100:101] = float("-inf")
-    drawn = {"q": q, "k": k, "v": normal(B, length, H, D).to(dtype), "log_decay": log_decay}
-    return {**drawn, "beta": normal(B, length, H).sigmoid(), "G": normal(B, H, D, D)}
+    drawn = {"q": q, "k": k, "v": normal(B, length, H, dim).to(dtype), "log_decay": log_decay}
+    return {**drawn, "beta": normal(B, length, H).sigmoid(), "G": normal(B, H, dim, dim)}
 
 
-def draw_vector_gated(length: int, dtype: torch.dtype) -> Tensors:
-    drawn = draw_gated(length, dtype)
+def draw_vector_gated(length: int, dtype: torch.dtype, dim: int = DIM) -> Tensors:
+    drawn = draw_gated(length, dtype, dim)
     del drawn["beta"]
-    of_keys = F.logsigmoid(torch.randn(B, length, H, D, generator=torch.Generator().manual_seed(length + 1)) + 3.0)
+    of_keys = F.logsigmoid(torch.randn(B, length, H, dim, generator=torch.Generator().manual_seed(length + 1)) + 3.0)
     return {**drawn, "log_decay": of_keys + drawn["log_decay"].unsqueeze(-1)}
 
 
-def draw_mlstm(length: int, dtype: torch.dtype) -> Tensors:
-    drawn = draw_gated(length, dtype)
+def draw_mlstm(length: int, dtype: torch.dtype, dim: int = DIM) -> Tensors:
+    drawn = draw_gated(length, dtype, dim)
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(length + 1))
     log_beta = torch.logit(drawn.pop("beta"))
-    return {**drawn, "log_beta": log_beta, "z": normal(B, H, D), "m": normal(B, H).abs()}
+    return {**drawn, "log_beta": log_beta, "z": normal(B, H, dim), "m": normal(B, H).abs()}
 
 
-def draw_mesa(length: int, dtype: torch.dtype) -> Tensors:
-    drawn = draw_gated(length, dtype)
+def draw_mesa(length: int, dtype: torch.dtype, dim: int = DIM) -> Tensors:
+    drawn = draw_gated(length, dtype, dim)
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(length + 1))
-    root = normal(B, H, D, D) / D**0.5
-    return {**drawn, "H": root @ root.mT, "regularizer": 0.5 + F.softplus(normal(H, D))}
+    root = normal(B, H, dim, dim) / dim**0.5
+    return {**drawn, "H": root @ root.mT, "regularizer": 0.5 + F.softplus(normal(H, dim))}
 
 
 def matrix_state(form: Callable[..., tuple[Tensor, Tensor]]) -> Run:
@@ -138,18 +143,30 @@ def results(run: Run, inputs: Tensors) -> Tensors:
     return named | {f"gradient into {name}": x for name, x in zip(names, gradients, strict=True)}
 
 
-@pytest.mark.parametrize("dtype", LENGTHS, ids=lambda dtype: str(dtype).removeprefix("torch."))
-@pytest.mark.parametrize("name", CASES)
-def test_a_kernel_equals_the_definition(name: str, dtype: torch.dtype) -> None:
+def assert_equals_definition(name: str, dtype: torch.dtype, lengths: Sequence[int], dim: int) -> None:
     case, wrong = CASES[name], []
-    for length in LENGTHS[dtype]:
-        inputs = case.draw(length, dtype)
+    for length in lengths:
+        inputs = case.draw(length, dtype, dim)
         expected = results(case.definition, {key: x.double() for key, x in inputs.items()})
         for what, actual in results(case.kernel, inputs).items():
             error = relative_error(actual, expected[what])
             if not error < SHARE_OF_BOUND[dtype] * case.bound:
                 wrong.append(f"T={length} {what}: {error:.1e}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("dtype", LENGTHS, ids=lambda dtype: str(dtype).removeprefix("torch."))
+@pytest.mark.parametrize("name", CASES)
+def test_a_kernel_equals_the_definition(name: str, dtype: torch.dtype) -> None:
+    assert_equals_definition(name, dtype, LENGTHS[dtype], DIM)
+
+
+@pytest.mark.parametrize("dim", OTHER_DIMS)
+@pytest.mark.parametrize("name", CASES)
+def test_it_does_with_heads_of_other_sizes(name: str, dim: int) -> None:
+    if name == "mesa" and (dim, dim) not in FLA_DIMS:
+        pytest.skip("fla's Mesa is not chosen for this size")
+    assert_equals_definition(name, torch.bfloat16, (65, 500), dim)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "mesa"])
