@@ -4,6 +4,10 @@ An adapter has the name of one of our ops (models/ops), takes and returns what i
 and all but `mesa` compute a single token without a gradient by fla's recurrent kernel. q, k and v become what v is:
 bfloat16 or float16, or float32, which fla multiplies in TF32; o is in that type or float32, gates and states are float32.
 
+Heads smaller than SMALLEST are padded with zeros, which change nothing: on an H200 with Triton 3.7.1 the kernel of the
+gradients (chunk_bwd_kernel_dqkwg of fla 0.6.0, in four warps, to which fla tunes it) gave for K = 16, V = 32 results
+that were off by half of their norm and differed between runs.
+
 Sums of log-decays are float32 here. A reset, or any decay beyond it, is cut to RESET: one in a chunk leaves later decays
 with an error of 1e-5, one at every token with 1e-3, where bfloat16 has 4e-3.
 """
@@ -25,6 +29,8 @@ RESET = -128.0
 """A log-decay whose exponential is 0 in float32, no lower than that takes."""
 LARGEST_KEY_OF_DELTA_RULE = 256
 """Key size that fla's kernels of the delta rule take at most."""
+SMALLEST = 64
+"""Key and value size that sequences are padded to at least."""
 ALIGNED = 16
 """Value sizes are padded to multiples of this, so that rows begin where a GPU loads whole words."""
 
@@ -67,15 +73,14 @@ def decayed_linear_attention(
     *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
     """By `simple_gla`, which has no beta: it is folded into the keys."""
-    missing = -v.shape[-1] % ALIGNED
-    if missing:
-        v, state = F.pad(v, (0, missing)), F.pad(state, (0, 0, 0, missing))
-        o, after = decayed_linear_attention(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state)
-        return o[..., :-missing], after[..., :-missing, :]
-    q, k, v = _operands(q, k * beta.unsqueeze(-1), v)
+    key_dim, value_dim = k.shape[-1], v.shape[-1]
+    q, k, v, state = _padded(q, k * beta.unsqueeze(-1), v, state)
+    q, k, v = _operands(q, k, v)
     if _is_decoding(q):
-        return operators.recurrent(q, k, v, _finite(log_decay), None, state.contiguous())
-    return operators.simple_gla(q, k, v, _finite(log_decay), state.contiguous())
+        o, after = operators.recurrent(q, k, v, _finite(log_decay), None, state.contiguous())
+    else:
+        o, after = operators.simple_gla(q, k, v, _finite(log_decay), state.contiguous())
+    return o[..., :value_dim], after[..., :value_dim, :key_dim].contiguous()
 
 
 def mlstm(
@@ -105,9 +110,11 @@ def delta_rule(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tens
     if _is_decoding(q):
         after = state.clone(memory_format=torch.contiguous_format)
         return delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=after), after
+    key_dim, value_dim = k.shape[-1], v.shape[-1]
+    q, k, v, state = _padded(q, k, v, state)
     q, k, v = _operands(q, k, v)
     o, after, _ = operators.gated_delta_rule(q, k, v, _finite(log_decay), beta.float().contiguous(), state.contiguous())
-    return o, after
+    return o[..., :value_dim], after[..., :value_dim, :key_dim].contiguous()
 
 
 def delta_rule_(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
@@ -150,6 +157,17 @@ def mesa(
         max_CG_iteration=max_steps,
     )
     return o, MesaState(G.mT, H)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with zeros behind, up to sizes that the kernels compute: a key of zeros reads and writes nothing."""
+    smallest = 1 if _is_decoding(q) else SMALLEST
+    more_keys = max(0, smallest - k.shape[-1])
+    more_values = max(-v.shape[-1] % ALIGNED, smallest - v.shape[-1])
+    if not more_keys and not more_values:
+        return q, k, v, state
+    q, k = (F.pad(x, (0, more_keys)) for x in (q, k))
+    return q, k, F.pad(v, (0, more_values)), F.pad(state, (0, more_keys, 0, more_values))
 
 
 def _operands(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -32,6 +32,8 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             assert q.dtype == k.dtype == v.dtype and state.dtype == torch.float32
             assert all(x is None or (x.dtype == torch.float32 and x.isfinite().all()) for x in gates)
             assert all(x is None or x.is_contiguous() for x in tensors)
+            if name in ("simple_gla", "gated_delta_rule"):
+                assert min(k.shape[-1], v.shape[-1]) >= fla.SMALLEST and v.shape[-1] % fla.ALIGNED == 0
             return kernel(*tensors)
 
         return run

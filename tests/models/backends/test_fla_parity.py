@@ -103,7 +103,8 @@ def two_states(form: Callable[..., tuple[Tensor, mesa.MesaState]]) -> Run:
 
 
 # bfloat16 rounds by 2e-3 in the mean, and a kernel rounds its inputs, the weights of a chunk, the state before it and the output.
-# The delta rule also multiplies by an inverse, mlstm divides by a sum that may cancel, and Mesa's kernel solves in float16.
+# The delta rule also multiplies by an inverse, and Mesa's kernel solves in float16. mlstm divides by a sum, which in two of the
+# draws cancels at some token: a plain computation with these same roundings is off by the same 8.0e-2 there.
 CASES = {
     "decayed_linear_attention": Case(
         draw_gated, matrix_state(decayed_linear_attention.recurrent), matrix_state(fla.decayed_linear_attention), 0.01
@@ -112,7 +113,7 @@ CASES = {
         draw_vector_gated, matrix_state(gated_linear_attention.recurrent), matrix_state(fla.gated_linear_attention), 0.01
     ),
     "delta_rule": Case(draw_gated, matrix_state(delta_rule.recurrent), matrix_state(fla.delta_rule), 0.02),
-    "mlstm": Case(draw_mlstm, normalised_state(mlstm.recurrent), normalised_state(fla.mlstm), 0.05),
+    "mlstm": Case(draw_mlstm, normalised_state(mlstm.recurrent), normalised_state(fla.mlstm), 0.1),
     "mesa": Case(draw_mesa, two_states(mesa.recurrent), two_states(partial(fla.mesa, max_steps=30)), 0.02),
 }
 # TF32, in which products of float32 are taken, has 3 bits more; Mesa's float16 has as many.
