@@ -26,7 +26,7 @@ from typing import IO, Any, NamedTuple
 Numbers = Any
 
 # Seconds, most of which are compiling. In the order of how much depends on them.
-PARTS = {"ops": 240, "training": 600, "decode": 300, "text": 400, "backends": 600, "windows": 150}
+PARTS = {"ops": 240, "training": 600, "decode": 300, "text": 400, "backends": 600, "windows": 300}
 
 
 def op_ratio(ops: Numbers) -> float:

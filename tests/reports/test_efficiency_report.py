@@ -126,8 +126,8 @@ def test_what_is_trained_in_two_ways_is_two_arms(tmp_path, monkeypatch) -> None:
         assert rows["latency_ms"].notna().all()
     arms = set(data.loc[data["work"] == "training step", "arm"])
     assert {"GLA", "GLA, compiled", "GLA, eager", "GLA, compiled, eager, checkpointed"} < arms
-    # Forward and backward, and the step, in half of all ways.
-    assert len(compiled) == 2 * 4
+    # Embedding, block and last norm, for forward and backward and for the step, in half of all ways.
+    assert len(compiled) == 3 * 2 * 4
     assert len(costs(frames, works=["training step"]).rows) == 8
 
 
