@@ -29,6 +29,7 @@ def rotation(positions: Tensor, *, key_dim: int, base: float, dtype: torch.dtype
     half, wide = key_dim // 2, torch.promote_types(dtype, torch.float32)
     frequencies = base ** (-torch.arange(half, dtype=wide, device=positions.device) / half)
     angles = (positions.unsqueeze(-1) * frequencies).unsqueeze(2)
+    # For a single token a launch more would cost more than it spares.
     if torch.compiler.is_compiling() and positions.shape[1] > 1:
         return Rotation(*_cos_sin(angles))
     return Rotation(angles.cos(), angles.sin())

@@ -114,7 +114,7 @@ class Backbone(nn.Module, ABC):
         self.embedding = embedding
         self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
         self.final_norm = RMSNorm(d_model, eps=norm_eps)
-        self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), Backbone.finish)
+        self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), type(self).finish)
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:

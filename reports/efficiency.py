@@ -106,8 +106,10 @@ def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
 def _labelled(low: float, high: float) -> tuple[float, ...]:
     """The leading digits of what a logarithmic axis labels: the less it spans, the more."""
     if high > 10.0 * low:
-        return (1.0, 2.0, 5.0)
-    return (1.0, 1.5, 2.0, 3.0, 5.0, 7.0) if high > 3.0 * low else (1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0)
+        return 1.0, 2.0, 5.0
+    if high > 3.0 * low:
+        return 1.0, 1.5, 2.0, 3.0, 5.0, 7.0
+    return 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
 
 
 def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:

@@ -26,7 +26,7 @@ SMALL_STEP_FLOPS = 1e12
 
 def accelerate(model: Backbone, compute: Mapping[str, Any]) -> None:
     """Compiles and checkpoints the parts of a model as `compute` says; for training alone, nothing else is changed."""
-    embed, finish = type(model).embed, Backbone.finish
+    embed, finish = type(model).embed, type(model).finish
     output = plain = checkpointed_output if compute["activation_checkpointing"] == "blocks" else Block.output
     if compute["compile"]:
         # What was compiled for earlier models of this process would count against the limit of recompilations.

@@ -4,9 +4,10 @@ An adapter has the name of one of our ops (models/ops), takes and returns what i
 and all but `mesa` compute a single token without a gradient by fla's recurrent kernel. q, k and v become what v is:
 bfloat16 or float16, or float32, which fla multiplies in TF32; o is in that type or float32, gates and states are float32.
 
-Heads smaller than SMALLEST are padded with zeros, which change nothing: on an H200 with Triton 3.7.1 the kernel of the
-gradients (chunk_bwd_kernel_dqkwg of fla 0.6.0, in four warps, to which fla tunes it) gave for K = 16, V = 32 results
-that were off by half of their norm and differed between runs.
+Sequences of `decayed_linear_attention`, and so of `mlstm`, and of `delta_rule` get heads of SMALLEST at least, by zeros, which
+change nothing. On an H200 with Triton 3.7.1 the gradient of a layer of `mlstm` at K = 16, V = 32 was off by more than half
+of its norm, and by another amount at the next call. All that was tried there with two warps in chunk_bwd_kernel_dqkwg of
+fla 0.6.0 is right; fla tunes it to four, in which a process died. SMALLEST is the least at which four were found right.
 
 Sums of log-decays are float32 here. A reset, or any decay beyond it, is cut to RESET: one in a chunk leaves later decays
 with an error of 1e-5, one at every token with 1e-3, where bfloat16 has 4e-3.
@@ -30,7 +31,7 @@ RESET = -128.0
 LARGEST_KEY_OF_DELTA_RULE = 256
 """Key size that fla's kernels of the delta rule take at most."""
 SMALLEST = 64
-"""Key and value size that sequences are padded to at least."""
+"""Key and value size of a head that these kernels compute at least, see above."""
 ALIGNED = 16
 """Value sizes are padded to multiples of this, so that rows begin where a GPU loads whole words."""
 
@@ -74,7 +75,8 @@ def decayed_linear_attention(
 ) -> tuple[Tensor, Tensor]:
     """By `simple_gla`, which has no beta: it is folded into the keys."""
     key_dim, value_dim = k.shape[-1], v.shape[-1]
-    q, k, v, state = _padded(q, k * beta.unsqueeze(-1), v, state)
+    smallest = 1 if _is_decoding(q) else SMALLEST
+    q, k, v, state = _padded(q, k * beta.unsqueeze(-1), v, state, smallest=smallest)
     q, k, v = _operands(q, k, v)
     if _is_decoding(q):
         o, after = operators.recurrent(q, k, v, _finite(log_decay), None, state.contiguous())
@@ -111,7 +113,7 @@ def delta_rule(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tens
         after = state.clone(memory_format=torch.contiguous_format)
         return delta_rule_(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=after), after
     key_dim, value_dim = k.shape[-1], v.shape[-1]
-    q, k, v, state = _padded(q, k, v, state)
+    q, k, v, state = _padded(q, k, v, state, smallest=SMALLEST)
     q, k, v = _operands(q, k, v)
     o, after, _ = operators.gated_delta_rule(q, k, v, _finite(log_decay), beta.float().contiguous(), state.contiguous())
     return o[..., :value_dim], after[..., :value_dim, :key_dim].contiguous()
@@ -159,9 +161,8 @@ def mesa(
     return o, MesaState(G.mT, H)
 
 
-def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same with zeros behind, up to sizes that the kernels compute: a key of zeros reads and writes nothing."""
-    smallest = 1 if _is_decoding(q) else SMALLEST
+def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, smallest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same with zeros behind, K and V from `smallest` up and V aligned: a key of zeros reads and writes nothing."""
     more_keys = max(0, smallest - k.shape[-1])
     more_values = max(-v.shape[-1] % ALIGNED, smallest - v.shape[-1])
     if not more_keys and not more_values:

@@ -24,31 +24,33 @@ MIN_BLOCK = 32
 BLOCKS_WORTH_SPLITTING = 8
 """A sequence of no more blocks than this is faster masked as a whole (measured on a CPU, T = 128 to 2048)."""
 
-
 FLEXIBLE_FROM = 256
 """Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
 
 PAIRS_WORTH_A_MASK = 2**23
-"""T times window from which it pays uncompiled, where making its mask takes 3 ms (H200, tests/benchmarks/gpu_windows.py)."""
+"""Queries times the keys that one sees, from which FlexAttention pays uncompiled, where it takes 3 ms to make its mask.
+
+Measured on an H200 at 32,768 tokens a batch, by tests/benchmarks/gpu_windows.py; compiled it is the fastest at any number.
+"""
 
 
 def attend(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor | None, window: int | None) -> Tensor:
     """`masked` by what is fastest for it: a span of None is every earlier token, for S = T; span < window where that is given."""
     if span is None:
         return fused(q=q, k=k, v=v, span=None)
-    if _is_worth_a_mask(q, window):
+    by_kernel = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] >= 16
+    if by_kernel and is_worth_a_mask(q.shape[1], k.shape[1], window, compiled=torch.compiler.is_compiling()):
         return flexible(q=q, k=k, v=v, span=span)
     if window is None:
         return fused(q=q, k=k, v=v, span=span)
     return windowed(q=q, k=k, v=v, span=span, window=window)
 
 
-def _is_worth_a_mask(q: Tensor, window: int | None) -> bool:
-    """Whether FlexAttention computes this, and faster than the others."""
-    length, key_dim = q.shape[1], q.shape[3]
-    if not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and length >= FLEXIBLE_FROM and key_dim >= 16):
+def is_worth_a_mask(length: int, num_keys: int, window: int | None, *, compiled: bool) -> bool:
+    """Whether FlexAttention is the fastest of the forms for `length` queries on num_keys keys, of which each sees `window`."""
+    if length < FLEXIBLE_FROM:
         return False
-    return torch.compiler.is_compiling() or length * min(length, window or length) >= PAIRS_WORTH_A_MASK
+    return compiled or length * min(num_keys, window or num_keys) >= PAIRS_WORTH_A_MASK
 
 
 def masked(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:

@@ -85,13 +85,12 @@ def train(job: Job, extra: Sequence[str], results: Path) -> str:
 
 
 def losses(results: Path) -> pd.DataFrame:
-    """Validation NLL, a row a model and seed and a column a backend."""
-    parts = []
-    for kind in ("backends", "regrouped"):
-        if (results / kind).exists():
-            rows = load_results(results / kind)
-            parts.append(rows if kind == "backends" else rows.assign(backend=REGROUPED))
-    rows = pd.concat(parts)
+    """Validation NLL, a row a model and seed and a column a backend; of the runs that were finished."""
+    said = {"backends": {}, "regrouped": {"backend": REGROUPED}}
+    parts = [load_results(results / kind).assign(**facts) for kind, facts in said.items() if (results / kind).exists()]
+    rows = pd.concat(parts) if parts else pd.DataFrame()
+    if rows.empty:
+        return rows
     whole = rows[(rows["metric"] == "nll") & (rows["split"] == "validation") & (rows["slice"] == "")]
     return whole.pivot_table(index=["model", "seed"], columns="backend", values="value")
 
@@ -115,6 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors = [error for error in pool.map(lambda job: train(job, extra, results), asked) if error]
     print("\n".join(errors))
     nll = losses(results)
+    if "torch" not in nll:
+        print("no run by torch was finished")
+        return 1
     others = nll.drop(columns="torch").sub(nll["torch"], axis=0)
     print(pd.concat([nll[["torch"]], others.add_suffix(" less torch")], axis=1).round(4).to_string(na_rep=""))
     print(f"\nmean over seeds\n{others.groupby('model').mean().round(4).to_string(na_rep='')}")

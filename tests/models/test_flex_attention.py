@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from models.attention import positions_in_document
 from models.ops import flex_attention as ours
 from models.ops.flex_attention import BLOCK, block_mask, flexible
-from models.ops.softmax_attention import _visible, masked
+from models.ops.softmax_attention import _visible, is_worth_a_mask, masked
 
 
 def spans(length: int, *, cached: int, window: int | None) -> Tensor:
@@ -73,3 +73,22 @@ def test_it_is_part_of_one_graph_where_the_caller_is_compiled() -> None:
     inputs = {"q": q, "k": k, "v": v, "span": spans(300, cached=0, window=50)}
     together = torch.compile(flexible, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(together(**inputs), masked(**inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "num_keys", "window", "compiled", "expected"),
+    [
+        # As gpu_windows.py measured it on an H200; the sixth is the cache of a long prompt.
+        (2048, 2048, 16, True, True),
+        (2048, 2048, 16, False, False),
+        (2048, 2048, 1024, False, False),
+        (2048, 2048, None, False, False),
+        (16384, 16384, 128, False, False),
+        (512, 65536, None, False, True),
+        (16384, 16384, 1024, False, True),
+        (16384, 16384, None, False, True),
+        (128, 65536, None, True, False),
+    ],
+)
+def test_it_is_chosen_where_it_was_the_fastest(length, num_keys, window, compiled, expected) -> None:
+    assert is_worth_a_mask(length, num_keys, window, compiled=compiled) is expected

@@ -153,6 +153,15 @@ def test_matching_meets_the_reference_at_every_size(size):
         plan([f"size={size}", "size.num_blocks=0", "task=mqar"])
 
 
+@pytest.mark.parametrize("by", ["parameters", "flops"])
+def test_a_wide_mlp_is_matched_to_rows_that_a_gpu_multiplies_fast(by):
+    tolerance = "match.tolerance=0.02"
+    wide = plan(["size=400m", "model=mesanet,hawk,linear_attention", f"match.by={by}", tolerance, "task=efficiency", "eval=none"])
+    assert all(run.config["size"]["mlp_dim"] % 8 == 0 for run in wide)
+    (narrow,) = plan(["size=tiny", "model=mesanet", "match.by=parameters", "task=efficiency", "eval=none"])
+    assert narrow.config["size"]["mlp_dim"] == 187
+
+
 @pytest.mark.parametrize("by", ["parameters", "flops", "state"])
 def test_matched_arms_agree(by):
     quantity = {"parameters": "parameters", "flops": "flops_per_token", "state": "state_bytes"}[by]

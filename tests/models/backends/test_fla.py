@@ -84,6 +84,24 @@ def test_an_adapter_is_the_op_of_its_name(plain_kernels: list[str], name: str, l
     assert (plain_kernels[0] in ("recurrent", "delta_rule_")) == (length == 1)
 
 
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(6, 5), (64, 65), (80, 5)])
+@pytest.mark.parametrize(("name", "op"), [("decayed_linear_attention", decayed_linear_attention), ("delta_rule", delta_rule)])
+def test_gradients_go_through_the_padding(plain_kernels: list[str], name: str, op: Any, key_dim: int, value_dim: int) -> None:
+    normal = partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    q, k = (F.normalize(normal(B, T, H, key_dim), dim=-1) for _ in "qk")
+    inputs = {"q": q, "k": k, "v": normal(B, T, H, value_dim), "log_decay": F.logsigmoid(normal(B, T, H))}
+    inputs |= {"beta": normal(B, T, H).sigmoid(), "state": normal(B, H, value_dim, key_dim)}
+    weights = normal(B, T, H, value_dim), normal(B, H, value_dim, key_dim)
+    found = []
+    for form in (getattr(fla, name), op.recurrent):
+        leaves = {key: x.clone().requires_grad_() for key, x in inputs.items()}
+        loss = sum((y * weight).sum() for y, weight in zip(form(**leaves), weights, strict=True))
+        found.append(torch.autograd.grad(loss, list(leaves.values())))
+    assert len(plain_kernels) == 1
+    for actual, expected in zip(*found, strict=True):
+        assert_near(actual, expected, "float32")
+
+
 @pytest.mark.parametrize("length", [1, T])
 @torch.no_grad()
 def test_mlstm_is_exact_by_linear_attention(plain_kernels: list[str], length: int) -> None:

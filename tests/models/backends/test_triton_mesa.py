@@ -46,6 +46,7 @@ def test_interpreted():
         ({"solver": CG | {"initial": "zero", "tolerance": 0.0}}, ("triton", "fla", "torch")),
         ({"solver": CG | {"initial": "zero", "tolerance": 0.0}, "random_steps": 5}, ("triton", "torch")),
         ({"solver": CG | {"initial": "zero", "tolerance": 0.0}, "value_dim": 32}, ("triton", "torch")),
+        ({"solver": CG | {"initial": "zero", "tolerance": 0.0}, "key_dim": 32, "value_dim": 32}, ("triton", "torch")),
         ({"solver": CG | {"tolerance": 0.0, "stop": "initial_residual"}}, ("triton", "torch")),
         ({"solver": CG | {"stop": "initial_residual"}}, ("torch",)),
         ({"solver": CG | {"initial": "previous_token"}}, ("torch",)),
