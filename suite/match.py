@@ -56,8 +56,10 @@ def _resized(config: DictConfig, size: dict[str, int]) -> DictConfig:
 def _widths(config: DictConfig, by: str, target: float, interface: Interface) -> list[DictConfig]:
     """The MLP width that meets the target: both costs are linear in it."""
     narrow, wide = (_quantity(_resized(config, {"mlp_dim": width}), by, interface) for width in (1, 2))
-    exact = 1 + (target - narrow) / (wide - narrow)
-    width = ALIGNED * round(exact / ALIGNED) if exact >= WIDE else round(exact)
+    above_one = (target - narrow) / (wide - narrow)
+    width = 1 + round(above_one)
+    if width >= WIDE:
+        width = ALIGNED * round((1 + above_one) / ALIGNED)
     return [_resized(config, {"mlp_dim": width})] if width >= 1 else []
 
 
