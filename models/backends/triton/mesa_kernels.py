@@ -1,55 +1,30 @@
 # ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
-"""The Mesa layer's Triton kernels, a chunk of C tokens at a time; `mesa_launches.py` calls them.
+"""The Mesa layer's states and solves in Triton, a chunk of C tokens at a time; `mesa_launches.py` calls them.
 
 Layouts, all contiguous: tokens [B, T, heads, D]; gates [B, T, heads]; states before every chunk [B, heads, N, rows, K].
-A program has one chunk of one head, or one tile of a state over all chunks.
-
-Matrix products run on 16-bit tensor cores with float32 sums. A float32 factor is split into a high and a low 16-bit
-part wherever the exact product nearly vanishes (a key against the solution, which is large across the key and small
-along it): there the rounding of one part alone would be the whole result.
 """
 
 import triton
 import triton.language as tl
 
-# one compilation for every length, batch and number of heads
-SIZES = ("T", "N", "heads", "max_steps")
-
-# exp(-80) is nothing beside anything; a sum of logarithms that held -inf or -1e30 would lose all the others
-FORGETS = tl.constexpr(-80.0)
-
-
-@triton.jit
-def _dot(a, b, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr, LOW: tl.constexpr):
-    """acc + a b, with a in one or two parts of type LOW and b in up to three."""
-    a_high = a.to(LOW)
-    b_high = b.to(LOW)
-    acc = tl.dot(a_high, b_high, acc)
-    if A_PARTS >= 2:
-        acc = tl.dot((a.to(tl.float32) - a_high.to(tl.float32)).to(LOW), b_high, acc)
-    if B_PARTS >= 2:
-        b_rest = b.to(tl.float32) - b_high.to(tl.float32)
-        b_middle = b_rest.to(LOW)
-        acc = tl.dot(a_high, b_middle, acc)
-        if A_PARTS >= 2 and B_PARTS >= 3:
-            acc = tl.dot((a.to(tl.float32) - a_high.to(tl.float32)).to(LOW), b_middle, acc)
-        if B_PARTS >= 3:
-            acc = tl.dot(a_high, (b_rest - b_middle.to(tl.float32)).to(LOW), acc)
-    return acc
-
-
-@triton.jit
-def _inverse_power_of_two(x):
-    """2^-floor(log2 x), exactly, within what float32 holds: brings x > 0 to [1, 2)."""
-    exponent = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
-    exponent = tl.minimum(tl.maximum(exponent, 4), 250)
-    return ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+from models.backends.triton.mesa_tiles import (
+    SIZES,
+    decay_between,
+    decays,
+    dot,
+    inverse_power_of_two,
+    load_gates,
+    load_parts,
+    load_tile,
+    split,
+    store_tile,
+)
 
 
 @triton.jit
 def _key_scale(key):
     """1 for normalised keys, less where they would leave the range of float16."""
-    return tl.minimum(_inverse_power_of_two(tl.max(tl.abs(key))), 1.0)
+    return tl.minimum(inverse_power_of_two(tl.max(tl.abs(key))), 1.0)
 
 
 @triton.jit
@@ -60,58 +35,9 @@ def _penalty(regularizer, i, K: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _tile(base, rows, columns, row_stride, num_rows, num_columns):
-    """base[rows, columns], zero outside."""
-    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    return tl.load(base + (rows[:, None] * row_stride + columns[None, :]), mask=inside, other=0.0)
-
-
-@triton.jit
-def _store_tile(base, x, rows, columns, row_stride, num_rows, num_columns):
-    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-    offsets = rows[:, None] * row_stride + columns[None, :]
-    tl.store(base + offsets, x.to(base.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _parts(base, part, rows, columns, row_stride, num_rows, num_columns):
-    """A tile in two bfloat16 parts, `part` apart, in float32."""
-    high = _tile(base, rows, columns, row_stride, num_rows, num_columns).to(tl.float32)
-    return high + _tile(base + part, rows, columns, row_stride, num_rows, num_columns).to(tl.float32)
-
-
-@triton.jit
-def _gates(base, t, T, heads):
-    """Of each token of a chunk, zero after the last."""
-    return tl.load(base + t * heads, mask=t < T, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _decays(log):
-    """(log, resets, total_log, total_resets, forgets): summed over the chunk up to each token, and over all of it."""
-    forgets = log < FORGETS
-    finite = tl.where(forgets, 0.0, log)
-    resets = forgets.to(tl.int32)
-    return tl.cumsum(finite, 0), tl.cumsum(resets, 0), tl.sum(finite, 0), tl.sum(resets, 0), forgets
-
-
-@triton.jit
-def _decay_between(later, later_resets, earlier, earlier_resets, also):
-    """exp(later - earlier), zero across a reset and where not `also`."""
-    kept = (later_resets == earlier_resets) & also
-    return tl.exp(tl.where(kept, later - earlier, float("-inf")))
-
-
-@triton.jit
-def _split(x, LOW: tl.constexpr):
-    high = x.to(LOW)
-    return high, (x - high.to(tl.float32)).to(LOW)
-
-
-@triton.jit
 def _mass_scale(mass):
     """A power of two that brings sums of `mass` products of keys up to 31 in size into float16, and wastes little."""
-    return _inverse_power_of_two(tl.maximum(mass, 1e-30)) * 32.0
+    return inverse_power_of_two(tl.maximum(mass, 1e-30)) * 32.0
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -138,7 +64,7 @@ def states_kernel(
     states += head * N * V * K * PARTS
     scales += head * N
     if HAS_INITIAL:
-        S = _tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
+        S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
         mass = tl.load(initial_mass + head)
     else:
         S = tl.zeros([BLOCK, BLOCK], tl.float32)
@@ -147,23 +73,23 @@ def states_kernel(
     for c in range(0, N):
         if SPLIT:
             scale = _mass_scale(mass)
-            high, low = _split(S * scale, tl.float16)
-            _store_tile(states + 2 * c * V * K, high, rows, columns, K, V, K)
-            _store_tile(states + (2 * c + 1) * V * K, low, rows, columns, K, V, K)
+            high, low = split(S * scale, tl.float16)
+            store_tile(states + 2 * c * V * K, high, rows, columns, K, V, K)
+            store_tile(states + (2 * c + 1) * V * K, low, rows, columns, K, V, K)
             tl.store(scales + c, scale)
         else:
-            _store_tile(states + c * V * K, S, rows, columns, K, V, K)
+            store_tile(states + c * V * K, S, rows, columns, K, V, K)
         start, left = c * C * heads, T - c * C
-        log, resets, total, total_resets, forgets = _decays(_gates(log_decay + start, t, left, heads))
-        weight = _decay_between(total, total_resets, log, resets, t < left) * _gates(beta + start, t, left, heads)
-        y = _tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
-        k = _tile(keys + start * K, t, columns, heads * K, left, K)
-        decay = _decay_between(total, total_resets, 0.0, 0, True)
+        log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
+        weight = decay_between(total, total_resets, log, resets, t < left) * load_gates(beta + start, t, left, heads)
+        y = load_tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
+        k = load_tile(keys + start * K, t, columns, heads * K, left, K)
+        decay = decay_between(total, total_resets, 0.0, 0, True)
         S *= decay
-        S = _dot(tl.trans(y), k, S, WEIGHTED_PARTS, KEY_PARTS, LOW)
+        S = dot(tl.trans(y), k, S, WEIGHTED_PARTS, KEY_PARTS, LOW)
         if SPLIT:
             mass = mass * decay + tl.sum(weight, 0)
-    _store_tile(final + head * V * K, S, rows, columns, K, V, K)
+    store_tile(final + head * V * K, S, rows, columns, K, V, K)
 
 
 @triton.jit
@@ -243,12 +169,12 @@ def _solve(
 @triton.jit
 def _chunk_weights(log_decay, beta, t, T, heads, C: tl.constexpr):
     """zeta_ts beta_s and zeta_t0."""
-    log, resets, total, total_resets, forgets = _decays(_gates(log_decay, t, T, heads))
+    log, resets, total, total_resets, forgets = decays(load_gates(log_decay, t, T, heads))
     s = tl.arange(0, C)
     causal = s[:, None] >= s[None, :]
-    within = _decay_between(log[:, None], resets[:, None], log[None, :], resets[None, :], causal)
-    within *= _gates(beta, t, T, heads)[None, :]
-    return within, _decay_between(log, resets, 0.0, 0, True)
+    within = decay_between(log[:, None], resets[:, None], log[None, :], resets[None, :], causal)
+    within *= load_gates(beta, t, T, heads)[None, :]
+    return within, decay_between(log, resets, 0.0, 0, True)
 
 
 @triton.jit
@@ -270,9 +196,9 @@ def _solve_chunk(
     i = tl.arange(0, BLOCK_K)
     H_low = H
     if FINE:
-        H_low = _tile(H_parts + K * K, i, i, K, K, K)
+        H_low = load_tile(H_parts + K * K, i, i, K, K, K)
     key_scale = _key_scale(key)
-    key_high, key_low = _split(key * key_scale, tl.float16)
+    key_high, key_low = split(key * key_scale, tl.float16)
     # all of the system times `squared`, so that the products with scaled keys need no factor of their own
     squared = key_scale * key_scale
     penalty = regularizer * squared
@@ -282,7 +208,7 @@ def _solve_chunk(
         H_diagonal = tl.load(H_parts + i * (K + 1), mask=i < K, other=0.0).to(tl.float32)
         H_diagonal += tl.load(H_parts + K * K + i * (K + 1), mask=i < K, other=0.0).to(tl.float32)
         scaled = key * key_scale
-        divisor = _dot(weights, scaled * scaled, tl.zeros_like(key), 1 + WIDE, 1 + WIDE, tl.float16)
+        divisor = dot(weights, scaled * scaled, tl.zeros_like(key), 1 + WIDE, 1 + WIDE, tl.float16)
         # the maximum changes nothing: it keeps Triton from adding inside the product, at 32 KB more of shared memory
         divisor = tl.maximum(divisor, 0.0) + from_start[:, None] * H_diagonal[None, :] + penalty[None, :]
     x, r, size, steps = _solve(
@@ -316,39 +242,39 @@ def solve_kernel(
     if FINE and not WIDE:
         if tl.load(is_fine + state) == 0:
             return
-    H = _tile(H_parts, i, i, K, K, K)
+    H = load_tile(H_parts, i, i, K, K, K)
     if not FINE:
         shows = _rounding_shows(H, H_scale, penalty, tolerance)
         tl.store(is_fine + state, shows.to(tl.int32))
         if shows:
             return
-    key = _tile(k + first * K, t, i, heads * K, T, K).to(tl.float32)
+    key = load_tile(k + first * K, t, i, heads * K, T, K).to(tl.float32)
     weights, from_start = _chunk_weights(log_decay + first, beta + first, t, T, heads, C)
-    rhs = _tile(q + first * K, t, i, heads * K, T, K).to(tl.float32)
+    rhs = load_tile(q + first * K, t, i, heads * K, T, K).to(tl.float32)
     solution, residual, size, used = _solve_chunk(
         rhs, key, weights, from_start, H, H_parts, H_scale, penalty, tolerance, max_steps,
         K, BLOCK_K, INITIAL, FINE, WIDE,
     )  # fmt: skip
     tl.store(steps + first + t * heads, used, mask=t < T)
-    high, low = _split(solution * size[:, None], tl.bfloat16)
-    _store_tile(x + first * K, high, t, i, heads * K, T, K)
-    _store_tile(x + part + first * K, low, t, i, heads * K, T, K)
+    high, low = split(solution * size[:, None], tl.bfloat16)
+    store_tile(x + first * K, high, t, i, heads * K, T, K)
+    store_tile(x + part + first * K, low, t, i, heads * K, T, K)
 
-    unit = _inverse_power_of_two(tl.max(tl.abs(solution), 1))
+    unit = inverse_power_of_two(tl.max(tl.abs(solution), 1))
     solution *= unit[:, None]
     key_scale = _key_scale(key)
     key *= key_scale
-    scores = _dot(solution, tl.trans(key), tl.zeros([C, C], tl.float32), 2, PARTS, tl.float16)
+    scores = dot(solution, tl.trans(key), tl.zeros([C, C], tl.float32), 2, PARTS, tl.float16)
     scores *= weights / key_scale
     for block in tl.static_range(0, V, BLOCK_V):
         j = block + tl.arange(0, BLOCK_V)
-        G = _tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
-        G_scale = _inverse_power_of_two(tl.max(tl.abs(G)))
-        out = _dot(solution, tl.trans(G * G_scale), tl.zeros([C, BLOCK_V], tl.float32), 2, 2, tl.float16)
+        G = load_tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
+        G_scale = inverse_power_of_two(tl.max(tl.abs(G)))
+        out = dot(solution, tl.trans(G * G_scale), tl.zeros([C, BLOCK_V], tl.float32), 2, 2, tl.float16)
         out *= (from_start / G_scale)[:, None]
-        value = _tile(v + first * V, t, j, heads * V, T, V)
-        out = _dot(scores, value, out, 2, PARTS, tl.bfloat16)
-        _store_tile(o + first * V, out * (size / unit)[:, None], t, j, heads * V, T, V)
+        value = load_tile(v + first * V, t, j, heads * V, T, V)
+        out = dot(scores, value, out, 2, PARTS, tl.bfloat16)
+        store_tile(o + first * V, out * (size / unit)[:, None], t, j, heads * V, T, V)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -378,7 +304,7 @@ def solve_backward_kernel(
     if FINE and not WIDE:
         if tl.load(is_fine + state) == 0:
             return
-    H = _tile(H_parts, i, i, K, K, K)
+    H = load_tile(H_parts, i, i, K, K, K)
     if not FINE:
         shows = _rounding_shows(H, H_scale, penalty, tolerance)
         tl.store(is_fine + state, shows.to(tl.int32))
@@ -390,202 +316,23 @@ def solve_backward_kernel(
     scores = tl.zeros([C, C], tl.float32)
     for block in tl.static_range(0, V, BLOCK_V):
         j = block + tl.arange(0, BLOCK_V)
-        y = _tile(d_o + first * V, t, j, heads * V, T, V)
-        G = _tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
+        y = load_tile(d_o + first * V, t, j, heads * V, T, V)
+        G = load_tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
         # three parts, 24 bits: an error across the key is kept by the solve where G^T do itself nearly vanishes
-        rhs = _dot(y, G, rhs, PARTS, 3, tl.bfloat16)
-        value = _tile(v + first * V, t, j, heads * V, T, V)
-        scores = _dot(y, tl.trans(value), scores, PARTS, PARTS, tl.bfloat16)
-    key = _tile(k + first * K, t, i, heads * K, T, K)
-    rhs = _dot(scores * weights, key, rhs * from_start[:, None], 2, PARTS, tl.bfloat16)
+        rhs = dot(y, G, rhs, PARTS, 3, tl.bfloat16)
+        value = load_tile(v + first * V, t, j, heads * V, T, V)
+        scores = dot(y, tl.trans(value), scores, PARTS, PARTS, tl.bfloat16)
+    key = load_tile(k + first * K, t, i, heads * K, T, K)
+    rhs = dot(scores * weights, key, rhs * from_start[:, None], 2, PARTS, tl.bfloat16)
 
     solution, residual, size, used = _solve_chunk(
         rhs, key.to(tl.float32), weights, from_start, H, H_parts, H_scale, penalty, tolerance, max_steps,
         K, BLOCK_K, INITIAL, FINE, WIDE,
     )  # fmt: skip
-    forward = _parts(x + first * K, part, t, i, heads * K, T, K) * size[:, None]
+    forward = load_parts(x + first * K, part, t, i, heads * K, T, K) * size[:, None]
     gain = tl.sum(forward * (penalty[None, :] * solution + residual), 1)
     tl.store(row + first + t * heads, gain, mask=t < T)
     tl.store(d_regularizer + state * K + i, -tl.sum(forward * solution, 0), mask=i < K)
-    high, low = _split(solution * size[:, None], tl.bfloat16)
-    _store_tile(e + first * K, high, t, i, heads * K, T, K)
-    _store_tile(e + part + first * K, low, t, i, heads * K, T, K)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def state_gradients_kernel(
-    y, x, log_decay, final_gradient, states, scales, final, gradients, initial, crossing, T, N, heads, part,
-    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T, from the last chunk back, and zeta_T0 of `final_gradient`.
-
-    SYMMETRIC computes -(y x^T + x y^T) instead, the gradient of H counted twice, on and above the diagonal, and mirrors
-    it. Stored in two bfloat16 parts [2, N, V, K]. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the end
-    of chunk c and one after it contribute.
-    """
-    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    batch, h = head // heads, head % heads
-    row_block, column_block = block // blocks_k, block % blocks_k
-    share = 1.0
-    if SYMMETRIC:
-        # diagonal blocks first; at most two blocks a side
-        row_block = tl.where(block < blocks_k, block, 0)
-        column_block = tl.where(block < blocks_k, block, 1)
-        share = tl.where(block < blocks_k, 0.5, 1.0)
-    rows = row_block * BLOCK + tl.arange(0, BLOCK)
-    columns = column_block * BLOCK + tl.arange(0, BLOCK)
-    first = batch * T * heads + h
-    t = tl.arange(0, C)
-    y += first * V
-    x += first * K
-    log_decay += first
-    gradients += head * N * 2 * V * K
-    initial += head * V * K
-    crossing += (block * tl.num_programs(1) + head) * N
-    if HAS_FINAL:
-        D = _tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32)
-    else:
-        D = tl.zeros([BLOCK, BLOCK], tl.float32)
-    tl.store(crossing + N - 1, tl.sum(D * _tile(final + head * V * K, rows, columns, K, V, K)) * share)
-    for n in range(0, N):
-        c = N - 1 - n
-        start, left = c * C * heads, T - c * C
-        high, low = _split(D, tl.bfloat16)
-        here = gradients + 2 * c * V * K
-        _store_tile(here, high, rows, columns, K, V, K)
-        _store_tile(here + V * K, low, rows, columns, K, V, K)
-        if SYMMETRIC:
-            if block >= blocks_k:
-                _store_tile(here, tl.trans(high), columns, rows, K, V, K)
-                _store_tile(here + V * K, tl.trans(low), columns, rows, K, V, K)
-        log, resets, total, total_resets, forgets = _decays(_gates(log_decay + start, t, left, heads))
-        from_start = _decay_between(log, resets, 0.0, 0, t < left)
-        D *= _decay_between(total, total_resets, 0.0, 0, True)
-        x_columns = _tile(x + start * K, t, columns, heads * K, left, K)
-        x_columns_low = _tile(x + part + start * K, t, columns, heads * K, left, K)
-        if SYMMETRIC:
-            weighted = _parts(y + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
-            weighted_high, weighted_low = _split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, x_columns, D)
-            D = tl.dot(weighted_low, x_columns, D)
-            D = tl.dot(weighted_high, x_columns_low, D)
-            y_columns = _tile(y + start * K, t, columns, heads * K, left, K)
-            y_columns_low = _tile(y + part + start * K, t, columns, heads * K, left, K)
-            weighted = _parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
-            weighted_high, weighted_low = _split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, y_columns, D)
-            D = tl.dot(weighted_low, y_columns, D)
-            D = tl.dot(weighted_high, y_columns_low, D)
-        else:
-            weighted = _tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
-            weighted_high, weighted_low = _split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, x_columns, D)
-            D = tl.dot(weighted_high, x_columns_low, D)
-            if PARTS == 2:
-                D = tl.dot(weighted_low, x_columns, D)
-        # of the chunk before, whose end is this one's start
-        if c > 0:
-            if SYMMETRIC:
-                S = _tile(states + (head * N + c) * 2 * V * K, rows, columns, K, V, K).to(tl.float32)
-                S += _tile(states + ((head * N + c) * 2 + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
-                tl.store(crossing + c - 1, tl.sum(D * S) * share / tl.load(scales + head * N + c))
-            else:
-                S = _tile(states + (head * N + c) * V * K, rows, columns, K, V, K)
-                tl.store(crossing + c - 1, tl.sum(D * S))
-    _store_tile(initial, D, rows, columns, K, V, K)
-    if SYMMETRIC:
-        if block >= blocks_k:
-            _store_tile(initial, tl.trans(D), columns, rows, K, V, K)
-
-
-@triton.jit(do_not_specialize=SIZES)
-def input_gradients_kernel(
-    k, v, log_decay, beta, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
-    T, N, heads, part,
-    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
-    CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), rows s, columns t >= s, BLOCK of K and V at a time."""
-    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    batch, h = head // heads, head % heads
-    first = (batch * T + c * C) * heads + h
-    t = tl.arange(0, C)
-    # of this chunk, as t is; offsets within it fit 32 bits
-    T -= c.to(tl.int32) * C
-    i = tl.arange(0, BLOCK_K)
-    key, value, y = k + first * K, v + first * V, d_o + first * V
-    solution, adjoint = x + first * K, e + first * K
-    G_gradients += (head * N + c) * 2 * V * K
-    H_gradients += (head * N + c) * 2 * K * K
-
-    along = tl.zeros([C, C], tl.float32)
-    error = tl.zeros([C, C], tl.float32)
-    into_key = tl.zeros([C, BLOCK_K], tl.float32)
-    for block in range(0, K, BLOCK):
-        j = block + tl.arange(0, BLOCK)
-        k_block = _tile(key, t, j, heads * K, T, K)
-        x_high = tl.trans(_tile(solution, t, j, heads * K, T, K))
-        x_low = tl.trans(_tile(solution + part, t, j, heads * K, T, K))
-        e_high = tl.trans(_tile(adjoint, t, j, heads * K, T, K))
-        e_low = tl.trans(_tile(adjoint + part, t, j, heads * K, T, K))
-        H_high = _tile(H_gradients, j, i, K, K, K)
-        H_low = _tile(H_gradients + K * K, j, i, K, K, K)
-        k_high = k_block.to(LOW)
-        along = tl.dot(k_high, x_high, along)
-        along = tl.dot(k_high, x_low, along)
-        error = tl.dot(k_high, e_high, error)
-        error = tl.dot(k_high, e_low, error)
-        into_key = tl.dot(k_high, H_high, into_key)
-        into_key = tl.dot(k_high, H_low, into_key)
-        if PARTS == 2:
-            k_low = (k_block - k_high.to(tl.float32)).to(LOW)
-            along = tl.dot(k_low, x_high, along)
-            error = tl.dot(k_low, e_high, error)
-            into_key = tl.dot(k_low, H_high, into_key)
-
-    log, resets, total, total_resets, forgets = _decays(_gates(log_decay + first, t, T, heads))
-    to_end = _decay_between(total, total_resets, log, resets, t < T)
-    s = tl.arange(0, C)
-    decay = _decay_between(log[None, :], resets[None, :], log[:, None], resets[:, None], s[None, :] >= s[:, None])
-    key_tile = _tile(key, t, i, heads * K, T, K)
-    into_beta = 0.5 * tl.sum(into_key * key_tile.to(tl.float32), 1)
-    along *= decay
-    along_low = along.to(LOW) if PARTS == 1 else along
-    strength = _gates(beta + first, t, T, heads)
-    error = -error
-    for block in range(0, V, BLOCK):
-        j = block + tl.arange(0, BLOCK)
-        v_block = _tile(value, t, j, heads * V, T, V)
-        y_block = _tile(y, t, j, heads * V, T, V)
-        G_high = _tile(G_gradients, j, i, K, V, K)
-        G_low = _tile(G_gradients + V * K, j, i, K, V, K)
-        error = _dot(v_block, tl.trans(y_block), error, PARTS, PARTS, LOW)
-        into_key = _dot(v_block, G_high, into_key, PARTS, 1, LOW)
-        into_value = tl.zeros([C, BLOCK], tl.float32)
-        into_value = _dot(key_tile, tl.trans(G_high), into_value, PARTS, 1, LOW)
-        into_value = _dot(key_tile, tl.trans(G_low), into_value, 1, 1, LOW)
-        if PARTS == 2:
-            into_key = _dot(v_block, G_low, into_key, 1, 1, LOW)
-        into_beta += tl.sum(into_value * v_block.to(tl.float32), 1)
-        into_value = _dot(along_low, y_block, into_value * to_end[:, None], PARTS, PARTS, LOW)
-        _store_tile(d_v + first * V, into_value * strength[:, None], t, j, heads * V, T, V)
-    into_beta = into_beta * to_end + tl.sum(along * error, 1)
-    error *= decay
-    into_key *= to_end[:, None]
-    x_high = _tile(solution, t, i, heads * K, T, K)
-    e_high = _tile(adjoint, t, i, heads * K, T, K)
-    into_key = _dot(error, x_high, into_key, PARTS, 1, LOW)
-    into_key = -_dot(along_low, e_high, -into_key, PARTS, 1, LOW)
-    if PARTS == 2:
-        into_key = _dot(error, _tile(solution + part, t, i, heads * K, T, K), into_key, 1, 1, LOW)
-        into_key = -_dot(along_low, _tile(adjoint + part, t, i, heads * K, T, K), -into_key, 1, 1, LOW)
-    _store_tile(d_k + first * K, into_key * strength[:, None], t, i, heads * K, T, K)
-    tl.store(d_beta + first + t * heads, into_beta, mask=t < T)
-
-    gain = _gates(row + first, t, T, heads) - strength * into_beta
-    gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
-    for block in range(0, CROSSINGS):
-        gain += tl.load(crossing + (block * tl.num_programs(1) + head) * N + c)
-    tl.store(d_log_decay + first + t * heads, tl.where(forgets, 0.0, gain), mask=t < T)
+    high, low = split(solution * size[:, None], tl.bfloat16)
+    store_tile(e + first * K, high, t, i, heads * K, T, K)
+    store_tile(e + part + first * K, low, t, i, heads * K, T, K)

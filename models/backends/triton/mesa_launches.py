@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.backends.triton import mesa_gradients as gradient_kernels
 from models.backends.triton import mesa_kernels as kernels
 
 CHUNK_SIZE = 64
@@ -153,7 +154,7 @@ def state_gradients(
     row_blocks, column_blocks = triton.cdiv(rows, BLOCK), triton.cdiv(key_dim, BLOCK)
     num_blocks = column_blocks * (column_blocks + 1) // 2 if symmetric else row_blocks * column_blocks
     initial, crossing = torch.empty_like(final), final.new_empty(num_blocks, batch_size, num_heads, num_chunks)
-    kernels.state_gradients_kernel[(num_blocks, batch_size * num_heads)](
+    gradient_kernels.state_gradients_kernel[(num_blocks, batch_size * num_heads)](
         y, x, log_decay, final if cotangent is None else cotangent.contiguous(), before, states.scale, final, gradients,
         initial, crossing, length, num_chunks, num_heads, x[0].numel(), V=rows, K=key_dim, C=CHUNK_SIZE, BLOCK=BLOCK,
         HAS_FINAL=cotangent is not None, SYMMETRIC=symmetric, PARTS=1 + (y.dtype != torch.bfloat16), LOW=tl.bfloat16,
@@ -171,7 +172,7 @@ def input_gradients(
     tiles = _tiles(k)
     narrow_in_parts = tiles.parts > 1 and min(key_dim, v.shape[-1]) < BLOCK
     d_k, d_v, d_log_decay, d_beta = (torch.empty_like(tensor) for tensor in (k, v, log_decay, beta))
-    kernels.input_gradients_kernel[(tiles.num_chunks, tiles.num_heads)](
+    gradient_kernels.input_gradients_kernel[(tiles.num_chunks, tiles.num_heads)](
         k, v, log_decay, beta, x, e, d_o, row, crossing, D_G, D_H, d_k, d_v, d_log_decay, d_beta,
         length, tiles.num_chunks, num_heads, k.numel(), K=key_dim, V=v.shape[-1], C=CHUNK_SIZE,
         BLOCK_K=tiles.block_k, CROSSINGS=len(crossing), PARTS=tiles.parts, LOW=tl.bfloat16,

@@ -1,0 +1,199 @@
+# ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
+"""The Mesa layer's gradients in Triton, from the solutions of both passes (MesaNet App. D); `mesa_launches.py` calls them.
+
+Layouts are those of `mesa_kernels.py`.
+"""
+
+import triton
+import triton.language as tl
+
+from models.backends.triton.mesa_tiles import (
+    SIZES,
+    decay_between,
+    decays,
+    dot,
+    load_gates,
+    load_parts,
+    load_tile,
+    split,
+    store_tile,
+)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def state_gradients_kernel(
+    y, x, log_decay, final_gradient, states, scales, final, gradients, initial, crossing, T, N, heads, part,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T, from the last chunk back, and zeta_T0 of `final_gradient`.
+
+    SYMMETRIC computes -(y x^T + x y^T) instead, the gradient of H counted twice, on and above the diagonal, and mirrors
+    it. Stored in two bfloat16 parts [2, N, V, K]. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the end
+    of chunk c and one after it contribute.
+    """
+    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    batch, h = head // heads, head % heads
+    row_block, column_block = block // blocks_k, block % blocks_k
+    share = 1.0
+    if SYMMETRIC:
+        # diagonal blocks first; at most two blocks a side
+        row_block = tl.where(block < blocks_k, block, 0)
+        column_block = tl.where(block < blocks_k, block, 1)
+        share = tl.where(block < blocks_k, 0.5, 1.0)
+    rows = row_block * BLOCK + tl.arange(0, BLOCK)
+    columns = column_block * BLOCK + tl.arange(0, BLOCK)
+    first = batch * T * heads + h
+    t = tl.arange(0, C)
+    y += first * V
+    x += first * K
+    log_decay += first
+    gradients += head * N * 2 * V * K
+    initial += head * V * K
+    crossing += (block * tl.num_programs(1) + head) * N
+    if HAS_FINAL:
+        D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32)
+    else:
+        D = tl.zeros([BLOCK, BLOCK], tl.float32)
+    tl.store(crossing + N - 1, tl.sum(D * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
+    for n in range(0, N):
+        c = N - 1 - n
+        start, left = c * C * heads, T - c * C
+        high, low = split(D, tl.bfloat16)
+        here = gradients + 2 * c * V * K
+        store_tile(here, high, rows, columns, K, V, K)
+        store_tile(here + V * K, low, rows, columns, K, V, K)
+        if SYMMETRIC:
+            if block >= blocks_k:
+                store_tile(here, tl.trans(high), columns, rows, K, V, K)
+                store_tile(here + V * K, tl.trans(low), columns, rows, K, V, K)
+        log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
+        from_start = decay_between(log, resets, 0.0, 0, t < left)
+        D *= decay_between(total, total_resets, 0.0, 0, True)
+        x_columns = load_tile(x + start * K, t, columns, heads * K, left, K)
+        x_columns_low = load_tile(x + part + start * K, t, columns, heads * K, left, K)
+        if SYMMETRIC:
+            weighted = load_parts(y + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+            D = tl.dot(weighted_high, x_columns, D)
+            D = tl.dot(weighted_low, x_columns, D)
+            D = tl.dot(weighted_high, x_columns_low, D)
+            y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
+            y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
+            weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+            D = tl.dot(weighted_high, y_columns, D)
+            D = tl.dot(weighted_low, y_columns, D)
+            D = tl.dot(weighted_high, y_columns_low, D)
+        else:
+            weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
+            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+            D = tl.dot(weighted_high, x_columns, D)
+            D = tl.dot(weighted_high, x_columns_low, D)
+            if PARTS == 2:
+                D = tl.dot(weighted_low, x_columns, D)
+        # of the chunk before, whose end is this one's start
+        if c > 0:
+            if SYMMETRIC:
+                S = load_tile(states + (head * N + c) * 2 * V * K, rows, columns, K, V, K).to(tl.float32)
+                S += load_tile(states + ((head * N + c) * 2 + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
+                tl.store(crossing + c - 1, tl.sum(D * S) * share / tl.load(scales + head * N + c))
+            else:
+                S = load_tile(states + (head * N + c) * V * K, rows, columns, K, V, K)
+                tl.store(crossing + c - 1, tl.sum(D * S))
+    store_tile(initial, D, rows, columns, K, V, K)
+    if SYMMETRIC:
+        if block >= blocks_k:
+            store_tile(initial, tl.trans(D), columns, rows, K, V, K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def input_gradients_kernel(
+    k, v, log_decay, beta, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
+    T, N, heads, part,
+    K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
+    CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), rows s, columns t >= s, BLOCK of K and V at a time."""
+    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    batch, h = head // heads, head % heads
+    first = (batch * T + c * C) * heads + h
+    t = tl.arange(0, C)
+    # of this chunk, as t is; offsets within it fit 32 bits
+    T -= c.to(tl.int32) * C
+    i = tl.arange(0, BLOCK_K)
+    key, value, y = k + first * K, v + first * V, d_o + first * V
+    solution, adjoint = x + first * K, e + first * K
+    G_gradients += (head * N + c) * 2 * V * K
+    H_gradients += (head * N + c) * 2 * K * K
+
+    along = tl.zeros([C, C], tl.float32)
+    error = tl.zeros([C, C], tl.float32)
+    into_key = tl.zeros([C, BLOCK_K], tl.float32)
+    for block in range(0, K, BLOCK):
+        j = block + tl.arange(0, BLOCK)
+        k_block = load_tile(key, t, j, heads * K, T, K)
+        x_high = tl.trans(load_tile(solution, t, j, heads * K, T, K))
+        x_low = tl.trans(load_tile(solution + part, t, j, heads * K, T, K))
+        e_high = tl.trans(load_tile(adjoint, t, j, heads * K, T, K))
+        e_low = tl.trans(load_tile(adjoint + part, t, j, heads * K, T, K))
+        H_high = load_tile(H_gradients, j, i, K, K, K)
+        H_low = load_tile(H_gradients + K * K, j, i, K, K, K)
+        k_high = k_block.to(LOW)
+        along = tl.dot(k_high, x_high, along)
+        along = tl.dot(k_high, x_low, along)
+        error = tl.dot(k_high, e_high, error)
+        error = tl.dot(k_high, e_low, error)
+        into_key = tl.dot(k_high, H_high, into_key)
+        into_key = tl.dot(k_high, H_low, into_key)
+        if PARTS == 2:
+            k_low = (k_block - k_high.to(tl.float32)).to(LOW)
+            along = tl.dot(k_low, x_high, along)
+            error = tl.dot(k_low, e_high, error)
+            into_key = tl.dot(k_low, H_high, into_key)
+
+    log, resets, total, total_resets, forgets = decays(load_gates(log_decay + first, t, T, heads))
+    to_end = decay_between(total, total_resets, log, resets, t < T)
+    s = tl.arange(0, C)
+    decay = decay_between(log[None, :], resets[None, :], log[:, None], resets[:, None], s[None, :] >= s[:, None])
+    key_tile = load_tile(key, t, i, heads * K, T, K)
+    into_beta = 0.5 * tl.sum(into_key * key_tile.to(tl.float32), 1)
+    along *= decay
+    along_low = along.to(LOW) if PARTS == 1 else along
+    strength = load_gates(beta + first, t, T, heads)
+    error = -error
+    for block in range(0, V, BLOCK):
+        j = block + tl.arange(0, BLOCK)
+        v_block = load_tile(value, t, j, heads * V, T, V)
+        y_block = load_tile(y, t, j, heads * V, T, V)
+        G_high = load_tile(G_gradients, j, i, K, V, K)
+        G_low = load_tile(G_gradients + V * K, j, i, K, V, K)
+        error = dot(v_block, tl.trans(y_block), error, PARTS, PARTS, LOW)
+        into_key = dot(v_block, G_high, into_key, PARTS, 1, LOW)
+        into_value = tl.zeros([C, BLOCK], tl.float32)
+        into_value = dot(key_tile, tl.trans(G_high), into_value, PARTS, 1, LOW)
+        into_value = dot(key_tile, tl.trans(G_low), into_value, 1, 1, LOW)
+        if PARTS == 2:
+            into_key = dot(v_block, G_low, into_key, 1, 1, LOW)
+        into_beta += tl.sum(into_value * v_block.to(tl.float32), 1)
+        into_value = dot(along_low, y_block, into_value * to_end[:, None], PARTS, PARTS, LOW)
+        store_tile(d_v + first * V, into_value * strength[:, None], t, j, heads * V, T, V)
+    into_beta = into_beta * to_end + tl.sum(along * error, 1)
+    error *= decay
+    into_key *= to_end[:, None]
+    x_high = load_tile(solution, t, i, heads * K, T, K)
+    e_high = load_tile(adjoint, t, i, heads * K, T, K)
+    into_key = dot(error, x_high, into_key, PARTS, 1, LOW)
+    into_key = -dot(along_low, e_high, -into_key, PARTS, 1, LOW)
+    if PARTS == 2:
+        into_key = dot(error, load_tile(solution + part, t, i, heads * K, T, K), into_key, 1, 1, LOW)
+        into_key = -dot(along_low, load_tile(adjoint + part, t, i, heads * K, T, K), -into_key, 1, 1, LOW)
+    store_tile(d_k + first * K, into_key * strength[:, None], t, i, heads * K, T, K)
+    tl.store(d_beta + first + t * heads, into_beta, mask=t < T)
+
+    gain = load_gates(row + first, t, T, heads) - strength * into_beta
+    gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
+    for block in range(0, CROSSINGS):
+        gain += tl.load(crossing + (block * tl.num_programs(1) + head) * N + c)
+    tl.store(d_log_decay + first + t * heads, tl.where(forgets, 0.0, gain), mask=t < T)

@@ -1,0 +1,93 @@
+"""What the Mesa layer's Triton kernels share: tiles of memory, products in 16-bit parts, and decays between tokens.
+
+A program has one chunk of C tokens of one head, or one tile of a state over all chunks.
+
+Matrix products run on 16-bit tensor cores with float32 sums. A float32 factor is split into a high and a low 16-bit
+part wherever the exact product nearly vanishes (a key against the solution, which is large across the key and small
+along it): there the rounding of one part alone would be the whole result.
+"""
+
+import triton
+import triton.language as tl
+
+# one compilation for every length, batch and number of heads
+SIZES = ("T", "N", "heads", "max_steps")
+
+# exp(-80) is nothing beside anything; a sum of logarithms that held -inf or -1e30 would lose all the others
+FORGETS = tl.constexpr(-80.0)
+
+
+@triton.jit
+def dot(a, b, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr, LOW: tl.constexpr):
+    """acc + a b, with a in one or two parts of type LOW and b in up to three."""
+    a_high = a.to(LOW)
+    b_high = b.to(LOW)
+    acc = tl.dot(a_high, b_high, acc)
+    if A_PARTS >= 2:
+        acc = tl.dot((a.to(tl.float32) - a_high.to(tl.float32)).to(LOW), b_high, acc)
+    if B_PARTS >= 2:
+        b_rest = b.to(tl.float32) - b_high.to(tl.float32)
+        b_middle = b_rest.to(LOW)
+        acc = tl.dot(a_high, b_middle, acc)
+        if A_PARTS >= 2 and B_PARTS >= 3:
+            acc = tl.dot((a.to(tl.float32) - a_high.to(tl.float32)).to(LOW), b_middle, acc)
+        if B_PARTS >= 3:
+            acc = tl.dot(a_high, (b_rest - b_middle.to(tl.float32)).to(LOW), acc)
+    return acc
+
+
+@triton.jit
+def inverse_power_of_two(x):
+    """2^-floor(log2 x), exactly, within what float32 holds: brings x > 0 to [1, 2)."""
+    exponent = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
+    exponent = tl.minimum(tl.maximum(exponent, 4), 250)
+    return ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def load_tile(base, rows, columns, row_stride, num_rows, num_columns):
+    """base[rows, columns], zero outside."""
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    return tl.load(base + (rows[:, None] * row_stride + columns[None, :]), mask=inside, other=0.0)
+
+
+@triton.jit
+def store_tile(base, x, rows, columns, row_stride, num_rows, num_columns):
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    offsets = rows[:, None] * row_stride + columns[None, :]
+    tl.store(base + offsets, x.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def load_parts(base, part, rows, columns, row_stride, num_rows, num_columns):
+    """A tile in two bfloat16 parts, `part` apart, in float32."""
+    high = load_tile(base, rows, columns, row_stride, num_rows, num_columns).to(tl.float32)
+    return high + load_tile(base + part, rows, columns, row_stride, num_rows, num_columns).to(tl.float32)
+
+
+@triton.jit
+def load_gates(base, t, T, heads):
+    """Of each token of a chunk, zero after the last."""
+    return tl.load(base + t * heads, mask=t < T, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def decays(log):
+    """(log, resets, total_log, total_resets, forgets): summed over the chunk up to each token, and over all of it."""
+    forgets = log < FORGETS
+    finite = tl.where(forgets, 0.0, log)
+    resets = forgets.to(tl.int32)
+    return tl.cumsum(finite, 0), tl.cumsum(resets, 0), tl.sum(finite, 0), tl.sum(resets, 0), forgets
+
+
+@triton.jit
+def decay_between(later, later_resets, earlier, earlier_resets, also):
+    """exp(later - earlier), zero across a reset and where not `also`."""
+    kept = (later_resets == earlier_resets) & also
+    return tl.exp(tl.where(kept, later - earlier, float("-inf")))
+
+
+@triton.jit
+def split(x, LOW: tl.constexpr):
+    high = x.to(LOW)
+    return high, (x - high.to(tl.float32)).to(LOW)
