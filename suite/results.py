@@ -90,31 +90,44 @@ def load_request(root: str | Path, experiment: str) -> dict[str, Any] | None:
         request = _read(path, root)
         if request is None or request.get("experiment") != experiment:
             continue
-        problem = _problem_of_request(request)
-        if problem:
-            _skip(path, problem)
-        else:
-            requests.append(request)
-    return max(requests, key=_created, default=None)
+        try:
+            requests.append(_checked_request(request))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            _skip(path, error)
+    return max(requests, key=lambda request: request["when"], default=None)
 
 
-def _created(request: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(request["created"]).astimezone()
-
-
-def _problem_of_request(request: dict[str, Any]) -> str:
+def _checked_request(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with its time, `when`, and with cells whose text is inert. Raises ValueError and others for what is none."""
     cells, overrides = request.get("cells"), request.get("overrides")
-    if not isinstance(cells, list) or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
-        return f"its cells do not all have {', '.join(CELL_COLUMNS)}"
+    if not isinstance(cells, list) or not cells or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
+        raise ValueError(f"its cells do not all have {', '.join(CELL_COLUMNS)}")
     if not all(isinstance(s, list) and all(isinstance(name, str) for name in s) for s in (c.get("studies", []) for c in cells)):
-        return "the studies of its cells are not lists of strings"
+        raise ValueError("the studies of its cells are not lists of strings")
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        return "its overrides are not a list of strings"
+        raise ValueError("its overrides are not a list of strings")
     try:
-        _created(request)
-    except (KeyError, TypeError, ValueError):
-        return "its created is not an ISO time"
-    return ""
+        when = datetime.fromisoformat(request["created"]).astimezone()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise ValueError("its created is not an ISO time") from error
+    shown = [{_shown(key): _shown(value) for key, value in cell.items() if _is_scalar(value)} | _names(cell) for cell in cells]
+    studies = [[inert(name) for name in cell.get("studies", [])] for cell in cells]
+    table = _frame(shown, []).astype(object)
+    shown = table.where(table.notna(), None).to_dict("records")
+    return {
+        **request,
+        "when": when,
+        "overrides": [inert(override) for override in overrides],
+        "cells": [{**cell, "studies": names} for cell, names in zip(shown, studies, strict=True)],
+    }
+
+
+def _names(named: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a run as text, and its seed. Raises ValueError where they are not that."""
+    names = {column: named.get(column) for column in CELL_COLUMNS if column != "seed"}
+    if not all(name is None or isinstance(name, str) for name in names.values()) or type(named.get("seed")) is not int:
+        raise ValueError(f"{', '.join(names)} and seed are not all text and a whole number")
+    return {column: _shown(name) for column, name in names.items()} | {"seed": named["seed"]}
 
 
 def _skip(path: Path, problem: object) -> None:
@@ -147,9 +160,13 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
         if content.get("run_id") != folder.name or not isinstance(content.get("facts"), dict):
             _skip(path, f"it is not the run {folder.name}")
             continue
-        facts = {inert(key): _shown(value) for key, value in content["facts"].items() if _is_scalar(value)}
+        facts = {_shown(key): _shown(value) for key, value in content["facts"].items() if _is_scalar(value)}
+        try:
+            names = _names({**facts, "run_id": folder.name, "group_id": content.get("group_id")})
+        except ValueError as error:
+            _skip(path, error)
+            continue
         found = True
-        names = {"run_id": folder.name, "group_id": _shown(content.get("group_id"))}
         yield folder, facts | names | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
@@ -196,15 +213,15 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
-    slices, examples = {inert(key): _shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
+    slices, examples = {_shown(key): _shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
     taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"}
     if taken or not all(_is_scalar(value) for value in slices.values()):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
-        "stage": inert(stage),
-        "evaluation": inert(evaluation),
-        "metric": inert(row["metric"]),
-        "split": inert(row["split"]),
+        "stage": _shown(str(stage)),
+        "evaluation": _shown(str(evaluation)),
+        "metric": _shown(str(row["metric"])),
+        "split": _shown(str(row["split"])),
         "slice": ", ".join(f"{name}={value}" for name, value in sorted(slices.items())),
         "value": _number(row["value"]),
         "count": int(row["count"]),
@@ -221,7 +238,8 @@ def _is_scalar(value: object) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    return inert(value) if isinstance(value, str) else value
+    """A value that is shown: a figure would read mathematics between two dollar signs."""
+    return inert(value).replace("$", "\N{FULLWIDTH DOLLAR SIGN}") if isinstance(value, str) else value
 
 
 def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
@@ -241,6 +259,9 @@ def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
 
 
 def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The rows with these columns first, whether or not any row has them."""
+    """The rows with these columns first, whether or not any row has them. A column of text and numbers is one of text."""
     table = pd.DataFrame(rows)
+    for name in table.columns.difference(["examples", "example"]):
+        if pd.api.types.infer_dtype(table[name], skipna=True) in ("mixed", "mixed-integer"):
+            table[name] = table[name].map(str, na_action="ignore")
     return table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
