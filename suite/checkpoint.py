@@ -10,10 +10,10 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,7 +21,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from suite.foreign import check_no_link, parse_json, reason_of
-from suite.store import Damaged, RunDirectory
+from suite.identity import canonical_json
+from suite.store import READING, Damaged, RunDirectory
 from tasks.files import read_regular
 
 FINAL = "model.safetensors"
@@ -61,7 +62,7 @@ def save_checkpoint(directory: RunDirectory, model: nn.Module, optimizer: torch.
 def load_checkpoint(
     directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, on_note: Callable[[str], None]
 ) -> Progress:
-    """Restores the newest checkpoint that is whole, or the final weights; Progress() when there is neither.
+    """Restores the newest checkpoint that is whole; Progress() when there is none.
 
     on_note: is told of every file that is not whole.
     """
@@ -77,22 +78,12 @@ def load_checkpoint(
             moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
             optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
         return progress or Progress()
-    path = directory.checkpoints / FINAL
-    if os.path.lexists(path):
-        try:
-            tensors, progress = _read(directory, path, model)
-            # Weights that do not say how they were come by are of a version that trained anew.
-            if progress is not None:
-                _fill(path, model, tensors)
-                return progress
-        except Damaged as error:
-            on_note(f"{error}; training begins anew")
     return Progress()
 
 
-def save_final(directory: RunDirectory, model: nn.Module, progress: Progress) -> None:
-    """Writes the trained weights, and how they were come by."""
-    _write(directory, FINAL, model.state_dict(), progress)
+def save_final(directory: RunDirectory, model: nn.Module) -> None:
+    """Writes the trained weights; equal ones in equal bytes."""
+    _write(directory, FINAL, model.state_dict(), None)
 
 
 def load_final(directory: RunDirectory, model: nn.Module) -> None:
@@ -108,11 +99,12 @@ def remove_checkpoints(directory: RunDirectory) -> None:
             path.unlink()
 
 
-def _write(directory: RunDirectory, name: str, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+def _write(directory: RunDirectory, name: str, tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"progress": json.dumps(dataclasses.asdict(progress)), "run_id": directory.run_id}
-    content = save(here, {**metadata, "digest": _digest(here, metadata)})
-    directory.write(directory.checkpoints / name, content)
+    about = {"run_id": directory.run_id, "progress": progress and dataclasses.asdict(progress)}
+    # One entry: safetensors writes several in any order.
+    metadata = {"about": json.dumps({**about, "digest": _digest(here, about)})}
+    directory.write(directory.checkpoints / name, save(here, metadata))
 
 
 def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Progress | None]:
@@ -124,17 +116,20 @@ def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[s
         check_no_link(path, directory.root)
         limit = MOST_HEADER + 4 * sum(tensor.nbytes for tensor in model.state_dict().values())
         data = read_regular(path, limit=limit)
-        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        metadata = dict(header.get("__metadata__") or {})
+        metadata = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
         tensors = load(data)
-        written = metadata.pop("digest", None)
-        if written is not None and written != _digest(tensors, metadata):
-            raise ValueError("its content is not what was written")
-        if metadata.get("run_id", directory.run_id) != directory.run_id:
-            raise ValueError(f"it belongs to run {metadata['run_id']!r}")
-        progress = json.loads(metadata["progress"]) if "progress" in metadata else None
+        if "about" in metadata:
+            about = parse_json(metadata["about"].encode())
+            if about.pop("digest") != _digest(tensors, about):
+                raise ValueError("its content is not what was written")
+            if about["run_id"] != directory.run_id:
+                raise ValueError(f"it belongs to run {about['run_id']!r}")
+        else:
+            # Written before there were digests.
+            about = {"progress": json.loads(metadata.get("progress", "null"))}
+        progress = about["progress"]
         return tensors, progress and Progress(**{**progress, "losses": tuple(progress["losses"])})
-    except (OSError, ValueError, TypeError, KeyError, OverflowError, SafetensorError) as error:
+    except (*READING, OverflowError, SafetensorError) as error:
         raise Damaged(f"checkpoint/{path.name} is not whole ({reason_of(error)})") from error
 
 
@@ -145,9 +140,9 @@ def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise Damaged(f"checkpoint/{path.name} is not of this model ({reason_of(error)})") from error
 
 
-def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Over names, kinds, shapes and bytes of the tensors on the CPU, and over the metadata."""
-    whole = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """Over names, kinds, shapes and bytes of tensors on the CPU, and over what is said of them."""
+    whole = hashlib.sha256(canonical_json(about).encode())
     for name, tensor in sorted(tensors.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.reshape(-1).view(torch.uint8).numpy())

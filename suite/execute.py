@@ -106,7 +106,7 @@ class Recorder(AbstractContextManager):
             with contextlib.suppress(OSError):
                 work.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
                 reason += f" (its traceback is in {work.directory.path / TRACEBACKS})"
-        work.say("note", f"{name}: {status}, {reason}")
+        work.say("failed" if self.stage is None else "note", f"{name}: {status}, {reason}")
         return True
 
 
@@ -149,7 +149,6 @@ class Work:
         torch.set_num_threads(self.run.config["compute"]["threads"])
         for stage in left:
             if not self._attempt(stage) and stage is None:
-                self.say("failed", "is not trained")
                 return
         self._settle(is_new=bool(left))
 

@@ -37,7 +37,9 @@ def inert(text: object) -> str:
 def reason_of(error: BaseException) -> str:
     """What an exception says, on one line, with its type in front where the words alone do not tell."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+        # The name of a temporary tells nobody anything.
+        told = error.filename and not os.path.basename(error.filename).endswith(".tmp")
+        return f"{error.strerror} ({error.filename})" if told else error.strerror
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return said if said and isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
 

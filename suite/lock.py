@@ -57,9 +57,12 @@ class RunLock:
                 self._take()
                 break
             except Locked as error:
-                fresh = error.args[1] < FRESH_SECONDS
-                if not fresh or attempt == TRIES - 1:
+                self._withdraw()
+                if error.args[1] >= FRESH_SECONDS or attempt == TRIES - 1:
                     raise Locked(error.args[0]) from None
+            except BaseException:
+                self._withdraw()
+                raise
             time.sleep(random.uniform(0.1, 1.0) * PAUSE_SECONDS)
         self._released.clear()
         threading.Thread(target=self._beat, args=(self._claim,), daemon=True).start()
@@ -94,13 +97,11 @@ class RunLock:
         try:
             keeps_out = flock_works(self._guard, guard)
         except BlockingIOError:
-            self._withdraw()
             who, age = min(self._others(now=None), key=lambda other: other[1], default=("another process works on it", 0.0))
             raise Locked(who, age) from None
         now = self._announce(keeps_out)
         others = self._others(now=now, buries=keeps_out)
         if others:
-            self._withdraw()
             raise Locked(*others[0])
 
     def _announce(self, keeps_out: bool) -> float:

@@ -25,7 +25,7 @@ class ProgressDisplay:
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total = total
         self._ended: set[str] = set()
-        self.failed: dict[str, str] = {}  # what was said last of a run that failed
+        self.failed: set[str] = set()
         self.stream = stream or sys.stderr
         self.is_live = self.stream.isatty()
         self._active: dict[str, str] = {}
@@ -45,9 +45,9 @@ class ProgressDisplay:
         elif event.kind == "note":
             self._draw(inert(f"{event.run_id}  {event.title}: {event.text}"))
         elif event.kind in ("done", "skipped", "failed"):
-            self.failed.pop(event.run_id, None)
+            self.failed.discard(event.run_id)
             if event.kind == "failed":
-                self.failed[event.run_id] = event.text
+                self.failed.add(event.run_id)
             self._end(event)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ def sweep(arguments: Sequence[str]) -> int:
     write_request(runs, results, arguments)
     if launch is not None:
         launch(expand(arguments))
-        return _summary(runs, results, {})
+        return _summary(runs, results, ())
     return train_all(runs, results)
 
 
@@ -160,13 +160,16 @@ def _released(held: dict[RunDirectory, tuple[Run, str]]) -> list[Run]:
     return []
 
 
-def _summary(runs: Sequence[Run], results: Path, failed_now: Mapping[str, str]) -> int:
-    """Names what is not done, and why; returns the exit status. failed_now: what was said of runs that failed."""
+def _summary(runs: Sequence[Run], results: Path, failed_now: Collection[str]) -> int:
+    """Names what is not done, and why; returns the exit status. failed_now: runs whose end was said already."""
     failed = held = False
     for run in runs:
         directory = RunDirectory(results, run.run_id)
         missing = missing_stages(run, directory)
-        if not missing and run.run_id not in failed_now:
+        if run.run_id in failed_now:
+            failed = True
+            continue
+        if not missing:
             continue
         holder = _holder(directory)
         if holder is not None:
@@ -174,20 +177,19 @@ def _summary(runs: Sequence[Run], results: Path, failed_now: Mapping[str, str]) 
             print(f"{run.run_id}  {inert(run.title)}: not done, {holder}", file=sys.stderr)
             continue
         failed = True
-        for reason in _reasons(missing, directory.status(), failed_now.get(run.run_id)):
+        for reason in _reasons(missing, directory.status()):
             print(f"{run.run_id}  {inert(run.title)}: {inert(reason)}", file=sys.stderr)
     return FAILURE if failed else HELD if held else SUCCESS
 
 
-def _reasons(missing: Sequence[Evaluation | None], status: Status, said: str | None) -> list[str]:
-    """Why a run is not done: how training ended, or which of its evaluations failed, or what was said where neither is known."""
+def _reasons(missing: Sequence[Evaluation | None], status: Status) -> list[str]:
+    """Why a run is not done: how training ended, or which of its evaluations failed."""
     stems = [Path(each.file_name).stem for each in missing if each is not None]
     failures = [status.failures[stem] for stem in stems if stem in status.failures]
     if None not in missing and failures:
         return [f"{each.get('title')}: {each.get('status')}, {each.get('reason')}" for each in failures]
-    if status.status in FAILED:
-        return [f"{status.status}, {status.reason}"]
-    return [said or f"interrupted, {status.reason or 'its process died'}"]
+    name = status.status if status.status in FAILED else "interrupted"
+    return [f"{name}, {status.reason or 'its process died'}"]
 
 
 def results_folder(path: str) -> Path:

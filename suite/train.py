@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -13,6 +14,7 @@ import torch
 from models.backbone import Backbone
 from suite.acceleration import accelerate, training_step
 from suite.checkpoint import Progress, load_checkpoint, load_final, save_checkpoint, save_final
+from suite.foreign import reason_of
 from suite.health import Diverged, Health, Readings
 from suite.interface import build_backbone
 from suite.optimization import build_optimizer, example_indices, learning_rate, set_learning_rate
@@ -95,7 +97,7 @@ def train(
     accelerate(model, compute)
     update = training_step(model, optimizer, settings, compute, flops=3.0 * run.cost.flops_per_token * tokens_per_step)
     health, readings = Health(progress, task.guessing_loss), Readings(device)
-    work, saving = Stopwatch(), Stopwatch()
+    work, saving, notes_once = Stopwatch(), Stopwatch(), functools.cache(on_note)
     saved = logged = began = time.perf_counter()
     with closing(batches(run, task, range(progress.step, steps), device=device)) as made:
         for step, inputs in enumerate(made, progress.step):
@@ -127,10 +129,10 @@ def train(
                 on_pulse(_pulse(progress, steps, tokens_per_step))
             if saves:
                 with saving():
-                    _save(directory, model, optimizer, progress, on_note)
+                    _save(directory, model, optimizer, progress, notes_once)
                 saved = time.perf_counter()
     _check_finite(steps, "a weight", (tensor.isfinite().all().item() for tensor in model.state_dict().values()))
-    save_final(directory, model, progress)
+    save_final(directory, model)
     measured = validate(model, task, device=device)
     _check_finite(steps, "a validation score", (math.isfinite(row.value) for row in measured))
     return [*_speed(progress, tokens_per_step), *measured]
@@ -143,7 +145,7 @@ def _save(
     try:
         save_checkpoint(directory, model, optimizer, progress)
     except OSError as error:
-        on_note(f"no checkpoint at step {progress.step}: {error}")
+        on_note(f"a checkpoint is left out: {reason_of(error)}")
 
 
 def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:

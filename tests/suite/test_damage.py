@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import unsealed
 from test_train import numbers, weights
 
 from suite.checkpoint import FINAL
@@ -20,7 +22,14 @@ from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
 from suite.store import RunDirectory
 
-SMALL = "model=gated_deltanet task=mqar train.steps=12 train.warmup_steps=2 task.num_validation=64 task.num_test=64".split()
+SMALL = [
+    "model=gated_deltanet",
+    "task=mqar",
+    "train.steps=12",
+    "train.warmup_steps=2",
+    "task.num_validation=64",
+    "task.num_test=64",
+]
 QUICK = ["compute.log_seconds=0", "compute.checkpoint_seconds=0", "compute.jobs=1", "compute.threads=1"]
 
 
@@ -119,10 +128,7 @@ def test_weights_that_are_not_whole_are_trained_again_by_run_and_refused_by_eval
 
 
 def test_an_old_store_without_digests_is_done_and_read_as_it_stands(store, finished, capsys):
-    for path in folder(store).rglob("*.json"):
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({key: value for key, value in content.items() if key not in ("digest", "config", "run_id", "made")}
-                                   | ({"run_id": folder(store).name} if path.name == "run.json" else {})))  # fmt: skip
+    unsealed(folder(store))
     assert main(["run", *request(store)]) == 0 and "1 of them done already" in capsys.readouterr().err
     assert len(load_results(store)) == len(load_results(finished))
 
@@ -179,14 +185,20 @@ def test_nothing_outside_the_store_is_written_truncated_or_removed_through_a_lin
     path.symlink_to(outside)
     kept = sorted(outside.rglob("*")) if outside.is_dir() else outside.read_bytes()
     contents = {each: each.read_bytes() for each in kept if each.is_file()} if outside.is_dir() else {}
-    arguments = ["run", *request(store)] if verb == "run" else ["evaluate", "run=all", "eval=test", "force=true", f"paths.results={store}"]
+    arguments = (
+        ["run", *request(store)]
+        if verb == "run"
+        else ["evaluate", "run=all", "eval=test", "force=true", f"paths.results={store}"]
+    )
     status = main(arguments)
     assert status in (0, 1, 2) and "Traceback" not in capsys.readouterr().err
     assert (sorted(outside.rglob("*")) if outside.is_dir() else outside.read_bytes()) == kept
     assert all(each.read_bytes() == content for each, content in contents.items())
 
 
-@pytest.mark.parametrize("name", ["status.json", "run.json", "config.yaml", "train.json", "metrics.jsonl", "environment.json", "lock"])
+@pytest.mark.parametrize(
+    "name", ["status.json", "run.json", "config.yaml", "train.json", "metrics.jsonl", "environment.json", "lock"]
+)
 def test_a_pipe_in_a_run_folder_stops_nothing(name, store, finished, capsys):
     path = folder(store) / name
     path.unlink(missing_ok=True)
@@ -204,7 +216,8 @@ def test_a_pipe_in_a_run_folder_stops_nothing(name, store, finished, capsys):
 
 
 BOMBS = {
-    "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(f'{n}: &{n} [{",".join(["*" + p] * 9)}]\n' for p, n in zip("abcdefgh", "bcdefghi")),
+    "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n"
+    + "".join(f"{n}: &{n} [{','.join(['*' + p] * 9)}]\n" for p, n in itertools.pairwise("abcdefghi")),
     "depth": "a: " + "[" * 5000 + "]" * 5000,
     "a word": "task: hello\n",
     "a list": "- a\n",

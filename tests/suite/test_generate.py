@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import unsealed
 
 import suite
 from models.generation import generate
@@ -32,6 +33,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(folder / "runs" / trained.run_id, folder / "runs" / other)
     config = folder / "runs" / other / "config.yaml"
     config.write_text(config.read_text().replace("backend: torch", "backend: triton"))
+    unsealed(config.parent)
     return folder
 
 

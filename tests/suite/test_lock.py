@@ -29,7 +29,9 @@ suite.lock.machine = lambda: host
 suite.lock.STALE_SECONDS, suite.lock.HEARTBEAT_SECONDS = stale, stale / 10
 from suite.lock import Locked, RunLock, Superseded
 """
-HOLD = PRELUDE + """
+HOLD = (
+    PRELUDE
+    + """
 lock = RunLock(folder)
 with lock:
     print("held", flush=True)
@@ -40,7 +42,10 @@ with lock:
     except Superseded as error:
         print(error, flush=True)
 """
-CONTEND = PRELUDE + """
+)
+CONTEND = (
+    PRELUDE
+    + """
 until, violations, claims = time.monotonic() + 6, 0, 0
 while time.monotonic() < until:
     try:
@@ -56,11 +61,14 @@ while time.monotonic() < until:
         time.sleep(0.02)
 print(violations, claims)
 """
+)
 KINDS = ["works", "permits everything", "is missing"]
 
 
 def python(script, folder, kind="works", host="here", stale=STALE_SECONDS, prefix=()):
-    command = [*prefix, sys.executable, "-c", script, str(folder), kind, host, str(stale)]
+    """A process with this script. host: None for the machine's own name."""
+    script = script if host else script.replace("suite.lock.machine =", "_ =")
+    command = [*prefix, sys.executable, "-c", script, str(folder), kind, str(host), str(stale)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -91,11 +99,7 @@ def test_a_living_holder_is_named_and_keeps_others_out(kind, tmp_path):
 
 
 def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
-    # In this process the machine has its real name: the claim was made by the same one.
-    process = subprocess.Popen([sys.executable, "-c", HOLD.replace("suite.lock.machine =", "_ ="), str(tmp_path), "works", "", "60"],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # fmt: skip
-    assert process.stdout.readline() == "held\n"
-    end(process)
+    end(holding(tmp_path, host=None))
     assert len(claims(tmp_path)) == 1
     with RunLock(tmp_path):
         (mine,) = claims(tmp_path)

@@ -76,7 +76,10 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     for step in (1, 2, 3):
         optimizer.step()
         save_checkpoint(directory, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
-    assert sorted(path.name for path in directory.checkpoints.glob("step-*")) == ["step-000000002.safetensors", "step-000000003.safetensors"]
+    assert sorted(path.name for path in directory.checkpoints.glob("step-*")) == [
+        "step-000000002.safetensors",
+        "step-000000003.safetensors",
+    ]
     last = directory.checkpoints / "step-000000003.safetensors"
     fresh = new_model(run, CPU)
     again = build_optimizer(fresh, run.config["train"])
@@ -108,7 +111,9 @@ def test_two_processes_share_the_work_and_repeat_nothing(small, command, tmp_pat
     assert [twin.wait(timeout=180) for twin in twins] == [0, 0]
     said = "".join(twin.stderr.read() for twin in twins)
     runs = list((tmp_path / "results" / "runs").iterdir())
-    assert len(runs) == 4 and all((run / "train.json").exists() and [path.name for path in run.glob("lock*")] == ["lock.guard"] for run in runs)
+    assert len(runs) == 4 and all(
+        (run / "train.json").exists() and [path.name for path in run.glob("lock*")] == ["lock.guard"] for run in runs
+    )
     assert said.count("done in") == 4, said
     for run in runs:
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
