@@ -64,16 +64,14 @@ class Language(Task):
             # The smaller part comes first: a text that is too short is found at once.
             for split in ("validation", "train")
         }
-        self._runs = {split: np.arange(len(tokens.records) // seq_len) for split, tokens in self._tokens.items()}
+        self._runs = {split: np.arange(tokens.records.count // seq_len) for split, tokens in self._tokens.items()}
         held_out = len(self._runs["validation"])
         scored = min(held_out, max_validation_examples or held_out)
         self._runs["validation"] = np.arange(scored) * held_out // scored
-        for split in self.splits:
-            if not any(self._records(split, [i])["num_bytes"].any() for i in range(self.num_examples(split))):
-                raise ValueError(
-                    f"data.path: the {split} text asks nothing, since the ids of data.tokenizer={self.tokenizer.name!r} give no "
-                    f"byte of its {self.num_examples(split)} examples back"
-                )
+        for split, runs in self._runs.items():
+            if not any(self._records(split, [i])["num_bytes"].any() for i in range(len(runs))):
+                given = f"of {len(runs)} examples the ids of data.tokenizer={self.tokenizer.name!r} give no byte back"
+                raise ValueError(f"data.path: the {split} text asks nothing, {given}")
 
     def prepare(self) -> None:
         for tokens in self._tokens.values():

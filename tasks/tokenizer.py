@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from tasks.files import read_regular
-
-if TYPE_CHECKING:
-    from tokenizers import Encoding
-    from tokenizers import Tokenizer as Backend
 
 BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "[BOS]")
 MAX_FILE_BYTES = 2**28  # several times the largest that is known
@@ -47,8 +41,8 @@ class Tokenizer(ABC):
     def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         """Per text its ids [N] and how many of its UTF-8 bytes each id covers [N]; these add up to all bytes that are predicted.
 
-        They are all of them where the ids decode to the text. Else a character counts if the id that covers it, or the few
-        that share it, decode to just what they cover: not what a tokenizer drops, rewrites or calls unknown.
+        They are all of them where the ids decode to the text. Else those that an id, or the few that share a character,
+        decode to just as they stand: not what a tokenizer drops, rewrites or calls unknown.
         The bytes of a character that several ids share are counted at the first of them.
         """
 
@@ -88,6 +82,8 @@ class FileTokenizer(Tokenizer):
             raise ValueError(f"data.tokenizer={path!r} cannot be read: {getattr(error, 'strerror', error)}") from error
         with self._named("is not a tokenizer.json"):
             self._backend = Backend.from_buffer(definition)
+        # It may cut white space off what a token covers.
+        self._processor, self._backend.post_processor = self._backend.post_processor, None
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
@@ -100,13 +96,13 @@ class FileTokenizer(Tokenizer):
         largest = max(vocabulary.values())
         if largest + 2 > MAX_VOCAB_SIZE:
             raise ValueError(f"data.tokenizer={path!r} has the id {largest}, permitted are ids below {MAX_VOCAB_SIZE - 1}")
-        listed = [name for name in BOS_NAMES if name in vocabulary]
-        safe = [name for name in listed if not _may_be_encoded(self._backend, name)]
-        self.bos = vocabulary[safe[0]] if safe else largest + 1
-        self.vocab_size = max(largest, self.bos) + 1
-        # Another BOS than a file's first is another tokenizer than the file alone says.
-        changed = b"" if safe[:1] == listed[:1] else b" bos=%d" % self.bos
+        self.bos, listed = largest + 1, [name for name in BOS_NAMES if name in vocabulary]
+        safe = [vocabulary[name] for name in listed if not self._may_give(name, vocabulary[name])]
+        # Another BOS than the first listed makes another tokenizer than the file says.
+        changed = b"" if not listed or vocabulary[listed[0]] in safe else b" bos"
         self.fingerprint = hashlib.sha256(definition + changed).hexdigest()
+        self.bos = (safe or [largest + 1])[0]
+        self.vocab_size = max(largest, self.bos) + 1
 
     @contextlib.contextmanager
     def _named(self, failing: str) -> Iterator[None]:
@@ -118,85 +114,58 @@ class FileTokenizer(Tokenizer):
         except BaseException as error:
             raise ValueError(f"data.tokenizer={self.name!r} {failing}: {' '.join(str(error).split())}") from error
 
-    def _encodings(self, backend: Backend, texts: Sequence[str]) -> list[Encoding]:
+    def _may_give(self, name: str, token: int) -> bool:
+        """Whether its own name, however it stands in a text, or characters that are in no vocabulary give an id."""
+        for text in (name, f" {name} ", f"a{name}b", f"{name}{name}", "\ue000 \U000e0fff"):
+            # A text that can't be encoded gives nothing.
+            with contextlib.suppress(ValueError):
+                if token in self.encode(text):
+                    return True
+        return False
+
+    def _encoded(self, texts: Sequence[str]) -> list[Any]:
         with self._named("cannot encode the text"):
-            encodings = backend.encode_batch(list(texts), add_special_tokens=False)
+            encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        # Whatever a file may contain: documents end nowhere but at their ends.
         if any(self.bos in encoding.ids for encoding in encodings):
-            raise ValueError(f"data.tokenizer={self.name!r} gives its BOS, id {self.bos}, for a text")
+            raise ValueError(f"data.tokenizer={self.name!r} gives BOS, id {self.bos}, within a text")
         return encodings
 
     def encode(self, text: str) -> list[int]:
-        return self._encodings(self._backend, [text])[0].ids
+        return self._encoded([text])[0].ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([i for i in ids if i != self.bos], skip_special_tokens=True)
 
     def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        encodings = self._encodings(self._backend, texts)
+        encodings, aligned = self._encoded(texts), []
         with self._named("cannot decode its ids"):
-            decoded = self._backend.decode_batch([e.ids for e in encodings], skip_special_tokens=False)
-        aligned = []
-        for text, encoding, back in zip(texts, encodings, decoded, strict=True):
-            num_bytes = _covered(text, encoding.offsets)
-            if back != text:
-                given_back = self._given_back(text)
-                # Where nothing is lost, e.g. but for a space put in front, both add up to all bytes.
-                num_bytes = num_bytes if given_back.sum() == num_bytes.sum() == len(text.encode()) else given_back
-            aligned.append((np.array(encoding.ids, dtype=np.int64), num_bytes))
+            decoded = self._backend.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
+            for text, encoding, back in zip(texts, encodings, decoded, strict=True):
+                trimmed = self._processor.process(encoding, None, False) if self._processor else encoding
+                num_bytes = _covered(text, trimmed.offsets)
+                given_back = num_bytes if back == text else self._given_back(text, encoding.ids, encoding.offsets)
+                # Where all comes back but e.g. for a space in front, both add up to all bytes.
+                whole = given_back.sum() == len(text.encode()) and len(num_bytes)
+                aligned.append((np.array(encoding.ids, dtype=np.int64), num_bytes if whole else given_back))
         return aligned
 
-    @functools.cached_property
-    def _exact_backend(self) -> Backend:
-        """The same without a post-processor, which may cut white space off what a token covers."""
-        from tokenizers import Tokenizer as Backend
-
-        backend = Backend.from_str(self._backend.to_str())
-        backend.post_processor, backend.encode_special_tokens = None, True
-        return backend
-
-    def _given_back(self, text: str) -> np.ndarray:
-        """Bytes of those characters [N] that ids give back when they are decoded, counted at the first id of each group."""
-        ids, spans = (encoding := self._encodings(self._exact_backend, [text])[0]).ids, encoding.offsets
-        decode = functools.partial(self._backend.decode, skip_special_tokens=False)
-        # Some decoders leave out a space in front of all, so that something has to stand there.
-        context = ids[:1]
-        front, known = decode(context), {}
+    def _given_back(self, text: str, ids: list[int], spans: list[tuple[int, int]]) -> np.ndarray:
+        """Bytes [N] of what ids cover if it is what they decode to, counted at the first of those that share a character."""
         num_bytes = np.zeros(len(ids), dtype=np.int64)
-        first = end = 0
+        # Some decoders leave out a space in front of all, so that something has to stand there.
+        front, known, first, end = self._backend.decode(ids[:1], skip_special_tokens=False), {}, 0, 0
         for after in range(1, len(ids) + 1):
             end = max(end, spans[after - 1][1])
-            # Tokens that share a character are of use together only.
             if after < len(ids) and spans[after][0] < end:
                 continue
             group = tuple(ids[first:after]), text[spans[first][0] : end]
             if group not in known:
-                known[group] = _bytes_said(decode([*context, *group[0]]).removeprefix(front), group[1])
+                said = self._backend.decode([ids[0], *group[0]], skip_special_tokens=False).removeprefix(front)
+                same = group[1] if said == group[1] else group[1].strip() if said.strip() == group[1].strip() else ""
+                known[group] = len(same.encode())
             num_bytes[first], first = known[group], after
         return num_bytes
-
-
-def _bytes_said(said: str, covered: str) -> int:
-    """UTF-8 bytes of what a token covers, if that is what it says; white space around it may differ and is then left out."""
-    if said == covered:
-        return len(covered.encode())
-    return len(covered.strip().encode()) if said.strip() == covered.strip() else 0
-
-
-def _may_be_encoded(backend: Backend, name: str) -> bool:
-    """Whether some text may have the id of this name; only what is certain says no.
-
-    Special tokens are not looked for in a text, so that what remains is the model: all of its vocabulary may be given,
-    but by a BPE only what its merges make, single characters and the unknown token.
-    """
-    added = {token.content: token.special for token in backend.get_added_tokens_decoder().values()}
-    if name not in backend.get_vocab(with_added_tokens=False):
-        return not added[name]
-    model = json.loads(backend.to_str())["model"]
-    if not added.get(name, True) or model["type"] != "BPE" or model["ignore_merges"] or model["unk_token"] == name:
-        return True
-    prefix, suffix = model["continuing_subword_prefix"] or "", model["end_of_word_suffix"] or ""
-    merged = any(left + right.removeprefix(prefix) == name for left, right in model["merges"])
-    return merged or len(name.removeprefix(prefix).removesuffix(suffix)) == 1
 
 
 def _covered(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -40,14 +40,11 @@ class Records:
     dtype: np.dtype
     count: int
 
-    def __len__(self) -> int:
-        return self.count
-
     def runs(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
         """`length` records from each of the starts [B] on, [B, length]. Raises OSError where the file has been cut."""
-        size = self.dtype.itemsize
-        data = b"".join([os.pread(self.file.fileno(), length * size, int(start) * size) for start in starts])
-        if len(data) != len(starts) * length * size:
+        size = length * self.dtype.itemsize
+        data = b"".join([os.pread(self.file.fileno(), size, int(start) * self.dtype.itemsize) for start in starts])
+        if len(data) != len(starts) * size:
             raise OSError(f"{str(self.path)!r} was cut while it was read; it is made again when the command is started again")
         return np.frombuffer(data, self.dtype).reshape(len(starts), length)
 
@@ -61,14 +58,17 @@ class Records:
         return np.concatenate([chunk[field] for chunk in self.chunks()])
 
 
+@dataclass
 class Tokens:
     """The tokens of one part of a text: in a file without a name until they are kept, else in the cache.
 
-    digest: of all records. lost, total: UTF-8 bytes of the text, and how many of them no id predicts.
+    digest: SHA-256 of all records. lost, total: how many UTF-8 bytes of the text no id predicts, and how many it has.
     """
 
-    def __init__(self, records: Records, digest: str, lost: int, total: int) -> None:
-        self.records, self.digest, self.lost, self.total = records, digest, lost, total
+    records: Records
+    digest: str
+    lost: int
+    total: int
 
     def keep(self) -> None:
         """Places them in the cache unless they are there, and tidies it. Where it can't be written that is said once."""
@@ -77,12 +77,10 @@ class Tokens:
             remove_temporaries(path.parent)
             if _unkept.get(path) is self:
                 write_atomically(path, (chunk.tobytes() for chunk in self.records.chunks()))
-                facts = [self.digest] + [str(self.lost), str(self.total)] * (self.lost > 0)
-                write_atomically(path.with_suffix(".sha256"), " ".join(facts).encode())
-                _unkept.pop(path, None)
-                # So that the file without a name takes no more room.
-                kept = _from_cache(path, self.records.dtype)
-                self.records = kept.records if kept else self.records
+                write_atomically(path.with_suffix(".sha256"), f"{self.digest} {self.lost} {self.total}".encode())
+                # From here on without the file that has no name, which takes room.
+                self.records = (_from_cache(path, self.records.dtype) or self).records
+                del _unkept[path]
         except OSError as error:
             warn_once(f"tokens are not kept in paths.cache={str(path.parent)!r}, and made again next time: {error.strerror}")
 
@@ -111,8 +109,8 @@ def load_tokens(
     tokens = _unkept.get(path) or _from_cache(path, dtype)
     if tokens is None:
         tokens = _unkept[path] = _tokenised(documents(), tokenizer, path)
-    if len(tokens.records) < seq_len:
-        raise ValueError(f"task.seq_len={seq_len} is more than the {len(tokens.records)} tokens that one part of the text has")
+    if (count := tokens.records.count) < seq_len:
+        raise ValueError(f"task.seq_len={seq_len} is more than the {count} tokens that one part of the text has")
     if tokens.lost:
         said = f"data.tokenizer={tokenizer.name!r}: its ids do not give back {tokens.lost:,} of {tokens.total:,} bytes of a text"
         if 2 * tokens.lost > tokens.total:
@@ -124,42 +122,29 @@ def load_tokens(
 def _from_cache(path: Path, dtype: np.dtype) -> Tokens | None:
     """The tokens of a cache file if their SHA-256 is the one written beside it, else None."""
     try:
-        expected, *lost = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True).decode().split()
+        expected, lost, total = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True).decode().split()
         file = os.fdopen(open_regular(path, follow=True), "rb")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+        records = Records(file, path, dtype, os.fstat(file.fileno()).st_size // dtype.itemsize)
+        return Tokens(records, digest, int(lost), int(total)) if digest == expected else None
     except (OSError, ValueError):
         return None
-    if digest != expected or len(lost) not in (0, 2):
-        return None
-    records = Records(file, path, dtype, os.fstat(file.fileno()).st_size // dtype.itemsize)
-    return Tokens(records, digest, *map(int, lost or (0, 0)))
 
 
 def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> Tokens:
     """The tokens of documents, in a file without a name; `path` is where they are to be kept."""
     logger.info("tokenising for %s", path)
-    digest, count, total, predicted = hashlib.sha256(), 0, 0, 0
-
-    def counted() -> Iterator[str]:
-        nonlocal total
-        for document in documents:
-            total += len(document.encode())
-            yield document
-
-    try:
-        # It lives as long as its records.
-        file = tempfile.TemporaryFile()  # noqa: SIM115
-        for records in encode_documents(counted(), tokenizer):
-            data = records.tobytes()
-            digest.update(data)
-            file.write(data)
-            count += len(records)
-            predicted += int(records["num_bytes"].sum())
-        file.flush()
-    except OSError as error:
-        raise ValueError(f"tokens can't be written to {tempfile.gettempdir()!r} (TMPDIR): {error.strerror}") from error
-    records = Records(file, path, record_type(tokenizer.vocab_size), count)
-    return Tokens(records, digest.hexdigest(), total - predicted, total)
+    documents = list(documents)
+    digest, count, lost = hashlib.sha256(), 0, sum(len(document.encode()) for document in documents)
+    # It lives as long as its records.
+    file, total = tempfile.TemporaryFile(), lost  # noqa: SIM115
+    for records in encode_documents(documents, tokenizer):
+        digest.update(records)
+        file.write(records)
+        count += len(records)
+        lost -= int(records["num_bytes"].sum())
+    file.flush()
+    return Tokens(Records(file, path, record_type(tokenizer.vocab_size), count), digest.hexdigest(), lost, total)
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -98,7 +98,7 @@ def test_a_text_that_asks_nothing_is_refused(make_task, tmp_path):
     settings = {"tokenizer": str(tmp_path / "letters.json"), "seq_len": 2}
     task = make_task(documents, **settings)
     assert task.num_examples("validation") > 9 and not task.batch("validation", [0]).asked.any()
-    with pytest.raises(ValueError, match="validation text asks nothing, .*letters.json' give no byte of its 1 examples") as caught:
+    with pytest.raises(ValueError, match="validation text asks nothing, of 1 examples .*json' give no byte") as caught:
         make_task(documents, max_validation_examples=1, **settings)
     assert "\n" not in str(caught.value)
     nll = torch.ones(task.num_examples("validation"), 2)

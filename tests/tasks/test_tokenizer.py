@@ -81,6 +81,7 @@ def test_a_file_that_is_no_tokenizer_is_named(tmp_path, content, message):
 
 LETTERS = {letter: i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
 TEXT = "The café fox <s> the <|endoftext|> cat, кот 42\n\n the [BOS] the \u2460 fox. "
+SPLIT = pre_tokenizers.WhitespaceSplit
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -105,9 +106,9 @@ def bpe(*, unk=None, **settings) -> Tokenizer:
     return made
 
 
-def word_level(words=("<unk>", "the", "cat", "fox"), unk="<unk>") -> Tokenizer:
+def word_level(words=("<unk>", "the", "cat", "fox"), unk="<unk>", *, split=pre_tokenizers.Whitespace) -> Tokenizer:
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.pre_tokenizer = split()
     return made
 
 
@@ -123,9 +124,9 @@ def unigram(*, names=(), byte_fallback=False) -> Tokenizer:
     return made
 
 
-def word_piece() -> Tokenizer:
+def word_piece(split=pre_tokenizers.BertPreTokenizer) -> Tokenizer:
     made = Tokenizer(models.WordPiece({"[UNK]": 0, "the": 1, "fo": 2, "##x": 3, "[BOS]": 4}, unk_token="[UNK]"))
-    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(lowercase=split != SPLIT), split()
     made.decoder = decoders.WordPiece()
     return made
 
@@ -218,6 +219,9 @@ def spelled(name: str) -> Tokenizer:
 
 
 OWN_BOS = {
+    "a word that is never split off": (with_special(word_level(["<unk>", "<s>", "cat", "fox"]), "<s>"), "<s>"),
+    "a word piece that is never split off": (word_piece(), "[BOS]"),
+    "the unknown token of whole bytes": (byte_level(vocab=["<s>"], unk_token="<s>"), "<s>"),
     "special, not in the model": (with_special(byte_level(), "<s>"), "<s>"),
     "special, in the model": (with_special(byte_level(vocab=["<|endoftext|>"]), "<|endoftext|>"), "<|endoftext|>"),
     "special, taking the white space around": (byte_level(added=[special("<s>", lstrip=True, rstrip=True)]), "<s>"),
@@ -228,16 +232,16 @@ OWN_BOS = {
 ANOTHER_BOS = {
     "added, not special": byte_level(added=[AddedToken("<|endoftext|>", special=False)]),
     "added, of a normaliser": byte_level(normalizers.Replace("cat", "<s>"), added=[AddedToken("<s>", normalized=True)]),
-    "a word": word_level(["<unk>", "<s>", "cat"]),
-    "a special word": with_special(word_level(["<unk>", "<s>", "cat"]), "<s>"),
+    "a word": word_level(["<unk>", "<s>", "cat"], split=SPLIT),
+    "a special word": with_special(word_level(["<unk>", "<s>", "cat"], split=SPLIT), "<s>"),
     "the unknown word": word_level(["<s>", "cat"], unk="<s>"),
-    "the unknown token": byte_level(vocab=["<s>"], unk_token="<s>"),
+    "the unknown token": Tokenizer(models.BPE({"a": 0, "b": 1, "<s>": 2}, [], unk_token="<s>")),
     "a piece": unigram(names=["<s>"]),
     "a special piece": with_special(unigram(names=["<s>"]), "<s>"),
-    "a word piece": with_special(word_piece(), "[BOS]"),
+    "a word piece": with_special(word_piece(split=SPLIT), "[BOS]"),
     "merged": spelled("<s>"),
     "merged and special": with_special(spelled("<|endoftext|>"), "<|endoftext|>"),
-    "found without merges": with_special(byte_level(vocab=["<s>"], ignore_merges=True), "<s>"),
+    "found without merges": with_special(Tokenizer(models.BPE({"a": 0, "<s>": 1}, [], ignore_merges=True)), "<s>"),
     "not named": byte_level(),
 }
 
@@ -258,6 +262,16 @@ def test_bos_is_one_more_id_where_a_text_can_give_its_name(loaded, made):
     assert tokenizer.bos == max(made.get_vocab().values()) + 1 == tokenizer.vocab_size - 1
     for text in (TEXT, "cat", *BOS_NAMES, " ".join(BOS_NAMES), "".join(BOS_NAMES)):
         assert tokenizer.bos not in tokenizer.encode(text)
+
+
+def test_a_text_that_gives_bos_in_another_way_is_refused(loaded):
+    made = with_special(word_level(["<unk>", "<s>", "cat"], split=SPLIT), "<s>")
+    made.normalizer = normalizers.Sequence([normalizers.Replace("<s>", "cat"), normalizers.Replace("§", "<s>")])
+    tokenizer = loaded(made)
+    assert tokenizer.bos == 1 and tokenizer.encode("<s> cat") == [2, 2]
+    for encode in (tokenizer.encode, lambda text: tokenizer.align(["cat", text])):
+        with pytest.raises(ValueError, match="tokenizer.json' gives BOS, id 1, within a text"):
+            encode("cat § cat")
 
 
 def test_only_another_bos_than_the_file_s_first_changes_the_fingerprint(loaded, tmp_path):

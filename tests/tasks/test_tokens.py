@@ -91,7 +91,7 @@ def test_records_are_those_of_the_text_however_they_are_read(tmp_path, monkeypat
     monkeypatch.setattr(tokens, "READ_RECORDS", read_records)
     records = (keep if kept else load)(tmp_path).records
     expected = np.concatenate(list(encode_documents(DOCUMENTS, BYTES)))
-    assert len(records) == len(expected)
+    assert records.count == len(expected)
     for field in ("id", "num_bytes"):
         assert records[field].tolist() == expected[field].tolist()
     starts = np.array([5, 0, len(expected) - 7])
@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path,
     if obstacle == "a file":
         folder.write_text("")
     else:
-        error = PermissionError(13, "Permission denied") if obstacle == "no permission" else OSError(28, "No space left on device")
+        error = OSError(28, "No space left") if obstacle == "full" else PermissionError(13, "Permission denied")
 
         def refuse(*args, **settings):
             raise error
@@ -170,16 +170,6 @@ def test_a_cache_that_cannot_be_written_is_said_once_and_stops_nothing(tmp_path,
         obstacle == "a file" and "File exists" in line
     )
     assert from_cache(folder) is made and made.records["id"][:3].tolist() == BYTES.encode("fir")
-
-
-def test_no_room_to_tokenise_is_named(tmp_path, monkeypatch):
-    class Full:
-        def __init__(self):
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(tokens.tempfile, "TemporaryFile", Full)
-    with pytest.raises(ValueError, match="tokens can't be written to '.*' .TMPDIR.: No space left on device"):
-        load(tmp_path)
 
 
 def test_a_failure_half_way_leaves_nothing(tmp_path):
