@@ -101,6 +101,18 @@ def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table],
     )
 
 
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """The numbers as csv. Text that a spreadsheet would compute gets an apostrophe, which keeps it text there."""
+
+    def plain(value: object) -> object:
+        return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+    inert = table.rename(columns=plain)
+    for name in inert.select_dtypes(["object", "str", "category"]).columns:
+        inert[name] = inert[name].map(plain)
+    inert.to_csv(path, index=False)
+
+
 def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
     """The figure as png and pdf and its numbers as csv; the same numbers give the same bytes."""
     png, pdf, csv = (stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv"))
@@ -108,14 +120,14 @@ def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
     # The layout is found once: finding it again for every format would take most of the report's time.
     drawing.figure.set_layout_engine("none")
     drawing.figure.savefig(pdf, metadata={"CreationDate": None})
-    drawing.data.to_csv(csv, index=False)
+    write_csv(drawing.data, csv)
     return [png, pdf, csv]
 
 
 def write_table(table: Table, stem: Path) -> list[Path]:
     """The table as md and tex, and its numbers as csv."""
     csv, markdown, latex = (stem.with_suffix(suffix) for suffix in (".csv", ".md", ".tex"))
-    table.data.to_csv(csv, index=False)
+    write_csv(table.data, csv)
     markdown.write_text(to_markdown(table), encoding="utf-8")
     latex.write_text(to_latex(table), encoding="utf-8")
     return [csv, markdown, latex]

@@ -1,24 +1,32 @@
 """Training state on disk: tensors in safetensors, nothing pickled, the last two kept.
 
-A checkpoint is one file that is renamed into place, so it is whole or absent. Its header carries the Progress.
+A checkpoint is one file that is renamed into place, so it is whole or absent. Its header carries the Progress, the run
+that it belongs to and a digest of all that, which is checked when it is read: a disk may have changed it since.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
 
-from suite.store import write_atomically
+from suite.foreign import check_no_link, parse_json, reason_of
+from suite.store import Damaged, RunDirectory
+from tasks.files import read_regular
 
 FINAL = "model.safetensors"
+# A file with more bytes than the weights, both moments and this is none of ours.
+MOST_HEADER = 2**26
 
 
 @dataclass(frozen=True)
@@ -39,59 +47,115 @@ class Progress:
         return sum(self.losses) / len(self.losses)
 
 
-def save_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes step-<n>.safetensors and removes all but it and the one before."""
+def save_checkpoint(directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Writes step-<n>.safetensors and removes all but it and the one before. Raises OSError and Superseded."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     names = _parameter_names(model, optimizer)
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
-    metadata = {"progress": json.dumps(dataclasses.asdict(progress))}
-    content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
-    write_atomically(directory / f"step-{progress.step:09d}.safetensors", content)
-    for old in _newest_first(directory)[2:]:
+    _write(directory, f"step-{progress.step:09d}.safetensors", tensors, progress)
+    for old in _newest_first(directory.checkpoints)[2:]:
         old.unlink()
 
 
-def load_checkpoint(directory: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Restores the newest checkpoint that is whole; Progress() when there is none."""
-    for path in _newest_first(directory):
-        # A file cut short by a full disk is passed over: the one before it is whole.
-        with contextlib.suppress(SafetensorError):
-            return _restore(path, model, optimizer)
+def load_checkpoint(
+    directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, on_note: Callable[[str], None]
+) -> Progress:
+    """Restores the newest checkpoint that is whole, or the final weights; Progress() when there is neither.
+
+    on_note: is told of every file that is not whole.
+    """
+    for path in _newest_first(directory.checkpoints):
+        try:
+            tensors, progress = _read(directory, path, model)
+            _fill(path, model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+        except Damaged as error:
+            on_note(f"{error}; going on from what was before it")
+            continue
+        for parameter, name in _parameter_names(model, optimizer).items():
+            prefix = f"optimizer.{name}."
+            moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
+        return progress or Progress()
+    path = directory.checkpoints / FINAL
+    if os.path.lexists(path):
+        try:
+            tensors, progress = _read(directory, path, model)
+            # Weights that do not say how they were come by are of a version that trained anew.
+            if progress is not None:
+                _fill(path, model, tensors)
+                return progress
+        except Damaged as error:
+            on_note(f"{error}; training begins anew")
     return Progress()
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    with safe_open(path, framework="pt") as file:
-        progress = json.loads(file.metadata()["progress"])
-    tensors = load_file(path)
-    model.load_state_dict({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
-    for parameter, name in _parameter_names(model, optimizer).items():
-        prefix = f"optimizer.{name}."
-        moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
-        optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
-    return Progress(**{**progress, "losses": tuple(progress["losses"])})
+def save_final(directory: RunDirectory, model: nn.Module, progress: Progress) -> None:
+    """Writes the trained weights, and how they were come by."""
+    _write(directory, FINAL, model.state_dict(), progress)
 
 
-def save_final(directory: Path, model: nn.Module) -> None:
-    """Writes the trained weights."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(directory / FINAL, save(tensors))
+def load_final(directory: RunDirectory, model: nn.Module) -> None:
+    """Fills a model with its trained weights. Raises Damaged where they are missing or not what was written."""
+    path = directory.checkpoints / FINAL
+    _fill(path, model, _read(directory, path, model)[0])
 
 
-def remove_checkpoints(directory: Path) -> None:
+def remove_checkpoints(directory: RunDirectory) -> None:
     """Removes the training state, which nothing needs once the run's training stage is written."""
-    for path in _newest_first(directory):
-        path.unlink()
+    for path in _newest_first(directory.checkpoints):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
-def load_final(directory: Path, model: nn.Module) -> None:
-    """Fills a model with its trained weights. Raises FileNotFoundError where training has not ended."""
-    model.load_state_dict(load_file(directory / FINAL))
+def _write(directory: RunDirectory, name: str, tensors: Mapping[str, Tensor], progress: Progress) -> None:
+    here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"progress": json.dumps(dataclasses.asdict(progress)), "run_id": directory.run_id}
+    content = save(here, {**metadata, "digest": _digest(here, metadata)})
+    directory.write(directory.checkpoints / name, content)
 
 
-def _newest_first(directory: Path) -> list[Path]:
-    return sorted(directory.glob("step-*.safetensors"), reverse=True)
+def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Progress | None]:
+    """The tensors of a file on the CPU, and its Progress where it has one. Raises Damaged.
+
+    The file is read and not mapped: one that is cut while it is mapped would end the process.
+    """
+    try:
+        check_no_link(path, directory.root)
+        limit = MOST_HEADER + 4 * sum(tensor.nbytes for tensor in model.state_dict().values())
+        data = read_regular(path, limit=limit)
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        metadata = dict(header.get("__metadata__") or {})
+        tensors = load(data)
+        written = metadata.pop("digest", None)
+        if written is not None and written != _digest(tensors, metadata):
+            raise ValueError("its content is not what was written")
+        if metadata.get("run_id", directory.run_id) != directory.run_id:
+            raise ValueError(f"it belongs to run {metadata['run_id']!r}")
+        progress = json.loads(metadata["progress"]) if "progress" in metadata else None
+        return tensors, progress and Progress(**{**progress, "losses": tuple(progress["losses"])})
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, SafetensorError) as error:
+        raise Damaged(f"checkpoint/{path.name} is not whole ({reason_of(error)})") from error
+
+
+def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise Damaged(f"checkpoint/{path.name} is not of this model ({reason_of(error)})") from error
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Over names, kinds, shapes and bytes of the tensors on the CPU, and over the metadata."""
+    whole = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"), reverse=True)
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:

@@ -34,13 +34,21 @@ def inert(text: object) -> str:
     return _EFFECT.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), shown)
 
 
+def reason_of(error: BaseException) -> str:
+    """What an exception says, on one line, with its type in front where the words alone do not tell."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f' ({error.filename})' if error.filename else ''}"
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return said if said and isinstance(error, ValueError) else f"{type(error).__name__}: {said}"
+
+
 def check_no_link(path: Path, root: Path) -> None:
     """Raises OSError where `path`, or a folder on the way to it from the store `root`, is a link: it may lead anywhere."""
     for place in (path, *path.parents):
         if place == root:
             return
         if place.is_symlink():
-            raise OSError(errno.ELOOP, "it is a link, and a store is not left by one", str(place))
+            raise OSError(errno.ELOOP, "it is a link, which may lead out of the store", str(place))
     raise OSError(errno.EXDEV, "it lies outside the store", str(path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,14 +54,13 @@ def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]],
 
 def _job(config: DictConfig) -> None:
     """One cell, in the launcher's process: the request is planned again there and worked off alone."""
-    from suite.execute import execute_all
     from suite.plan import plan
-    from suite.progress import ProgressDisplay
+    from suite.sweep import train_all
 
     # The launcher brings its own Hydra along, and planning composes anew.
     GlobalHydra.instance().clear()
     runs = plan(list(config.cell))
-    execute_all(runs, Path(runs[0].config["paths"]["results"]), ProgressDisplay(len(runs)), since=time.time())
+    train_all(runs, Path(runs[0].config["paths"]["results"]))
 
 
 def _as_override(cell: Sequence[str]) -> str:

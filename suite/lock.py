@@ -1,104 +1,166 @@
-"""One worker a run: a lock that a dead process can't keep.
+"""One worker a run, on every file system on which two processes see each other's files.
 
-The lock is a file that names its holder (host, process, start of the process) and that the holder touches while it
-lives. It is stale when its process is gone, or, seen from another host, when it was not touched for a while. Every
-change of it happens under an flock that the kernel drops with the process, so that two workers can't both take over.
+A worker holds the flock of `lock.guard` for the run's life: the kernel drops it with the process, and no process
+numbers, namespaces or clocks are asked on one machine. Beside it lies the worker's claim, `lock.claim-<token>`, a file of its
+own that it touches while it lives, for machines that do not share flocks and for file systems that have none. Whoever
+wants a run announces itself first and looks at the others afterwards, so that of two at least one sees the other, and
+withdraws. A claim is dead when its machine is this one and the flock is ours, or when it was not touched for STALE_SECONDS
+by the clock of the file system. docs/reliability.md says what that promises where.
 """
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import json
 import os
+import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import uuid
 from pathlib import Path
+from typing import Any
+
+from suite.foreign import inert, parse_json
+from tasks.files import flock_works, machine, read_regular
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+# Two that announce themselves at the same moment both withdraw: they try again, soon and not together.
+TRIES, PAUSE_SECONDS, FRESH_SECONDS = 6, 0.3, 2.0
+MOST_CLAIM = 2**12
 
 
 class Locked(Exception):
     """Another living worker holds the run; the message names it."""
 
 
-def process_start(pid: int) -> str | None:
-    """When a process of this machine started, as the kernel counts it; None where that can't be read.
-
-    Tells a process from a later one with the same number.
-    """
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+class Superseded(Exception):
+    """This worker did not show that it lives for so long that another one took the run over; it writes no more."""
 
 
 class RunLock:
-    """Holds `path` while the `with` block runs. Raises Locked where another living worker holds it."""
+    """Holds the run in `folder` while the `with` block runs.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._holder = {"host": socket.gethostname(), "pid": os.getpid(), "started": process_start(os.getpid())}
+    Raises Locked where another living worker holds it, and OSError where the folder can't be written, or has links.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._claim: Path | None = None
+        self._guard = -1
         self._released = threading.Event()
 
     def __enter__(self) -> RunLock:
-        with self._guard():
-            holder = self._read()
-            if holder is not None and self._lives(holder):
-                raise Locked(f"process {holder.get('pid')} on {holder.get('host')} works on it")
-            self.path.write_text(json.dumps(self._holder))
-        threading.Thread(target=self._beat, daemon=True).start()
+        for attempt in range(TRIES):
+            try:
+                self._take()
+                break
+            except Locked as error:
+                fresh = error.args[1] < FRESH_SECONDS
+                if not fresh or attempt == TRIES - 1:
+                    raise Locked(error.args[0]) from None
+            time.sleep(random.uniform(0.1, 1.0) * PAUSE_SECONDS)
+        self._released.clear()
+        threading.Thread(target=self._beat, args=(self._claim,), daemon=True).start()
         return self
-
-    def holder(self) -> str | None:
-        """Who holds it, in words; None when nobody alive does."""
-        with self._guard():
-            holder = self._read()
-            return f"process {holder.get('pid')} on {holder.get('host')}" if holder is not None and self._lives(holder) else None
 
     def __exit__(self, *exc_info: object) -> None:
         self._released.set()
-        with self._guard():
-            if self._read() == self._holder:
-                self.path.unlink()
+        self._withdraw()
 
-    def _beat(self) -> None:
-        while not self._released.wait(HEARTBEAT_SECONDS):
-            with self._guard():
-                if self._read() == self._holder and not self._released.is_set():
-                    os.utime(self.path)
-
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
-        with open(self.path.with_suffix(".guard"), "w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)
-            yield
-
-    def _read(self) -> dict | None:
-        """The holder; None without a lock, or with one that a crash tore while it was written under the guard."""
+    def holder(self) -> str | None:
+        """Who holds it, in words; None when nobody alive does."""
         try:
-            holder = json.loads(self.path.read_text())
-        except (FileNotFoundError, ValueError):
-            return None
-        return holder if isinstance(holder, dict) else None
+            with self:
+                return None
+        except Locked as error:
+            return str(error)
 
-    def _lives(self, holder: dict) -> bool:
-        pid = holder.get("pid")
-        if holder.get("host") == self._holder["host"] and isinstance(pid, int):
-            started = process_start(pid)
-            return is_alive(pid) and (started is None or started == holder.get("started"))
-        return time.time() - self.path.stat().st_mtime < STALE_SECONDS
+    def check(self) -> None:
+        """Called before every write. Raises Superseded where the claim is gone: another worker found it dead."""
+        if self._claim is not None:
+            # Opening asks a network file system again, which a look at the name may not.
+            try:
+                os.close(os.open(self._claim, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            except FileNotFoundError:
+                raise Superseded("another process has taken the run over, since this one did not show that it lives") from None
+
+    def _take(self) -> None:
+        """Raises Locked(who, for how many seconds its claim has not been touched)."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        guard = self.folder / "lock.guard"
+        self._guard = os.open(guard, flags, 0o644)
+        try:
+            keeps_out = flock_works(self._guard, guard)
+        except BlockingIOError:
+            self._withdraw()
+            who, age = min(self._others(now=None), key=lambda other: other[1], default=("another process works on it", 0.0))
+            raise Locked(who, age) from None
+        now = self._announce(keeps_out)
+        others = self._others(now=now, buries=keeps_out)
+        if others:
+            self._withdraw()
+            raise Locked(*others[0])
+
+    def _announce(self, keeps_out: bool) -> float:
+        """Writes the claim; returns what the file system's clock says now."""
+        self._claim = self.folder / f"lock.claim-{uuid.uuid4().hex}"
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "machine": machine(), "flock": keeps_out}
+        descriptor = os.open(self._claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(json.dumps(holder))
+            file.flush()
+            return os.fstat(descriptor).st_mtime
+
+    def _others(self, *, now: float | None, buries: bool = False) -> list[tuple[str, float]]:
+        """Who else claims the run, and how long ago each claim was touched; dead ones are removed where `now` is known.
+
+        buries: whether the flock is ours and keeps others out, so that what this machine claimed under one is dead.
+        """
+        found = []
+        for path in self.folder.glob("lock*"):
+            if path.name == "lock.guard" or path == self._claim:
+                continue
+            try:
+                holder, touched = _read_claim(path)
+            except (OSError, ValueError):
+                continue
+            age = (time.time() if now is None else now) - touched
+            dead = (buries and holder.get("machine") == machine() and holder.get("flock") is True) or abs(age) > STALE_SECONDS
+            if now is not None and dead:
+                # Its name is its own: nobody else's claim can be hit.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                continue
+            found.append((f"process {inert(holder.get('pid'))} on {inert(holder.get('host'))} works on it", age))
+        return found
+
+    def _withdraw(self) -> None:
+        if self._claim is not None:
+            with contextlib.suppress(OSError):
+                self._claim.unlink()
+            self._claim = None
+        if self._guard >= 0:
+            os.close(self._guard)
+            self._guard = -1
+
+    def _beat(self, claim: Path) -> None:
+        """Touches the claim, by the file system's clock, until it is released or gone."""
+        while not self._released.wait(HEARTBEAT_SECONDS):
+            try:
+                os.utime(claim, follow_symlinks=False)
+            except FileNotFoundError:
+                return
+            except OSError:
+                # A network that is away for a while: `check` says what has come of it.
+                continue
+
+
+def _read_claim(path: Path) -> tuple[dict[str, Any], float]:
+    """What a claim says of its holder, nothing where its writing is under way, and when it was touched."""
+    data = read_regular(path, limit=MOST_CLAIM)
+    touched = path.stat(follow_symlinks=False).st_mtime
+    with contextlib.suppress(ValueError):
+        return parse_json(data), touched
+    return {}, touched

@@ -6,20 +6,18 @@ command as between two.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import sys
-import time
 from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from suite.devices import select_device
-from suite.execute import Listener, execute_all
+from suite.execute import Command, Event, Listener, execute_all
 from suite.plan import Run
 from suite.signals import stop_once
 
@@ -36,44 +34,58 @@ def count_jobs(runs: Sequence[Run]) -> int:
     return max(1, min(len(os.sched_getaffinity(0)) // compute["threads"], len(runs)))
 
 
-def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> None:
-    """Brings the runs to their end with `jobs` worker processes, or in this process with one."""
-    since = time.time()
+def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:
+    """Goes through the runs with `jobs` worker processes, or in this process with one."""
     if jobs == 1:
-        execute_all(runs, results, listener, since=since)
+        execute_all(runs, results, listener, command=command)
         return
     context = multiprocessing.get_context("spawn")
-    events = context.Queue()
     devices = _visible_devices()
-    workers = [
-        context.Process(target=_worker, args=(devices[i % len(devices)], os.getpid(), runs, results, since, events))
-        for i in range(jobs)
-    ]
-    for worker in workers:
-        worker.start()
+    workers: dict[Connection, BaseProcess] = {}
+    for i in range(jobs):
+        # A pipe for each: one that they shared could be left locked by a worker that is killed.
+        reader, writer = context.Pipe(duplex=False)
+        arguments = (devices[i % len(devices)], os.getpid(), runs, results, command, writer)
+        workers[reader] = context.Process(target=_worker, args=arguments)
+        workers[reader].start()
+        writer.close()
     try:
-        _listen(workers, events, listener)
+        _listen(list(workers), listener)
     except KeyboardInterrupt:
-        for worker in workers:
+        for worker in workers.values():
             worker.terminate()
-        # A worker ends only when what it has said is read.
-        _listen(workers, events, listener)
+        # What they say while they end is read, or they would wait for a reader.
+        _listen(list(workers), listener)
         raise
+    finally:
+        for worker in workers.values():
+            worker.join()
 
 
-def _listen(workers: Sequence[BaseProcess], events: multiprocessing.Queue, listener: Listener) -> None:
+def _listen(readers: list[Connection], listener: Listener) -> None:
     """Passes the workers' events on until the last of them has ended."""
-    while any(worker.is_alive() for worker in workers) or not events.empty():
-        with contextlib.suppress(queue.Empty):
-            listener(events.get(timeout=0.2))
+    while readers:
+        for reader in wait(readers):
+            try:
+                listener(reader.recv())
+            except (EOFError, OSError):
+                readers.remove(reader)
 
 
-def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, since: float, events: multiprocessing.Queue) -> None:
+def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, command: Command, events: Connection) -> None:
     stop_once()
     _die_with(parent)
     os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+    def tell(event: Event) -> None:
+        try:
+            events.send(event)
+        except OSError:
+            # Nobody reads any more: the command was killed where the kernel does not end its workers.
+            raise KeyboardInterrupt from None
+
     try:
-        execute_all(runs, results, events.put, since=since)
+        execute_all(runs, results, tell, command=command)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -7,6 +7,7 @@ import time
 from typing import TextIO
 
 from suite.execute import Event
+from suite.foreign import inert
 
 PLAIN_SECONDS = 10.0
 
@@ -24,6 +25,7 @@ class ProgressDisplay:
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total = total
         self._ended: set[str] = set()
+        self.failed: dict[str, str] = {}  # what was said last of a run that failed
         self.stream = stream or sys.stderr
         self.is_live = self.stream.isatty()
         self._active: dict[str, str] = {}
@@ -40,7 +42,12 @@ class ProgressDisplay:
         elif event.kind == "stage":
             self._began.setdefault(event.run_id, time.monotonic())
             self._show(event, f"evaluates {event.text}")
+        elif event.kind == "note":
+            self._draw(inert(f"{event.run_id}  {event.title}: {event.text}"))
         elif event.kind in ("done", "skipped", "failed"):
+            self.failed.pop(event.run_id, None)
+            if event.kind == "failed":
+                self.failed[event.run_id] = event.text
             self._end(event)
 
     def close(self) -> None:

@@ -3,14 +3,14 @@
     runs/<run_id>/run.json, status.json, metrics.jsonl, train.json, eval/<evaluation>-<hash>.json
     experiments/<experiment>-<hash>.json
 
-A store may come from a stranger: only JSON is read, nothing outside the folder is followed, and a file that is not
-what it should be is skipped with a warning that names it.
+A store may come from a stranger, or be damaged: only JSON is read, no link is followed, a file that is not what was
+written is skipped with a warning that names it, and what the frames hold as text is inert where it is shown.
 """
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import re
 import warnings
 from collections.abc import Collection, Iterator
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from suite.foreign import inert, parse_line, read_json, read_lines, reason_of
 
 SCHEMA = 1
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
@@ -88,48 +90,58 @@ def load_request(root: str | Path, experiment: str) -> dict[str, Any] | None:
         request = _read(path, root)
         if request is None or request.get("experiment") != experiment:
             continue
-        problem = _problem_of_request(request)
-        if problem:
-            _skip(path, problem)
-        else:
-            requests.append(request)
-    return max(requests, key=_created, default=None)
+        try:
+            requests.append(_checked_request(request))
+        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+            _skip(path, error)
+    return max(requests, key=lambda request: request["when"], default=None)
 
 
-def _created(request: dict[str, Any]) -> datetime:
-    return datetime.fromisoformat(request["created"]).astimezone()
-
-
-def _problem_of_request(request: dict[str, Any]) -> str:
+def _checked_request(request: dict[str, Any]) -> dict[str, Any]:
+    """The request with its time, `when`, and with cells whose text is inert. Raises ValueError and others for what is none."""
     cells, overrides = request.get("cells"), request.get("overrides")
-    if not isinstance(cells, list) or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
-        return f"its cells do not all have {', '.join(CELL_COLUMNS)}"
+    if not isinstance(cells, list) or not cells or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
+        raise ValueError(f"its cells do not all have {', '.join(CELL_COLUMNS)}")
     if not all(isinstance(s, list) and all(isinstance(name, str) for name in s) for s in (c.get("studies", []) for c in cells)):
-        return "the studies of its cells are not lists of strings"
+        raise ValueError("the studies of its cells are not lists of strings")
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        return "its overrides are not a list of strings"
+        raise ValueError("its overrides are not a list of strings")
     try:
-        _created(request)
-    except (KeyError, TypeError, ValueError):
-        return "its created is not an ISO time"
-    return ""
+        when = datetime.fromisoformat(request["created"]).astimezone()
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
+        raise ValueError("its created is not an ISO time") from error
+    shown = [{_shown(key): _shown(value) for key, value in cell.items() if _is_scalar(value)} | _names(cell) for cell in cells]
+    studies = [[inert(name) for name in cell.get("studies", [])] for cell in cells]
+    table = _frame(shown, []).astype(object)
+    shown = table.where(table.notna(), None).to_dict("records")
+    return {
+        **request,
+        "when": when,
+        "overrides": [inert(override) for override in overrides],
+        "cells": [{**cell, "studies": names} for cell, names in zip(shown, studies, strict=True)],
+    }
+
+
+def _names(named: dict[str, Any]) -> dict[str, Any]:
+    """The identity of a run as text, and its seed. Raises ValueError where they are not that."""
+    names = {column: named.get(column) for column in CELL_COLUMNS if column != "seed"}
+    if not all(name is None or isinstance(name, str) for name in names.values()) or type(named.get("seed")) is not int:
+        raise ValueError(f"{', '.join(names)} and seed are not all text and a whole number")
+    return {column: _shown(name) for column, name in names.items()} | {"seed": named["seed"]}
 
 
 def _skip(path: Path, problem: object) -> None:
-    warnings.warn(f"skipped {path}: {problem}", stacklevel=2)
+    said = reason_of(problem) if isinstance(problem, Exception) else problem
+    warnings.warn(f"skipped {inert(path)}: {inert(said)}", stacklevel=2)
 
 
 def _read(path: Path, root: Path, *, schema: int | None = SCHEMA) -> dict[str, Any] | None:
     """The JSON object in a file of the store; None, with a warning, for anything else."""
     try:
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise ValueError("it lies outside the store")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it is not a JSON object")
+        content = read_json(path, root)
         if schema is not None and content.get("schema") != schema:
             raise ValueError(f"its schema is {content.get('schema')!r}, not {schema}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         _skip(path, error)
         return None
     return content
@@ -148,9 +160,14 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
         if content.get("run_id") != folder.name or not isinstance(content.get("facts"), dict):
             _skip(path, f"it is not the run {folder.name}")
             continue
-        facts = {key: value for key, value in content["facts"].items() if _is_scalar(value)}
+        facts = {_shown(key): _shown(value) for key, value in content["facts"].items() if _is_scalar(value)}
+        try:
+            names = _names({**facts, "run_id": folder.name, "group_id": content.get("group_id")})
+        except ValueError as error:
+            _skip(path, error)
+            continue
         found = True
-        yield folder, facts | {"run_id": folder.name, "group_id": content.get("group_id")} | _status(folder, root)
+        yield folder, facts | names | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
 
@@ -158,20 +175,24 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
 def _machine(folder: Path, root: Path) -> dict[str, Any]:
     """What environment.json says of where a run was computed: its MACHINE_COLUMNS, None where it says nothing."""
     path = folder / "environment.json"
-    written = (_read(path, root, schema=None) if path.exists() else None) or {}
+    written = (_read(path, root, schema=None) if os.path.lexists(path) else None) or {}
     packages = written.get("packages")
     known = (packages if isinstance(packages, dict) else {}) | written
-    return {column: known.get(column) if _is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
+    return {column: _shown(known.get(column)) if _is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
 
 
 def _status(folder: Path, root: Path) -> dict[str, Any]:
+    """The status of a run, and why: how training ended, or which of its evaluations failed."""
     path = folder / "status.json"
-    status = (_read(path, root, schema=None) if path.exists() else None) or {"status": "pending"}
+    status = (_read(path, root, schema=None) if os.path.lexists(path) else None) or {"status": "pending"}
+    failures = status.get("failures")
+    failed = [each for each in (failures.values() if isinstance(failures, dict) else ()) if isinstance(each, dict)]
+    reasons = [f"{each.get('title')} failed: {each.get('reason')}" for each in failed]
     return {
-        "status": str(status.get("status")),
-        "reason": str(status.get("reason") or ""),
-        "failed_stage": status.get("stage"),
-        "failed_step": status.get("step"),
+        "status": inert(status.get("status")),
+        "reason": inert(status.get("reason") or "; ".join(reasons)),
+        "failed_stage": inert(status.get("stage") or ""),
+        "failed_step": status.get("step") if isinstance(status.get("step"), int) else None,
     }
 
 
@@ -192,15 +213,15 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
-    slices, examples = dict(row["slice"]), row.get("examples") or []
+    slices, examples = {_shown(key): _shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
     taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"}
     if taken or not all(_is_scalar(value) for value in slices.values()):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
-        "stage": str(stage),
-        "evaluation": evaluation,
-        "metric": str(row["metric"]),
-        "split": str(row["split"]),
+        "stage": _shown(str(stage)),
+        "evaluation": _shown(str(evaluation)),
+        "metric": _shown(str(row["metric"])),
+        "split": _shown(str(row["split"])),
         "slice": ", ".join(f"{name}={value}" for name, value in sorted(slices.items())),
         "value": _number(row["value"]),
         "count": int(row["count"]),
@@ -216,24 +237,31 @@ def _is_scalar(value: object) -> bool:
     return value is None or isinstance(value, str | int | float)
 
 
+def _shown(value: Any) -> Any:
+    """A value that is shown: a figure would read mathematics between two dollar signs."""
+    return inert(value).replace("$", "\N{FULLWIDTH DOLLAR SIGN}") if isinstance(value, str) else value
+
+
 def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
     """The lines of metrics.jsonl; the last may be torn when the run was killed, any other bad one is warned about."""
-    if not path.exists():
+    try:
+        *lines, torn = read_lines(path, root) or [b""]
+    except (OSError, ValueError) as error:
+        _skip(path, error)
         return
-    if not path.resolve().is_relative_to(root.resolve()):
-        _skip(path, "it lies outside the store")
-        return
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    for i, line in enumerate(lines):
+    for i, line in enumerate([*lines, torn]):
         try:
-            logged = json.loads(line)
-            yield {column: _number(logged.get(column)) for column in CURVE_COLUMNS} | {"step": int(logged["step"])}
-        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-            if i + 1 < len(lines):
+            logged = parse_line(line, path.parent.name)
+            yield {column: _number(logged.get(column)) for column in CURVE_COLUMNS} | {"step": logged["step"]}
+        except (TypeError, ValueError) as error:
+            if i < len(lines):
                 _skip(path, f"line {i + 1}: {error}")
 
 
 def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The rows with these columns first, whether or not any row has them."""
+    """The rows with these columns first, whether or not any row has them. A column of text and numbers is one of text."""
     table = pd.DataFrame(rows)
+    for name in table.columns.difference(["examples", "example"]):
+        if pd.api.types.infer_dtype(table[name], skipna=True) in ("mixed", "mixed-integer"):
+            table[name] = table[name].map(str, na_action="ignore")
     return table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from models.backbone import Backbone
 from models.backends import settle
 from models.build import computing_backends
 from suite.cost import Cost
+from suite.foreign import parse_yaml, reason_of
 from suite.identity import group_id, identity, run_id, with_neutral
 from suite.interface import interface_of
 from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
-from suite.store import RunDirectory
+from suite.store import READING, Damaged, RunDirectory
 from suite.train import trained_model
 from tasks.task import Task
 
@@ -34,37 +31,33 @@ def saved_run(results: Path, beginning: str) -> Run:
     matching = [name for name in known if beginning and name.startswith(beginning)]
     if len(matching) != 1:
         raise unknown("run", beginning, known)
+    directory = RunDirectory(results, matching[0])
     try:
-        return _read(RunDirectory(results, matching[0]).path)
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise RequestError(f"run {matching[0]} can't be read: {type(error).__name__}: {str(error).splitlines()[0]}") from error
+        directory.read_stage(None)
+        return _read(directory)
+    except Damaged as error:
+        raise RequestError(f"{error}; it is made again by: {directory.command()}") from error
 
 
-def _read(folder: Path) -> Run:
-    """Raises ValueError where what the folder says of itself does not agree with its name."""
-    config = with_neutral(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))
-    whole = json.loads((folder / "run.json").read_text())
-    facts = whole["facts"]
-    named = identity(config, data_fingerprint=facts["data_fingerprint"])
-    if run_id(named) != folder.name:
-        raise ValueError("its configuration belongs to a run of another name")
-    return Run(
-        config=config,
-        run_id=folder.name,
-        group_id=group_id(named),
-        data_fingerprint=facts["data_fingerprint"],
-        interface=interface_of(facts),
-        cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
-        evaluations=(),
-    )
-
-
-def saved_runs(results: Path) -> list[Run]:
-    """Every trained run of a store. Raises RequestError when there is none."""
-    found = [saved_run(results, run_id) for run_id in trained_ids(results)]
-    if not found:
-        raise RequestError(f"no trained runs under {results}")
-    return found
+def _read(directory: RunDirectory) -> Run:
+    """Raises Damaged where what the folder says of itself does not agree with its name."""
+    whole, written = directory.read()
+    try:
+        config, facts = with_neutral(parse_yaml(written)), whole["facts"]
+        named = identity(config, data_fingerprint=facts["data_fingerprint"])
+        if run_id(named) != directory.run_id:
+            raise ValueError("its configuration belongs to a run of another name")
+        return Run(
+            config=config,
+            run_id=directory.run_id,
+            group_id=group_id(named),
+            data_fingerprint=facts["data_fingerprint"],
+            interface=interface_of(facts),
+            cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
+            evaluations=(),
+        )
+    except READING as error:
+        raise Damaged(f"run {directory.run_id} can't be read: {reason_of(error)}") from error
 
 
 def trained_ids(results: Path) -> list[str]:
@@ -89,4 +82,8 @@ def load_model(beginning: str, results: str | Path = "results", device: str = "c
     run = saved_run(Path(results), beginning)
     settled = settle(backend, computing_backends(run.config["model"]), torch.device(device).type)
     run = replace(run, config={**run.config, "backend": settled})
-    return trained_model(run, RunDirectory(Path(results), run.run_id), torch.device(device))
+    directory = RunDirectory(Path(results), run.run_id)
+    try:
+        return trained_model(run, directory, torch.device(device))
+    except Damaged as error:
+        raise RequestError(f"{error}; it is made again by: {directory.command()}") from error

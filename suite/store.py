@@ -2,17 +2,24 @@
 
 results/runs/<run_id>/ holds run.json (names and facts), config.yaml, environment.json, status.json, metrics.jsonl,
 checkpoint/, and one result file a stage: train.json and eval/<evaluation>-<hash>.json. suite/results.py reads it.
+What a number is made of carries a digest that is checked when it is read. Nothing is written by a worker that has lost
+the run's lock, nor through a link.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
+import hashlib
 import json
 import math
 import os
-import tempfile
+import shlex
+import stat
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,103 +27,226 @@ from omegaconf import OmegaConf
 
 from suite.environment import environment
 from suite.evaluations import Evaluation
+from suite.foreign import (
+    MOST_YAML,
+    check_no_link,
+    checked_line,
+    inert,
+    parse_line,
+    parse_yaml,
+    read_json,
+    read_lines,
+    reason_of,
+    sealed,
+)
+from suite.identity import identity, run_id, with_neutral
 from suite.lock import RunLock
 from suite.plan import Run
+from tasks.files import read_regular, remove_temporaries, write_atomically
 from tasks.task import Measurement
 
 SCHEMA = 1
+READING = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file under a temporary name, forces it to disk and renames it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    finally:
-        # Gone already when it was renamed.
-        Path(temporary).unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+class Damaged(Exception):
+    """A file of a run is missing or not what was written; the message names it and says why."""
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+@dataclass(frozen=True)
+class Status:
+    """How far a run is. attempt: the command that failed. failures: of stages after training, by their file's stem:
+    {"title", "status", "reason", "attempt"}.
+    """
+
+    status: str = "pending"
+    reason: str = ""
+    stage: str = ""
+    step: int | None = None
+    attempt: str = ""
+    failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def as_json(value: Mapping[str, Any]) -> bytes:
+    """A file of the store: a JSON object that carries its digest."""
+    return (json.dumps(sealed(value), indent=1, allow_nan=False) + "\n").encode()
 
 
 class RunDirectory:
-    """Where one run lands."""
+    """Where one run lands. results: the store, which may be reached by a link; inside it there is none."""
 
     def __init__(self, results: Path, run_id: str) -> None:
-        self.path = results / "runs" / run_id
+        self.root = results.resolve()
+        self.path = self.root / "runs" / run_id
         self.run_id = run_id
+        self.lock = RunLock(self.path)
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoint"
 
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
+    def make(self) -> None:
+        """Makes the folder. Raises OSError where it can't be made, or it or one of its own is a link."""
+        for folder in (self.path, self.checkpoints, self.path / "eval"):
+            check_no_link(folder, self.root)
+        self.path.mkdir(parents=True, exist_ok=True)
 
-    @property
-    def lock(self) -> RunLock:
-        return RunLock(self.path / "lock")
+    def write(self, path: Path, content: bytes, *, replace: bool = True) -> None:
+        """A whole file of the run. Raises Superseded, FileExistsError where it must not replace another, and OSError."""
+        self.lock.check()
+        check_no_link(path.parent, self.root)
+        if path.is_dir() and not path.is_symlink():
+            self.set_aside(path)
+        write_atomically(path, content, replace=replace)
 
     def begin(self, run: Run) -> None:
-        """Writes what the run is; the same bytes however often it is begun."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        if not (self.path / "run.json").exists():
-            write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(run.config).encode())
-            write_json(self.path / "environment.json", environment())
-            whole = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
-            write_json(self.path / "run.json", whole)
+        """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
+        for folder in (self.path, self.checkpoints, self.path / "eval"):
+            remove_temporaries(folder)
+        with contextlib.suppress(Damaged):
+            self.read()
+            return
+        config = OmegaConf.to_yaml(run.config).encode()
+        self.write(self.path / "config.yaml", config)
+        if not os.path.lexists(self.path / "environment.json"):
+            self.write(self.path / "environment.json", as_json(environment()))
+        names = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
+        self.write(self.path / "run.json", as_json({**names, "config": hashlib.sha256(config).hexdigest()}))
+
+    def read(self) -> tuple[dict[str, Any], bytes]:
+        """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
+        try:
+            whole = self._own(read_json(self.path / "run.json", self.root))
+            config = read_regular(self.path / "config.yaml", limit=MOST_YAML)
+            if "config" in whole:
+                fits = whole["config"] == hashlib.sha256(config).hexdigest()
+            else:
+                # Written before there were digests: a configuration that gives another name is another run's.
+                settled = with_neutral(parse_yaml(config))
+                fits = run_id(identity(settled, data_fingerprint=whole["facts"]["data_fingerprint"])) == self.run_id
+            if not fits:
+                raise ValueError("its configuration belongs to a run of another name")
+        except READING as error:
+            raise Damaged(f"run {self.run_id} can't be read: {reason_of(error)}") from error
+        return whole, config
+
+    def _own(self, content: dict[str, Any]) -> dict[str, Any]:
+        if content.get("run_id", self.run_id) != self.run_id:
+            raise ValueError(f"it belongs to run {content['run_id']!r}")
+        return content
+
+    def command(self) -> str:
+        """What was typed to make the run, for people."""
+        with contextlib.suppress(*READING):
+            typed = [str(each) for each in read_json(self.path / "environment.json", self.root)["command"]]
+            if typed[1:2] == ["run"]:
+                return inert(shlex.join(["python", "-m", "suite", *typed[1:]]))
+        return "python -m suite run, with the keys of its config.yaml"
 
     def stage_file(self, evaluation: Evaluation | None) -> Path:
         """The result file of an evaluation, or of training."""
         return self.path / "train.json" if evaluation is None else self.path / "eval" / evaluation.file_name
 
-    def write_stage(self, evaluation: Evaluation | None, measurements: Sequence[Measurement]) -> None:
-        settings = {} if evaluation is None else json.loads(evaluation.settings)
-        stage = "train" if evaluation is None else evaluation.name
-        rows = [_row(measurement) for measurement in measurements]
-        write_json(self.stage_file(evaluation), {"schema": SCHEMA, "stage": stage, "settings": settings, "rows": rows})
-
-    def write_status(self, status: str, *, reason: str = "", stage: str = "", step: int | None = None) -> None:
-        whole = {"status": status, "reason": reason, "stage": stage, "step": step, "time": time.time()}
-        write_json(self.path / "status.json", whole)
-
-    def status(self) -> dict[str, Any]:
+    def read_stage(self, evaluation: Evaluation | None) -> dict[str, Any] | None:
+        """What a finished stage left; None where there is nothing. Raises Damaged for what is not whole."""
+        path = self.stage_file(evaluation)
+        if not os.path.lexists(path):
+            return None
         try:
-            return json.loads((self.path / "status.json").read_text())
-        except FileNotFoundError:
-            return {"status": "pending", "reason": "", "stage": "", "step": None, "time": 0.0}
+            content = self._own(read_json(path, self.root))
+            if (content["stage"], content["settings"]) != _named(evaluation) or not isinstance(content["rows"], list):
+                raise ValueError("it belongs to another stage")
+        except READING as error:
+            raise Damaged(f"{path.relative_to(self.path)} is not whole ({reason_of(error)})") from error
+        return content
+
+    def write_stage(self, evaluation: Evaluation | None, measurements: Sequence[Measurement], *, attempt: str) -> None:
+        """What a stage measured. Where another worker was first, its numbers stay. Raises Superseded and OSError."""
+        stage, settings = _named(evaluation)
+        made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        whole = {"schema": SCHEMA, "run_id": self.run_id, "stage": stage, "settings": settings, "made": made, "attempt": attempt}
+        content = as_json({**whole, "rows": [_row(measurement) for measurement in measurements]})
+        with contextlib.suppress(FileExistsError):
+            self.write(self.stage_file(evaluation), content, replace=False)
+
+    def set_aside(self, path: Path) -> None:
+        """Makes room for a file that is made again. What was there stays, in a folder `old` beside it."""
+        self.lock.check()
+        old = path.parent / "old"
+        check_no_link(old, self.root)
+        if os.path.lexists(path):
+            old.mkdir(exist_ok=True)
+            os.replace(path, old / f"{path.stem}-{time.time_ns()}{path.suffix}")
+
+    def write_status(self, status: Status) -> None:
+        """What became of the run; a status that can't be written ends nothing."""
+        with contextlib.suppress(OSError):
+            self.write(self.path / "status.json", as_json({**dataclasses.asdict(status), "time": time.time()}))
+
+    def status(self) -> Status:
+        """How far the run is; pending where nothing that can be read says so."""
+        try:
+            written = read_json(self.path / "status.json", self.root)
+        except (OSError, ValueError):
+            return Status()
+        texts = {key: str(written.get(key) or "") for key in ("reason", "stage", "attempt")}
+        step, failed = written.get("step"), written.get("failures")
+        return Status(
+            **texts,
+            status=str(written.get("status") or "pending"),
+            step=step if isinstance(step, int) else None,
+            failures={k: v for k, v in failed.items() if isinstance(v, dict)} if isinstance(failed, dict) else {},
+        )
+
+    def append(self, name: str, text: str) -> None:
+        """Adds to a log of the run, from the start of a line on: all of it or nothing. Raises Superseded and OSError."""
+        self.lock.check()
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with os.fdopen(os.open(self.path / name, flags, 0o644), "rb+", buffering=0) as file:
+            known = os.fstat(file.fileno())
+            if not stat.S_ISREG(known.st_mode) or known.st_nlink > 1:
+                raise OSError(f"{name} is a link or no regular file")
+            torn = known.st_size and os.pread(file.fileno(), 1, known.st_size - 1) != b"\n"
+            data = (b"\n" if torn else b"") + text.encode(errors="backslashreplace")
+            try:
+                complete = os.write(file.fileno(), data) == len(data)
+            except OSError:
+                os.ftruncate(file.fileno(), known.st_size)
+                raise
+            if not complete:
+                os.ftruncate(file.fileno(), known.st_size)
+                raise OSError(f"{name} has no room for another line")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+        """A line of the log of training; one that can't be written is left out, and ends nothing."""
+        with contextlib.suppress(OSError):
+            self.append("metrics.jsonl", checked_line(row, self.run_id))
 
-    def truncate_metrics(self, step: int) -> None:
-        """Drops the lines after a step, and a line that a kill has torn: a resumed run writes them again."""
-        if not self.metrics.exists():
-            return
+    def truncate_metrics(self, step: int) -> int:
+        """Drops the lines after a step, which a resumed run writes again, and says how many others were not whole.
+
+        A last line that a kill has torn is not counted.
+        """
+        path = self.path / "metrics.jsonl"
+        try:
+            *lines, _ = read_lines(path, self.root) or [b""]
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError):
+                self.set_aside(path)
+            return 1
         kept = []
-        for line in self.metrics.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row["step"] <= step:
-                kept.append(line)
-        write_atomically(self.metrics, "".join(f"{line}\n" for line in kept).encode())
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                kept.append((parse_line(line, self.run_id)["step"], line + b"\n"))
+        if os.path.lexists(path):
+            with contextlib.suppress(OSError):
+                self.write(path, b"".join(line for logged, line in kept if logged <= step))
+        return len(lines) - len(kept)
+
+
+def _named(evaluation: Evaluation | None) -> tuple[str, dict[str, Any]]:
+    """What a result file calls its stage, and its settings."""
+    return ("train", {}) if evaluation is None else (evaluation.name, json.loads(evaluation.settings))
 
 
 def _row(measurement: Measurement) -> dict[str, Any]:

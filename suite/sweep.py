@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import math
 import os
 import sys
-from collections.abc import Sequence
+import time
+import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from models.backends import obstacle
 from suite.devices import select_device
-from suite.evaluations import STUDIES, planned_evaluations
-from suite.execute import FAILED, is_done, missing_stages
+from suite.evaluations import STUDIES, Evaluation, planned_evaluations
+from suite.execute import FAILED, Command, is_done, missing_stages
+from suite.foreign import check_no_link, inert
 from suite.identity import digest
 from suite.launch import launcher_of
 from suite.plan import Run, check_one_place, plan
@@ -23,10 +28,12 @@ from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
 from suite.ranges import check_graph, check_values
 from suite.request import RequestError, compose_config, expand, parse
-from suite.saved import saved_run, saved_runs, saved_task
-from suite.store import RunDirectory, write_json
+from suite.saved import saved_run, saved_task, trained_ids
+from suite.store import RunDirectory, Status, as_json
+from tasks.files import remove_temporaries, write_atomically
 
-SUCCESS, FAILURE = 0, 1
+SUCCESS, FAILURE, HELD = 0, 1, 3
+LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
 
 
 def sweep(arguments: Sequence[str]) -> int:
@@ -37,27 +44,42 @@ def sweep(arguments: Sequence[str]) -> int:
     write_request(runs, results, arguments)
     if launch is not None:
         launch(expand(arguments))
-        return _summary(runs, results)
-    return _work_off(runs, results)
+        return _summary(runs, results, {})
+    return train_all(runs, results)
+
+
+def train_all(runs: Sequence[Run], results: Path) -> int:
+    """Trains and evaluates what is not done of the runs; returns the exit status."""
+    return _work_off(runs, results, Command(uuid.uuid4().hex, trains=True, force=False))
 
 
 def add_evaluations(arguments: Sequence[str]) -> int:
-    """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing."""
-    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("run=")]
-    if len(named) != 1:
+    """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing. force=true makes them again."""
+    own = {key: [a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")] for key in ("run", "force")}
+    if len(own["run"]) != 1:
         raise RequestError("evaluate takes run=ID (or several, run=ID,ID) or run=all")
-    cells = [argument for argument in arguments if not argument.startswith("run=")]
-    asked = [compose_config(cell) for cell in _evaluation_cells(cells)]
+    if own["force"] not in ([], ["true"], ["false"]):
+        raise RequestError(f"force={','.join(own['force'])} is unknown, permitted are true and false")
+    asked = [compose_config(cell) for cell in _evaluation_cells([a for a in arguments if not a.startswith(("run=", "force="))])]
     results = Path(asked[0].paths.results)
-    finished = saved_runs(results) if named[0] == "all" else [saved_run(results, run_id) for run_id in named[0].split(",")]
-    try:
-        for config in asked:
-            check_values(config)
-            check_one_place(asked[0].compute, config.compute)
-        runs = [_with_evaluations(run, asked) for run in finished]
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-    return _work_off(runs, results)
+    for config in asked:
+        check_values(config)
+        check_one_place(asked[0].compute, config.compute)
+    every = own["run"] == ["all"]
+    runs, refused = [], []
+    for run_id in trained_ids(results) if every else own["run"][0].split(","):
+        try:
+            runs.append(_with_evaluations(saved_run(results, run_id), asked))
+        except ValueError as error:
+            if not every:
+                raise RequestError(str(error)) from error
+            refused.append(f"{run_id}: {error}")
+    if not runs:
+        raise RequestError(refused[0] if refused else f"no trained runs under {results}")
+    for reason in refused:
+        print(inert(reason), file=sys.stderr)
+    status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=own["force"] == ["true"]))
+    return FAILURE if refused else status
 
 
 def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
@@ -89,35 +111,83 @@ def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
     return expand(arguments)
 
 
-def _work_off(runs: Sequence[Run], results: Path) -> int:
-    left = [run for run in runs if not is_done(run, RunDirectory(results, run.run_id))]
+def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
+    """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
+    left = [run for run in runs if command.force or not is_done(run, RunDirectory(results, run.run_id))]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
-    if left:
-        display = ProgressDisplay(len(left))
-        try:
-            work(left, results, count_jobs(left), display)
-        finally:
-            display.close()
-    return _summary(runs, results)
+    waits = runs[0].config["compute"].get("wait", True)
+    display = ProgressDisplay(len(left))
+    try:
+        while left:
+            work(left, results, count_jobs(left), display, command)
+            left = _released(_held(left, results)) if waits else []
+    finally:
+        display.close()
+    return _summary(runs, results, display.failed)
 
 
-def _summary(runs: Sequence[Run], results: Path) -> int:
-    """Names what is not done, and why; returns the exit status."""
-    failed = False
+def _held(runs: Sequence[Run], results: Path) -> dict[RunDirectory, tuple[Run, str]]:
+    """Who works on which of the runs that are not done."""
+    found = {}
     for run in runs:
         directory = RunDirectory(results, run.run_id)
-        if not missing_stages(run, directory):
-            continue
-        status = directory.status()
-        holder = directory.lock.holder() if directory.path.exists() else None
+        holder = None if not missing_stages(run, directory) else _holder(directory)
         if holder is not None:
-            print(f"{run.run_id}  {run.title}: skipped, {holder} works on it", file=sys.stderr)
+            found[directory] = run, holder
+    return found
+
+
+def _holder(directory: RunDirectory) -> str | None:
+    """Who holds a run, in words; None where nobody does, or where the folder can't be written, which others can't either."""
+    with contextlib.suppress(OSError):
+        return directory.lock.holder() if directory.path.exists() else None
+    return None
+
+
+def _released(held: dict[RunDirectory, tuple[Run, str]]) -> list[Run]:
+    """Waits until the first of the runs is free, and returns those that are; says once a minute what is waited for."""
+    spoke = -math.inf
+    while held:
+        if time.monotonic() - spoke >= SAY_SECONDS:
+            spoke = time.monotonic()
+            (run, holder), *others = held.values()
+            more = f", and for {len(others)} more runs" if others else ""
+            print(f"waiting for {run.run_id}  {inert(run.title)}: {holder}{more}", file=sys.stderr, flush=True)
+        time.sleep(LOOK_SECONDS)
+        free = [run for directory, (run, _) in held.items() if _holder(directory) is None]
+        if free:
+            return free
+    return []
+
+
+def _summary(runs: Sequence[Run], results: Path, failed_now: Mapping[str, str]) -> int:
+    """Names what is not done, and why; returns the exit status. failed_now: what was said of runs that failed."""
+    failed = held = False
+    for run in runs:
+        directory = RunDirectory(results, run.run_id)
+        missing = missing_stages(run, directory)
+        if not missing and run.run_id not in failed_now:
+            continue
+        holder = _holder(directory)
+        if holder is not None:
+            held = True
+            print(f"{run.run_id}  {inert(run.title)}: not done, {holder}", file=sys.stderr)
             continue
         failed = True
-        reason = status["reason"].splitlines()[0] if status["reason"] else "its process died"
-        name = status["status"] if status["status"] in FAILED else "interrupted"
-        print(f"{run.run_id}  {run.title}: {name}, {reason}", file=sys.stderr)
-    return FAILURE if failed else SUCCESS
+        for reason in _reasons(missing, directory.status(), failed_now.get(run.run_id)):
+            print(f"{run.run_id}  {inert(run.title)}: {inert(reason)}", file=sys.stderr)
+    return FAILURE if failed else HELD if held else SUCCESS
+
+
+def _reasons(missing: Sequence[Evaluation | None], status: Status, said: str | None) -> list[str]:
+    """Why a run is not done: how training ended, or which of its evaluations failed, or what was said where neither is known."""
+    stems = [Path(each.file_name).stem for each in missing if each is not None]
+    failures = [status.failures[stem] for stem in stems if stem in status.failures]
+    if None not in missing and failures:
+        return [f"{each.get('title')}: {each.get('status')}, {each.get('reason')}" for each in failures]
+    if status.status in FAILED:
+        return [f"{status.status}, {status.reason}"]
+    return [said or f"interrupted, {status.reason or 'its process died'}"]
 
 
 def results_folder(path: str) -> Path:
@@ -144,8 +214,10 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
         "overrides": list(arguments),
         "cells": [{**run.cell, "studies": _studies(run)} for run in runs],
     }
-    name = f"{experiment}-{digest(request['cells'], 8)}.json"
-    write_json(results / "experiments" / name, request)
+    folder = results.resolve() / "experiments"
+    check_no_link(folder, results.resolve())
+    write_atomically(folder / f"{experiment}-{digest(request['cells'], 8)}.json", as_json(request))
+    remove_temporaries(folder)
 
 
 def _studies(run: Run) -> list[str]:
@@ -161,6 +233,6 @@ def print_plan(arguments: Sequence[str]) -> int:
         print(
             f"{run.run_id}  {run.title}: {facts['parameters']:,} parameters, {facts['state_bytes']:,} state bytes and "
             f"{facts['flops_per_token']:,.0f} forward FLOPs per token at T={facts['seq_len']}, backend {facts['backend']}, "
-            f"{facts['train_tokens']:,} training tokens, lr {facts['lr']:g}, {directory.status()['status']}"
+            f"{facts['train_tokens']:,} training tokens, lr {facts['lr']:g}, {directory.status().status}"
         )
     return SUCCESS

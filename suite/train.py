@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from models.backbone import Backbone
 from suite.acceleration import accelerate, training_step
 from suite.checkpoint import Progress, load_checkpoint, load_final, save_checkpoint, save_final
-from suite.health import Health, Readings
+from suite.health import Diverged, Health, Readings
 from suite.interface import build_backbone
 from suite.optimization import build_optimizer, example_indices, learning_rate, set_learning_rate
 from suite.plan import Run
@@ -59,20 +60,27 @@ def new_model(run: Run, device: torch.device) -> Backbone:
 
 
 def trained_model(run: Run, directory: RunDirectory, device: torch.device) -> Backbone:
-    """The run's model as training left it, in evaluation mode; with train.steps=0, as it was initialised."""
+    """The run's model as training left it, in evaluation mode; with train.steps=0, as it was initialised. Raises Damaged."""
     model = new_model(run, device)
     if run.config["train"]["steps"]:
-        load_final(directory.checkpoints, model)
+        load_final(directory, model)
     return model.eval()
 
 
 def train(
-    run: Run, task: Task, directory: RunDirectory, *, device: torch.device, on_pulse: Callable[[Pulse], None]
+    run: Run,
+    task: Task,
+    directory: RunDirectory,
+    *,
+    device: torch.device,
+    on_pulse: Callable[[Pulse], None],
+    on_note: Callable[[str], None],
 ) -> list[Measurement]:
     """Trains the run's model, from its last checkpoint where there is one, and measures it on the validation split.
 
     Leaves the trained weights, metrics.jsonl and a checkpoint of the end, so that a kill before the result is written
-    repeats no step. With train.steps=0 there is nothing to train and nothing to measure. Raises Diverged.
+    repeats no step. With train.steps=0 there is nothing to train and nothing to measure. A log line or a checkpoint that
+    can't be written is left out; on_note is told of what is not whole. Raises Diverged, and OSError for the weights.
     """
     settings, compute = run.config["train"], run.config["compute"]
     steps, tokens_per_step = settings["steps"], settings["batch_size"] * task.seq_len
@@ -80,8 +88,10 @@ def train(
         return []
     model = new_model(run, device)
     optimizer = build_optimizer(model, settings)
-    before = progress = load_checkpoint(directory.checkpoints, model, optimizer)
-    directory.truncate_metrics(progress.step)
+    before = progress = load_checkpoint(directory, model, optimizer, on_note)
+    dropped = directory.truncate_metrics(progress.step)
+    if dropped:
+        on_note(f"{dropped} lines of metrics.jsonl are not whole and are left out")
     accelerate(model, compute)
     update = training_step(model, optimizer, settings, compute, flops=3.0 * run.cost.flops_per_token * tokens_per_step)
     health, readings = Health(progress, task.guessing_loss), Readings(device)
@@ -117,10 +127,29 @@ def train(
                 on_pulse(_pulse(progress, steps, tokens_per_step))
             if saves:
                 with saving():
-                    save_checkpoint(directory.checkpoints, model, optimizer, progress)
+                    _save(directory, model, optimizer, progress, on_note)
                 saved = time.perf_counter()
-    save_final(directory.checkpoints, model)
-    return [*_speed(progress, tokens_per_step), *validate(model, task, device=device)]
+    _check_finite(steps, "a weight", (tensor.isfinite().all().item() for tensor in model.state_dict().values()))
+    save_final(directory, model, progress)
+    measured = validate(model, task, device=device)
+    _check_finite(steps, "a validation score", (math.isfinite(row.value) for row in measured))
+    return [*_speed(progress, tokens_per_step), *measured]
+
+
+def _save(
+    directory: RunDirectory, model: Backbone, optimizer: torch.optim.Optimizer, progress: Progress, on_note: Callable[[str], None]
+) -> None:
+    """A checkpoint; without room for one training goes on, and the next one is tried in its turn."""
+    try:
+        save_checkpoint(directory, model, optimizer, progress)
+    except OSError as error:
+        on_note(f"no checkpoint at step {progress.step}: {error}")
+
+
+def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:
+    """Raises Diverged where the last update, whose loss no step has seen, left no numbers."""
+    if not all(finite):
+        raise Diverged(steps, f"{what} is not finite after the last update")
 
 
 def batches(run: Run, task: Task, steps: range, *, device: torch.device) -> Generator[TrainingInputs]:

@@ -26,6 +26,7 @@ from suite.plan import Run, plan, task_of
 from suite.request import RequestError
 from suite.scoring import PLACES_MULTIPLE, loss, training_inputs
 from suite.step import CapturedStep, EagerStep
+from suite.store import RunDirectory
 from suite.train import batches, new_model
 from tasks.task import IGNORE, Batch
 
@@ -269,11 +270,12 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(small, tmp_path) -> None:
     step = EagerStep(model, optimizer, run.config["train"])
     first, second, third = (inputs for inputs in batches(run, task_of(run.config), range(3), device=GPU))
     step(first), step(second)
-    save_checkpoint(tmp_path, model, optimizer, Progress(2, 1.0, 1.0, 3.0, (3.0,)))
+    directory = RunDirectory(tmp_path, run.run_id)
+    save_checkpoint(directory, model, optimizer, Progress(2, 1.0, 1.0, 3.0, (3.0,)))
     expected = step(third).tolist()
     again = new_model(run, GPU)
     optimizer = build_optimizer(again, run.config["train"])
-    assert load_checkpoint(tmp_path, again, optimizer).step == 2
+    assert load_checkpoint(directory, again, optimizer, print).step == 2
     assert EagerStep(again, optimizer, run.config["train"])(third).tolist() == pytest.approx(expected, rel=1e-5)
     for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)

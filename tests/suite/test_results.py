@@ -109,7 +109,7 @@ def test_a_bad_line_in_the_middle_is_named(root: Path) -> None:
     ("name", "content", "complaint"),
     [
         ("train.json", '{"schema": 1, "rows": [', "Expecting value"),
-        ("train.json", "[" * 100_000, "recursion"),
+        ("train.json", "[" * 100_000, "nested too deeply"),
         ("train.json", {"schema": 2, "stage": "train", "rows": []}, "schema is 2"),
         ("train.json", {"schema": 1, "stage": "train", "rows": [{"metric": "nll"}]}, "malformed"),
         ("train.json", {"schema": 1, "stage": "train", "rows": [ROWS[0] | {"slice": {"model": "other"}}]}, "malformed"),
@@ -130,7 +130,7 @@ def test_a_foreign_or_corrupt_file_is_skipped_and_named(root: Path, name: str, c
 def test_nothing_outside_the_store_is_read(root: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     elsewhere = add_run(tmp_path_factory.mktemp("elsewhere"), "bbb")
     (root / "runs" / "bbb").symlink_to(elsewhere)
-    with pytest.warns(UserWarning, match="outside the store"):
+    with pytest.warns(UserWarning, match="out of the store"):
         assert load_runs(root)["run_id"].tolist() == ["aaa"]
 
 

@@ -19,6 +19,7 @@ from suite.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
 from suite.optimization import build_optimizer, example_indices, learning_rate
 from suite.plan import plan
+from suite.store import RunDirectory
 from suite.train import new_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,22 +69,23 @@ def test_killed_and_resumed_equals_uninterrupted(model, small, command, tmp_path
 
 def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     (run,) = plan(small)
+    directory, told = RunDirectory(tmp_path, run.run_id), []
     model = new_model(run, CPU)
     optimizer = build_optimizer(model, run.config["train"])
     model(torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
     for step in (1, 2, 3):
         optimizer.step()
-        save_checkpoint(tmp_path, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-000000002.safetensors", "step-000000003.safetensors"]
-    last = tmp_path / "step-000000003.safetensors"
+        save_checkpoint(directory, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
+    assert sorted(path.name for path in directory.checkpoints.glob("step-*")) == ["step-000000002.safetensors", "step-000000003.safetensors"]
+    last = directory.checkpoints / "step-000000003.safetensors"
     fresh = new_model(run, CPU)
     again = build_optimizer(fresh, run.config["train"])
-    assert load_checkpoint(tmp_path, fresh, again) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
+    assert load_checkpoint(directory, fresh, again, told.append) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     for parameter, twin in zip(model.parameters(), fresh.parameters(), strict=True):
         assert all(torch.equal(optimizer.state[parameter][key], again.state[twin][key]) for key in optimizer.state[parameter])
     last.write_bytes(last.read_bytes()[:-100])
-    assert load_checkpoint(tmp_path, fresh, again) == Progress(2, 2.0, 0.5, 3.0, (1.0,))
+    assert load_checkpoint(directory, fresh, again, told.append) == Progress(2, 2.0, 0.5, 3.0, (1.0,))
 
 
 def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small, tmp_path, capsys):
@@ -106,7 +108,7 @@ def test_two_processes_share_the_work_and_repeat_nothing(small, command, tmp_pat
     assert [twin.wait(timeout=180) for twin in twins] == [0, 0]
     said = "".join(twin.stderr.read() for twin in twins)
     runs = list((tmp_path / "results" / "runs").iterdir())
-    assert len(runs) == 4 and all((run / "train.json").exists() and not (run / "lock").exists() for run in runs)
+    assert len(runs) == 4 and all((run / "train.json").exists() and [path.name for path in run.glob("lock*")] == ["lock.guard"] for run in runs)
     assert said.count("done in") == 4, said
     for run in runs:
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -126,9 +128,9 @@ def test_killing_the_command_kills_its_workers(small, command, tmp_path):
     request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=100000", "seed=0,1", "compute.jobs=2"]
     process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "results").glob("runs/*/lock"))) < 2 and time.monotonic() < deadline:
+    while len(list((tmp_path / "results").glob("runs/*/lock.claim-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
-    workers = [json.loads(path.read_text())["pid"] for path in (tmp_path / "results").glob("runs/*/lock")]
+    workers = [json.loads(path.read_text())["pid"] for path in (tmp_path / "results").glob("runs/*/lock.claim-*")]
     assert len(workers) == 2
     process.kill()
     process.wait()
@@ -158,7 +160,7 @@ def test_an_interrupted_command_says_so_and_leaves_no_lock(sent, send, jobs, sma
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said
     statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "results").glob("runs/*/status.json")]
-    assert statuses == ["interrupted"] * jobs and not list((tmp_path / "results").glob("runs/*/lock"))
+    assert statuses == ["interrupted"] * jobs and not list((tmp_path / "results").glob("runs/*/lock.claim-*"))
 
 
 def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, call, tmp_path):

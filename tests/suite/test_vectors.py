@@ -83,6 +83,7 @@ class Stopped(Exception):
 def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
     """The measurements of a run that was stopped at these steps and went on, and where its weights are."""
     directory, task = RunDirectory(folder, run.run_id), task_of(run.config)
+    directory.make()
     directory.begin(run)
 
     def pulse(seen) -> None:
@@ -92,8 +93,8 @@ def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
 
     for _ in stops:
         with pytest.raises(Stopped):
-            train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse)
-    rows = train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse)
+            train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse, on_note=print)
+    rows = train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse, on_note=print)
     return [row for row in rows if row.split == "validation"], directory.checkpoints / "model.safetensors"
 
 
