@@ -17,7 +17,7 @@ import pytest
 import yaml
 import zstandard
 
-from tasks import corpus
+from tasks import corpus, text_files
 from tasks.corpus import (
     STDLIB_VALIDATION_FRACTION,
     heldout_stdlib_documents,
@@ -88,7 +88,7 @@ def test_streams_one_after_another_are_all_read_and_each_has_to_be_whole(tmp_pat
 @pytest.mark.parametrize("suffix", [".txt", ".gz", ".xz", ".zst"])
 def test_what_is_larger_than_permitted_is_named_without_being_held(tmp_path, monkeypatch, suffix):
     path, limit = tmp_path / f"bomb{suffix}", 2**20
-    monkeypatch.setattr(corpus, "most_bytes", lambda: limit)
+    monkeypatch.setattr(text_files, "most_bytes", lambda: limit)
     path.write_bytes((COMPRESS | {".zst": zst})[suffix](b"a" * 2**27))
     tracemalloc.start()
     with pytest.raises(ValueError, match=f"bomb{suffix}' .* more than the 1,048,576 (bytes )?of text"):
@@ -252,6 +252,17 @@ def test_digest_follows_the_content_and_not_the_place(tmp_path):
     (tmp_path / "c.txt").write_text("other")
     a, b, c = (open_corpus("text", str(tmp_path / f"{name}.txt")).digest for name in "abc")
     assert a == b != c
+
+
+def test_a_text_that_changes_before_it_is_read_is_named(tmp_path):
+    """What is tokenised would be kept under the digest of another text."""
+    path = tmp_path / "a.txt"
+    path.write_text("one")
+    opened = open_corpus("text", str(path))
+    assert opened.read() == ["one"]
+    path.write_text("two")
+    with pytest.raises(ValueError, match=f"data.path='{path}' has changed while it was read"):
+        opened.read()
 
 
 def test_split_is_by_content_and_exact():
