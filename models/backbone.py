@@ -130,9 +130,9 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        """The mean loss of the answers to N >= 1 positions: features [N, d_model], targets [N, ...]; differentiable.
+        """The mean loss of the answers to N positions: features [N, d_model], targets [N, ...]; differentiable.
 
-        A target id below 0 asks nothing.
+        A target id below 0 asks nothing. Where nothing is asked, the loss and its gradients are 0.
         """
 
     @abstractmethod

@@ -39,7 +39,9 @@ class Regressor(Backbone):
         return 2.0 * (self.embedding.weight.numel() + self.readout.weight.numel())
 
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        return F.mse_loss(self.head(features).to(targets.dtype), targets)
+        answers = self.head(features).to(targets.dtype)
+        # The sum over no answers is 0, and so is its gradient; a mean would be neither.
+        return F.mse_loss(answers, targets) if len(targets) else answers.sum()
 
     @torch.no_grad()
     def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

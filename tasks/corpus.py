@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import ast
 import functools
-import glob
-import gzip
 import hashlib
-import lzma
 import os
-import re
 import sysconfig
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SEPARATOR = re.compile(r"^<\|endoftext\|>(?:\r?\n|\Z)", re.MULTILINE)
+from tasks.text_files import files_digest, text_documents
+
 STDLIB_VALIDATION_FRACTION = 0.1  # what conf/data/stdlib.yaml holds out
 STDLIB_EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
 MIN_DOCUMENT_CHARACTERS = 200
@@ -42,11 +38,15 @@ def open_corpus(name: str, path: str | Sequence[str] | None) -> Corpus:
             raise ValueError(f"data.path={path!r} has no meaning with data=stdlib; files are read with data=text")
         modules = [(str(module), module.stat().st_size, module.stat().st_mtime_ns) for module in stdlib_modules()]
         return Corpus(hashlib.sha256(repr(modules).encode()).hexdigest(), stdlib_documents)
-    files = matching_files(path)
-    digests = [hashlib.sha256(_file_bytes(file)).hexdigest() for file in files]
-    # The suffix decides how the bytes are read; nothing else of the name matters.
-    source = repr([(digest, file.suffix) for digest, file in zip(digests, files, strict=True)])
-    return Corpus(hashlib.sha256(source.encode()).hexdigest(), lambda: text_documents(path))
+    digest = files_digest(path)
+
+    def read() -> list[str]:
+        documents = text_documents(path)
+        if files_digest(path) != digest:
+            raise ValueError(f"data.path={path!r} has changed while it was read")
+        return documents
+
+    return Corpus(digest, read)
 
 
 def stdlib_modules() -> Iterator[Path]:
@@ -109,79 +109,6 @@ def _topics(tree: ast.Module) -> Iterator[str]:
 def heldout_stdlib_documents() -> list[str]:
     """The documents that the language task holds out with data=stdlib: what a model trained there has never seen."""
     return split_documents(stdlib_documents(), STDLIB_VALIDATION_FRACTION)["validation"]
-
-
-def matching_files(path: str | Sequence[str] | None) -> list[Path]:
-    """Files named by a path, a glob (** included), or several of them as a list or separated by commas, each once.
-
-    Raises ValueError, naming the part of data.path that matches nothing or is a folder.
-    """
-    if not path:
-        raise ValueError("data.path is not set; name text files, e.g. data.path='books/*.txt.xz'")
-    patterns = [path] if isinstance(path, str) and os.path.exists(path) else path.split(",") if isinstance(path, str) else path
-    files: list[str] = []
-    for pattern in (os.path.expanduser(pattern.strip()) for pattern in patterns):
-        matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
-        if os.path.isdir(pattern):
-            raise ValueError(f"data.path={pattern!r} is a folder; name its files, e.g. data.path='{pattern.rstrip('/')}/*.txt'")
-        matches = [match for match in matches if not os.path.isdir(match)]
-        if not matches:
-            raise ValueError(f"data.path={pattern!r} matches no file")
-        files += matches
-    return [Path(file) for file in dict.fromkeys(files)]
-
-
-def text_documents(path: str | Sequence[str]) -> list[str]:
-    """The documents of text files, in order; a line that holds exactly <|endoftext|> ends a document.
-
-    path: see `matching_files`. Files are UTF-8, compressed when they end in .gz, .xz or .zst.
-    Raises ValueError, naming the file, when one can't be read, is empty or isn't text.
-    """
-    return [document for file in matching_files(path) for document in _file_documents(file)]
-
-
-def _file_documents(file: Path) -> list[str]:
-    data = _decompressed(file)
-    if b"\0" in data:
-        raise ValueError(f"data.path: {str(file)!r} is binary, not text (a zero byte at offset {data.index(0)})")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data.path: {str(file)!r} is not UTF-8 text (at byte {error.start})") from error
-    documents = [document for document in SEPARATOR.split(text) if document.strip()]
-    if not documents:
-        raise ValueError(f"data.path: {str(file)!r} is empty")
-    return documents
-
-
-def _decompressed(file: Path) -> bytes:
-    decompress = {".gz": gzip.decompress, ".xz": lzma.decompress, ".zst": _zstd_decompress}.get(file.suffix)
-    data = _file_bytes(file)
-    if decompress is None or not data:
-        return data
-    try:
-        return decompress(data)
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zlib.error) as error:
-        raise ValueError(f"data.path: {str(file)!r} is not a whole {file.suffix} file: {error}") from error
-
-
-def _zstd_decompress(data: bytes) -> bytes:
-    try:
-        import zstandard
-    except ModuleNotFoundError as error:
-        raise ValueError(".zst files need the package zstandard: pip install zstandard") from error
-    try:
-        with zstandard.ZstdDecompressor().stream_reader(data, read_across_frames=True) as reader:
-            return reader.read()
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
-
-
-def _file_bytes(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise ValueError(f"data.path: {str(file)!r} cannot be read: {error.strerror}") from error
 
 
 def split_documents(documents: Sequence[str], validation_fraction: float) -> dict[str, list[str]]:

@@ -61,13 +61,21 @@ class Language(Task):
                 tokenizer=self.tokenizer,
                 seq_len=seq_len,
             )
-            # The smaller part comes first: a text that is too short is found before anything is written.
+            # The smaller part comes first: a text that is too short is found at once.
             for split in ("validation", "train")
         }
-        self._runs = {split: np.arange(len(tokens.records) // seq_len) for split, tokens in self._tokens.items()}
+        self._runs = {split: np.arange(tokens.records.count // seq_len) for split, tokens in self._tokens.items()}
         held_out = len(self._runs["validation"])
         scored = min(held_out, max_validation_examples or held_out)
         self._runs["validation"] = np.arange(scored) * held_out // scored
+        for split, runs in self._runs.items():
+            if not any(self._records(split, [i])["num_bytes"].any() for i in range(len(runs))):
+                given = f"of {len(runs)} examples the ids of data.tokenizer={self.tokenizer.name!r} give no byte back"
+                raise ValueError(f"data.path: the {split} text asks nothing, {given}")
+
+    def prepare(self) -> None:
+        for tokens in self._tokens.values():
+            tokens.keep()
 
     def num_examples(self, split: str) -> int:
         return len(self._runs[split])
@@ -81,8 +89,7 @@ class Language(Task):
 
     def _records(self, split: str, indices: Sequence[int] | slice) -> np.ndarray:
         """The runs of these examples [B, T], as records of an id and the bytes that it covers."""
-        runs = self._runs[split][indices]
-        return self._tokens[split].records[runs[:, None] * self.seq_len + np.arange(self.seq_len)]
+        return self._tokens[split].records.runs(self._runs[split][indices] * self.seq_len, self.seq_len)
 
     def fingerprint(self) -> str:
         """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""

@@ -107,6 +107,10 @@ class Task(ABC):
         """The mean loss of answers that know nothing."""
         return math.log(self.vocab_size)
 
+    def prepare(self) -> None:
+        """Keeps what it would cost to make the examples again; called once the request is accepted, by any number of runs."""
+        return
+
     @abstractmethod
     def num_examples(self, split: str) -> int | None:
         """How many examples a split has; None when there is no bound."""

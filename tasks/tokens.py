@@ -1,33 +1,92 @@
-"""Text tokenised once, kept in files that are mapped into memory."""
+"""Text tokenised once, kept in files that are read as they are needed."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import itertools
 import logging
 import os
-import uuid
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from tasks.files import open_regular, read_regular, remove_temporaries, write_atomically
 from tasks.tokenizer import Tokenizer
 
-FORMAT = 1  # raised when the same text and tokenizer would give other files
+FORMAT = 2  # raised when the same text and tokenizer would give other files
 PIECE_CHARACTERS = 2**18
 BATCH_CHARACTERS = 2**22
+READ_RECORDS = 2**20
 
 logger = logging.getLogger(__name__)
+# A line that is to be said once, however many runs of a request read the same text.
+warn_once = functools.cache(logger.warning)
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """records [N]: field "id", and "num_bytes", the UTF-8 bytes of the text that the id covers. digest: of all of them."""
+class Records:
+    """N records of a file: field "id", and "num_bytes", the UTF-8 bytes of the text that are predicted with the id.
 
-    records: np.ndarray
+    They are read when they are asked for, since a mapping of a file that is cut meanwhile would kill the process.
+    """
+
+    file: BinaryIO
+    path: Path
+    dtype: np.dtype
+    count: int
+
+    def runs(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
+        """`length` records from each of the starts [B] on, [B, length]. Raises OSError where the file has been cut."""
+        size = length * self.dtype.itemsize
+        data = b"".join([os.pread(self.file.fileno(), size, int(start) * self.dtype.itemsize) for start in starts])
+        if len(data) != len(starts) * size:
+            raise OSError(f"{str(self.path)!r} was cut while it was read; it is made again when the command is started again")
+        return np.frombuffer(data, self.dtype).reshape(len(starts), length)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """All records in order, READ_RECORDS at a time."""
+        for start in range(0, self.count, READ_RECORDS):
+            yield self.runs([start], min(READ_RECORDS, self.count - start))[0]
+
+    def __getitem__(self, field: str) -> np.ndarray:
+        """One field of all records [N]."""
+        return np.concatenate([chunk[field] for chunk in self.chunks()])
+
+
+@dataclass
+class Tokens:
+    """The tokens of one part of a text: in a file without a name until they are kept, else in the cache.
+
+    digest: SHA-256 of all records. lost, total: how many UTF-8 bytes of the text no id predicts, and how many it has.
+    """
+
+    records: Records
     digest: str
+    lost: int
+    total: int
+
+    def keep(self) -> None:
+        """Places them in the cache unless they are there, and tidies it. Where it can't be written that is said once."""
+        path = self.records.path
+        try:
+            remove_temporaries(path.parent)
+            if _unkept.get(path) is self:
+                write_atomically(path, (chunk.tobytes() for chunk in self.records.chunks()))
+                write_atomically(path.with_suffix(".sha256"), f"{self.digest} {self.lost} {self.total}".encode())
+                # From here on without the file that has no name, which takes room.
+                self.records = (_from_cache(path, self.records.dtype) or self).records
+                del _unkept[path]
+        except OSError as error:
+            warn_once(f"tokens are not kept in paths.cache={str(path.parent)!r}, and made again next time: {error.strerror}")
+
+
+_unkept: weakref.WeakValueDictionary[Path, Tokens] = weakref.WeakValueDictionary()
+"""What this process has tokenised and not kept, so that the runs of one request share it."""
 
 
 def record_type(vocab_size: int) -> np.dtype:
@@ -38,35 +97,54 @@ def record_type(vocab_size: int) -> np.dtype:
 def load_tokens(
     folder: str, *, source: Sequence[object], documents: Callable[[], Iterable[str]], tokenizer: Tokenizer, seq_len: int
 ) -> Tokens:
-    """The tokens of `documents`, with BOS between any two of them, from the cache or else tokenised into it.
+    """The tokens of `documents`, with BOS between any two of them, from the cache or else tokenised; `keep` writes them there.
 
     source: what decides the documents; with the tokenizer and FORMAT it names the cache file. A file that isn't whole
-    by its digest is made again. Two processes may do so at once: they write the same bytes under temporary names.
-    Raises ValueError when one token covers more than 65535 bytes, and, before anything is written, when there are
-    fewer than seq_len tokens.
+    by its digest is made again.
+    Raises ValueError when one token covers more than 65535 bytes, when there are fewer than seq_len tokens, and when the
+    tokenizer loses more than half of the text; says it in the log when it loses some.
     """
     key = hashlib.sha256(repr((FORMAT, tokenizer.fingerprint, *source)).encode()).hexdigest()[:16]
-    path, dtype = Path(folder) / f"{key}.tokens", record_type(tokenizer.vocab_size)
-    digest = _verified_digest(path)
-    if digest is None:
-        logger.info("tokenising into %s", path)
-        digest = _write_tokens(path, _enough(encode_documents(documents(), tokenizer), seq_len))
-    records = np.memmap(path, dtype=dtype, mode="r")
-    _enough([records], seq_len)
-    return Tokens(records, digest)
+    path, dtype = Path(folder).expanduser() / f"{key}.tokens", record_type(tokenizer.vocab_size)
+    tokens = _unkept.get(path) or _from_cache(path, dtype)
+    if tokens is None:
+        tokens = _unkept[path] = _tokenised(documents(), tokenizer, path)
+    if (count := tokens.records.count) < seq_len:
+        raise ValueError(f"task.seq_len={seq_len} is more than the {count} tokens that one part of the text has")
+    if tokens.lost:
+        said = f"data.tokenizer={tokenizer.name!r}: its ids do not give back {tokens.lost:,} of {tokens.total:,} bytes of a text"
+        if 2 * tokens.lost > tokens.total:
+            raise ValueError(f"{said}; half of them is permitted")
+        warn_once(f"{said}, which bits_per_byte leaves out")
+    return tokens
 
 
-def _enough(chunks: Iterable[np.ndarray], seq_len: int) -> Iterator[np.ndarray]:
-    """The same chunks; raises ValueError when all of them together have fewer than seq_len records."""
-    first, count = [], 0
-    chunks = iter(chunks)
-    while count < seq_len:
-        chunk = next(chunks, None)
-        if chunk is None:
-            raise ValueError(f"task.seq_len={seq_len} is more than the {count} tokens that one part of the text has")
-        first.append(chunk)
-        count += len(chunk)
-    return itertools.chain(first, chunks)
+def _from_cache(path: Path, dtype: np.dtype) -> Tokens | None:
+    """The tokens of a cache file if their SHA-256 is the one written beside it, else None."""
+    try:
+        expected, lost, total = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True).decode().split()
+        file = os.fdopen(open_regular(path, follow=True), "rb")
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        records = Records(file, path, dtype, os.fstat(file.fileno()).st_size // dtype.itemsize)
+        return Tokens(records, digest, int(lost), int(total)) if digest == expected else None
+    except (OSError, ValueError):
+        return None
+
+
+def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> Tokens:
+    """The tokens of documents, in a file without a name; `path` is where they are to be kept."""
+    logger.info("tokenising for %s", path)
+    documents = list(documents)
+    digest, count, lost = hashlib.sha256(), 0, sum(len(document.encode()) for document in documents)
+    # It lives as long as its records.
+    file, total = tempfile.TemporaryFile(), lost  # noqa: SIM115
+    for records in encode_documents(documents, tokenizer):
+        digest.update(records)
+        file.write(records)
+        count += len(records)
+        lost -= int(records["num_bytes"].sum())
+    file.flush()
+    return Tokens(Records(file, path, record_type(tokenizer.vocab_size), count), digest.hexdigest(), lost, total)
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
@@ -105,42 +183,3 @@ def _pieces(document: str) -> Iterator[tuple[int, str]]:
             end = document.rfind("\n", start, end) + 1 or end
         yield start, document[start:end]
         start = end
-
-
-def _verified_digest(path: Path) -> str | None:
-    """The SHA-256 of a cache file if it is the one written beside it, else None."""
-    try:
-        expected = path.with_suffix(".sha256").read_text()
-        with open(path, "rb") as file:
-            return expected if hashlib.file_digest(file, "sha256").hexdigest() == expected else None
-    except (FileNotFoundError, UnicodeDecodeError):
-        return None
-
-
-def _write_tokens(path: Path, chunks: Iterable[np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    path.parent.mkdir(parents=True, exist_ok=True)
-
-    def content() -> Iterator[bytes]:
-        for chunk in chunks:
-            data = chunk.tobytes()
-            digest.update(data)
-            yield data
-
-    _write_atomically(path, content())
-    _write_atomically(path.with_suffix(".sha256"), [digest.hexdigest().encode()])
-    return digest.hexdigest()
-
-
-def _write_atomically(path: Path, content: Iterable[bytes]) -> None:
-    """Writes under a temporary name, syncs and renames: the path holds the whole content or what it held before."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        # Gone already when it was renamed.
-        temporary.unlink(missing_ok=True)

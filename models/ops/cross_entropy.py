@@ -24,7 +24,7 @@ MAX_SOFT_CAP = 60.0  # e^60 times a million tokens is far from the largest float
 
 
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
-    """Mean negative log-likelihood in nats over the targets from 0 up, of which there is one at least.
+    """Mean negative log-likelihood in nats over the targets from 0 up; 0 where there is none, and so is its gradient.
 
     Its gradient is worked out on the way forward. A target below 0 asks nothing; on a GPU such targets cost their share
     of the products, and nothing waits for their number to be known.
@@ -56,7 +56,8 @@ def score(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float)
 def _slices(features: Tensor, weight: Tensor) -> Iterator[slice]:
     elements = SLICE_ELEMENTS_GPU if features.is_cuda else SLICE_ELEMENTS
     size = max(1, elements // len(weight))
-    return (slice(first, first + size) for first in range(0, len(features), size))
+    # One of nothing where there are none.
+    return (slice(first, first + size) for first in range(0, max(1, len(features)), size))
 
 
 def _bounded(x: Tensor, weight: Tensor, soft_cap: float) -> Tensor:
@@ -69,6 +70,7 @@ class _MeanNLL(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float) -> Tensor:
         into_features, into_weight = torch.empty_like(features), torch.zeros_like(weight)
+        count = max(1, len(features))
         total = features.new_zeros((), dtype=torch.promote_types(features.dtype, torch.float32))
         for rows in _slices(features, weight):
             bounded = _bounded(features[rows], weight, soft_cap)
@@ -80,12 +82,12 @@ class _MeanNLL(torch.autograd.Function):
             # d nll / d (x E^T): softmax less the one-hot target, through the cap's derivative 1 - tanh^2.
             into_logits = weights.div_(normaliser)
             into_logits.scatter_add_(1, target, torch.full_like(target, -1, dtype=into_logits.dtype))
-            into_logits = bounded.square_().neg_().add_(1).mul_(into_logits).div_(len(features)).to(features.dtype)
+            into_logits = bounded.square_().neg_().add_(1).mul_(into_logits).div_(count).to(features.dtype)
             into_features[rows] = into_logits @ weight.to(features.dtype)
             # In place: the gradient of the weight is larger than a slice.
             into_weight.addmm_(into_logits.mT.to(weight.dtype), features[rows].to(weight.dtype))
         ctx.save_for_backward(into_features, into_weight)
-        return total / len(features)
+        return total / count
 
     @staticmethod
     @once_differentiable

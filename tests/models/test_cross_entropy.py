@@ -51,3 +51,21 @@ def test_a_bfloat16_sequence_is_normalised_in_float32() -> None:
     loss = cross_entropy.mean_nll(features.bfloat16(), weight.float(), targets, soft_cap=CAP)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), F.cross_entropy(plain_logits(features, weight), targets), rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_where_nothing_is_asked_loss_and_gradients_are_zero(count: int) -> None:
+    features, weight, _ = draw(count)
+    loss = cross_entropy.mean_nll(features, weight, torch.full((count,), -100), soft_cap=CAP)
+    gradients = torch.autograd.grad(loss, (features, weight))
+    assert loss.item() == 0 and all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in gradients)
+    nll, prediction = cross_entropy.score(features[:0], weight, torch.zeros(0, dtype=torch.int64), soft_cap=CAP)
+    assert nll.shape == prediction.shape == (0,)
+
+
+def test_what_asks_nothing_changes_no_bit_of_the_loss() -> None:
+    features, weight, targets = draw(5)
+    padded = torch.cat([features, features[:2]]), weight, torch.cat([targets, torch.tensor([-100, -1])])
+    assert torch.equal(
+        cross_entropy.mean_nll(features, weight, targets, soft_cap=CAP), cross_entropy.mean_nll(*padded, soft_cap=CAP)
+    )

@@ -94,6 +94,14 @@ def test_loss_is_the_mean_square_and_its_gradient_reaches_every_parameter():
     assert losses.mean().item() == pytest.approx(loss.item())
 
 
+def test_where_nothing_is_asked_loss_and_gradients_are_zero():
+    made, x = model(), inputs()
+    features, _ = made.features(x)
+    loss = made.mean_loss(features[:0].flatten(0, 1), torch.zeros(0, 3, dtype=torch.float64))
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is not None and p.grad.abs().max() == 0 for p in made.parameters())
+
+
 def test_declared_flops_of_embedding_and_head_are_the_counted():
     made, x = model(), inputs()
     with FlopCounterMode(display=False) as counter:

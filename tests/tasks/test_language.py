@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from tasks.language import Language
 from tasks.task import IGNORE, Scored
@@ -77,6 +78,44 @@ def test_examples_are_pure(make_task):
     np.random.seed(5)
     backwards = again.batch("train", range(9, -1, -1))
     assert (whole.tokens == backwards.tokens.flip(0)).all() and (whole.targets == backwards.targets.flip(0)).all()
+
+
+def test_the_cache_is_written_when_the_task_is_prepared_and_read_by_the_next(make_task, tmp_path):
+    task = make_task()
+    assert not (tmp_path / "cache").exists()
+    before = stream(task, "train")
+    task.prepare()
+    assert sorted(path.suffix for path in (tmp_path / "cache").iterdir()) == [".sha256", ".sha256", ".tokens", ".tokens"]
+    again = make_task()
+    assert stream(task, "train") == stream(again, "train") == before and again.fingerprint() == task.fingerprint()
+
+
+def test_a_text_that_asks_nothing_is_refused(make_task, tmp_path):
+    """What is scored lies in documents of which the tokenizer knows no letter."""
+    letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate("acdeht")}, []))
+    letters.save(str(tmp_path / "letters.json"))
+    documents = [f"{i}\n" for i in range(60)] + [f"{word * 9}\n" for word in ("hat", "ache", "heed", "teach", "each")] * 9
+    settings = {"tokenizer": str(tmp_path / "letters.json"), "seq_len": 2}
+    task = make_task(documents, **settings)
+    assert task.num_examples("validation") > 9 and not task.batch("validation", [0]).asked.any()
+    with pytest.raises(ValueError, match="validation text asks nothing, of 1 examples .*json' give no byte") as caught:
+        make_task(documents, max_validation_examples=1, **settings)
+    assert "\n" not in str(caught.value)
+    nll = torch.ones(task.num_examples("validation"), 2)
+    rows = task.measure("validation", scored(task, "validation", nll))
+    rows += task.measure_positions("validation", scored(task, "validation", nll)) + task.references("validation", reach=None)
+    assert all(math.isfinite(row.value) for row in rows)
+
+
+def test_bits_per_byte_are_over_the_bytes_that_are_predicted(make_task, tmp_path):
+    """By hand: 2 bits a letter, of which each is a byte, and what the tokenizer drops is no byte."""
+    letters = Tokenizer(models.BPE({letter: i for i, letter in enumerate("acdeht")}, []))
+    letters.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    letters.save(str(tmp_path / "letters.json"))
+    task = make_task(["hat№" * 400], tokenizer=str(tmp_path / "letters.json"))
+    nll = torch.full((task.num_examples("validation"), SEQ_LEN), 2 * math.log(2))
+    rows = {row.metric: row for row in task.measure("validation", scored(task, "validation", nll))}
+    assert rows["bits_per_byte"].value == pytest.approx(2) and rows["bits_per_byte"].count == nll.numel()
 
 
 def test_starts_mark_bos_where_asked(make_task):

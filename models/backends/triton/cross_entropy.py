@@ -52,8 +52,8 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
 
 
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
-    """Mean negative log-likelihood of the targets that ask something, in nats, float32; its gradient is worked out on
-    the way forward.
+    """Mean negative log-likelihood of the targets that ask something, in nats, float32, 0 where none does; its gradient is
+    worked out on the way forward.
 
     Logits are rounded to the dtype of the features, float32 or bfloat16, as a linear map would leave them.
     """
@@ -65,10 +65,10 @@ def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float
     """The loss, and its gradients by features (in their dtype) and by weight (in its own)."""
     vocab_size = len(weight)
     narrow = F.pad(weight.to(features.dtype), (0, 0, 0, -vocab_size % COLUMNS_MULTIPLE))
-    scale = (targets >= 0).sum().float().reciprocal()
+    scale = (targets >= 0).sum().clamp(min=1).float().reciprocal()
     nll = torch.empty(len(features), dtype=torch.float32, device=features.device)
     into_features = torch.empty_like(features, memory_format=torch.contiguous_format)
-    into_weight: Tensor | None = None
+    into_weight = None if len(features) else torch.zeros_like(narrow)
     # A multiple of 16, so that every slice begins where the kernel may read whole words.
     size = max(16, SLICE_ELEMENTS // len(narrow) // 16 * 16)
     for first in range(0, len(features), size):

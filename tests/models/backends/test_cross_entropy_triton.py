@@ -52,10 +52,20 @@ def assert_is_the_plain_loss(count: int, vocab_size: int, d_model: int, device: 
         assert (mine - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+def assert_nothing_asked_costs_nothing(device: str) -> None:
+    from models.backends.triton.cross_entropy import mean_nll
+
+    for count in (0, 3):
+        features, weight, targets = (x.to(device) for x in draw(count, 300, 16))
+        ours = loss_and_gradients(lambda x, w, t: mean_nll(x, w, t, soft_cap=CAP), features, weight, targets.fill_(IGNORE))
+        assert all((mine == 0).all() for mine in ours) and ours[2].shape == (300, 16)
+
+
 # Slices that are not whole, a vocabulary that fills no block, and one of several blocks.
 INTERPRETED = """
 from models.backends.triton import cross_entropy
-from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss
+from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing
+assert_nothing_asked_costs_nothing("cpu")
 for elements, shape in ((2**20, (1, 11, 5)), (16 * 192, (40, 130, 8)), (2**20, (5, 5000, 4))):
     cross_entropy.SLICE_ELEMENTS = elements
     assert_is_the_plain_loss(*shape, "cpu")
@@ -75,6 +85,11 @@ def test_it_is_the_plain_loss(shape: tuple[int, int, int], monkeypatch: pytest.M
 
     monkeypatch.setattr(kernel, "SLICE_ELEMENTS", 2**23)
     assert_is_the_plain_loss(*shape, "cuda")
+
+
+@pytest.mark.gpu
+def test_nothing_asked_costs_nothing() -> None:
+    assert_nothing_asked_costs_nothing("cuda")
 
 
 @pytest.mark.gpu
