@@ -80,7 +80,7 @@ def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -
 
 def _lm_eval_stages(config: Mapping[str, Any]) -> list[Evaluation]:
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
-    from suite.lm_eval import task_versions
+    from suite.lm_eval_names import task_versions
 
     versions = task_versions(config["tasks"] or "", config["include_path"])
     options = {"include_path": config["include_path"], "batch_size": config["batch_size"]}

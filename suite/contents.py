@@ -1,0 +1,132 @@
+"""Digests of what lies on this machine: files, folders, and modules with all of the user's that they import and read."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+# A longer string constant of a module names no file.
+MAX_NAME = 255
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, kept within the process until its size, its times or its inode change.
+
+    Raises OSError where it can't be read, and ValueError for what is not a regular file, such as a pipe.
+    """
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} is not a file")
+    stat = path.stat()
+    return _file_digest(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+@functools.cache
+def _file_digest(path: Path, *state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """The same of the files below a folder and of their names in it, hidden ones left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    seen = {name: path for name, path in names.items() if not any(part[0] in "._" for part in name.split("/")[:-1])}
+    return text_digest(repr([(name, file_digest(path)) for name, path in seen.items()]))
+
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def data_files(named: Any, base: Path) -> Any:
+    """What `data_files` of Hugging Face's datasets names (paths, globs, lists, splits), each a list of file digests.
+
+    Addresses stay as they are. Raises ValueError, naming it, for what matches no file or an empty one.
+    """
+    if isinstance(named, Mapping):
+        return {key: value if key == "split" else data_files(value, base) for key, value in named.items()}
+    if not isinstance(named, str):
+        return [data_files(each, base) for each in named]
+    if "://" in named:
+        return named
+    # pathlib's glob takes no absolute pattern.
+    whole = (Path.cwd() / base / named).absolute()
+    found = [whole] if whole.exists() else sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
+    files = [path for path in found if not path.is_dir()]
+    if not files or not any(path.stat().st_size for path in files):
+        raise ValueError(f"its data file {named!r} {'is empty' if files else 'does not exist'}")
+    return [file_digest(path) + path.suffix for path in files]
+
+
+def module_file(name: str, folder: Path) -> Path | None:
+    """The source of a module "a.b" beside a folder's files or on the user's part of sys.path; None for an installed one."""
+    for root in (folder, *_own_paths()):
+        for candidate in (root / f"{name.replace('.', '/')}.py", root / name.replace(".", "/") / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def _own_paths() -> Iterator[Path]:
+    installed = tuple(filter(None, (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)))
+    for entry in map(os.path.abspath, sys.path):
+        # A zip of the standard library lies beside it.
+        if not entry.startswith(installed) and not entry.endswith((".zip", "-packages")):
+            yield Path(entry)
+
+
+def module_digest(module: Path) -> str:
+    """Digest of a module's source, those of the user's modules that it imports, and of the files that these name."""
+    files = sources([module], module_file)
+    return text_digest(repr(sorted({file_digest(file) for file in files} | {d for file in files for d in _named_data(file)})))
+
+
+def sources(roots: Iterable[Path], find: Callable[[str, Path], Path | None]) -> list[Path]:
+    """The roots and whatever they import, at any depth, wherever find(dotted name, folder of the importer) has a file."""
+    found = [path.resolve() for path in roots]
+    for path in found:
+        for name, folder in _imports(parsed(path), path.parent):
+            target = find(name, folder)
+            if target is not None and target.resolve() not in found:
+                found.append(target.resolve())
+    return found
+
+
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a source file; an empty one for what is not Python: importing it will say so."""
+    try:
+        return ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError):
+        return ast.Module([], [])
+
+
+def _imports(tree: ast.Module, folder: Path) -> Iterator[tuple[str, Path]]:
+    """Dotted names that may be modules, each with the folder from which it is meant."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, folder) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = folder.joinpath(*[".."] * max(0, node.level - 1))
+            yield from ((name, origin) for name in filter(None, [node.module]))
+            yield from ((".".join(filter(None, [node.module, alias.name])), origin) for alias in node.names)
+
+
+def _named_data(module: Path) -> Iterator[str]:
+    """Digests of the files that a module's string constants name: absolute ones, and files and folders beside it."""
+    for node in ast.walk(parsed(module)):
+        if not (isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) <= MAX_NAME):
+            continue
+        name = node.value
+        for path in (module.parent / name, Path(name)):
+            if "\0" not in name and os.path.isfile(path):
+                yield file_digest(path)
+        beside = module.parent / name
+        if "\0" not in name and os.path.isdir(beside) and module.parent in Path(os.path.normpath(beside)).parents:
+            yield folder_digest(beside)
