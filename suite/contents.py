@@ -59,10 +59,10 @@ def data_files(named: Any, base: Path) -> Any:
     # pathlib's glob takes no absolute pattern.
     whole = (Path.cwd() / base / named).absolute()
     found = [whole] if whole.exists() else sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
-    files = [path for path in found if not path.is_dir()]
-    if not files or not any(path.stat().st_size for path in files):
-        raise ValueError(f"its data file {named!r} {'is empty' if files else 'does not exist'}")
-    return [file_digest(path) + path.suffix for path in files]
+    digests = [file_digest(path) + path.suffix for path in found if not path.is_dir()]
+    if not digests or all(digest.startswith(text_digest("")) for digest in digests):
+        raise ValueError(f"its data file {named!r} {'is empty' if digests else 'does not exist'}")
+    return digests
 
 
 def module_file(name: str, folder: Path) -> Path | None:
@@ -101,15 +101,22 @@ def sources(roots: Iterable[Path], find: Callable[[str, Path], Path | None]) -> 
 
 def parsed(path: Path) -> ast.Module:
     """The syntax tree of a source file; an empty one for what is not Python: importing it will say so."""
+    return _parsed(path, file_digest(path))
+
+
+@functools.cache
+def _parsed(path: Path, content: str) -> ast.Module:
     try:
         return ast.parse(path.read_bytes())
     except (SyntaxError, ValueError):
         return ast.Module([], [])
 
 
-def _imports(tree: ast.Module, folder: Path) -> Iterator[tuple[str, Path]]:
+def _imports(tree: ast.AST, folder: Path) -> Iterator[tuple[str, Path]]:
     """Dotted names that may be modules, each with the folder from which it is meant."""
-    for node in ast.walk(tree):
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.expr):
+            yield from _imports(node, folder)
         if isinstance(node, ast.Import):
             yield from ((alias.name, folder) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

@@ -164,23 +164,16 @@ def evaluate_benchmarks(
     return rows
 
 
-class BlameMember(Blame):
-    """The same for a group's loading: loads its members one by one, to blame the first that cannot be."""
-
-    def __init__(self, group: str, manager: TaskManager) -> None:
-        super().__init__(group, "cannot be loaded")
-        self.manager = manager
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        index = self.manager.task_index
-        for member in [leaf for leaf, _ in leaves(self.task, index) if leaf in index] if error else []:
-            with Blame(member, self.what):
-                self.manager.load([member])
-        super().__exit__(kind, error, trace)
-
-
 def _load(manager: TaskManager, name: str) -> dict[str, Task]:
-    with BlameMember(name, manager):
+    members = [leaf for leaf, _ in leaves(name, manager.task_index) if leaf in manager.task_index and leaf != name]
+
+    def blame_member(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for member in members if error else []:
+            with Blame(member, "cannot be loaded"):
+                manager.load([member])
+
+    with Blame(name, "cannot be loaded"), contextlib.ExitStack() as stack:
+        stack.push(blame_member)
         return manager.load([name])["tasks"]
 
 
@@ -208,10 +201,9 @@ def _set_shots(task: Task, num_fewshot: int | None, seed: int) -> None:
     elif configured is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=seed)
-    shots = task.get_config("num_fewshot")
-    examples = len(list(task.fewshot_docs())) if shots else 0
-    if shots > examples:
-        raise ValueError(f"num_fewshot={shots} asks for more than its {examples} examples")
+    shots, examples = task.get_config("num_fewshot"), task.fewshot_docs()
+    if shots and examples is not None and shots > (count := len(list(examples))):
+        raise ValueError(f"num_fewshot={shots} asks for more than its {count} examples")
     if not len(task.eval_docs):
         raise ValueError("it has no documents")
 

@@ -32,6 +32,7 @@ from suite.contents import data_files, file_digest, folder_digest, module_digest
 OFFLINE_TASKS = Path(__file__).resolve().parent.parent / "tasks" / "offline"
 SHIPPED = Path(lm_eval.__file__).resolve().parent
 """lm-eval's own folder: its version stands for what lies there."""
+SHIPPED_TASKS = (str(SHIPPED / "tasks"),)
 
 
 MAX_REASON = 400
@@ -89,25 +90,28 @@ def task_manager(names: Sequence[str], include_path: str | None) -> TaskManager:
     if include_path is not None and not Path(include_path).is_dir():
         raise ValueError(f"eval.include_path={include_path!r} is not a folder of lm-eval task YAMLs")
     folders = tuple(map(str, [OFFLINE_TASKS, *([Path(include_path).resolve()] if include_path else [])]))
-    definitions = (path for folder in folders for path in Path(folder).rglob("*") if path.name.endswith("yaml"))
-    state = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns, path.stat().st_ctime_ns) for path in definitions)
-    for include_defaults in (False, True):
-        manager = _indexed(folders, include_defaults, state)
+    # Any file may be included by a YAML.
+    stats = ((path, path.stat()) for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())
+    state = tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
+    manager = _indexed(folders, state)
+    for further in ((), SHIPPED_TASKS):
+        for name, entry in _indexed(further, ()).task_index.items() if further else ():
+            manager.task_index.setdefault(name, entry)
         found = [leaf for name in names for leaf in leaves(name, manager.task_index)]
         if all(leaf in manager.task_index for leaf, _ in found):
             return manager
     missing = [leaf for leaf, config in found if config is None]
     if not missing:
         return manager
-    near = difflib.get_close_matches(missing[0], manager.all_tasks) or ["offline"]
+    near = difflib.get_close_matches(missing[0], manager.task_index) or ["offline"]
     raise ValueError(f"unknown lm-eval task {missing[0]!r}; nearest: {', '.join(near)}")
 
 
 @functools.lru_cache(maxsize=8)
-def _indexed(folders: tuple[str, ...], include_defaults: bool, state: tuple[Any, ...]) -> TaskManager:
-    """Read once for every `state` of the YAML files."""
+def _indexed(folders: tuple[str, ...], state: tuple[Any, ...]) -> TaskManager:
+    """Read once for every `state` of the folders."""
     with quiet():
-        return TaskManager(include_path=list(folders), include_defaults=include_defaults)
+        return TaskManager(include_path=list(folders), include_defaults=False)
 
 
 def leaves(
