@@ -2,7 +2,7 @@
 
 A digest over the syntax trees of the definitions that the run's training reaches by their names: its mixers, ops and
 backbone, its task, the training step and loop. Comments, docstrings, imports, files and their order stay outside. Nothing is
-imported or executed. The first 6 digits are of the code that a CPU runs, the last 6 of what its backend adds.
+imported or executed. The first 6 digits are of what a CPU runs with backend=torch, the last 6 of what the run's backend adds.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ TRAINING = ("train", "step", "scoring", "optimization", "health", "acceleration"
 
 
 class Definition(NamedTuple):
-    """A statement of a module that is no import: its digest, the names that it mentions, and whether it is a backend's."""
+    """What a name stands for in a module: its digest, and the names that it mentions."""
 
     digest: str
     mentions: frozenset[str]
-    of_backend: bool
 
 
 def code_state(config: Mapping[str, Any]) -> str:
@@ -52,29 +51,36 @@ def _declared() -> list[set[str]]:
 
 @functools.cache
 def _state(mixers: tuple[str, ...], task: str, backend: str) -> str:
+    plain, whole = (_reached(mixers, task, libraries) for libraries in (None, backend))
+    return "".join(_digest(sorted(part))[:6] for part in (plain, whole - plain))
+
+
+def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str]:
+    """Digests of all that training reaches by name; backend: whose adapters and kernels are among it, None for no one's."""
+
     def find(name: str, importer: Path) -> Path | None:
         stem = ROOT / name.replace(".", "/")
         path = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
-        if not name.startswith(("models.", "tasks.")) or path is None:
+        if path is None or not name.startswith(("models.", "tasks.")):
             return None
         library = path.relative_to(BACKENDS).parts[0] if BACKENDS in path.parents else "__init__.py"
-        # The ops choose by the device, mixers by the backend.
-        return path if library == "__init__.py" or library.startswith(backend) or importer.name == "ops" else None
+        # Mixers choose by the backend, ops by the device.
+        permitted = library == "__init__.py" or backend and (library.startswith(backend) or importer.name == "ops")
+        return path if permitted else None
 
     training = [ROOT / "suite" / f"{name}.py" for name in TRAINING]
-    modules = [ROOT / "models" / f"{name.rpartition('.')[0]}.py" for name in mixers]
-    files = sources([*training, *modules, ROOT / "tasks" / f"{task.rpartition('.')[0]}.py"], find)
+    modules = [f"models.{name}" for name in mixers] + [f"tasks.{task}"]
+    files = sources([*training, *(ROOT / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in modules)], find)
     pool: dict[str, list[Definition]] = {}
     for path in files:
         for name, definition in definitions(path).items():
             pool.setdefault(name, []).append(definition)
-    reached, names = set(), ["train", *(name.rpartition(".")[2] for name in (*mixers, task))]
+    digests, names = set(), ["train", *(name.rpartition(".")[2] for name in modules)]
     for name in names:
         for definition in pool.pop(name, ()):
-            reached.add(definition)
+            digests.add(definition.digest)
             names += definition.mentions & pool.keys()
-    parts = (sorted(each.digest for each in reached if each.of_backend is flag) for flag in (False, True))
-    return "".join(_digest(part)[:6] for part in parts)
+    return digests
 
 
 def definitions(path: Path) -> dict[str, Definition]:
@@ -84,16 +90,12 @@ def definitions(path: Path) -> dict[str, Definition]:
 
 @functools.cache
 def _definitions(path: Path, time: int) -> dict[str, Definition]:
-    of_backend = BACKENDS in path.parents and path != BACKENDS / "__init__.py"
     shapes: dict[str, str] = {}
     for node in parsed(path).body:
         shape = repr(_shape(node))
         for name in _bound(node):
             shapes[name] = shapes.get(name, "") + shape
-    return {
-        name: Definition(_digest(shape), frozenset(re.findall(r"'([A-Za-z_]\w*)'", shape)), of_backend)
-        for name, shape in shapes.items()
-    }
+    return {name: Definition(_digest(shape), frozenset(re.findall(r"'([A-Za-z_]\w*)'", shape))) for name, shape in shapes.items()}
 
 
 def _bound(node: ast.stmt) -> set[str]:

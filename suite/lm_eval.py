@@ -204,8 +204,6 @@ def _set_shots(task: Task, num_fewshot: int | None, seed: int) -> None:
     shots, examples = task.get_config("num_fewshot"), task.fewshot_docs()
     if shots and examples is not None and shots > (count := len(list(examples))):
         raise ValueError(f"num_fewshot={shots} asks for more than its {count} examples")
-    if not len(task.eval_docs):
-        raise ValueError("it has no documents")
 
 
 def _measurements(name: str, task: Task, results: Mapping[str, Any], lm: BackboneLM) -> Iterator[Measurement]:
