@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-# A longer string constant of a module names no file.
-MAX_NAME = 255
+
+def text_digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def file_digest(path: Path) -> str:
@@ -34,15 +35,13 @@ def _file_digest(path: Path, *state: int) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """The same of the files below a folder and of their names in it, hidden ones left out."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    seen = {name: path for name, path in names.items() if not any(part[0] in "._" for part in name.split("/")[:-1])}
-    return text_digest(repr([(name, file_digest(path)) for name, path in seen.items()]))
-
-
-def text_digest(text: str) -> str:
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    """The same of all files below a folder and of their names in it; folders that begin with . or _ are left out."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith((".", "_")) for part in name.parts[:-1]):
+            found.append((name.as_posix(), file_digest(path)))
+    return text_digest(repr(found))
 
 
 def data_files(named: Any, base: Path) -> Any:
@@ -56,8 +55,8 @@ def data_files(named: Any, base: Path) -> Any:
         return [data_files(each, base) for each in named]
     if "://" in named:
         return named
+    whole = (base / named).absolute()
     # pathlib's glob takes no absolute pattern.
-    whole = (Path.cwd() / base / named).absolute()
     found = [whole] if whole.exists() else sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
     digests = [file_digest(path) + path.suffix for path in found if not path.is_dir()]
     if not digests or all(digest.startswith(text_digest("")) for digest in digests):
@@ -67,19 +66,13 @@ def data_files(named: Any, base: Path) -> Any:
 
 def module_file(name: str, folder: Path) -> Path | None:
     """The source of a module "a.b" beside a folder's files or on the user's part of sys.path; None for an installed one."""
-    for root in (folder, *_own_paths()):
-        for candidate in (root / f"{name.replace('.', '/')}.py", root / name.replace(".", "/") / "__init__.py"):
-            if candidate.is_file():
-                return candidate
+    installed = (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)
+    own = (entry for entry in map(os.path.abspath, sys.path) if not entry.startswith(installed))
+    for root in (folder, *(Path(entry) for entry in own if not entry.endswith((".zip", "-packages")))):
+        for path in (root / f"{name.replace('.', '/')}.py", root / name.replace(".", "/") / "__init__.py"):
+            if path.is_file():
+                return path
     return None
-
-
-def _own_paths() -> Iterator[Path]:
-    installed = tuple(filter(None, (*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix)))
-    for entry in map(os.path.abspath, sys.path):
-        # A zip of the standard library lies beside it.
-        if not entry.startswith(installed) and not entry.endswith((".zip", "-packages")):
-            yield Path(entry)
 
 
 def module_digest(module: Path) -> str:
@@ -120,20 +113,16 @@ def _imports(tree: ast.AST, folder: Path) -> Iterator[tuple[str, Path]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, folder) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            origin = folder.joinpath(*[".."] * max(0, node.level - 1))
-            yield from ((name, origin) for name in filter(None, [node.module]))
-            yield from ((".".join(filter(None, [node.module, alias.name])), origin) for alias in node.names)
+            origin = folder.joinpath(*[".."] * (node.level - 1))
+            names = [node.module, *(".".join(filter(None, (node.module, alias.name))) for alias in node.names)]
+            yield from ((name, origin) for name in names if name)
 
 
 def _named_data(module: Path) -> Iterator[str]:
-    """Digests of the files that a module's string constants name: absolute ones, and files and folders beside it."""
-    for node in ast.walk(parsed(module)):
-        if not (isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) <= MAX_NAME):
-            continue
-        name = node.value
-        for path in (module.parent / name, Path(name)):
-            if "\0" not in name and os.path.isfile(path):
-                yield file_digest(path)
+    """Digests of the files that a module's strings name: by an absolute path, from here, or beside it, folders too."""
+    texts = (node.value for node in ast.walk(parsed(module)) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+    for name in filter(None, texts):
         beside = module.parent / name
-        if "\0" not in name and os.path.isdir(beside) and module.parent in Path(os.path.normpath(beside)).parents:
+        yield from (file_digest(path) for path in {beside, Path(name).absolute()} if os.path.isfile(path))
+        if os.path.isdir(beside) and module.parent in Path(os.path.normpath(beside)).parents:
             yield folder_digest(beside)

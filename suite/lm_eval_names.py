@@ -33,10 +33,10 @@ OFFLINE_TASKS = Path(__file__).resolve().parent.parent / "tasks" / "offline"
 SHIPPED = Path(lm_eval.__file__).resolve().parent
 """lm-eval's own folder: its version stands for what lies there."""
 SHIPPED_TASKS = (str(SHIPPED / "tasks"),)
-
-
 MAX_REASON = 400
 """Characters of another library's message that are passed on."""
+PLACES = ("data_files", "data_dir", "cache_dir")
+"""What says where a data set lies, in its `dataset_kwargs`."""
 
 
 class Blame(contextlib.AbstractContextManager):
@@ -159,18 +159,18 @@ def _named(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a task with a digest in place of whatever it names on this machine."""
     with Blame(task, "cannot be loaded"):
         named = {key: _content(key, value) for key, value in config.items()}
-        source, given = config.get("dataset_path"), config.get("dataset_kwargs") or {}
-        files = given.get("data_files")
         if not _reads_files(config):
             return named
-        if not (files or given.get("data_dir") or os.path.exists(source)):
+        source, given = config["dataset_path"], config.get("dataset_kwargs") or {}
+        files, reader = given.get("data_files"), source if source in READERS else ""
+        base = Path("" if reader else source, given.get("data_dir") or "").expanduser()
+        if base == Path() and not files:
             raise ValueError(f"dataset_path={source!r} needs data_files")
-        base = Path(source if os.path.exists(source) else "", given.get("data_dir") or "")
         content = data_files(files, base) if files else folder_digest(base) if base.is_dir() else file_digest(base)
         if content == files:
             return named
-        rest = {key: value for key, value in given.items() if key not in ("data_files", "data_dir", "cache_dir")}
-        return {**named, "dataset_path": source if source in READERS else "", "dataset_kwargs": {**rest, "content": content}}
+        rest = {key: each for key, each in (named.get("dataset_kwargs") or {}).items() if key not in PLACES}
+        return {**named, "dataset_path": reader, "dataset_kwargs": {**rest, "content": content}}
 
 
 def _content(key: str, value: Any) -> Any:
