@@ -83,34 +83,27 @@ def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str
     return digests
 
 
-def definitions(path: Path) -> dict[str, Definition]:
-    """What stands at the top of a source file, by the names that it binds."""
-    return _definitions(path, path.stat().st_mtime_ns)
-
-
 @functools.cache
-def _definitions(path: Path, time: int) -> dict[str, Definition]:
+def definitions(path: Path) -> dict[str, Definition]:
+    """What stands at the top of a source file, by the names that it binds; read once a process."""
     shapes: dict[str, str] = {}
     for node in parsed(path).body:
-        shape = repr(_shape(node))
         for name in _bound(node):
-            shapes[name] = shapes.get(name, "") + shape
+            shapes[name] = shapes.get(name, "") + repr(_shape(node))
     return {name: Definition(_digest(shape), frozenset(re.findall(r"'([A-Za-z_]\w*)'", shape))) for name, shape in shapes.items()}
 
 
 def _bound(node: ast.stmt) -> set[str]:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
         return {node.name}
-    stored = (each for each in ast.walk(node) if isinstance(getattr(each, "ctx", None), ast.Store))
-    within = (each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef | ast.ClassDef))
-    return {each.id for each in stored if isinstance(each, ast.Name)} | {*within}
+    stored = {each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+    return stored | {each.name for each in ast.walk(node) if isinstance(each, ast.FunctionDef | ast.ClassDef)}
 
 
 def _shape(node: Any) -> Any:
     """A syntax tree as nested lists, without places, imports, docstrings and what is empty (which differs by Python)."""
     if isinstance(node, list):
-        kept = (each for each in node if not isinstance(each, ast.Import | ast.ImportFrom) and not _is_text(each))
-        return [_shape(each) for each in kept]
+        return [_shape(each) for each in node if not isinstance(each, ast.Import | ast.ImportFrom) and not _is_text(each)]
     if not isinstance(node, ast.AST):
         return node
     fields = ((name, _shape(value)) for name, value in ast.iter_fields(node) if name not in ("ctx", "kind", "type_comment"))
