@@ -39,8 +39,10 @@ def score_continuations(
 ) -> list[tuple[float, bool]]:
     """Per pair (read, targets): the sum of ln p(target) in nats, and whether greedy decoding gives the targets.
 
-    The targets follow each of the last len(targets) tokens read, so that len(read) >= len(targets).
+    The targets follow each of the last len(targets) tokens read. Raises ValueError unless len(read) >= len(targets) >= 1.
     """
+    if not all(len(read) >= len(targets) >= 1 for read, targets in pairs):
+        raise ValueError("a continuation has no tokens, or more than are read before its last")
     scores = [(0.0, True)] * len(pairs)
     for indices in equal_length_batches([len(read) for read, _ in pairs], batch_size):
         features, _ = model.features(torch.tensor([pairs[i][0] for i in indices], device=device))

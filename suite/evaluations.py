@@ -80,7 +80,7 @@ def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -
 
 def _lm_eval_stages(config: Mapping[str, Any]) -> list[Evaluation]:
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
-    from suite.lm_eval import task_versions
+    from suite.lm_eval_names import task_versions
 
     versions = task_versions(config["tasks"] or "", config["include_path"])
     options = {"include_path": config["include_path"], "batch_size": config["batch_size"]}
@@ -115,12 +115,14 @@ def evaluate(
             *task.references("test", reach=model.reach),
         ]
     from suite.lm_eval import evaluate_benchmarks
+    from suite.lm_eval_names import task_versions
 
-    return evaluate_benchmarks(
+    name, include_path = settings["tasks"], options["include_path"]
+    measurements = evaluate_benchmarks(
         model,
         task.tokenizer,
-        tasks=settings["tasks"],
-        include_path=options["include_path"],
+        tasks=name,
+        include_path=include_path,
         num_fewshot=settings["num_fewshot"],
         limit=settings["limit"],
         batch_size=options["batch_size"],
@@ -128,3 +130,6 @@ def evaluate(
         device=device,
         seed=settings["fewshot_seed"],
     )
+    if task_versions(name, include_path)[name] != settings["version"]:
+        raise ValueError(f"lm-eval task {name!r} changed since this command began; the same command evaluates it as it is now")
+    return measurements

@@ -6,19 +6,14 @@ The only module that imports lm-eval, which takes seconds: import it where the s
 from __future__ import annotations
 
 import contextlib
-import difflib
-import hashlib
-import importlib.metadata
-import io
-import json
-import logging
 import math
-import re
-from collections import Counter
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
+import datasets
 import torch
 from lm_eval import evaluator
 from lm_eval.api.instance import Instance
@@ -30,10 +25,9 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from models.backbone import LanguageModel
 from suite.continuation import Prompt, continue_greedily, score_continuations
+from suite.lm_eval_names import Blame, benchmark_names, is_local, leaves, quiet, task_manager
 from tasks.task import Measurement
 from tasks.tokenizer import Tokenizer
-
-OFFLINE_TASKS = Path(__file__).resolve().parent.parent / "tasks" / "offline"
 
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
 """From lm-eval's names to ours; a metric that is not listed keeps its name."""
@@ -43,18 +37,27 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     """Tokens of the context, BOS in front, and of the continuation.
 
     lm-eval's convention: both are encoded as one text and cut after the tokens of the context alone, whose trailing
-    spaces belong to the continuation.
+    spaces belong to the continuation. Where that cut isn't between the two, since a token has text of both or is another
+    one, the continuation is encoded by itself, so that its tokens cover all of it.
+    Raises ValueError for a continuation without tokens.
     """
     stripped = context.rstrip()
-    prefix = tokenizer.encode(stripped)
-    return [tokenizer.bos, *prefix], tokenizer.encode(context + continuation)[len(prefix) :]
+    answer = context[len(stripped) :] + continuation
+    (prefix, covered), (whole, covers) = ((ids.tolist(), c) for ids, c in tokenizer.align([stripped, stripped + answer]))
+    kept, rest = whole[: len(prefix)], whole[len(prefix) :]
+    same_text = kept == prefix or tokenizer.decode(kept) == tokenizer.decode(prefix)
+    if not (rest and same_text and covers[: len(prefix)].sum() == covered.sum()):
+        rest = tokenizer.encode(answer)
+    if not rest:
+        raise ValueError(f"the answer {answer!r} has no tokens")
+    return [tokenizer.bos, *prefix], rest
 
 
 class BackboneLM(LM):
     """lm-eval's interface to a LanguageModel; decoding is greedy and ends at BOS, which also separates documents.
 
     max_length: tokens of a request that the model reads at most, the earliest are left out; None for no bound.
-    truncated: per task, how many requests were cut to that.
+    truncated: task, document and number of every request that was cut to that.
     """
 
     def __init__(
@@ -63,7 +66,7 @@ class BackboneLM(LM):
         super().__init__()
         self.model, self.tokenizer = model.eval(), tokenizer
         self.batch_size, self.max_length, self._device = batch_size, max_length, torch.device(device)
-        self.truncated: Counter[str | None] = Counter()
+        self.truncated: set[tuple[str | None, int | None, int]] = set()
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """Per request (context, continuation): ln p(continuation | context), and whether greedy decoding gives it."""
@@ -84,6 +87,8 @@ class BackboneLM(LM):
         pairs, owners = [], []
         for i, request in enumerate(requests):
             tokens = self.tokenizer.encode(request.args[0])
+            if request.args[0] and not tokens:
+                raise ValueError(f"the text {request.args[0]!r} has no tokens")
             length = self.max_length or max(1, len(tokens))
             windows = get_rolling_token_windows(tokens, prefix_token=self.tokenizer.bos, max_seq_len=length, context_len=1)
             for context, continuation in map(make_disjoint_window, windows):
@@ -114,7 +119,7 @@ class BackboneLM(LM):
     def _truncate(self, tokens: list[int], request: Instance) -> list[int]:
         if self.max_length is None or len(tokens) <= self.max_length:
             return tokens
-        self.truncated[request.task_name] += 1
+        self.truncated.add((request.task_name, request.doc_id, request.idx))
         return tokens[-self.max_length :]
 
 
@@ -143,91 +148,49 @@ def evaluate_benchmarks(
     if batch_size < 1 or (max_length is not None and max_length < 1):
         raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be at least 1")
     names = benchmark_names(tasks)
-    manager = _task_manager(names, include_path)
+    manager = task_manager(names, include_path)
     lm = BackboneLM(model, tokenizer, batch_size=batch_size, max_length=max_length, device=device)
-    with _quiet():
-        loaded = _load(manager, names)
-        for task in loaded["tasks"].values():
-            _set_shots(task, num_fewshot, seed)
-        results = evaluator.evaluate(lm, loaded, limit=limit, bootstrap_iters=0)
-    return [row for name, task in loaded["tasks"].items() for row in _measurements(name, task, results, lm)]
+    rows = []
+    with quiet(), _reading_anew(all(is_local(c) for name in names for _, c in leaves(name, manager.task_index))):
+        loaded = {task: found for name in names for task, found in _load(manager, name).items()}
+        for name, task in loaded.items():
+            with Blame(name, "cannot be loaded"):
+                _set_shots(task, num_fewshot, seed)
+        # One after another, so that what fails has a name.
+        for name, task in loaded.items():
+            with Blame(name, "cannot be scored"):
+                results = evaluator.evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
+                rows += _measurements(name, task, results, lm)
+    return rows
 
 
-def task_versions(tasks: str | Sequence[str], include_path: str | None) -> dict[str, str]:
-    """Per name asked for, what decides the meaning of its scores: lm-eval's version and a digest of its tasks' YAML.
+def _load(manager: TaskManager, name: str) -> dict[str, Task]:
+    members = [leaf for leaf, _ in leaves(name, manager.task_index) if leaf in manager.task_index and leaf != name]
 
-    The YAML holds the tasks' own versions. Folders are left out, so that the digest is the same on every machine.
-    Reads no data. Raises ValueError like evaluate_benchmarks.
-    """
-    names = benchmark_names(tasks)
-    index = _task_manager(names, include_path).task_index
-    versions = {}
-    for name in names:
-        configurations = json.dumps(list(_leaves(name, index)), sort_keys=True, default=str)
-        digest = hashlib.sha256(re.sub(r'"/[^"]*/', '"', configurations).encode()).hexdigest()
-        versions[name] = f"{importlib.metadata.version('lm_eval')}-{digest[:8]}"
-    return versions
+    def blame_member(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for member in members if error else []:
+            with Blame(member, "cannot be loaded"):
+                manager.load([member])
+
+    with Blame(name, "cannot be loaded"), contextlib.ExitStack() as stack:
+        stack.push(blame_member)
+        return manager.load([name])["tasks"]
 
 
-def benchmark_names(tasks: str | Sequence[str]) -> list[str]:
-    """The names in a comma list or a sequence. Raises ValueError when there are none."""
-    given = tasks.split(",") if isinstance(tasks, str) else tasks
-    names = [name.strip() for name in given if name.strip()]
-    if not names:
-        raise ValueError(f"eval.tasks={tasks!r} names no benchmark; e.g. eval.tasks=offline")
-    return names
-
-
-def _task_manager(names: Sequence[str], include_path: str | None) -> TaskManager:
-    """Knows the built-in tasks and include_path; lm-eval's own too, 10 s to index, when a name is in neither."""
-    if include_path is not None and not Path(include_path).is_dir():
-        raise ValueError(f"eval.include_path={include_path!r} is not a folder of lm-eval task YAMLs")
-    folders = [OFFLINE_TASKS, *([Path(include_path)] if include_path else [])]
-    for include_defaults in (False, True):
-        with _quiet():
-            manager = TaskManager(include_path=folders, include_defaults=include_defaults)
-        leaves = [leaf for name in names for leaf in _leaves(name, manager.task_index)]
-        if all(leaf in manager.task_index for leaf, _ in leaves):
-            return manager
-    missing = [leaf for leaf, config in leaves if config is None]
-    if not missing:
-        return manager
-    near = difflib.get_close_matches(missing[0], manager.all_tasks) or ["offline"]
-    raise ValueError(f"unknown lm-eval task {missing[0]!r}; nearest: {', '.join(near)}")
-
-
-def _leaves(member: str | Mapping[str, Any], index: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """The tasks below a task, group or tag, each with its configuration; None for a name that the index lacks.
-
-    A member of a group may be a mapping: a name with overrides, or a task or group that the index lacks, defined in place.
-    """
-    overrides = {} if isinstance(member, str) else dict(member)
-    name = overrides.get("group") or overrides.get("task") or member
-    entry = index.get(name)
-    kind = entry.kind.name if entry else None
-    if kind == "TAG":
-        children = sorted(entry.tags)
-    elif kind == "GROUP" or "group" in overrides:
-        children = overrides.get("task") or entry.cfg["task"]
-    else:
-        yield name, ({**(entry.cfg if entry else {}), **overrides} or None)
-        return
-    for child in children:
-        yield from _leaves(child, index)
-
-
-def _load(manager: TaskManager, names: Sequence[str]) -> dict[str, Any]:
-    loaded = {"tasks": {}, "groups": {}, "group_map": {}}
-    for name in names:
+@contextlib.contextmanager
+def _reading_anew(local: bool) -> Iterator[None]:
+    """Nothing that datasets kept counts: it tells local files by path and time alone, and functions by their names."""
+    caching, cache = datasets.is_caching_enabled(), datasets.config.HF_DATASETS_CACHE
+    with tempfile.TemporaryDirectory() as folder:
+        datasets.disable_caching()
+        # What came from the hub is not to come again.
+        datasets.config.HF_DATASETS_CACHE = Path(folder) if local else cache
         try:
-            found = manager.load([name])
-        except (OSError, LookupError, TypeError, ImportError) as error:
-            # Data that cannot be reached or read; a split, a setting or a function that the YAML names and that is not there.
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"lm-eval task {name!r} cannot be loaded ({reason}); `offline` needs no download") from error
-        for part, entries in found.items():
-            loaded[part] |= entries
-    return loaded
+            yield
+        finally:
+            datasets.config.HF_DATASETS_CACHE = cache
+            if caching:
+                datasets.enable_caching()
 
 
 def _set_shots(task: Task, num_fewshot: int | None, seed: int) -> None:
@@ -238,42 +201,37 @@ def _set_shots(task: Task, num_fewshot: int | None, seed: int) -> None:
     elif configured is None:
         task.set_config(key="num_fewshot", value=0)
     task.set_fewshot_seed(seed=seed)
+    shots, examples = task.get_config("num_fewshot"), task.fewshot_docs()
+    if shots and examples is not None and shots > (count := len(list(examples))):
+        raise ValueError(f"num_fewshot={shots} asks for more than its {count} examples")
 
 
 def _measurements(name: str, task: Task, results: Mapping[str, Any], lm: BackboneLM) -> Iterator[Measurement]:
     where = {"benchmark": name, "shots": int(task.get_config("num_fewshot"))}
     samples = results["samples"][name]
+    documents = {sample["doc_id"]: sample["doc"] for sample in samples}
     for key, value in results["results"][name].items():
         metric, _, chosen = key.partition(",")
         if not chosen or metric.endswith("_stderr"):
             continue
+        if not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"its metric {key!r} is {value!r}, not a number")
         scores = [sample[metric] for sample in samples if sample["filter"] == chosen and metric in sample]
         piece = where if chosen == "none" else {**where, "metric_filter": chosen}
-        yield Measurement(METRIC_NAMES.get(metric, metric), float(value), "test", piece, len(scores), _examples(scores, value))
+        count = len(scores) or len(documents)
+        yield Measurement(METRIC_NAMES.get(metric, metric), float(value), "test", piece, count, _examples(scores, value))
     if task.OUTPUT_TYPE == "multiple_choice":
-        chances = [1 / len(task.doc_to_choice(sample["doc"])) for sample in samples]
+        chances = [1 / len(task.doc_to_choice(doc)) for doc in documents.values()]
         yield Measurement("chance", sum(chances) / len(chances), "test", where, len(chances))
     if lm.max_length is not None:
         count = len(task.instances)
-        yield Measurement("truncated", lm.truncated[name] / count, "test", where, count)
+        cut = sum(task_name == name for task_name, *_ in lm.truncated)
+        yield Measurement("truncated", cut / count, "test", where, count)
 
 
 def _examples(scores: Sequence[Any], value: float) -> tuple[float, ...] | None:
     """The scores of the documents where the value is their mean; a perplexity or a corpus score has none."""
-    if not all(isinstance(score, (int, float)) for score in scores):
+    if not scores or not all(isinstance(score, (int, float)) for score in scores):
         return None
     examples = tuple(float(score) for score in scores)
     return examples if math.isclose(math.fsum(examples) / len(examples), value, rel_tol=1e-9, abs_tol=1e-12) else None
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Holds back lm-eval's log and its progress bars; errors still reach the caller as exceptions."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -18,8 +18,8 @@ FOREIGN = {
     "reports": {"models", "tasks", "torch", "suite"},
 }
 ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics"}
-ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/lm_eval.py"}
-ONE_PLACE |= {"datasets": "tasks/offline/data.py"}
+ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/lm_eval"}
+ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/lm_eval")}
 
 
 def imported(path: Path) -> set[str]:

@@ -1,0 +1,44 @@
+"""Losses stay what they were, and a state of the code is declared equal only where its own losses did."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from suite.code_state import TABLE
+from tests.golden import CASES, LOSSES, declared, differences, losses
+
+GOLDEN = json.loads(LOSSES.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_first_losses_are_the_golden_ones(case):
+    found = losses(case)
+    assert not differences({case: found}, GOLDEN), f"{found} is not {GOLDEN.get(case)}; meant so: python -m tests.golden --renew"
+
+
+def test_a_loss_that_differs_in_the_sixth_digit_is_found():
+    (case, *_) = GOLDEN
+    values = GOLDEN[case]
+    assert differences({case: [*values[:-1], values[-1] + 2e-6]}, GOLDEN) == [case]
+    assert differences({case: values[:-1]}, GOLDEN) == differences({"new mqar": values}, GOLDEN)[:0] + [case]
+    assert differences({case: [*values[:-1], values[-1] + 1e-7]}, GOLDEN) == []
+    assert differences({case: [*values[:-1], float("nan")]}, GOLDEN) == [case]
+
+
+def test_a_state_is_equal_to_the_one_before_unless_its_losses_differ():
+    before = {"gla mqar": [["a"]], "hawk mqar": [["b"]], "hawk parity": [["c"]]}
+    now = {"gla mqar": "A", "hawk mqar": "b", "hawk parity": "C", "mlstm mqar": "D"}
+    assert declared(before, now, set()) == {
+        "gla mqar": [["a", "A"]], "hawk mqar": [["b"]], "hawk parity": [["c", "C"]], "mlstm mqar": [["D"]],
+    }  # fmt: skip
+    assert declared(before, now, {"gla parity"})["hawk parity"] == [["c"], ["C"]]
+    assert declared(before, now, {"hawk mqar"})["hawk parity"] == [["c"], ["C"]]
+    assert declared(before, now, {"hawk mqar"})["gla mqar"] == [["a", "A"]]
+
+
+def test_the_table_is_a_list_of_states_a_model_and_task():
+    table = json.loads(TABLE.read_text())
+    assert all(len(state) == 6 for groups in table.values() for group in groups for state in group)
+    assert {name for name in CASES if not name.startswith("gla ")} <= set(table)
