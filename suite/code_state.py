@@ -34,8 +34,30 @@ class Definition(NamedTuple):
 
 def code_state(config: Mapping[str, Any]) -> str:
     """The state of the code that trains a run of this settled configuration; worked out once a process."""
+    return _state(*_parts(config))
+
+
+def _parts(config: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
     model = config["model"]
-    return _state(tuple(sorted({model[name]["type"] for name in model["pattern"]})), config["task"]["type"], config["backend"])
+    return tuple(sorted({model[name]["type"] for name in model["pattern"]})), config["task"]["type"], config["backend"]
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run keeps of the code that trains it: its state, and of what it is the state."""
+    mixers, task, backend = _parts(config)
+    return {"states": [_state(mixers, task, backend)], "mixers": list(mixers), "task": task, "backend": backend}
+
+
+def age(record: Any) -> str:
+    """Whether a run's record is of "today"'s code or of "another" state, or "unknown" where there is none."""
+    try:
+        now = _state(tuple(map(str, record["mixers"])), str(record["task"]), str(record["backend"]))
+        return "today" if all(same_state(str(state), now) for state in record["states"]) else "another"
+    except (TypeError, KeyError):
+        return "unknown"
+    except (OSError, ValueError):
+        # Its mixer or its task is no more.
+        return "another"
 
 
 def same_state(one: str, other: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -113,7 +114,8 @@ class Recorder(AbstractContextManager):
 def _kind(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
-    allocator = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    told = error if error.__cause__ is None else error.__cause__
+    allocator = isinstance(told, RuntimeError) and any(words in str(told) for words in NO_MEMORY)
     return "out_of_memory" if allocator or isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
 
 
@@ -131,6 +133,7 @@ class Work:
         self.run, self.directory, self.command, self.listener = run, directory, command, listener
         self.before = directory.status()
         self.failures = dict(self.before.failures)
+        self.remade: set[Evaluation] = set()
         self._model: Backbone | None = None
 
     def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
@@ -172,7 +175,11 @@ class Work:
         failure = self.failures.get(Path(stage.file_name).stem, {})
         if failure.get("attempt") == self.command.token:
             return False
-        return made is None or (self.command.force and made.get("attempt") != self.command.token)
+        left = made is None or (self.command.force and made.get("attempt") != self.command.token)
+        if left and os.path.lexists(self.directory.stage_file(stage)):
+            # Of an older version, or by request: it makes room when the new one is there.
+            self.remade.add(stage)
+        return left
 
     def _has_weights(self) -> bool:
         """Whether the trained weights can be read. Where not, training brings them back, and its result is made again."""
@@ -201,7 +208,7 @@ class Work:
             else:
                 device = select_device(self.run.config["compute"]["device"])
                 measured = evaluate(stage, self.model(), task, self.run.config, batch_size=64, device=device)
-                if self.command.force:
+                if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
                 self.directory.write_stage(stage, measured, attempt=self.command.token)
         return recorder.is_made

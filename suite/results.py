@@ -20,7 +20,10 @@ from typing import Any
 
 import pandas as pd
 
+from suite.code_state import age
 from suite.foreign import inert, parse_line, read_json, read_lines, reason_of
+from suite.identity import canonical_json, digest
+from suite.versions import measured, superseded
 
 SCHEMA = 1
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
@@ -33,6 +36,8 @@ CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second
 def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row a run: RUN_COLUMNS, `reason`, `failed_stage` and `failed_step` of its status, every fact, MACHINE_COLUMNS.
 
+    code: whether "today"'s code trained the run, "another" state of it, or one that is "unknown" (see suite.code_state).
+
     run_ids: only these runs; None for all. Raises ValueError when there is none.
     """
     root = Path(root)
@@ -43,6 +48,7 @@ def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.Da
 def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """Tidy rows: RUN_COLUMNS, the facts, one column a slice (`position`, `num_pairs`, `benchmark`, ...), ROW_COLUMNS.
 
+    `superseded` says that a newer result measured the same by another version of its benchmark, or of the data behind it.
     `slice` spells the slices out ("benchmark=recall, shots=1") and is empty for a score over the whole split;
     `evaluation` is the file's name. A slice hides a fact of the same name. Raises ValueError when there is no run.
     """
@@ -167,7 +173,7 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
             _skip(path, error)
             continue
         found = True
-        yield folder, facts | names | _status(folder, root)
+        yield folder, facts | names | {"code": age(content.get("code"))} | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
 
@@ -199,16 +205,25 @@ def _status(folder: Path, root: Path) -> dict[str, Any]:
 def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """Every result row of every finished stage, with the run that it belongs to."""
     for folder, run in _runs(root, run_ids):
+        stages, found = [], []
         for path in [*folder.glob("train.json"), *sorted(folder.glob("eval/*.json"))]:
             content = _read(path, root)
             if content is None:
                 continue
             try:
                 rows = [_flat_row(row, stage=content["stage"], evaluation=path.stem) for row in content["rows"]]
-            except (KeyError, TypeError, ValueError) as error:
+                own = "train" if path.parent == folder else f"{content['stage']}-{digest(canonical_json(content['settings']), 8)}"
+                # What was written before digests were does not say whose it is.
+                if "run_id" in content and (content["run_id"], own) != (folder.name, path.stem):
+                    raise ValueError("it belongs to another run or stage")
+                measured(content)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 _skip(path, f"a row of it is malformed ({type(error).__name__}: {error})")
                 continue
-            yield from ((run, row) for row in rows)
+            stages.append(content)
+            found.append(rows)
+        for rows, is_old in zip(found, superseded(stages), strict=True):
+            yield from ((run, row | {"superseded": is_old}) for row in rows)
 
 
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:

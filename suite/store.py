@@ -25,6 +25,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from suite.code_state import recorded
 from suite.environment import environment
 from suite.evaluations import Evaluation
 from suite.foreign import (
@@ -42,6 +43,7 @@ from suite.foreign import (
 from suite.identity import identity, run_id, with_neutral
 from suite.lock import RunLock
 from suite.plan import Run
+from suite.versions import measured, superseded
 from tasks.files import read_regular, remove_temporaries, write_atomically
 from tasks.task import Measurement
 
@@ -103,15 +105,21 @@ class RunDirectory:
         """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
         for folder in (self.path, self.checkpoints, self.path / "eval"):
             remove_temporaries(folder)
+        code = recorded(run.config)
         with contextlib.suppress(Damaged):
-            self.read()
+            whole, _ = self.read()
+            states = whole.get("code", {}).get("states", ["unknown"])
+            if code["states"][0] not in states and not os.path.lexists(self.stage_file(None)):
+                # What was begun by one state of the code and is ended by another is of both.
+                whole["code"] = {**code, "states": [*states, *code["states"]]}
+                self.write(self.path / "run.json", as_json(whole))
             return
         config = OmegaConf.to_yaml(run.config).encode()
         self.write(self.path / "config.yaml", config)
         if not os.path.lexists(self.path / "environment.json"):
             self.write(self.path / "environment.json", as_json(environment()))
         names = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
-        self.write(self.path / "run.json", as_json({**names, "config": hashlib.sha256(config).hexdigest()}))
+        self.write(self.path / "run.json", as_json({**names, "config": hashlib.sha256(config).hexdigest(), "code": code}))
 
     def read(self) -> tuple[dict[str, Any], bytes]:
         """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
@@ -148,7 +156,10 @@ class RunDirectory:
         return self.path / "train.json" if evaluation is None else self.path / "eval" / evaluation.file_name
 
     def read_stage(self, evaluation: Evaluation | None) -> dict[str, Any] | None:
-        """What a finished stage left; None where there is nothing. Raises Damaged for what is not whole."""
+        """What a finished stage left; None where there is nothing, or a newer result by another version of its benchmark.
+
+        Raises Damaged for what is not whole.
+        """
         path = self.stage_file(evaluation)
         if not os.path.lexists(path):
             return None
@@ -158,7 +169,18 @@ class RunDirectory:
                 raise ValueError("it belongs to another stage")
         except READING as error:
             raise Damaged(f"{path.relative_to(self.path)} is not whole ({reason_of(error)})") from error
-        return content
+        is_old = "version" in content["settings"] and superseded([*self.other_versions(content), content])[-1]
+        return None if is_old else content
+
+    def other_versions(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The results that measured the same by another version of its benchmark."""
+        found = []
+        for path in sorted((self.path / "eval").glob(f"{content['stage']}-*.json")):
+            with contextlib.suppress(*READING):
+                other = read_json(path, self.root)
+                if measured(other) == measured(content) and other["settings"] != content["settings"]:
+                    found.append(other)
+        return found
 
     def write_stage(self, evaluation: Evaluation | None, measurements: Sequence[Measurement], *, attempt: str) -> None:
         """What a stage measured. Where another worker was first, its numbers stay. Raises Superseded and OSError."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import math
 import os
 import sys
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +19,20 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from models.backends import obstacle
+from suite.code_state import age
 from suite.devices import select_device
 from suite.evaluations import STUDIES, Evaluation, planned_evaluations
 from suite.execute import FAILED, Command, is_done, missing_stages
 from suite.foreign import check_no_link, inert
 from suite.identity import digest
 from suite.launch import launcher_of
-from suite.plan import Run, check_one_place, plan
+from suite.plan import Run, check_one_place, plan, task_of
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
 from suite.ranges import check_graph, check_values
 from suite.request import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_task, trained_ids
-from suite.store import RunDirectory, Status, as_json
+from suite.store import Damaged, RunDirectory, Status, as_json
 from tasks.files import remove_temporaries, write_atomically
 
 SUCCESS, FAILURE, HELD = 0, 1, 3
@@ -40,6 +43,8 @@ def sweep(arguments: Sequence[str]) -> int:
     """Makes every run of a request; returns the exit status."""
     runs = plan(arguments)
     launch = launcher_of(arguments)
+    for run in runs:
+        task_of(run.config).prepare()
     results = results_folder(runs[0].config["paths"]["results"])
     write_request(runs, results, arguments)
     if launch is not None:
@@ -115,6 +120,7 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
     left = [run for run in runs if command.force or not is_done(run, RunDirectory(results, run.run_id))]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
+    _print_ages(runs, results)
     waits = runs[0].config["compute"].get("wait", True)
     display = ProgressDisplay(len(left))
     try:
@@ -124,6 +130,24 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     finally:
         display.close()
     return _summary(runs, results, display.failed)
+
+
+def _print_ages(runs: Sequence[Run], results: Path) -> None:
+    """Says what of the store was made by other code, or is about benchmarks as they were."""
+    ages, older = Counter(), 0
+    for run in runs:
+        directory = RunDirectory(results, run.run_id)
+        with contextlib.suppress(Damaged):
+            if directory.read_stage(None) is not None:
+                ages[age(directory.read()[0].get("code"))] += 1
+        for each in run.evaluations:
+            older += len(directory.other_versions({"stage": each.name, "settings": json.loads(each.settings)}))
+    told = {"another": "by another state of the code than today's", "unknown": "by an unknown state of the code"}
+    parts = [f"{ages[kind]} {words}" for kind, words in told.items() if ages[kind]]
+    if parts:
+        print(f"{ages.total()} runs are trained, {' and '.join(parts)}; model.version and task.version rename", file=sys.stderr)
+    if older:
+        print(f"{older} results of older versions of these benchmarks or of their data stand beside them", file=sys.stderr)
 
 
 def _held(runs: Sequence[Run], results: Path) -> dict[RunDirectory, tuple[Run, str]]:
