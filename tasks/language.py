@@ -127,24 +127,24 @@ class Language(Task):
         return rows
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """Floors in bits per byte, at the level of this tokenizer's ids.
+        """Floors in bits per byte, at the level of this tokenizer's ids, on the scored part of `split`.
 
-        unigram: the entropy of the training text's ids. trigram: what Witten-Bell trigram counts of at most
-        TRIGRAM_TOKENS training tokens give on the scored part of `split`, from the same two tokens as the models see.
+        unigram: what the counts of the training text's ids give, smoothed as in tasks/ngram.py. trigram: what Witten-Bell
+        trigram counts of at most TRIGRAM_TOKENS training tokens give, from the same two tokens as the models see.
         """
-        train, bos = self._tokens["train"].records, self.tokenizer.bos
-        words = train["id"][train["id"] != bos]
-        train_bytes = int(train["num_bytes"].sum())
-        unigram = unigram_bits(words, self.vocab_size) * len(words) / train_bytes
+        train, bos = self._tokens["train"].records["id"], self.tokenizer.bos
         records = self._records(split, slice(None))
         runs = records["id"].astype(np.int64)
+        asked, num_bytes = runs[runs != bos], int(records["num_bytes"].sum())
         padded = np.pad(runs, ((0, 0), (2, 0)), constant_values=bos)
         contexts = np.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)[runs != bos]
-        bits = trigram_bits(train["id"][:TRIGRAM_TOKENS].astype(np.int64), contexts, runs[runs != bos], self.vocab_size)
-        num_bytes = int(records["num_bytes"].sum())
+        floors = {
+            "unigram": unigram_bits(train[train != bos], asked, self.vocab_size),
+            "trigram": trigram_bits(train[:TRIGRAM_TOKENS].astype(np.int64), contexts, asked, self.vocab_size),
+        }
         return [
-            Measurement("unigram_bits_per_byte", unigram, split, {}, train_bytes),
-            Measurement("trigram_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes),
+            Measurement(f"{name}_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes)
+            for name, bits in floors.items()
         ]
 
 
