@@ -45,12 +45,13 @@ def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd
     `evaluation` is the file's name. A slice hides a fact of the same name. Raises ValueError when there is no run.
     """
     rows = [{**run, **row} for run, row in _rows(Path(root), run_ids)]
-    return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns="examples", errors="ignore")
+    return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns=["examples", "groups"], errors="ignore")
 
 
 def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row an example of every result that keeps its examples: the columns of `load_results` less the facts, and
-    `example` (its index within the split) and `value` (NaN where the example has none).
+    `example` (its index within the split), `value` (NaN where the example has none) and `document`, the number of what it
+    is a part of (NaN where that is not known, or it stands by itself).
     """
     kept = set(RUN_COLUMNS)
     rows = [
@@ -58,9 +59,10 @@ def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> p
         for run, row in _rows(Path(root), run_ids)
         if row["examples"]
     ]
-    table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"]).drop(columns="value")
-    table = table.explode(["example", "examples"], ignore_index=True).rename(columns={"examples": "value"})
-    return table.astype({"example": "int64", "value": "float64"})
+    table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups"]).drop(columns="value")
+    table = table.explode(["example", "examples", "groups"], ignore_index=True)
+    table = table.rename(columns={"examples": "value", "groups": "document"})
+    return table.astype({"example": "int64", "value": "float64", "document": "float64"})
 
 
 def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -150,9 +152,18 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
             continue
         facts = {key: value for key, value in content["facts"].items() if _is_scalar(value)}
         found = True
+        if "state_counted" not in facts:
+            facts["state_counted"] = "as float32" if _narrow(folder / "config.yaml", root) else "as held"
         yield folder, facts | {"run_id": folder.name, "group_id": content.get("group_id")} | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
+
+
+def _narrow(path: Path, root: Path) -> bool:
+    """Whether a configuration trains under autocast, which runs did not say in their facts when state was counted as float32."""
+    if not path.is_file() or not path.resolve().is_relative_to(root.resolve()):
+        return False
+    return re.search(r"^ +autocast: bfloat16$", path.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) is not None
 
 
 def _machine(folder: Path, root: Path) -> dict[str, Any]:
@@ -193,7 +204,10 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
     slices, examples = dict(row["slice"]), row.get("examples") or []
-    taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"}
+    groups = row.get("groups") or [math.nan] * len(examples)
+    if len(groups) != len(examples):
+        raise ValueError(f"{len(groups)} groups of {len(examples)} examples")
+    taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
     if taken or not all(_is_scalar(value) for value in slices.values()):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
@@ -205,6 +219,7 @@ def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, 
         "value": _number(row["value"]),
         "count": int(row["count"]),
         "examples": [_number(value) for value in examples],
+        "groups": [float(group) for group in groups],
     }
 
 

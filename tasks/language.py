@@ -84,6 +84,15 @@ class Language(Task):
         runs = self._runs[split][indices]
         return self._tokens[split].records[runs[:, None] * self.seq_len + np.arange(self.seq_len)]
 
+    def groups(self, split: str) -> tuple[int, ...]:
+        """The document of every example, counted from the beginning of the split: that of most of its tokens, or the earlier."""
+        boundaries = np.flatnonzero(self._tokens[split].records["id"] == self.tokenizer.bos)
+        places = self._runs[split][:, None] * self.seq_len + np.arange(self.seq_len)
+        documents = np.searchsorted(boundaries, places)
+        # A BOS belongs to no document.
+        text = np.searchsorted(boundaries, places, side="right") == documents
+        return tuple(int(d[0] + np.bincount(d - d[0], weights=t).argmax()) for d, t in zip(documents, text, strict=True))
+
     def fingerprint(self) -> str:
         """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""
         parts = [self.tokenizer.fingerprint, *(self._tokens[split].digest for split in self.splits)]
@@ -96,7 +105,7 @@ class Language(Task):
         count, nats = int(asked.sum()), float(nll.sum())
         examples = tuple((nll.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).tolist())
         return [
-            Measurement("nll", nats / count, split, {}, count, examples),
+            Measurement("nll", nats / count, split, {}, count, examples, self.groups(split)),
             Measurement("perplexity", math.exp(nats / count), split, {}, count),
             Measurement("bits_per_byte", nats / math.log(2) / num_bytes, split, {}, num_bytes),
         ]
@@ -109,7 +118,7 @@ class Language(Task):
         """
         nll, asked = _gather(scored)
         sums, counts = nll.sum(axis=0), asked.sum(axis=0)
-        rows = []
+        rows, groups = [], self.groups(split)
         for metric, nats, count in (("nll", sums, counts), ("nll_so_far", sums.cumsum(), counts.cumsum())):
             # A position at which every example has BOS asks nothing.
             rows += [
@@ -123,7 +132,8 @@ class Language(Task):
             if inside.any():
                 place = {"position_low": low, "position_high": high}
                 count = int((inside > 0).sum())
-                rows.append(Measurement("nll", float(np.nanmean(examples)), split, place, count, tuple(examples.tolist())))
+                mean = float(np.nanmean(examples))
+                rows.append(Measurement("nll", mean, split, place, count, tuple(examples.tolist()), groups))
         return rows
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:

@@ -81,5 +81,7 @@ def _chance_of_last_in(taken: Sequence[int], slot: int, weights: np.ndarray) -> 
 def _first(slots: Sequence[int], weights: np.ndarray) -> float:
     """How likely these slots are drawn before all others: exponential clocks of these rates ring before the first other."""
     rest = weights.sum() - weights[slots].sum()
+    if len(slots) == len(weights):
+        return 1.0
     nodes, masses = LAGUERRE
-    return 1.0 if len(slots) == len(weights) else float(masses @ (1 - np.exp(-np.outer(nodes, weights[slots] / rest))).prod(axis=1))
+    return float(masses @ (1 - np.exp(-np.outer(nodes, weights[slots] / rest))).prod(axis=1))
