@@ -154,10 +154,10 @@ def test_two_ways_of_training_that_are_one_are_seldom_told_apart(arms: int) -> N
     assert told / 600 <= 0.07
 
 
-@pytest.mark.parametrize("floors", [2, 4, 6])
+@pytest.mark.parametrize("floors", [2, 5])
 def test_floors_that_are_one_are_seldom_told_apart(floors: int) -> None:
     generator, told = np.random.default_rng(0), 0
-    for _ in range(400):
+    for _ in range(150):
         values = generator.normal(size=(3, 1)) + generator.normal(size=(3, floors))
         rows = [
             over_runs(pd.DataFrame({"value": column, "cap": "c"}), "value", ["cap"], metric="nll").iloc[0].to_dict()
@@ -166,7 +166,7 @@ def test_floors_that_are_one_are_seldom_told_apart(floors: int) -> None:
         ]
         (said,) = broken({"nll": pd.DataFrame(rows)})
         told += said.count(",") < floors - 1 + ("best" not in said)
-    assert told / 400 <= 0.07
+    assert told / 150 <= 0.07
 
 
 def test_who_is_ahead_of_two_equal_models_is_seldom_decided() -> None:
