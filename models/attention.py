@@ -156,6 +156,10 @@ class Attention(SequenceMixer):
     def state_elements(self, seq_len: int) -> int:
         return 2 * self._tokens_held(seq_len) * self.num_heads * self.key_dim + 1
 
+    def state_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        """k and v are kept as they were computed."""
+        return dtype.itemsize * (self.state_elements(seq_len) - 1) + 4
+
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Two contractions of K with each of the keys a token sees, min(t, window) at token t, and the projections."""
         full = seq_len if self.window is None else min(seq_len, self.window)

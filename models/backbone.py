@@ -215,6 +215,10 @@ class Backbone(nn.Module, ABC):
         """Numbers held per sequence after seq_len tokens, over all blocks."""
         return sum(block.mixer.state_elements(seq_len) for block in self.blocks)
 
+    def state_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        """Bytes that the states of all blocks hold per sequence, see `SequenceMixer.state_bytes`."""
+        return sum(block.mixer.state_bytes(seq_len, dtype) for block in self.blocks)
+
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Contractions per token of the forward pass: mixers, MLPs, embedding and head."""
         blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)

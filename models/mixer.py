@@ -48,6 +48,10 @@ class SequenceMixer(nn.Module, ABC):
     def state_elements(self, seq_len: int) -> int:
         """Numbers held per sequence after seq_len tokens: constant for an RNN, linear for attention."""
 
+    def state_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        """Bytes held per sequence after seq_len tokens where matrix products give `dtype`; of a counter, 4 are counted."""
+        return 4 * self.state_elements(seq_len)
+
     @abstractmethod
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Contractions of the forward pass in its recurrent form, averaged over a sequence of seq_len tokens.

@@ -9,13 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.parts import Drawing, Frames
-from reports.split import VERDICTS, benchmark_title, classify, primary_scores, reading_order
+from reports.split import BENCHMARK, VERDICTS, benchmark_title, chance_of, classify, primary_scores, reading_order
 from reports.statistics import standard_error
 from reports.style import arms_in_order, marker_size, new_figure, plain, style_of
 from suite.metrics import METRICS
 
 PANELS_A_ROW = 5
-BENCHMARK = ["benchmark", "shots"]
 
 
 def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> Drawing:
@@ -50,7 +49,7 @@ def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], fu
 def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> pd.DataFrame:
     """One row an arm and benchmark: mean, standard_error, examples, seeds, chance, and the benchmark's verdict."""
     examples = primary_scores(frames.examples, metrics)
-    found = classify(examples, windows=windows, full=full).groupby(BENCHMARK, dropna=False)["verdict"]
+    found = classify(examples, windows=windows, full=full, chance=chance_of(frames)).groupby(BENCHMARK, dropna=False)["verdict"]
     # Sizes that disagree leave a benchmark undecided in a figure that shows them side by side.
     verdict = found.agg(lambda verdicts: verdicts.iloc[0] if verdicts.nunique() == 1 else "undecided").rename("verdict")
     per_example = examples.groupby(["arm", "model", "metric", *BENCHMARK, "example"], dropna=False)["value"].mean()
@@ -58,10 +57,7 @@ def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str
     grouped = per_example.groupby(["arm", "model", "metric", *BENCHMARK], dropna=False)
     table = grouped.agg(mean="mean", standard_error=standard_error, examples="size").reset_index()
     table = table.merge(verdict.reset_index(), on=BENCHMARK).merge(seeds.reset_index(), on=["arm", *BENCHMARK])
-    chance = frames.results[(frames.results["metric"] == "chance") & (frames.results["stage"] == "lm_eval")]
-    chance = chance.assign(shots=chance.get("shots", np.nan))
-    chance = chance.groupby(BENCHMARK, dropna=False)["value"].mean().rename("chance").reset_index() if len(chance) else None
-    table = table.assign(chance=np.nan) if chance is None else table.merge(chance, on=BENCHMARK, how="left")
+    table = table.merge(chance_of(frames).rename("chance").reset_index(), on=BENCHMARK, how="left")
     table["title"] = [benchmark_title(*key) for key in table[BENCHMARK].itertuples(index=False)]
     return table.sort_values(["benchmark", "shots", "arm"], key=reading_order, ignore_index=True)
 
@@ -74,12 +70,13 @@ def _rows_of(titles: pd.Series) -> list[list[str]]:
 
 def _score_panel(axes: Axes, data: pd.DataFrame, arms: Sequence[tuple[str, str]]) -> None:
     """Models downwards, their score to the right. arms: what stands at y = 0, 1, 2, ..."""
+    low, high = METRICS[data["metric"].iloc[0]].bounds
     for y, (arm, model) in enumerate(arms):
         point, style = data[data["arm"] == arm], style_of(model)
         axes.errorbar(
             point["mean"],
             [y] * len(point),
-            xerr=point["standard_error"],
+            xerr=[np.minimum(point["standard_error"], room) for room in (point["mean"] - low, high - point["mean"])],
             color=style.color,
             marker=style.marker,
             markersize=0.8 * marker_size(model),

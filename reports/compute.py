@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.figures import RESAMPLES
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed
 from reports.solver_settings import SETTING, is_fixed, is_stopped, setting_label
-from reports.study import of_stage, slice_names
+from reports.statistics import RESAMPLES, bootstrap_percentiles, t_interval
+from reports.study import drawn_from, of_stage, slice_names
 from reports.style import new_figure, shared_legend
 from suite.metrics import METRICS, axis_label
 
@@ -35,11 +35,13 @@ BOUNDS = "A range: between whole numbers of steps the loss of fixed steps is kno
 
 
 class Evaluated(NamedTuple):
-    """What every setting made of every document, [setting, seed, document]."""
+    """What every setting made of every window of the text, [setting, seed, window]; documents: of which each window is a part,
+    None where that is not known."""
 
     settings: pd.DataFrame
     nll: np.ndarray
     cost: np.ndarray
+    documents: np.ndarray | None = None
 
 
 def evaluated(frames: Frames, *, task: str, cost: str) -> Evaluated:
@@ -49,8 +51,9 @@ def evaluated(frames: Frames, *, task: str, cost: str) -> Evaluated:
     rows = rows[is_fixed(rows) | is_stopped(rows)]
     costs = of_stage(frames.examples, stage="solver", task=task, metric=cost)
     key = [*SETTING, "run_id", "example"]
-    both = rows[[*key, "value"]].merge(costs[[*key, "value"]], on=key, suffixes=("", "_cost")).dropna()
-    # A run that is not yet evaluated at every setting does not count, nor a document that some run lacks.
+    both = rows[[*key, "value", "document"]].merge(costs[[*key, "value"]], on=key, suffixes=("", "_cost"))
+    both = both.dropna(subset=["value", "value_cost"])
+    # A run that is not yet evaluated at every setting does not count, nor a window that some run lacks.
     evaluations = both.drop_duplicates([*SETTING, "run_id"])["run_id"].value_counts()
     both = both[both["run_id"].isin(evaluations.index[evaluations == evaluations.max()])]
     both = both[both.groupby("example")["value"].transform("size") == both.groupby([*SETTING, "run_id"]).ngroups]
@@ -59,32 +62,43 @@ def evaluated(frames: Frames, *, task: str, cost: str) -> Evaluated:
         raise NoData(f"no run of {task} was evaluated with fixed steps and with tolerances (stage solver)")
     both = both.sort_values(key)
     shape = (len(settings), both["run_id"].nunique(), both["example"].nunique())
-    return Evaluated(settings, *(both[column].to_numpy().reshape(shape) for column in ("value", "value_cost")))
+    document = both.groupby("example")["document"].first()
+    documents = document.to_numpy() if document.notna().all() else None
+    return Evaluated(settings, *(both[column].to_numpy().reshape(shape) for column in ("value", "value_cost")), documents)
 
 
 def equal_cost(found: Evaluated) -> pd.DataFrame:
     """One row a tolerance: its cost, its loss, and by how much that differs from fixed steps of the same cost.
 
     least, most: the difference to the upper and the lower bound of the fixed steps' loss, the true one lies between.
-    least_low, least_high, most_low, most_high: their 95 % bootstrap intervals over documents and seeds, each drawn for
-    all settings at once. verdict: "helps", "hurts", "undecided".
+    least_low, least_high, most_low, most_high: their 95 % intervals, NaN for a single seed. Their half widths are
+    those of the t interval over seeds and of the bootstrap over documents, added as independent errors are: the first
+    knows nothing of the text that all seeds share, the second nothing of other seeds. verdict: "helps", "hurts",
+    "undecided", "no interval".
     """
-    generator = np.random.default_rng(0)
-    _, seeds, documents = found.nll.shape
-    by_document = generator.multinomial(documents, np.full(documents, 1 / documents), size=RESAMPLES) / documents
-    by_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
-    drawn = [np.einsum("ksd,rs,rd->rk", values, by_seed, by_document, optimize=True) for values in (found.nll, found.cost)]
-    nll, cost = found.nll.mean(axis=(1, 2)), found.cost.mean(axis=(1, 2))
+    _, seeds, windows = found.nll.shape
+    names, document = np.unique(np.arange(windows) if found.documents is None else found.documents, return_inverse=True)
+    times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)[:, document]
+    nll, cost = ([values.mean((1, 2)), *values.mean(2).T, *_resampled(values.mean(1), times)] for values in found[1:3])
     fixed = np.flatnonzero(is_fixed(found.settings))
     rows = []
     for k in np.flatnonzero(~is_fixed(found.settings)):
-        row = found.settings.iloc[k].to_dict() | {"cost": cost[k], "nll": nll[k]}
-        row |= dict(zip(("least", "most"), _less_fixed(nll, cost, k, fixed), strict=True))
-        resampled = np.array([_less_fixed(*pair, k, fixed) for pair in zip(*drawn, strict=True)])
-        for name, values in zip(("least", "most"), resampled.T, strict=True):
-            row[f"{name}_low"], row[f"{name}_high"] = _bounds(values)
-        rows.append(row | {"verdict": _verdict(row), "seeds": seeds, "documents": documents})
+        row = found.settings.iloc[k].to_dict() | {"cost": cost[0][k], "nll": nll[0][k]}
+        # Of all runs together, of each seed, and of every draw of documents.
+        differences = np.array([_less_fixed(*pair, k, fixed) for pair in zip(nll, cost, strict=True)])
+        for name, values in zip(("least", "most"), differences.T, strict=True):
+            row[name], by_seed = values[0], t_interval(values[1 : 1 + seeds]).half_width
+            low, high = _bounds(values[1 + seeds :], bootstrap_percentiles(len(names)))
+            row[f"{name}_low"] = row[name] - np.hypot(by_seed, row[name] - low)
+            row[f"{name}_high"] = row[name] + np.hypot(by_seed, high - row[name])
+        counts = {"seeds": seeds, "windows": windows, "documents": np.nan if found.documents is None else len(names)}
+        rows.append(row | {"verdict": _verdict(row)} | counts)
     return pd.DataFrame(rows).sort_values("cost", ignore_index=True)
+
+
+def _resampled(values: np.ndarray, times: np.ndarray) -> np.ndarray:
+    """The means of values [setting, window] for each draw of windows [draw, window]: [draw, setting]."""
+    return times @ values.T / times.sum(axis=1, keepdims=True)
 
 
 def _less_fixed(nll: np.ndarray, cost: np.ndarray, k: int, fixed: np.ndarray) -> tuple[float, float]:
@@ -110,16 +124,16 @@ def _less_fixed(nll: np.ndarray, cost: np.ndarray, k: int, fixed: np.ndarray) ->
 
 
 def _verdict(row: Mapping[str, float]) -> str:
-    if np.isnan(row["least_low"]):
+    if np.isnan(row["least_low"]) or np.isnan(row["most_high"]):
         return "no interval"
     # least is below most: the upper bound is taken off for it.
     return "helps" if row["most_high"] < 0 else "hurts" if row["least_low"] > 0 else "undecided"
 
 
-def _bounds(values: np.ndarray) -> tuple[float, float]:
+def _bounds(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
     if np.isnan(values).mean() > 0.025:
         return np.nan, np.nan
-    low, high = np.nanpercentile(values, (2.5, 97.5))
+    low, high = np.nanpercentile(values, percentiles)
     return float(low), float(high)
 
 
@@ -157,9 +171,15 @@ def fixed_or_stopped(frames: Frames, *, task: str, steps: int, costs: Sequence[s
     panels[0, 0].set_ylabel(f"{axis_label('nll')},\ndifference to {steps} steps")
     panels[1, 0].set_ylabel("tolerance less fixed steps\nof the same cost [nats/token]")
     shared_legend(figure)
-    documents = f"{comparison['documents'].iloc[0]} documents and {comparison['seeds'].iloc[0]} seeds"
-    intervals = f"Thin: 95 % bootstrap over {documents}, drawn for all settings at once. Below zero, stopping early helps."
+    intervals = f"Thin: {_intervals(comparison)} Below zero, stopping early helps."
     return Drawing(pd.concat(parts, ignore_index=True), figure, (BOUNDS, intervals))
+
+
+def _intervals(comparison: pd.DataFrame) -> str:
+    seeds, windows, documents = comparison[["seeds", "windows", "documents"]].iloc[0]
+    if seeds == 1:
+        return "one seed, and so no intervals and no verdicts."
+    return f"95 % intervals, t over {seeds:.0f} seeds and bootstrap over {drawn_from(windows, documents)}, added in quadrature."
 
 
 def _curves(axes: Axes, found: Evaluated, cost: str, steps: int) -> pd.DataFrame:
@@ -201,8 +221,7 @@ def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
     data = pd.concat([comparison.assign(unit=cost) for cost, comparison in comparisons.items()], ignore_index=True)
     header = ("tolerance", "a token costs", "steps", "NLL less fixed steps of the same cost", "95 % interval", "stopping early")
     notes = [answer(comparison, cost) for cost, comparison in comparisons.items()]
-    spread = f"{data['documents'].iloc[0]} documents and {data['seeds'].iloc[0]} seeds"
-    interval = f"Interval: bootstrap over {spread}; that of few seeds is too narrow, and each row is a test of its own."
+    interval = f"Interval: {_intervals(data)} Each row is a test of its own."
     return Table(data, header, tuple(rows), (*notes, BOUNDS, interval))
 
 

@@ -53,7 +53,7 @@ def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[s
     parts = {"nll": _less(frames, task, baseline)}
     for metric in ("readout_error", "readout_error_worst", STEPS, TIME, "microseconds_per_token"):
         rows = decoder_rows(frames.results, task=task, metric=metric, whole=True)
-        parts[metric] = over_runs(rows, "value", ["decoder", *DECODER])
+        parts[metric] = over_runs(rows, "value", ["decoder", *DECODER], metric=metric)
     data = pd.concat([part.assign(metric=metric) for metric, part in parts.items()], ignore_index=True)
     data = in_reading_order(_asked(data, decoders))
     if data.empty:
@@ -78,7 +78,7 @@ def _less(frames: Frames, task: str, baseline: str) -> pd.DataFrame:
         raise NoData(f"no run was decoded with {baseline}, against which the others are compared")
     paired = rows.merge(at[["run_id", "value"]], on="run_id", suffixes=("", "_reference"))
     paired["difference"] = paired["value"] - paired["value_reference"]
-    return over_runs(paired, "difference", ["decoder", *DECODER])
+    return over_runs(paired, "difference", ["decoder", *DECODER], metric="nll", difference=True)
 
 
 def _cell(found: pd.DataFrame, metric: str) -> Cell:
@@ -121,7 +121,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: 
         rows = _asked(rows, decoders)
         if rows.empty:
             raise NoData(f"no run was decoded with {', '.join(decoders)} by position (stage decode)")
-        parts.append(over_runs(rows, "value", ["decoder", *DECODER, *BAND]).assign(metric=metric))
+        parts.append(over_runs(rows, "value", ["decoder", *DECODER, *BAND], metric=metric).assign(metric=metric))
     data = in_reading_order(pd.concat(parts, ignore_index=True))
     data["position"] = band_center(data)
     figure = new_figure(2.6 + 3.3 * len(metrics), 3.6)

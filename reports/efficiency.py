@@ -11,7 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodF
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.style import arms_in_order, backend_dashes, line_style, marker_size, new_figure, plain, shared_legend, style_of
-from reports.tables import outcome_notes
+from reports.tables import outcome_notes, state_notes
 from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model", "backend"]
@@ -170,7 +170,8 @@ def costs(frames: Frames, *, works: Sequence[str]) -> Table:
                     (Cell(work), Cell(arm), Cell(row["backend"]), Cell(place), *(make(row) for _, make in shown.values()))
                 )
     header = ("work", "model", "backend", "sequences x tokens", *(title for title, _ in shown.values()))
-    return Table(whole, header, tuple(rows), (*_ceilings(whole), *missing_cells(whole), *outcome_notes(frames.cells)))
+    notes = (*_ceilings(whole), *missing_cells(whole), *outcome_notes(frames.cells), *state_notes(frames.runs))
+    return Table(whole, header, tuple(rows), notes)
 
 
 def _longest(rows: pd.DataFrame) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
 from reports.parts import Drawing, Frames, NoData
-from reports.statistics import bootstrap_intervals, t_interval
+from reports.study import BAND, band_center, bootstrapped, drawn_from, seed_summary
 from reports.style import (
     arms_in_order,
     families_in_order,
@@ -23,10 +23,8 @@ from reports.style import (
     style_of,
     task_label,
 )
+from reports.tables import state_notes
 from suite.metrics import axis_label
-
-RESAMPLES = 2000
-"""Bootstrap draws behind a band: enough that its edges move by less than a line's width."""
 
 
 def nll_difference_by_position(frames: Frames, *, metric: str, split: str, baseline: str, zoom_without: Sequence[str]) -> Drawing:
@@ -46,35 +44,33 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
         figure.axes[1].set_title("enlarged, without the sliding windows")
     shared_legend(figure)
     below = f"Below zero: better than {baseline}. "
-    bands = f"Bands: 95 % paired bootstrap over {data['documents'].max()} documents, seeds averaged per document."
+    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
+    bands = f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."
     return Drawing(data, figure, (below + bands,))
 
 
 def position_differences(examples: pd.DataFrame, *, metric: str, split: str, baseline: str) -> pd.DataFrame:
-    """One row an arm and band of positions: `position` (the band's geometric centre, from 1), mean, low, high, documents."""
+    """One row an arm and band of positions: position (its centre, from 1), mean, low, high, windows, documents."""
     rows = examples[(examples["stage"] == "position") & (examples["metric"] == metric) & (examples["split"] == split)]
     if rows.empty or "position_low" not in rows:
         raise NoData(f"no run has {metric} by position (stage position)")
-    band = ["position_low", "position_high"]
-    per_document = rows.groupby(["arm", "model", "size", "data", *band, "example"], dropna=False)["value"].mean().reset_index()
-    references = per_document[per_document["model"] == baseline]
+    grouped = rows.groupby(["arm", "model", "size", "data", *BAND, "example"], dropna=False)
+    per_window = grouped.agg(value=("value", "mean"), document=("document", "first")).reset_index()
+    references = per_window[per_window["model"] == baseline]
     if references.empty:
         raise NoData(f"no run of the baseline {baseline} has {metric} by position")
     if references.groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
         raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
-    paired = per_document.merge(references, on=["size", "data", *band, "example"], suffixes=("", "_baseline"))
+    paired = per_window.merge(references, on=["size", "data", *BAND, "example"], suffixes=("", "_baseline"))
+    paired["document"] = paired["document"].fillna(paired["document_baseline"])
     paired["difference"] = paired["value"] - paired["value_baseline"]
     differences = []
     for (arm, model), group in paired[paired["model"] != baseline].groupby(["arm", "model"]):
-        wide = group.pivot_table(index="example", columns=band, values="difference")
-        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0)
-        table = wide.columns.to_frame(index=False).assign(arm=arm, model=model, mean=mean, low=low, high=high)
-        differences.append(table.assign(documents=wide.notna().sum().to_numpy()))
+        differences.append(bootstrapped(group).assign(arm=arm, model=model))
     if not differences:
         raise NoData(f"{baseline} is the only model with {metric} by position")
     table = pd.concat(differences, ignore_index=True)
-    table["position"] = np.sqrt((table["position_low"] + 1) * table["position_high"].clip(lower=table["position_low"] + 1))
-    return table
+    return table.assign(position=band_center(table))
 
 
 def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
@@ -91,7 +87,7 @@ def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
-    """Accuracy against the state that a model carries, mean over seeds with 95 % t intervals where there are several.
+    """Accuracy against the state that a model carries: the mean over seeds and, where there are several, each of them.
 
     A line joins the arms of one model, from the smallest state to the largest (as in Arora et al., arXiv 2402.18668).
     One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. What a
@@ -105,7 +101,8 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
         axes.set_title(part.replace("_", " ").replace("=", ": "))
     figure.axes[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
     shared_legend(figure)
-    notes = ["Models that would hide one another are drawn side by side."]
+    shown = frames.runs[frames.runs["arm"].isin(data["arm"]) & (frames.runs["task"] == task)]
+    notes = ["Models that would hide one another are drawn side by side. Small marks are the seeds.", *state_notes(shown)]
     by_family = data.groupby("family", sort=False)[["arm", "state_bytes"]].nunique()
     constant = by_family.index[(by_family["arm"] > 1) & (by_family["state_bytes"] == 1)]
     if len(constant):
@@ -114,7 +111,7 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
 
 
 def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
-    """One row an arm and slice: state_bytes, seeds, mean, low, high, reachable (the most it can), chance."""
+    """One row an arm and slice: state_bytes, the `seed_summary`, reachable (the most it can), chance."""
     rows = results[(results["task"] == task) & (results["stage"] == stage) & (results["split"] == split)]
     rows = rows[rows["state_bytes"] > 0].dropna(subset="value") if "state_bytes" in rows else rows.iloc[:0]
     scores = rows[rows["metric"] == "accuracy"]
@@ -124,9 +121,10 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
         raise NoData(f"no run has the accuracy of {task} (stage {stage})")
     known = rows.groupby(["metric", "arm", "slice"])["value"].mean()
     return pd.DataFrame(
-        {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0], "seeds": len(group)}
+        {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0]}
         | {"family": group["family"].iloc[0]}
-        | t_interval(group["value"].to_numpy())._asdict()
+        | seed_summary(group["value"].to_numpy(), "accuracy")
+        | {"seeds": len(group)}
         | {"reachable": known.get(("reachable_accuracy", arm, part), np.nan)}
         | {"chance": known.get(("chance", arm, part), np.nan)}
         for (arm, model, part), group in scores.groupby(["arm", "model", "slice"], sort=False)
@@ -139,7 +137,8 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
         line, style = data[data["family"] == family].sort_values("state_bytes"), style_of(model)
         moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points")
         look = {"color": style.color, "transform": moved}
-        axes.vlines(line["state_bytes"], line["low"], line["high"], linewidth=1.1, **look)
+        each = line[line["seeds"] > 1].explode("each")
+        axes.plot(each["state_bytes"], each["each"], ".", markersize=4, alpha=0.6, **look)
         bounded = line[line["reachable"] < 1]
         axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **look)
         axes.plot(line["state_bytes"], line["mean"], linewidth=style.width, linestyle=style.dashes, **look)

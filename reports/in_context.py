@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.statistics import t_interval
+from reports.statistics import seed_interval
+from reports.study import seed_summary, spread
 from reports.style import families_in_order, line_style, new_figure, plain, shared_legend, style_of
 from reports.tables import notes_on
 from suite.metrics import METRICS, axis_label
@@ -57,7 +58,7 @@ def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
     # A reference is the same whichever model's run it stands beside.
     rows = rows.drop_duplicates([*VARIANT, "family", "seed", "position"])
     grouped = rows.groupby([*VARIANT, "metric", "family", "model", "position"], dropna=False)["value"]
-    table = grouped.apply(lambda values: pd.Series(t_interval(values.to_numpy())._asdict())).unstack()
+    table = grouped.apply(lambda values: pd.Series(seed_interval(values.to_numpy(), "squared_error")._asdict())).unstack()
     return table.reset_index().merge(
         grouped.size().rename("seeds").reset_index(), on=[*VARIANT, "metric", "family", "model", "position"]
     )
@@ -151,7 +152,7 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
 
 
 def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
-    """One row a variant and line: mean, half_width and seeds of the last quarter's error over the reference's."""
+    """One row a variant and line: the `seed_summary` and seeds of the last quarter's error over the reference's."""
     rows = _test_rows(results, task)
     last = rows["position_high"] == rows["seq_len"]
     rows = rows[last & (rows["position_low"] == rows["seq_len"] - rows["seq_len"] // 4)]
@@ -163,9 +164,8 @@ def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
     rows["ratio"] = rows["value"] / rows["value_known"]
     found = []
     for key, group in rows.groupby([*VARIANT, "metric", "family", "model"], dropna=False):
-        interval = t_interval(group["ratio"].to_numpy())
         names = dict(zip([*VARIANT, "metric", "family", "model"], key, strict=True))
-        found.append(names | {"mean": interval.mean, "half_width": interval.half_width, "seeds": len(group)})
+        found.append(names | seed_summary(group["ratio"].to_numpy(), "squared_error") | {"seeds": len(group)})
     return pd.DataFrame(found)
 
 
@@ -181,6 +181,5 @@ def _ratio_cell(rows: pd.DataFrame, mark: str, most: int) -> Cell:
     if rows.empty:
         return Cell("not measured")
     row = rows.iloc[0]
-    interval = f" ±\N{NO-BREAK SPACE}{row['half_width']:.3f}" if row["half_width"] > 0 else ""
     seeds = f" (n={row['seeds']})" if row["seeds"] < most else ""
-    return Cell(f"{row['mean']:.3f}{interval}{seeds}", row["mean"], mark)
+    return Cell(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], mark)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import signed
 from reports.solver import position_axis
-from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seeds_note
+from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seed_points, seeds_note
 from reports.style import logarithmic, new_figure, shared_legend
 from suite.metrics import METRICS, axis_label
 
@@ -38,8 +38,8 @@ def _of_metric(frames: Frames, task: str, metric: str, *, whole: bool) -> pd.Dat
 def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int) -> Drawing:
     """One panel a metric: layers to the right, every head a point of the mean over seeds with its 95 % t interval."""
     parts = [
-        over_runs(head_rows(frames, task=task, metric=metric, whole=True), "value", ["layer", "rank"]).assign(metric=metric)
-        for metric in metrics
+        over_runs(head_rows(frames, task=task, metric=m, whole=True), "value", ["layer", "rank"], metric=m).assign(metric=m)
+        for m in metrics
     ]
     data = pd.concat(parts, ignore_index=True)
     rows = -(-len(metrics) // columns)
@@ -70,8 +70,7 @@ def _head_points(axes: Axes, data: pd.DataFrame, heads: int) -> None:
     for rank, points in data.groupby("rank"):
         x = points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5)
         look = {"color": head_color(rank, heads), "marker": "o", "markersize": 5, "linestyle": "none", "elinewidth": 1.1}
-        low, high = _permitted(points)
-        axes.errorbar(x, points["mean"], (points["mean"] - low, high - points["mean"]), label=head_label(rank, heads), **look)
+        seed_points(axes, x, points, look=look | {"label": head_label(rank, heads)})
     axes.set_xticks(sorted(data["layer"].unique() + 1))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("layer")
@@ -81,7 +80,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing
     """One row of panels a metric, one column a layer, one line a head, by position; mean over seeds, bands 95 % t intervals."""
     key = ["layer", "rank", *BAND]
     parts = [
-        over_runs(head_rows(frames, task=task, metric=metric, whole=False), "value", key).assign(metric=metric)
+        over_runs(head_rows(frames, task=task, metric=metric, whole=False), "value", key, metric=metric).assign(metric=metric)
         for metric in metrics
     ]
     data = pd.concat(parts, ignore_index=True)
@@ -108,18 +107,11 @@ def _two_lines(label: str) -> str:
     return " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :]) if len(words) > 2 else label
 
 
-def _permitted(rows: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """The ends of the intervals of one metric, as far as its values go."""
-    low, high = (rows[end].clip(*METRICS[rows["metric"].iloc[0]].limits) for end in ("low", "high"))
-    return low, high
-
-
 def _head_lines(axes: Axes, data: pd.DataFrame, heads: int) -> None:
     for rank, line in data.groupby("rank"):
         line, color = line.sort_values("position"), head_color(rank, heads)
         axes.plot(line["position"], line["mean"], color=color, linewidth=1.3, label=head_label(rank, heads))
-        low, high = _permitted(line)
-        axes.fill_between(line["position"], low, high, color=color, alpha=0.13, linewidth=0)
+        axes.fill_between(line["position"], line["low"], line["high"], color=color, alpha=0.13, linewidth=0)
     position_axis(axes)
     axes.set_xlabel("")
     axes.tick_params(labelsize=7.5)
@@ -128,7 +120,8 @@ def _head_lines(axes: Axes, data: pd.DataFrame, heads: int) -> None:
 def by_head(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
     """One row a layer and head, means over seeds; below, how the condition number goes with the other metrics over heads."""
     tables = {metric: head_rows(frames, task=task, metric=metric, whole=True) for metric in metrics}
-    data = pd.concat([over_runs(t, "value", ["layer", "rank"]).assign(metric=m) for m, t in tables.items()], ignore_index=True)
+    parts = [over_runs(table, "value", ["layer", "rank"], metric=m).assign(metric=m) for m, table in tables.items()]
+    data = pd.concat(parts, ignore_index=True)
     rows = []
     for (layer, rank), own in data.groupby(["layer", "rank"]):
         means = own.set_index("metric")

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import signed
 from reports.solver import position_axis
-from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seeds_note
+from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seed_points, seeds_note
 from reports.style import arms_in_order, line_style, logarithmic, marker_size, new_figure, plain, shared_legend, style_of
 from suite.metrics import METRICS, axis_label
 
@@ -33,13 +33,14 @@ def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFram
     parts = []
     for metric in metrics:
         rows = length_rows(frames, task=task, metric=metric, whole=True)
-        parts.append(over_runs(rows, "value", ["arm", "model", *FACTOR]).assign(metric=metric))
+        parts.append(over_runs(rows, "value", ["arm", "model", *FACTOR], metric=metric).assign(metric=metric))
         if metric == "nll":
             trained = rows[rows["length_factor"] == 1][["run_id", "value"]]
             paired = rows.merge(trained, on="run_id", suffixes=("", "_trained"))
             paired["difference"] = paired["value"] - paired["value_trained"]
-            difference = over_runs(paired, "difference", ["arm", "model", *FACTOR]) if len(paired) else None
-            parts.append(None if difference is None else difference.assign(metric="nll_difference"))
+            if len(paired):
+                difference = over_runs(paired, "difference", ["arm", "model", *FACTOR], metric="nll", difference=True)
+                parts.append(difference.assign(metric="nll_difference"))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -54,7 +55,7 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
         for arm, model in arms_in_order(shown):
             line, style = shown[shown["arm"] == arm].sort_values("length_factor"), style_of(model)
             look = line_style(model) | {"marker": style.marker, "markersize": 0.8 * marker_size(model), "elinewidth": 1.1}
-            axes.errorbar(line["length_factor"], line["mean"], line["half_width"], label=plain(arm), **look)
+            seed_points(axes, line["length_factor"], line, look=look | {"label": plain(arm)})
         if metric == "nll":
             axes.axhline(0, color="black", linewidth=1)
         elif metric == "condition":
@@ -74,7 +75,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str
     parts = []
     for metric in metrics:
         rows = length_rows(frames, task=task, metric=metric, whole=False)
-        parts.append(over_runs(rows[rows["model"] == model], "value", [*FACTOR, *BAND]).assign(metric=metric))
+        parts.append(over_runs(rows[rows["model"] == model], "value", [*FACTOR, *BAND], metric=metric).assign(metric=metric))
     data = pd.concat(parts, ignore_index=True)
     if data.empty:
         raise NoData(f"no run of {model} was evaluated at other lengths (stage length)")
@@ -131,7 +132,7 @@ def finding(own: pd.DataFrame, arm: str) -> str:
     said = []
     if "nll_difference" in ends.index:
         row = own[(own["metric"] == "nll_difference") & (own["length_factor"] == longest)].iloc[0]
-        interval = f" [{signed(row['low'], 4)}, {signed(row['high'], 4)}]" if row["n"] > 1 else ""
+        interval = f" [{signed(row['low'], 4)}, {signed(row['high'], 4)}]" if row["half_width"] > 0 else ""
         said.append(f"the NLL changes by {signed(row['mean'], 4)} nats{interval}")
     for metric, name in (("solver_steps", "solver steps"), ("condition", "the median condition number")):
         if metric in ends.index and 1 in ends.columns:

@@ -9,8 +9,7 @@ import pandas as pd
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import signed
-from reports.statistics import Interval, t_interval
-from reports.study import seeds_note
+from reports.study import seed_points, seed_summary, seeds_note
 from reports.style import fact_label, new_figure
 from reports.sweep import scale_of
 from reports.tables import Column, column_of, notes_on, number, per_run, rows_of
@@ -31,17 +30,17 @@ def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]
     for value, group in cells.dropna(subset=fact).groupby(fact):
         by_seed = group.pivot_table(index="seed", columns="model", values="value").reindex(columns=list(models)).dropna()
         if len(by_seed):
-            interval = t_interval((by_seed[models[0]] - by_seed[models[1]]).to_numpy())
+            found = seed_summary((by_seed[models[0]] - by_seed[models[1]]).to_numpy(), column.metric, difference=True)
             means = dict(zip(("first", "second"), by_seed.mean(), strict=True))
-            ahead = _ahead(interval, [names[model] for model in models], METRICS[column.metric].better)
-            rows.append({fact: value, **means, **interval._asdict(), "n": len(by_seed), "ahead": ahead})
+            ahead = _ahead(found["low"], found["high"], [names[model] for model in models], METRICS[column.metric].better)
+            rows.append({fact: value, **means, **found, "ahead": ahead})
     if not rows:
         raise NoData(f"no value of {fact_label(fact)} has runs of {' and '.join(models)} with the same seed")
     return pd.DataFrame(rows).assign(first_model=names[models[0]], second_model=names[models[1]])
 
 
-def _ahead(interval: Interval, names: Sequence[str], better: str) -> str:
-    low, high = (interval.low, interval.high) if better == "higher" else (-interval.high, -interval.low)
+def _ahead(low: float, high: float, names: Sequence[str], better: str) -> str:
+    low, high = (low, high) if better == "higher" else (-high, -low)
     return names[0] if low > 0 else names[1] if high < 0 else "undecided"
 
 
@@ -90,8 +89,7 @@ def by_fact(frames: Frames, *, column: Mapping[str, str], fact: str, models: Seq
     figure = new_figure(4.8, 3.3)
     axes = figure.subplots()
     axes.axhline(0, color="black", linewidth=1)
-    half = (data["high"] - data["low"]) / 2
-    axes.errorbar(data[fact], data["mean"], half, color=COLOR, marker="o", markersize=5, elinewidth=1.1)
+    seed_points(axes, data[fact], data, look={"color": COLOR, "marker": "o", "markersize": 5, "elinewidth": 1.1})
     scale_of(axes, fact, data[fact])
     names = data["first_model"].iloc[0], data["second_model"].iloc[0]
     axes.set(xlabel=fact_label(fact), ylabel=f"{axis_label(wanted.metric)},\n{names[0]} less {names[1]}")

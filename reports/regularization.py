@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,7 +12,8 @@ from matplotlib.axes import Axes
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific
-from reports.study import mean_cell, of_stage, over_runs, seeds_note
+from reports.statistics import t_interval
+from reports.study import mean_cell, of_stage, over_runs, seed_points, seeds_note
 from reports.style import fact_label, fact_text, logarithmic, new_figure, plain, shared_legend
 from reports.tables import Column, column_of, notes_on, outcomes, per_run, rows_of
 from suite.metrics import METRICS, axis_label
@@ -54,12 +56,13 @@ def _summarised(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = []
     for (floor, cap), group in cells.groupby([FLOOR, "cap"]):
         scored = group.dropna(subset="value")
-        found = over_runs(scored, "value", [FLOOR, "cap"]).iloc[0].to_dict() if len(scored) else {"n": 0}
+        found = over_runs(scored, "value", [FLOOR, "cap"], metric=metric).iloc[0].to_dict() if len(scored) else {"n": 0}
+        found["by_seed"] = dict(zip(scored["seed"], scored["value"], strict=True))
         without = group.loc[group["value"].isna(), "status"]
         key = {FLOOR: floor, "cap": cap, "metric": metric, "asked": len(group)}
         rows.append(found | key | {"without": outcomes(without) if len(without) else ""})
     return pd.DataFrame(rows).reindex(
-        columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "asked", "without"]
+        columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "each", "by_seed", "asked", "without"]
     )
 
 
@@ -105,9 +108,9 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
         line = line.sort_values(FLOOR)
         # An interval that reaches zero has no place on a logarithmic axis.
-        below = line["half_width"].clip(upper=0.9 * line["mean"]) if metric in LOGARITHMIC else line["half_width"]
-        look = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 1.1}
-        axes.errorbar(line[FLOOR], line["mean"], (below, line["half_width"]), label=plain(cap), **look)
+        line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
+        look = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 1.1, "label": plain(cap)}
+        seed_points(axes, line[FLOOR], line, look=look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
     shown = table.loc[np.isfinite(table["mean"]), "mean"]
@@ -174,7 +177,7 @@ def _cell(row: pd.Series, metric: str) -> Cell:
 
 
 def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
-    """One sentence a cap: the best floor on text and those whose interval holds its mean, the diverged runs, and the floors
+    """One sentence a cap: the best floor on text and those not told apart from it, the diverged runs, and the floors
     whose read-out is wrong after a run.
     """
     said = []
@@ -185,8 +188,10 @@ def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
         parts = []
         if len(scored):
             best = scored.loc[scored["mean"].idxmin() if better == "lower" else scored["mean"].idxmax()]
-            apart = scored["low"] > best["mean"] if better == "lower" else scored["high"] < best["mean"]
-            near = scored.loc[~apart & (scored[FLOOR] != best[FLOOR]), FLOOR]
+            others = scored[scored[FLOOR] != best[FLOOR]]
+            # The best is chosen by its score: each two floors count as compared.
+            apart = [_apart(values, best["by_seed"], pairs=math.comb(len(scored), 2)) for values in others["by_seed"]]
+            near = others.loc[~np.array(apart, dtype=bool), FLOOR]
             told = f", not told apart from {', '.join(f'{floor:g}' for floor in near)}" if len(near) else ""
             parts.append(f"best mean on text at a floor of {best[FLOOR]:g}{told}")
         diverged = own.loc[own["without"].str.contains("diverged"), FLOOR]
@@ -199,3 +204,9 @@ def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
                 parts.append(f"{name} after the run {places}")
         said.append(f"{cap[0].upper()}{cap[1:]}: {'; '.join(parts)}.")
     return said
+
+
+def _apart(values: Mapping[int, float], best: Mapping[int, float], *, pairs: int) -> bool:
+    """Whether the t interval of the differences of the same seeds, one of `pairs` intervals, leaves zero out."""
+    interval = t_interval(np.array([values[seed] - best[seed] for seed in values if seed in best]), comparisons=pairs)
+    return interval.low > 0 or interval.high < 0

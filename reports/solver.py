@@ -8,12 +8,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.figures import RESAMPLES
 from reports.paper import MAPPING, printed_accuracy
 from reports.parts import Drawing, Frames, NoData
 from reports.solver_settings import SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.statistics import bootstrap_intervals
-from reports.study import BAND, band_center, of_stage, over_runs, seeds_note
+from reports.study import BAND, band_center, bootstrapped, drawn_from, of_stage, over_runs, seed_points, seeds_note
 from reports.style import arms_in_order, line_style, marker_size, new_figure, plain, shared_legend, style_of, task_label
 from suite.metrics import axis_label
 
@@ -29,7 +27,7 @@ def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Dr
     bound: nats; a difference below it counts as none, and is shaded.
     """
     differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps, per=())
-    data = over_runs(differences, "difference", [*ARM, *SETTING])
+    data = over_runs(differences, "difference", [*ARM, *SETTING], metric="nll", difference=True)
     figure = new_figure(8.6, 3.5)
     left, right = figure.subplots(1, 2, sharey=True)
     for axes in (left, right):
@@ -50,7 +48,7 @@ def _differences_axis(axes: Axes, bound: float) -> None:
 def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     """Accuracy less that of the same model at `steps` fixed steps, in points of 100, beside what the paper prints."""
     differences = less_fixed(setting_scores(frames, task=task, metric="accuracy"), steps=steps, per=())
-    data = over_runs(differences, "difference", [*ARM, *SETTING])
+    data = over_runs(differences, "difference", [*ARM, *SETTING], metric="accuracy", difference=True)
     printed = printed_accuracy(steps=steps)
     figure = new_figure(8.6, 3.7)
     left, right = figure.subplots(1, 2, sharey=True)
@@ -72,6 +70,7 @@ def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), _as_rows(printed)])
     for column in ("low", "high", "half_width", "worst"):
         tidy[column] = tidy[column] * 100
+    tidy["each"] = [tuple(100 * value for value in each) if isinstance(each, tuple) else None for each in tidy["each"]]
     return Drawing(tidy, figure, ("The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING))
 
 
@@ -87,7 +86,7 @@ def _panels(left: Axes, right: Axes, data: pd.DataFrame, *, scale: float) -> Non
         stopped = own[is_stopped(own)].sort_values("tolerance")
         look = line_style(model) | {"marker": style.marker, "markersize": 0.8 * marker_size(model), "elinewidth": 1.1}
         for axes, line, x in ((left, fixed, "max_steps"), (right, stopped, "tolerance")):
-            axes.errorbar(line[x], scale * line["mean"], scale * line["half_width"], label=plain(arm), **look)
+            seed_points(axes, line[x], line, scale=scale, look=look | {"label": plain(arm)})
         for initial, (marker, label) in OTHER_STARTS.items():
             start = own[(own["tolerance"] == 0) & (own["initial"] == initial) & (own["solver"] == "cg")]
             if len(start):
@@ -133,25 +132,19 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
         axes.set_title(name)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
     shared_legend(figure)
-    documents = f"Bands: 95 % paired bootstrap over {data['documents'].max()} documents, seeds averaged per document."
-    return Drawing(data, figure, (LINEAR, documents))
+    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
+    return Drawing(data, figure, (LINEAR, f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."))
 
 
 def position_differences(frames: Frames, *, task: str, steps: int) -> pd.DataFrame:
-    """One row a setting and band of positions: SETTING, position (the band's centre, from 1), mean, low, high, documents."""
+    """One row a setting and band of positions: SETTING, position (its centre, from 1), mean, low, high, windows, documents."""
     rows = of_stage(frames.examples, stage="solver", task=task, metric="nll")
     if "position_low" not in rows or rows["position_low"].isna().all():
         raise NoData(f"no run of {task} has the nll by position (stage solver)")
     paired = less_fixed(rows.dropna(subset=BAND), steps=steps, per=[*BAND, "example"])
-    paired = paired.groupby([*SETTING, *BAND, "example"])["difference"].mean().reset_index()
-    parts = []
-    for setting, group in paired.groupby(SETTING):
-        wide = group.pivot_table(index="example", columns=BAND, values="difference")
-        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0)
-        part = wide.columns.to_frame(index=False).assign(
-            **dict(zip(SETTING, setting, strict=True)), mean=mean, low=low, high=high
-        )
-        parts.append(part.assign(documents=wide.notna().sum().to_numpy()))
+    paired = paired.groupby([*SETTING, *BAND, "example"]).agg(difference=("difference", "mean"), document=("document", "first"))
+    settings = paired.reset_index().groupby(SETTING)
+    parts = [bootstrapped(group).assign(**dict(zip(SETTING, setting, strict=True))) for setting, group in settings]
     table = setting_order(pd.concat(parts, ignore_index=True))
     table["position"] = band_center(table)
     # The setting that the others are compared with is the line at zero.

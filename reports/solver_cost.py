@@ -10,7 +10,7 @@ import pandas as pd
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific
 from reports.solver_settings import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.study import mean_cell, over_runs, seeds_note
+from reports.study import mean_cell, over_runs, seed_points, seeds_note
 from reports.style import new_figure, task_label
 from suite.metrics import METRICS, axis_label
 
@@ -54,7 +54,7 @@ def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.D
         table = table if less is None else less_fixed(table, steps=less, per=())
     except NoData:
         return None
-    summary = over_runs(table, "value" if less is None else "difference", SETTING)
+    summary = over_runs(table, "value" if less is None else "difference", SETTING, metric=metric, difference=less is not None)
     return summary.assign(task=task, metric=metric, less_steps=np.nan if less is None else less)
 
 
@@ -88,8 +88,8 @@ def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: f
     )
     if asked.empty or spent.empty:
         return f"No run was evaluated with eps {scientific(tolerance)}."
-    difference = over_runs(asked, "difference", ["solver"]).iloc[0]
-    used = over_runs(spent, "value", ["solver"]).iloc[0]
+    difference = over_runs(asked, "difference", ["solver"], metric="nll", difference=True).iloc[0]
+    used = over_runs(spent, "value", ["solver"], metric="solver_steps").iloc[0]
     reached = difference["worst"] <= bound and used["mean"] <= steps / 2
     asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
     seeds = f"in the worst of {difference['n']} seeds by {scientific(difference['worst'])}"
@@ -105,7 +105,8 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     A chunk works until its slowest token is done: its steps are what stopping early costs when a chunk runs together.
     """
     metrics = ("solver_steps", "solver_chunk_steps", "relative_time")
-    parts = [over_runs(setting_scores(frames, task=task, metric=m), "value", SETTING).assign(metric=m) for m in metrics]
+    tables = {metric: setting_scores(frames, task=task, metric=metric) for metric in metrics}
+    parts = [over_runs(table, "value", SETTING, metric=m).assign(metric=m) for m, table in tables.items()]
     data = pd.concat(parts, ignore_index=True)
     data = data[is_fixed(data) | is_stopped(data)]
     figure = new_figure(9.0, 3.4)
@@ -117,7 +118,7 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
         ("solver_steps", STOPPED_COLOR, "o", "mean over tokens"),
     ):
         line = stopped[stopped["metric"] == metric]
-        left.errorbar(line["tolerance"], line["mean"], line["half_width"], color=color, marker=marker, label=label, **look)
+        seed_points(left, line["tolerance"], line, look=look | {"color": color, "marker": marker, "label": label})
     left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
     left.set_xscale("log")
     left.invert_xaxis()
@@ -130,7 +131,7 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
         (times[is_fixed(times)], FIXED_COLOR, "D", "fixed steps"),
         (times[is_stopped(times)], STOPPED_COLOR, "o", "tolerance"),
     ):
-        right.errorbar(part["mean_steps"], part["mean"], part["half_width"], color=color, marker=marker, label=label, **look)
+        seed_points(right, part["mean_steps"], part, look=look | {"color": color, "marker": marker, "label": label})
     right.set(
         xlabel="solver steps, mean over tokens", ylabel="time of a forward pass\n(1: the model's own settings)", ylim=(0, None)
     )

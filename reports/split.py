@@ -2,7 +2,8 @@
 
 A benchmark is global when (1) the score rises with the window, SWA-4 < SWA-16 < SWA-64, and (2) no such window beats
 the transformer; otherwise it is local. Here every comparison has to be settled by a 95 % paired t interval over the
-examples, after averaging each example over seeds; one that is not makes the benchmark undecided.
+examples, after averaging each example over seeds; one that is not makes the benchmark undecided. So does a transformer
+whose own score is not settled above chance: what it did not learn does not say what a benchmark needs.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from reports.statistics import Interval, t_interval
 from suite.metrics import METRICS
 
 VERDICTS = ("global", "local", "undecided")
+BENCHMARK = ["benchmark", "shots"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,18 @@ def primary_scores(examples: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFra
     return rows[rows["rank"] == first].drop(columns="rank").dropna(subset="value")
 
 
-def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str) -> pd.DataFrame:
+def chance_of(frames: Frames) -> pd.Series:
+    """The score of guessing by benchmark and shots, of those for which it is known."""
+    rows = frames.results[(frames.results["metric"] == "chance") & (frames.results["stage"] == "lm_eval")]
+    rows = rows.reindex(columns=[*rows.columns.difference(BENCHMARK), *BENCHMARK]).astype({"shots": float})
+    return rows.groupby(BENCHMARK, dropna=False)["value"].mean()
+
+
+def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str, chance: pd.Series | None = None) -> pd.DataFrame:
     """One row a benchmark, shots and size: `verdict` ("global", "local", "undecided"), `reason` and every comparison.
 
-    scores: `primary_scores`. windows: models with a growing window. full: the model that sees everything.
+    scores: `primary_scores`. windows: models with a growing window. full: the model that sees everything. chance: see
+    `chance_of`; 0 where it is not known.
     """
     rows = []
     keys = ["benchmark", "shots", "size", "data"]
@@ -74,9 +84,10 @@ def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str) -> pd.D
     for key, group in scores.groupby(keys, dropna=False):
         arms = group[group["model"].isin([*windows, full])]
         table = arms.pivot_table(index="example", columns="model", values="value", aggfunc="mean").dropna()
+        guessing = 0.0 if chance is None else chance.to_dict().get(key[:2], 0.0)
         if METRICS[group["metric"].iloc[0]].better == "lower":
-            table = -table
-        verdict, reason, comparisons = _judge(table, windows, full)
+            table, guessing = -table, -np.inf
+        verdict, reason, comparisons = _judge(table, windows, full, guessing)
         row = dict(zip(keys, key, strict=True)) | {"metric": group["metric"].iloc[0], "examples": len(table)}
         for comparison in comparisons:
             name = f"{comparison.upper}_minus_{comparison.lower}"
@@ -86,13 +97,19 @@ def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str) -> pd.D
     return pd.DataFrame(rows)
 
 
-def _judge(table: pd.DataFrame, windows: Sequence[str], full: str) -> tuple[str, str, list[Comparison]]:
+def _judge(table: pd.DataFrame, windows: Sequence[str], full: str, chance: float) -> tuple[str, str, list[Comparison]]:
     """The verdict on one benchmark, its reason and its comparisons. table: examples x models, higher is better."""
+    if len(windows) < 2:
+        return "undecided", "a score that rises with the window takes two windows or more", []
     missing = [model for model in (*windows, full) if model not in table.columns]
     if missing:
         return "undecided", f"no scores of {', '.join(missing)}", []
     pairs = [*zip(windows, windows[1:], strict=False), *((window, full) for window in windows)]
     comparisons = [Comparison(lower, upper, t_interval((table[upper] - table[lower]).to_numpy())) for lower, upper in pairs]
+    own = t_interval(table[full].to_numpy())
+    if not own.low > chance:
+        reason = f"{full} is not above chance, {chance:.3f}: {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
+        return "undecided", reason, comparisons
     unsettled = [str(comparison) for comparison in comparisons if comparison.agrees is None]
     against = [str(comparison) for comparison in comparisons if comparison.agrees is False]
     if unsettled:
@@ -120,7 +137,7 @@ def reading_order(column: pd.Series) -> pd.Series:
 
 def verdicts(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> Table:
     """The table of the split: one row a benchmark, with what settled it or what did not."""
-    found = classify(primary_scores(frames.examples, metrics), windows=windows, full=full)
+    found = classify(primary_scores(frames.examples, metrics), windows=windows, full=full, chance=chance_of(frames))
     found = found.sort_values(["verdict", "benchmark", "shots"], key=reading_order, ignore_index=True)
     rows = tuple(
         (

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.statistics import t_interval
+from reports.study import seed_summary, spread
 from reports.style import arms_in_order, line_style, new_figure, plain, shared_legend, style_of
 from reports.tables import notes_on, number
-from suite.metrics import axis_label
+from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model"]
 DASHES = ("-", "--", "-.", ":")
@@ -19,7 +19,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) -> Drawing:
-    """Accuracy at a position by the number of tokens so far, mean over seeds with 95 % t intervals, trained length marked.
+    """Accuracy at a position by the number of tokens so far, mean over seeds and every seed, trained length marked.
 
     window: tokens over which a position's accuracy is averaged.
     """
@@ -30,18 +30,17 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
     for arm, model in arms_in_order(data):
         _line(axes, data[data["arm"] == arm], plain(arm), model, DASHES[drawn.count(model) % len(DASHES)])
         drawn.append(model)
-    chance = frames.results[(frames.results["task"] == task) & (frames.results["metric"] == "chance")]["value"].mean()
-    axes.axhline(chance, color="#666666", linestyle=":", linewidth=1.2, label="chance")
+    axes.axhline(_chance(frames, task), color="#666666", linestyle=":", linewidth=1.2, label="chance")
     axes.axvline(trained, color="black", linewidth=1.0, linestyle="--", label=f"trained to {trained}")
     axes.set(xlabel="length [tokens]", ylabel=axis_label("accuracy"), ylim=(0.4, 1.03))
     axes.margins(x=0.01)
     shared_legend(figure)
-    seeds = f"n={data['seeds'].max()} seeds: thin lines each, thick lines their mean, bands 95 % t intervals cut to 0 and 1. "
+    seeds = f"n={data['seeds'].max()} seeds: thin lines each, thick lines their mean. "
     return Drawing(data, figure, (f"{seeds}Every point is the mean over {window} lengths.",))
 
 
 def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tuple[pd.DataFrame, int]:
-    """One row an arm and window: length (its middle), mean, low, high, seeds, each seed's own; and the trained length."""
+    """One row an arm and window: length (its middle), mean, seeds, each seed's own; and the trained length."""
     rows = frames.results
     rows = rows[(rows["task"] == task) & (rows["split"] == split) & (rows["metric"] == "accuracy") & (rows["stage"] == "test")]
     if rows.empty or "position" not in rows:
@@ -52,18 +51,21 @@ def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tupl
     per_run = rows.assign(length=middles).groupby([*ARM, "length", "seed"])["value"].mean().reset_index()
     table = pd.DataFrame(
         {"arm": arm, "model": model, "length": length, "seeds": len(group)}
-        | t_interval(group["value"].to_numpy())._asdict()
+        | {"mean": group["value"].mean()}
         | {f"seed {seed}": value for seed, value in zip(group["seed"], group["value"], strict=True)}
         for (arm, model, length), group in per_run.groupby([*ARM, "length"])
     )
     return table, int(rows["seq_len"].iloc[0])
 
 
+def _chance(frames: Frames, task: str) -> float:
+    return frames.results[(frames.results["task"] == task) & (frames.results["metric"] == "chance")]["value"].mean()
+
+
 def _line(axes: Axes, line: pd.DataFrame, label: str, model: str, dashes: str) -> None:
     line = line.sort_values("length")
     color = style_of(model).color
     axes.plot(line["length"], line["mean"], label=label, **line_style(model) | {"linestyle": dashes})
-    axes.fill_between(line["length"], line["low"].clip(0, 1), line["high"].clip(0, 1), color=color, alpha=0.13, linewidth=0)
     for seed in (column for column in line if column.startswith("seed ")):
         axes.plot(line["length"], line[seed], color=color, linewidth=0.5, alpha=0.6)
 
@@ -76,24 +78,19 @@ def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence
     rows, trained = length_scores(frames, task=task, split=split, window=1)
     starts = [1, *(edge + 1 for edge in edges[:-1])]
     ranges = list(zip(starts, edges, strict=True))
-    tidy, table = [], []
+    tidy, table, chance = [], [], _chance(frames, task)
     for arm, model in arms_in_order(rows):
         own, cells = rows[rows["arm"] == arm], []
         for low, high in ranges:
             seeds = own[own["length"].between(low, high)].filter(like="seed ").mean()
-            interval = t_interval(seeds.dropna().to_numpy())
-            tidy.append({"arm": arm, "model": model, "low": low, "high": high, "seeds": len(seeds.dropna())})
-            tidy[-1] |= {"mean": interval.mean, "half_width": interval.half_width, "worst": seeds.min()}
-            cells.append(Cell(f"{_with_interval(interval)}, worst {number(seeds.min(), 'accuracy')}", interval.mean))
+            found = seed_summary(seeds.dropna().to_numpy(), "accuracy")
+            tidy.append({"arm": arm, "model": model, **found, "low": low, "high": high, "worst": seeds.min()})
+            text = number(found["mean"], "accuracy") + spread(found, digits=METRICS["accuracy"].digits, chance=chance)
+            cells.append(Cell(f"{text}, worst {number(seeds.min(), 'accuracy')}", found["mean"]))
         table.append((Cell(arm), *cells))
     header = ("model", *(f"length {low} to {high}" for low, high in ranges))
     notes = [f"Trained to length {trained}.", *notes_on(frames.cells[frames.cells["task"] == task])]
     return Table(pd.DataFrame(tidy), header, tuple(table), tuple(notes))
-
-
-def _with_interval(interval: object) -> str:
-    text = number(interval.mean, "accuracy")
-    return f"{text} ±\N{NO-BREAK SPACE}{number(interval.half_width, 'accuracy')}" if interval.half_width > 0 else text
 
 
 def definiteness(frames: Frames, *, task: str) -> Table:

@@ -6,11 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from reports.parts import Cell, NoData
 from reports.render import signed
-from reports.statistics import t_interval
+from reports.statistics import RESAMPLES, bootstrap_intervals, seed_interval, share_interval
 
+SEEDS_SHOWN = 5
+"""So many seeds are printed themselves where their mean has no interval; of more, how many have learnt."""
+NO_INTERVAL = (
+    "Where there are two seeds, and for a score that a seed has learnt or not, the seeds stand in the place of an interval; of "
+    f"more than {SEEDS_SHOWN} is said how many are nearer to 1 than to chance, with the 95 % interval of Wilson."
+)
 BAND = ["position_low", "position_high"]
 
 
@@ -39,27 +46,81 @@ def band_center(table: pd.DataFrame) -> pd.Series:
     return np.sqrt(first * table["position_high"].clip(lower=first))
 
 
-def over_runs(table: pd.DataFrame, column: str, keys: Sequence[str]) -> pd.DataFrame:
-    """One row a value of the keys: mean, low, high and half_width (95 % t interval over runs), worst (in size) and n."""
+def seed_summary(values: np.ndarray, metric: str, *, difference: bool = False) -> dict[str, object]:
+    """mean, low, high and half_width (see `seed_interval`), n, and the value of each seed."""
+    interval = seed_interval(values, metric, difference=difference)
+    each = tuple(float(value) for value in values)
+    return interval._asdict() | {"half_width": interval.half_width, "n": len(each), "each": each}
+
+
+def over_runs(
+    table: pd.DataFrame, column: str, keys: Sequence[str], *, metric: str = "", difference: bool = False
+) -> pd.DataFrame:
+    """One row a value of the keys: the `seed_summary` of a metric, or of its difference, over runs, and worst (in size)."""
     rows = []
     for key, group in table.groupby(list(keys), sort=False, dropna=False):
         values = group[column].to_numpy(dtype=float)
-        interval = t_interval(values)
-        found = interval._asdict() | {"half_width": interval.half_width, "worst": np.abs(values).max(), "n": len(values)}
+        found = seed_summary(values, metric, difference=difference) | {"worst": np.abs(values).max()}
         rows.append(dict(zip(keys, key, strict=True)) | found)
     return pd.DataFrame(rows)
 
 
-def mean_cell(row: Mapping[str, float], *, digits: int, difference: bool) -> Cell:
+def mean_cell(row: Mapping[str, object], *, digits: int, difference: bool) -> Cell:
     """A row of `over_runs`: "1.234 ± 0.056", a difference with its sign."""
     text = signed(row["mean"], digits) if difference else f"{row['mean']:,.{digits}f}"
-    interval = f" ±\N{NO-BREAK SPACE}{row['half_width']:,.{digits}f}" if row["half_width"] > 0 else ""
-    return Cell(text + interval, row["mean"])
+    return Cell(text + spread(row, digits=digits, difference=difference), row["mean"])
+
+
+def spread(row: Mapping[str, object], *, digits: int, difference: bool = False, chance: float = 0.0) -> str:
+    """What stands behind the mean of a `seed_summary`: " ± 0.056", " [0, 0.1]" where a limit cuts it, or the seeds themselves."""
+    low, high = row["mean"] - row["low"], row["high"] - row["mean"]
+    if row["half_width"] > 0 and row["n"] > 2:
+        if np.isclose(low, high):
+            return f" ±\N{NO-BREAK SPACE}{row['half_width']:,.{digits}f}"
+        return f" [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
+    texts = [signed(value, digits) if difference else f"{value:,.{digits}f}" for value in row["each"]]
+    if len(set(texts)) < 2:
+        return ""
+    if len(texts) <= SEEDS_SHOWN:
+        return f" ({'; '.join(texts)})"
+    if difference:
+        return ""
+    learnt = sum(value > (1 + chance) / 2 for value in row["each"])
+    low, high = share_interval(learnt, len(texts))
+    return f" (learnt by {learnt} of {len(texts)} [{low:.2f}, {high:.2f}])"
+
+
+def seed_points(axes: Axes, x: pd.Series, line: pd.DataFrame, *, look: Mapping[str, object], scale: float = 1.0) -> None:
+    """The means of `seed_summary` rows at x with their intervals, or, where there is none, with the seeds as small marks."""
+    ends = line["mean"] - line["low"], line["high"] - line["mean"]
+    axes.errorbar(x, scale * line["mean"], [scale * end for end in ends], **look)
+    bare = line.assign(at=x)[line["half_width"].isna() & (line["n"] > 1)].explode("each")
+    axes.plot(bare["at"], scale * bare["each"].astype(float), ".", color=look["color"], markersize=3, alpha=0.7)
 
 
 def seeds_note(table: pd.DataFrame, shown: str) -> str:
     """What the intervals of a figure ("Bars") or table ("±") are."""
-    seeds = int(table["n"].max())
+    seeds, bare = int(table["n"].max()), table["half_width"].isna() & (table["n"] > 1)
     if seeds == 1:
         return "One seed (n=1)."
-    return f"{shown}{' is half the' if shown == '±' else ':'} 95 % t interval over {seeds} seeds."
+    said = [] if bare.all() else [f"{shown}{' is half the' if shown == '±' else ':'} 95 % t interval over {seeds} seeds."]
+    return " ".join([*said, NO_INTERVAL] if bare.any() else said)
+
+
+def bootstrapped(paired: pd.DataFrame) -> pd.DataFrame:
+    """One row a BAND: mean and 95 % bootstrap interval of `difference`, the windows that have it, and their documents.
+
+    Documents are drawn; windows are, and documents NaN, where it is not known (NaN) of which `document` each `example` is a part.
+    """
+    wide = paired.pivot_table(index="example", columns=BAND, values="difference")
+    document = paired.groupby("example")["document"].first().reindex(wide.index)
+    clusters = document.to_numpy() if document.notna().all() else None
+    mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
+    documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
+    counts = {"windows": wide.notna().sum().to_numpy(), "documents": documents}
+    return wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, **counts)
+
+
+def drawn_from(windows: float, documents: float) -> str:
+    """What a bootstrap drew: "62 documents (512 windows)", or "512 windows" where the documents are not known."""
+    return f"{windows:,.0f} windows" if np.isnan(documents) else f"{documents:,.0f} documents ({windows:,.0f} windows)"

@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
+from reports.study import seed_points
 from reports.style import (
     fact_label,
     fact_text,
@@ -75,7 +76,7 @@ def marked_within(summary: pd.DataFrame, metric: str, column: str) -> dict[str, 
 
 
 def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -> Drawing:
-    """The score against the fact, one panel a column, one line a model, 95 % t intervals where there are several seeds.
+    """The score against the fact, one panel a column, one line a model, with t intervals or, see `seed_interval`, the seeds.
 
     A model's best is filled. A diverged run has no score: it is a cross at the frame's worse edge and a gap in its line.
     columns: the fields of `Column`; one that was not asked for has no panel.
@@ -102,7 +103,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
     for family, model in families_in_order(table):
         line, style = table[table["family"] == family].sort_values(fact), style_of(model)
         size = 0.9 * marker_size(model)
-        axes.errorbar(line[fact], line["mean"], line["half_width"], elinewidth=1.1, **line_style(model))
+        seed_points(axes, line[fact], line, look=line_style(model) | {"elinewidth": 1.1})
         look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
         axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
         best = line[line["arm"].map(marked).eq("best")]

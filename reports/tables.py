@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reports.parts import Cell, Frames, NoData, Table
-from reports.statistics import t_interval
+from reports.study import NO_INTERVAL, seed_summary, spread
 from reports.style import arms_in_order, fact_label, task_label
 from suite.metrics import METRICS, axis_label
 
@@ -77,15 +77,12 @@ def outcomes(statuses: pd.Series) -> str:
 
 
 def summarise(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row an arm that was asked for the column: mean, half_width, n, asked, bound, and what became of the rest."""
-    values, bounds = per_run(frames, column, column.metric), pd.Series(dtype=float)
-    if column.bound:
-        bounds = per_run(frames, column, column.bound)
+    """One row an arm that was asked for the column: its `seed_summary`, chance, asked, bound, and what became of the rest."""
+    values, bounds, chances = (per_run(frames, column, metric) for metric in (column.metric, column.bound, "chance"))
     rows = []
     for arm, cells in rows_of(frames.cells, column).groupby("arm", sort=False):
         has_value = cells["run_id"].isin(values.index)
         found = values.reindex(cells.loc[has_value, "run_id"]).to_numpy()
-        interval = t_interval(found)
         rows.append(
             {
                 "arm": arm,
@@ -93,9 +90,8 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
                 "model": cells["model"].iloc[0],
                 "task": column.task,
                 "metric": column.metric,
-                "mean": interval.mean,
-                "half_width": interval.half_width,
-                "n": len(found),
+                **seed_summary(found, column.metric),
+                "chance": np.nan_to_num(chances.reindex(cells["run_id"]).mean()),
                 "asked": len(cells),
                 "bound": bounds.reindex(cells["run_id"]).mean(),
                 "without": outcomes(cells.loc[~has_value, "status"]) if not has_value.all() else "",
@@ -126,8 +122,8 @@ def value_cell(row: Mapping[str, object], mark: str) -> Cell:
         return Cell(row["without"])
     text = number(row["mean"], metric)
     # A fact like the number of parameters is the same for every seed: an interval would be noise.
-    if METRICS[metric].better and row["half_width"] > 0:
-        text += f" ±\N{NO-BREAK SPACE}{number(row['half_width'], metric)}"
+    if METRICS[metric].better:
+        text += spread(row, digits=METRICS[metric].digits, chance=row["chance"])
     if row["bound"] < 1:
         text += f" (≤\N{NO-BREAK SPACE}{number(row['bound'], metric)})"
     if n < asked:
@@ -159,7 +155,7 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
     reference_rows, references = _reference_rows(frames, wanted, floors)
     data = pd.concat([*summaries, references], ignore_index=True)
     header = ("model", *(column.title for column in wanted), "seeds")
-    notes = notes_on(cells)
+    notes = [*notes_on(cells), *(state_notes(frames.runs) if "state_bytes" in set(data["metric"]) else ())]
     if data["bound"].lt(1).any():
         notes.append("≤ is the most that a model can reach that sees no further back than its window.")
     return Table(data, header, (*rows, *reference_rows), tuple(notes))
@@ -186,8 +182,15 @@ def _reference_rows(
 def notes_on(cells: pd.DataFrame) -> list[str]:
     """`outcome_notes`, and what the intervals over seeds are."""
     if cells.groupby(["arm", "task"]).size().max() > 1:
-        return [*outcome_notes(cells), "± is half the 95 % t interval over seeds."]
+        return [*outcome_notes(cells), "± is half the 95 % t interval over seeds.", NO_INTERVAL]
     return [*outcome_notes(cells), "One seed each (n=1): differences between models may be chance."]
+
+
+def state_notes(runs: pd.DataFrame) -> list[str]:
+    """Which arms' state bytes were counted as float32 although their cache of keys and values was narrower."""
+    old = runs[runs["state_counted"] == "as float32"] if "state_counted" in runs else runs.iloc[:0]
+    arms = ", ".join(sorted(set(old["arm"])))
+    return [f"Old runs under autocast, whose state is counted as float32, twice what attention holds: {arms}."] if arms else []
 
 
 def outcome_notes(cells: pd.DataFrame) -> list[str]:

@@ -13,8 +13,8 @@ from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed
 from reports.solver import steps_axis
 from reports.solver_settings import is_fixed, setting_label, setting_scores
-from reports.statistics import t_interval
-from reports.study import mean_cell, over_runs, seeds_note
+from reports.statistics import seed_interval
+from reports.study import mean_cell, over_runs, seed_points, seeds_note
 from reports.style import arms_in_order, new_figure, plain, shared_legend
 from reports.tables import Column, column_of, notes_on, per_run, rows_of
 from suite.metrics import METRICS, axis_label
@@ -47,7 +47,7 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     for name, color, marker, face in (("as trained", TRAINED, "o", TRAINED), (f"with {steps} steps", MOST, "s", "white")):
         line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)].sort_values("solver_max_steps")
         look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "elinewidth": 1.1}
-        axes.errorbar(line["solver_max_steps"], line["mean"], line["half_width"], label=f"evaluated {name}", **look)
+        seed_points(axes, line["solver_max_steps"], line, look=look | {"label": f"evaluated {name}"})
     for row in data[(data["solver_tolerance"] > 0) & (data["evaluated"] == "as trained")].itertuples():
         label = f"trained with eps {scientific(row.solver_tolerance)}"
         axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
@@ -69,20 +69,21 @@ def _evaluated_at(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
     return trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
 
 
-def less_trained(table: pd.DataFrame, steps: int) -> pd.DataFrame:
+def less_trained(table: pd.DataFrame, steps: int, metric: str) -> pd.DataFrame:
     """Mean and interval over seeds of each arm's value less that of the run of its seed trained at `steps` fixed steps."""
     at = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
     if at.empty:
         raise NoData(f"no run was trained at {steps} fixed steps, against which the others are compared")
     paired = table.merge(at[["seed", "value"]], on="seed", suffixes=("", "_reference"))
     paired["difference"] = paired["value"] - paired["value_reference"]
-    return over_runs(paired, "difference", ["arm", "solver_max_steps", "solver_tolerance"])
+    keys = ["arm", "solver_max_steps", "solver_tolerance"]
+    return over_runs(paired, "difference", keys, metric=metric, difference=True)
 
 
 def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
     """`less_trained` of the scores as trained and of those at `steps` fixed steps, told apart by `evaluated`."""
     tables = {"as trained": trained_steps(frames, column), f"with {steps} steps": _evaluated_at(frames, column, steps)}
-    parts = [less_trained(table, steps).assign(evaluated=name) for name, table in tables.items() if len(table)]
+    parts = [less_trained(table, steps, column.metric).assign(evaluated=name) for name, table in tables.items() if len(table)]
     return pd.concat(parts, ignore_index=True)
 
 
@@ -115,7 +116,7 @@ def _clearly_worse(data: pd.DataFrame) -> list[str]:
 def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
     """One row an arm and number of fixed steps in evaluation: mean, low, high, half_width and n over seeds."""
     scores = setting_scores(frames, task=task, metric=metric)
-    return over_runs(scores[is_fixed(scores)], "value", ["arm", "model", "max_steps"])
+    return over_runs(scores[is_fixed(scores)], "value", ["arm", "model", "max_steps"], metric=metric)
 
 
 def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
@@ -136,7 +137,7 @@ def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
 def _line(axes: Axes, line: pd.DataFrame, color: object, marker: str, label: str) -> None:
     line = line.sort_values("max_steps")
     look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.1}
-    axes.errorbar(line["max_steps"], line["mean"], line["half_width"], label=plain(label), **look)
+    seed_points(axes, line["max_steps"], line, look=look | {"label": plain(label)})
 
 
 def training_names(frames: Frames, task: str) -> dict[str, str]:
@@ -188,18 +189,18 @@ def _first_and_second(scores: pd.DataFrame, names: Mapping[str, str], metric: st
         yield f"Nothing to compare: not every run was evaluated at {few} and {steps} steps."
         return
     for at in (few, steps):
-        yield _ahead(scores[at], names, sign, f"Best at {setting_label('cg', 'diagonal', at, 0.0)} in evaluation", label)
+        yield _ahead(scores[at], names, sign, f"Best at {setting_label('cg', 'diagonal', at, 0.0)} in evaluation", label, metric)
     lost = sign * (scores[few] - scores[steps])
-    yield _ahead(lost, names, 1.0, f"Loses least from {steps} to {few} in evaluation", f"{label} lost")
+    yield _ahead(lost, names, 1.0, f"Loses least from {steps} to {few} in evaluation", f"{label} lost", metric)
 
 
-def _ahead(values: pd.DataFrame, names: Mapping[str, str], sign: float, what: str, label: str) -> str:
+def _ahead(values: pd.DataFrame, names: Mapping[str, str], sign: float, what: str, label: str, metric: str) -> str:
     """The arm with the least sign * value and the next one, and their difference with its 95 % t interval, paired by seed."""
     values = values.dropna(axis="columns")
     if values.shape[1] < 2:
         return f"{what}: nothing to compare."
     first, second = (sign * values).mean().sort_values().index[:2]
-    gap = t_interval((sign * (values[second] - values[first])).to_numpy())
+    gap = seed_interval((sign * (values[second] - values[first])).to_numpy(), metric, difference=True)
     interval = "" if np.isnan(gap.low) else f" [{signed(gap.low, 4)}, {signed(gap.high, 4)}]"
     told = "" if gap.low > 0 else ", which does not tell them apart"
     return (

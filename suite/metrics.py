@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 
@@ -18,6 +19,17 @@ class Metric:
     better: str = ""
     limits: tuple[float | None, float | None] = (None, None)
     digits: int = 3
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The limits as numbers."""
+        low, high = self.limits
+        return -math.inf if low is None else low, math.inf if high is None else high
+
+    @property
+    def learnt_or_not(self) -> bool:
+        """Whether it is a share of what is right: a seed has learnt the task or has not, and few lie between."""
+        return self.limits == (0.0, 1.0) and self.better == "higher"
 
 
 METRICS = {

@@ -86,6 +86,7 @@ class Run:
             **dataclasses.asdict(self.interface),
             "parameters": self.cost.parameters,
             "state_bytes": self.cost.state_bytes,
+            "state_counted": "as held",
             "flops_per_token": self.cost.flops_per_token,
             "seq_len": c["task"]["seq_len"],
             "train_steps": train["steps"],
@@ -150,6 +151,8 @@ def plan_cell(overrides: Sequence[str]) -> Run:
     model = OmegaConf.to_container(composed, resolve=True)["model"]
     composed.backend = settle(composed.backend, computing_backends(model), select_device(composed.compute.device).type)
     task = task_of(OmegaConf.to_container(composed, resolve=True))
+    # A task numbers itself where its settings decide; a configuration with a greater number renames.
+    composed.task.version = max(composed.task.version, task.version)
     if composed.train.steps == 0 and not isinstance(task, Efficiency):
         raise RequestError(f"train.steps=0 is out of range, permitted with task={composed.task.name} are whole numbers from 1")
     if composed.match.by != "none":

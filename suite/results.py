@@ -21,9 +21,10 @@ from typing import Any
 import pandas as pd
 
 from suite.code_state import age
-from suite.foreign import inert, parse_line, read_json, read_lines, reason_of
+from suite.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
 from suite.identity import canonical_json, digest
 from suite.versions import measured, superseded
+from tasks.files import read_regular
 
 SCHEMA = 1
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
@@ -53,12 +54,13 @@ def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd
     `evaluation` is the file's name. A slice hides a fact of the same name. Raises ValueError when there is no run.
     """
     rows = [{**run, **row} for run, row in _rows(Path(root), run_ids)]
-    return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns="examples", errors="ignore")
+    return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns=["examples", "groups"], errors="ignore")
 
 
 def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row an example of every result that keeps its examples: the columns of `load_results` less the facts, and
-    `example` (its index within the split) and `value` (NaN where the example has none).
+    `example` (its index within the split), `value` (NaN where the example has none) and `document`, the number of what it
+    is a part of (NaN where that is not known, or it stands by itself).
     """
     kept = set(RUN_COLUMNS)
     rows = [
@@ -66,9 +68,10 @@ def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> p
         for run, row in _rows(Path(root), run_ids)
         if row["examples"]
     ]
-    table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"]).drop(columns="value")
-    table = table.explode(["example", "examples"], ignore_index=True).rename(columns={"examples": "value"})
-    return table.astype({"example": "int64", "value": "float64"})
+    table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups"]).drop(columns="value")
+    table = table.explode(["example", "examples", "groups"], ignore_index=True)
+    table = table.rename(columns={"examples": "value", "groups": "document"})
+    return table.astype({"example": "int64", "value": "float64", "document": "float64"})
 
 
 def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -173,9 +176,20 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
             _skip(path, error)
             continue
         found = True
+        if "state_counted" not in facts:
+            facts["state_counted"] = "as float32" if _is_narrow(folder / "config.yaml", root) else "as held"
         yield folder, facts | names | {"code": age(content.get("code"))} | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
+
+
+def _is_narrow(path: Path, root: Path) -> bool:
+    """Whether a run, of a version that did not say how its state was counted, kept some of it in bfloat16."""
+    try:
+        check_no_link(path, root)
+        return b"autocast: bfloat16" in read_regular(path, limit=MOST_YAML)
+    except (OSError, ValueError):
+        return False
 
 
 def _machine(folder: Path, root: Path) -> dict[str, Any]:
@@ -229,7 +243,10 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
     slices, examples = {_shown(key): _shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
-    taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples"}
+    groups = [_number(group) for group in row.get("groups") or [None] * len(examples)]
+    if len(groups) != len(examples):
+        raise ValueError(f"{len(groups)} groups of {len(examples)} examples")
+    taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
     if taken or not all(_is_scalar(value) for value in slices.values()):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
@@ -241,6 +258,7 @@ def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, 
         "value": _number(row["value"]),
         "count": int(row["count"]),
         "examples": [_number(value) for value in examples],
+        "groups": [float(group) for group in groups],
     }
 
 
@@ -276,7 +294,7 @@ def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
 def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
     """The rows with these columns first, whether or not any row has them. A column of text and numbers is one of text."""
     table = pd.DataFrame(rows)
-    for name in table.columns.difference(["examples", "example"]):
+    for name in table.columns.difference(["examples", "example", "document", "groups"]):
         if pd.api.types.infer_dtype(table[name], skipna=True) in ("mixed", "mixed-integer"):
             table[name] = table[name].map(str, na_action="ignore")
     return table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])

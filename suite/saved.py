@@ -68,6 +68,8 @@ def trained_ids(results: Path) -> list[str]:
 def saved_task(run: Run) -> Task:
     """The task that a saved run was trained on. Raises RequestError where its text is not what it was."""
     task = task_of(run.config)
+    if run.config["task"]["version"] < task.version:
+        raise RequestError(f"run {run.run_id}: its splits are those of an older version of {task.name}, so it can't be scored")
     if task.fingerprint() != run.data_fingerprint:
         raise RequestError(f"run {run.run_id}: its text is not here, or not as it was, so it can't be scored")
     return task

@@ -272,7 +272,7 @@ def _named(evaluation: Evaluation | None) -> tuple[str, dict[str, Any]]:
 
 
 def _row(measurement: Measurement) -> dict[str, Any]:
-    row = {key: value for key, value in dataclasses.asdict(measurement).items() if key != "examples" or value is not None}
+    row = {key: value for key, value in dataclasses.asdict(measurement).items() if value is not None}
     row["value"] = _number(row["value"])
     if "examples" in row:
         row["examples"] = [_number(value) for value in row["examples"]]

@@ -91,6 +91,15 @@ class Language(Task):
         """The runs of these examples [B, T], as records of an id and the bytes that it covers."""
         return self._tokens[split].records.runs(self._runs[split][indices] * self.seq_len, self.seq_len)
 
+    def groups(self, split: str) -> tuple[int, ...]:
+        """The document of every example, counted from the beginning of the split: that of most of its tokens, or the earlier."""
+        boundaries = np.flatnonzero(self._tokens[split].records["id"] == self.tokenizer.bos)
+        places = self._runs[split][:, None] * self.seq_len + np.arange(self.seq_len)
+        documents = np.searchsorted(boundaries, places)
+        # A BOS belongs to no document.
+        text = np.searchsorted(boundaries, places, side="right") == documents
+        return tuple(int(d[0] + np.bincount(d - d[0], weights=t).argmax()) for d, t in zip(documents, text, strict=True))
+
     def fingerprint(self) -> str:
         """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""
         parts = [self.tokenizer.fingerprint, *(self._tokens[split].digest for split in self.splits)]
@@ -103,7 +112,7 @@ class Language(Task):
         count, nats = int(asked.sum()), float(nll.sum())
         examples = tuple((nll.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).tolist())
         return [
-            Measurement("nll", nats / count, split, {}, count, examples),
+            Measurement("nll", nats / count, split, {}, count, examples, self.groups(split)),
             Measurement("perplexity", math.exp(nats / count), split, {}, count),
             Measurement("bits_per_byte", nats / math.log(2) / num_bytes, split, {}, num_bytes),
         ]
@@ -116,7 +125,7 @@ class Language(Task):
         """
         nll, asked = _gather(scored)
         sums, counts = nll.sum(axis=0), asked.sum(axis=0)
-        rows = []
+        rows, groups = [], self.groups(split)
         for metric, nats, count in (("nll", sums, counts), ("nll_so_far", sums.cumsum(), counts.cumsum())):
             # A position at which every example has BOS asks nothing.
             rows += [
@@ -130,28 +139,29 @@ class Language(Task):
             if inside.any():
                 place = {"position_low": low, "position_high": high}
                 count = int((inside > 0).sum())
-                rows.append(Measurement("nll", float(np.nanmean(examples)), split, place, count, tuple(examples.tolist())))
+                mean = float(np.nanmean(examples))
+                rows.append(Measurement("nll", mean, split, place, count, tuple(examples.tolist()), groups))
         return rows
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """Floors in bits per byte, at the level of this tokenizer's ids.
+        """Floors in bits per byte, at the level of this tokenizer's ids, on the scored part of `split`.
 
-        unigram: the entropy of the training text's ids. trigram: what Witten-Bell trigram counts of at most
-        TRIGRAM_TOKENS training tokens give on the scored part of `split`, from the same two tokens as the models see.
+        unigram: what the counts of the training text's ids give, smoothed as in tasks/ngram.py. trigram: what Witten-Bell
+        trigram counts of at most TRIGRAM_TOKENS training tokens give, from the same two tokens as the models see.
         """
-        train, bos = self._tokens["train"].records, self.tokenizer.bos
-        words = train["id"][train["id"] != bos]
-        train_bytes = int(train["num_bytes"].sum())
-        unigram = unigram_bits(words, self.vocab_size) * len(words) / train_bytes
+        train, bos = self._tokens["train"].records["id"], self.tokenizer.bos
         records = self._records(split, slice(None))
         runs = records["id"].astype(np.int64)
+        asked, num_bytes = runs[runs != bos], int(records["num_bytes"].sum())
         padded = np.pad(runs, ((0, 0), (2, 0)), constant_values=bos)
         contexts = np.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)[runs != bos]
-        bits = trigram_bits(train["id"][:TRIGRAM_TOKENS].astype(np.int64), contexts, runs[runs != bos], self.vocab_size)
-        num_bytes = int(records["num_bytes"].sum())
+        floors = {
+            "unigram": unigram_bits(train[train != bos], asked, self.vocab_size),
+            "trigram": trigram_bits(train[:TRIGRAM_TOKENS].astype(np.int64), contexts, asked, self.vocab_size),
+        }
         return [
-            Measurement("unigram_bits_per_byte", unigram, split, {}, train_bytes),
-            Measurement("trigram_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes),
+            Measurement(f"{name}_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes)
+            for name, bits in floors.items()
         ]
 
 

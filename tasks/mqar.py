@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tasks.reachable import reachable
 from tasks.sampling import first_smallest, first_smallest_uniform
-from tasks.splits import belongs
+from tasks.splits import TINY, belongs, belongs_of
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
 
 BLOCK = 256  # examples drawn at once
@@ -44,7 +46,8 @@ class MQAR(Task):
 
     Every example is drawn from a Philox generator keyed by (seed, K) and counted by the block of the index. All splits
     share this stream: a hash of the pairs k_1 v_1 ... k_K v_K says to which split an example belongs, so no two splits
-    have a list of pairs in common, under any seed.
+    have a list of pairs in common, under any seed. Where a K has no more than TINY lists the hash is another one, and the
+    version 2.
 
     num_pairs: the K of consecutive examples, in turn.
     num_train: None for training examples without end, or how many there are, read anew every epoch (Arora et al.: 100,000).
@@ -78,12 +81,26 @@ class MQAR(Task):
         self.vocab_size, self.seq_len, self.num_pairs, self.seed = vocab_size, seq_len, tuple(num_pairs), seed
         self.power_a, self.random_non_queries = power_a, random_non_queries
         self._num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
+        self._belongs = {pairs: belongs_of(self._lists(pairs)) for pairs in num_pairs if self._num_lists(pairs) <= TINY}
+        self.version = 2 if self._belongs else 1
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._cached = functools.lru_cache(maxsize=CACHED_BLOCKS * len(self.num_pairs))(self._undrawn)
         for split, pairs in itertools.product(self.splits, self.num_pairs):
             self._block(split, pairs, 0)
         # All training examples of a bounded split: every epoch reads them all, in another order.
         self._whole_train = _DrawnOnce(lambda: self._drawn("train", range(num_train)))
+
+    def _num_lists(self, pairs: int) -> int:
+        half = self.vocab_size // 2
+        return math.perm(half - 1, pairs) * math.perm(half, pairs)
+
+    def _lists(self, pairs: int) -> np.ndarray:
+        """All lists k_1 v_1 ... k_K v_K [S, 2 K]."""
+        half = self.vocab_size // 2
+        keys, values = (np.array(list(itertools.permutations(ids, pairs))) for ids in (range(1, half), range(half, 2 * half)))
+        lists = np.empty((len(keys), len(values), pairs, 2), dtype=np.int64)
+        lists[..., 0], lists[..., 1] = keys[:, None], values
+        return lists.reshape(-1, 2 * pairs)
 
     def _block(self, split: str, num_pairs: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         return self._cached(split, num_pairs, block)()
@@ -129,7 +146,7 @@ class MQAR(Task):
         parts, found = [], 0
         while found < BLOCK:
             tokens, targets = self._draw(rng, num_pairs)
-            mine = belongs(tokens[:, : 2 * num_pairs], split)
+            mine = self._belongs.get(num_pairs, belongs)(tokens[:, : 2 * num_pairs], split)
             parts.append((tokens[mine], targets[mine]))
             found += int(mine.sum())
             if not found and len(parts) == MAX_BARREN:
@@ -146,8 +163,7 @@ class MQAR(Task):
         keys = 1 + first_smallest_uniform(rng, (BLOCK, half - 1), num_pairs)
         values = half + first_smallest_uniform(rng, (BLOCK, half), num_pairs)
         # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
-        rates = np.arange(1, num_slots + 1) ** (self.power_a - 1)
-        slots = first_smallest(rng.exponential(size=(BLOCK, num_slots)) / rates, num_pairs)
+        slots = first_smallest(rng.exponential(size=(BLOCK, num_slots)) / self._rates(num_slots), num_pairs)
         shape = (BLOCK, self.seq_len)
         tokens = rng.integers(self.vocab_size, size=shape) if self.random_non_queries else np.full(shape, FILLER)
         targets = np.full(shape, IGNORE)
@@ -156,6 +172,9 @@ class MQAR(Task):
         np.put_along_axis(tokens, queries, keys, axis=1)
         np.put_along_axis(targets, queries, values, axis=1)
         return tokens, targets
+
+    def _rates(self, num_slots: int) -> np.ndarray:
+        return np.arange(1, num_slots + 1) ** (self.power_a - 1)
 
     def oracle(self, batch: Batch) -> Tensor:
         """Predictions [B, T] from the tokens alone: what followed the first occurrence of the present token.
@@ -188,12 +207,18 @@ class MQAR(Task):
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
         """By num_pairs: `chance`, any of the values shown, and `reachable_accuracy`, the most that can be expected.
 
-        reach: how many tokens before the query can be seen, None for all; see `reachable`. Counted on the examples of
+        reach: how many tokens before the query can be seen, None for all; see tasks/reachable.py. Counted on the examples of
         the split (the first BLOCK of each K for "train").
         """
         indices = range(self.num_examples(split) or BLOCK * len(self.num_pairs))
         batch = self.batch(split, indices)
-        best = reachable(batch, vocab_size=self.vocab_size, reach=self.seq_len if reach is None else reach)
+        best = reachable(
+            batch,
+            vocab_size=self.vocab_size,
+            weights=self._rates(self.seq_len // 2),
+            fill=1 / self.vocab_size if self.random_non_queries else 0.0,
+            reach=self.seq_len if reach is None else reach,
+        )
         rows = []
         for pairs in sorted(set(self.num_pairs)):
             chosen = [value for value, k in zip(best, batch.slices["num_pairs"], strict=True) if k == pairs]
@@ -201,24 +226,6 @@ class MQAR(Task):
                 rows.append(Measurement("chance", 1 / pairs, split, {"num_pairs": pairs}, len(chosen)))
                 rows.append(_mean("reachable_accuracy", split, {"num_pairs": pairs}, chosen))
         return rows
-
-
-def reachable(batch: Batch, *, vocab_size: int, reach: int) -> list[float]:
-    """Per example the expected accuracy of the best answers that use only the `reach` tokens before each query.
-
-    1 where the pair's key is in sight. Else, if the oldest token in sight is a value without its key, that value is
-    right for 1 of the pairs whose keys are out of sight; else any value not in sight is as likely as another.
-    """
-    best = []
-    for tokens, targets, pairs in zip(batch.tokens.numpy(), batch.targets.numpy(), batch.slices["num_pairs"], strict=True):
-        queries = np.flatnonzero(targets != IGNORE)
-        keys = np.argmax(tokens[queries][:, None] == tokens[None, :], axis=1)
-        oldest = np.clip(queries - reach, 0, 2 * pairs)
-        hidden_keys, hidden_values = (oldest + 1) // 2, oldest // 2
-        unseen = vocab_size // 2 - pairs + hidden_values
-        guess = np.where(hidden_values < hidden_keys, 1 / np.maximum(hidden_keys, 1), 1 / np.maximum(unseen, 1))
-        best.append(float(np.where(keys >= oldest, 1.0, guess).mean()))
-    return best
 
 
 def _mean(metric: str, split: str, place: dict[str, int | float | str], examples: Sequence[float]) -> Measurement:

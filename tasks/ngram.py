@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 
-def unigram_bits(ids: np.ndarray, vocab_size: int) -> float:
-    """Entropy in bits of the distribution of ids [N]: what each costs to someone who knows only how frequent it is."""
-    counts = np.bincount(ids, minlength=vocab_size)
-    probabilities = counts[counts > 0] / len(ids)
-    return float(-(probabilities * np.log2(probabilities)).sum())
+def unigram_bits(train: np.ndarray, targets: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Bits [M] that targets [M] cost by their counts in train [N]: `trigram_bits` where the context is empty."""
+    counts = np.bincount(train, minlength=vocab_size)
+    different = np.count_nonzero(counts)
+    return -np.log2((counts[targets] + different / vocab_size) / (len(train) + different))
 
 
 def trigram_bits(train: np.ndarray, contexts: np.ndarray, targets: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tasks.positions import rows_by_position
-from tasks.splits import belongs
+from tasks.splits import TINY, belongs, belongs_of
 from tasks.task import Batch, Measurement, Scored, Task, check_count
 
 BEGIN = 2
@@ -26,7 +26,8 @@ class Parity(Task):
     beyond seq_len can only be answered by a rule that was learnt on shorter sequences.
 
     Every example is drawn from a Philox generator keyed by (seed, length) and counted by the block of the index. A hash
-    of the first seq_len tokens says to which split an example belongs, so no two splits share these, under any seed.
+    of the first seq_len tokens says to which split an example belongs, so no two splits share these, under any seed. Where
+    there are no more than TINY beginnings the hash is another one, of all bits but the first, and the version 2.
     Raises ValueError for a setting out of range.
     """
 
@@ -43,6 +44,10 @@ class Parity(Task):
             raise ValueError(f"task.test_seq_len={test_seq_len} must be a whole number of at least task.seq_len={seq_len}")
         self.seq_len, self.test_seq_len, self.seed = seq_len, test_seq_len, seed
         self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
+        self._belongs, self._hashed = belongs, slice(0, seq_len)
+        if 2 ** (seq_len - 1) <= TINY:
+            # A first bit turns all targets: as examples that differ in it share a split, each target is as often 0 as 1 there.
+            self._belongs, self._hashed, self.version = belongs_of(_sequences(seq_len - 2)), slice(2, seq_len), 2
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._block = functools.lru_cache(maxsize=8)(self._draw_block)
         for split in self.splits:
@@ -75,7 +80,7 @@ class Parity(Task):
         while found < BLOCK:
             tokens = rng.integers(2, size=(BLOCK, length))
             tokens[:, 0] = BEGIN
-            mine = belongs(tokens[:, : self.seq_len], split)
+            mine = self._belongs(tokens[:, self._hashed], split)
             parts.append(tokens[mine])
             found += int(mine.sum())
             if not found and len(parts) == MAX_BARREN:
@@ -116,3 +121,8 @@ class Parity(Task):
             Measurement("chance", 0.5, split, {}, count),
             Measurement("reachable_accuracy", (seen + 0.5 * (length - seen)) / length, split, {}, count),
         ]
+
+
+def _sequences(length: int) -> np.ndarray:
+    """All sequences of so many bits [2^length, length]."""
+    return np.arange(2 ** max(length, 0))[:, None] >> np.arange(length) & 1

@@ -57,6 +57,7 @@ class Measurement:
     """One number: the mean of `metric` over `count` units of `split`, within `slice` (empty: all of it).
 
     examples: the value of every example, in the order of the split, where paired comparisons need them.
+    groups: which of them are not independent, see `Task.groups`.
     """
 
     metric: str
@@ -65,6 +66,7 @@ class Measurement:
     slice: dict[str, int | float | str]
     count: int
     examples: tuple[float, ...] | None = None
+    groups: tuple[int, ...] | None = None
 
 
 class Scored(NamedTuple):
@@ -126,6 +128,10 @@ class Task(ABC):
     @abstractmethod
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """The task's scores, from the scored batches of a split in order. Consumes the iterable once."""
+
+    def groups(self, split: str) -> tuple[int, ...] | None:
+        """A number for every example: those of one number are parts of one thing. None where each stands by itself."""
+        return None
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
         """What is known without training: floors, chance, and the most that a model can reach that sees `reach` tokens back."""

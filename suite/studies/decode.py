@@ -87,7 +87,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     rows += _times(subject, sample, settings)
     name = decoder["decode"] if decoder["decode"] != "solver" else f"solver, {decoder['initial']} start"
     stopping = {key: decoder[key] for key in ("max_steps", "tolerance")}
-    return placed(rows, {"decode": name, "refresh": decoder["refresh"] or 0, **stopping})
+    return placed(rows, {"decode": name, "refresh": decoder["refresh"] or 0, **stopping}, sample.task)
 
 
 def _stepped(subject: Subject, batch: Batch) -> tuple[Scored, dict[int, dict[str, Tensor]]]:

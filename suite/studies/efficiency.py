@@ -80,13 +80,13 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     cell = Cell(_accelerated(subject, settings), batch_size, settings["length"])
     ceilings = measured_ceilings(subject.device, cell.dtype)
     rows = [_row("matmul_flops_per_second", ceilings.flops_per_second), _row("copy_bytes_per_second", ceilings.bytes_per_second)]
-    rows = placed(rows, {"work": settings["part"]})
+    rows = placed(rows, {"work": settings["part"]}, subject.task)
     for name, prepare in PARTS[settings["part"]].items():
         if name in ON_GPU and subject.device.type != "cuda":
             continue
-        rows += placed(_work_rows(cell, prepare, ceilings), {"work": name})
+        rows += placed(_work_rows(cell, prepare, ceilings), {"work": name}, subject.task)
     place = {"batch": batch_size, "length": settings["length"], "device": settings["device"]}
-    return placed(rows, {**place, **_acceleration(settings)})
+    return placed(rows, {**place, **_acceleration(settings)}, subject.task)
 
 
 def _accelerated(subject: Subject, settings: Mapping[str, Any]) -> Subject:

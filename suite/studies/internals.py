@@ -40,7 +40,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     for layer, seen in layers.items():
         for head in range(seen["beta"].shape[-1]):
             of_head = {name: values[..., head] for name, values in seen.items()}
-            rows += placed(_head_rows(of_head, sample.split), {"layer": layer, "head": head})
+            rows += placed(_head_rows(of_head, sample.split), {"layer": layer, "head": head}, sample.task)
     return rows
 
 

@@ -57,7 +57,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     layers = joined(seen, 0)
     if layers:
         rows += [each for place, where in places(factor * trained) for each in _layer_rows(layers, where, place)]
-    return placed(rows, {"length_factor": factor, "length": factor * trained})
+    return placed(rows, {"length_factor": factor, "length": factor * trained}, windows)
 
 
 def _observe(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None) -> dict[str, Tensor]:

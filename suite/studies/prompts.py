@@ -73,7 +73,7 @@ def _stepping(cell: Cell) -> tuple[Work, list[State]]:
     # The declared cost is a mean over the sequence: that of its next token alone is a difference.
     of_next = (length + 1) * flops(length + 1) - length * flops(length)
     # What one token writes is what is held after a single one: all of an RNN's state, one key and value of a cache.
-    written = read * model.state_elements(1) / model.state_elements(length)
+    written = read * model.state_bytes(1, cell.dtype) / model.state_bytes(length, cell.dtype)
     moved = weight_bytes([model]) + read + written
     work = Work(run, cell.batch_size * (of_next - spared_flops(cell)), moved, aside_bytes=_aside(cell, model))
     return work, state

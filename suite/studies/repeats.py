@@ -63,7 +63,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
         mean_row("solver_steps", seen["steps"], "validation", {}),
         row("finite", seen["finite"], torch.mean, "validation", {}),
     ]
-    return placed(rows, {"run_length": run_length})
+    return placed(rows, {"run_length": run_length}, task)
 
 
 def _seen(subject: Subject, plain: Batch, batch: Batch, start: int) -> dict[str, Tensor]:

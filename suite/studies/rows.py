@@ -13,7 +13,7 @@ from suite.studies.layers import Observations
 from suite.studies.subject import Sample
 from tasks.language import Language
 from tasks.positions import position_bands
-from tasks.task import Measurement, Scored
+from tasks.task import Measurement, Scored, Task
 
 Place = dict[str, int | float | str]
 
@@ -48,9 +48,12 @@ def row(metric: str, values: Tensor, reduce: Callable[[Tensor], Tensor], split: 
     return Measurement(metric, reduce(values.double().flatten()).item(), split, place, values.numel())
 
 
-def placed(rows: Iterable[Measurement], place: Mapping[str, Any]) -> list[Measurement]:
-    """The same rows, each in this place too."""
-    return [dataclasses.replace(each, slice={**each.slice, **place}) for each in rows]
+def placed(rows: Iterable[Measurement], place: Mapping[str, Any], task: Task) -> list[Measurement]:
+    """The same rows, each in this place too, and their examples, which are those of the task, in its groups."""
+    return [
+        dataclasses.replace(each, slice={**each.slice, **place}, groups=each.examples and task.groups(each.split))
+        for each in rows
+    ]
 
 
 def score_rows(sample: Sample, scored: Sequence[Scored]) -> list[Measurement]:

@@ -45,7 +45,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     ]
     rows += _times(subject, sample, solver)
     place = {"solver": solver["name"], **{key: solver[key] for key in ("initial", "max_steps", "tolerance")}}
-    return placed(rows, place)
+    return placed(rows, place, sample.task)
 
 
 def _times(subject: Subject, sample: Sample, solver: Mapping[str, Any]) -> list[Measurement]:

@@ -14,6 +14,7 @@ from models.backbone import Backbone
 from models.mesa_layers import mesa_layers
 from models.mixer import SequenceMixer
 from suite.acceleration import accelerate, training_step
+from suite.cost import product_dtype
 from suite.optimization import build_optimizer
 from suite.scoring import TrainingInputs, loss, training_inputs
 from suite.studies.roofline import total_bytes
@@ -44,7 +45,7 @@ class Cell:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        return torch.bfloat16 if self.subject.config["train"]["autocast"] == "bfloat16" else torch.float32
+        return product_dtype(self.subject.config["train"]["autocast"])
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.subject.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -185,8 +186,8 @@ def weight_bytes(modules: Sequence[nn.Module]) -> int:
 
 
 def state_bytes(modules: Sequence[SequenceMixer | Backbone], cell: Cell) -> float:
-    """Of the states after the cell's sequences, in float32."""
-    return 4.0 * cell.batch_size * sum(module.state_elements(cell.length) for module in modules)
+    """Of the states after the cell's sequences."""
+    return float(cell.batch_size * sum(module.state_bytes(cell.length, cell.dtype) for module in modules))
 
 
 def _drop_gradients(*tensors: Tensor) -> None:

@@ -213,6 +213,23 @@ def test_state_elements_are_those_held(name: str, length: int) -> None:
     assert held == model.state_elements(length)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("length", [1, 5, LENGTH])
+@torch.no_grad()
+def test_state_bytes_are_those_held(name: str, length: int, dtype: torch.dtype) -> None:
+    """In the dtype in which they are held; of the whole number that counts tokens 4 bytes, however wide it is."""
+    model = build(name)
+    model.reset_parameters(seed=0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        _, state = model(draw_tokens(0, length))
+    tensors = [value[0] for block in state for value in block.values()]
+    counters = sum(4 * value.numel() for value in tensors if not value.is_floating_point())
+    held = sum(value.numel() * value.element_size() for value in tensors if value.is_floating_point())
+    assert model.state_bytes(length, dtype) == held + counters
+    empty = [value[0].numel() for block in model.init_state(1) for value in block.values()]
+    assert len(empty) == len(tensors) and model.state_elements(length) >= sum(empty)
+
+
 def uncounted_flops_per_token(model: LanguageModel) -> float:
     """What the counter can't see: it counts matrix products, and the short convolutions are sums of shifted products.
 

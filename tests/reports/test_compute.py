@@ -61,6 +61,29 @@ def test_the_interval_covers_the_gain_of_many_documents() -> None:
     assert 0.01 < row["least_high"] - row["least_low"] < 0.08
 
 
+@pytest.mark.parametrize("clusters", [None, 20])
+def test_no_difference_is_seldom_a_verdict(monkeypatch, clusters: int | None) -> None:
+    """Three seeds that differ in what they gain, about zero: a bootstrap over three of them said helps or hurts in 28 %."""
+    monkeypatch.setattr("reports.compute.RESAMPLES", 200)
+    generator, verdicts = np.random.default_rng(1), []
+    documents = None if clusters is None else np.repeat(np.arange(clusters), DOCUMENTS // clusters)
+    for _ in range(400):
+        plain = found(steps=(0, 1, 2, 3, 4), stopped_at=3.0, gain=0.0)
+        plain.nll[-1] += generator.normal(0, 0.01, size=(3, 1)) + generator.normal(0, 0.01, size=(3, DOCUMENTS))
+        if clusters:
+            # What all seeds find in one document.
+            plain.nll[-1] += generator.normal(0, 0.02, size=clusters)[documents]
+        verdicts.append(equal_cost(plain._replace(documents=documents))["verdict"].iloc[0])
+    assert set(verdicts) <= {"helps", "hurts", "undecided"}
+    assert np.mean([verdict != "undecided" for verdict in verdicts]) <= 0.07
+
+
+def test_one_seed_has_no_verdict() -> None:
+    one = found(steps=(0, 1, 2, 3, 4), stopped_at=3.0, gain=0.1)
+    (row,) = equal_cost(one._replace(nll=one.nll[:, :1], cost=one.cost[:, :1])).to_dict("records")
+    assert row["verdict"] == "no interval" and row["least"] == pytest.approx(-0.1)
+
+
 def test_a_cost_beyond_the_fixed_steps_has_no_comparison() -> None:
     comparison = equal_cost(found(steps=(0, 1, 2), stopped_at=9.0, gain=0.0))
     assert comparison["verdict"].tolist() == ["no interval"]
@@ -102,6 +125,20 @@ def test_the_table_answers_for_every_unit_of_cost(studied) -> None:
         "Does adaptivity itself help, where a token costs its own steps? Of 2 tolerances, it is undecided"
     )
     assert "the steps of its chunk's slowest" in table.notes[1]
+
+
+def test_intervals_are_over_documents_where_the_store_knows_them(store) -> None:
+    for seed in range(3):
+        rows = solver_rows(store, seed=seed, metric="nll")
+        for row in rows:
+            row |= {"groups": [i // 4 for i in range(DOCUMENTS)]} if "examples" in row else {}
+        store.run("mesanet", "language", seed=seed, stages={"solver": rows})
+    store.request()
+    frames = load_frames(store.root, "quick")
+    assert evaluated(frames, task="language", cost="solver_steps").documents.tolist() == [i // 4 for i in range(DOCUMENTS)]
+    said = f"t over 3 seeds and bootstrap over {DOCUMENTS // 4} documents ({DOCUMENTS} windows), added in quadrature."
+    assert said in at_equal_cost(frames, task="language", costs=BOTH).notes[-1]
+    assert said in fixed_or_stopped(frames, task="language", steps=30, costs=BOTH).notes[-1]
 
 
 def test_both_curves_and_their_difference_are_drawn(studied) -> None:

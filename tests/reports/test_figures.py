@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from reports import benchmarks, figures
+from reports import benchmarks, figures, tables
 from reports.parts import Frames, NoData, load_frames
 from reports.style import SPARE_COLORS, STYLES, plain, style_of
 from suite.request import options
@@ -48,6 +49,50 @@ def test_position_difference_is_paired_and_averaged_over_seeds(store) -> None:
     assert mesanet["position"].to_numpy() == pytest.approx([2.0, 12**0.5, 40**0.5])
     assert [labels(axes) for axes in drawing.figure.axes] == [{"SWA4", "MESANET"}, {"MESANET"}]
     assert drawing.figure.axes[0].get_xscale() == "log"
+
+
+def test_bands_are_over_documents_where_the_store_knows_them(store) -> None:
+    """Ten documents of five windows, whose windows agree: the band is that of ten values, not of fifty."""
+    own = np.repeat(np.random.default_rng(0).normal(size=10), 5)
+    for grouped, data in ((True, "known"), (False, "unknown")):
+        for model, sign in (("transformer", 0), ("mesanet", 1)):
+            row = store.row("nll", 0.0, "validation", examples=list(sign * own), position_low=1, position_high=2)
+            row |= {"groups": np.repeat(range(10), 5).tolist()} if grouped else {}
+            store.run(model, "language", stages={"position": [row]}, size=data)
+    made = frames(store)
+    widths, notes = {}, {}
+    for size in ("known", "unknown"):
+        part = replace(made, examples=made.examples[made.examples["size"] == size])
+        drawing = figures.nll_difference_by_position(part, **POSITION)
+        (row,) = drawing.data.to_dict("records")
+        widths[size], notes[size] = row["high"] - row["low"], drawing.notes[0]
+        assert row["mean"] == pytest.approx(own.mean())
+    assert widths["known"] / widths["unknown"] == pytest.approx(5**0.5 * 1.2, rel=0.15)
+    assert "over 10 documents (50 windows), seeds averaged per window" in notes["known"]
+    assert "over 50 windows, seeds averaged per window" in notes["unknown"]
+
+
+def test_the_seeds_of_an_accuracy_are_drawn_and_no_interval(store) -> None:
+    for seed, accuracy in enumerate((0.9, 0.8, 0.1)):
+        add_recall(store, "mesanet", 4096, {4: accuracy}, seed=seed)
+    drawing = figures.accuracy_against_state(frames(store), **STATE)
+    (row,) = drawing.data.to_dict("records")
+    assert np.isnan(row["low"]) and np.isnan(row["high"]) and row["each"] == (0.9, 0.8, 0.1)
+    (axes,) = drawing.figure.axes
+    drawn = [list(line.get_ydata()) for line in axes.lines if line.get_marker() == "."]
+    assert drawn == [[0.9, 0.8, 0.1]] and not axes.collections
+
+
+def test_state_that_was_counted_otherwise_is_named(store) -> None:
+    add_recall(store, "mesanet", 4096, {4: 0.5})
+    add_recall(store, "transformer", 8192, {4: 0.5})
+    (store.root / "runs" / store.cells[-1]["run_id"] / "config.yaml").write_text("train:\n  autocast: bfloat16\n")
+    made = frames(store)
+    said = "Old runs under autocast, whose state is counted as float32, twice what attention holds: TRANSFORMER."
+    assert said in figures.accuracy_against_state(made, **STATE).notes
+    columns = [{"metric": "state_bytes", "task": "mqar"}, {"metric": "parameters", "task": "mqar"}]
+    assert said in tables.comparison(made, columns=columns, floors={}).notes
+    assert said not in tables.comparison(made, columns=columns[1:], floors={}).notes
 
 
 def test_without_windows_there_is_one_panel(store) -> None:

@@ -51,6 +51,45 @@ def test_verdict(store, scores: tuple[float, ...], noise: bool, verdict: str, re
     assert why.startswith(reason)
 
 
+@pytest.mark.parametrize("windows", [[], ["swa4"], ["transformer"]])
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_fewer_than_two_windows_decide_nothing(store, windows: list[str], score: float) -> None:
+    add_models(store, {"swa4": score / 2, "transformer": score})
+    store.request()
+    examples = primary_scores(load_frames(store.root, "quick").examples, ["accuracy"])
+    (row,) = classify(examples, windows=windows, full=FULL).to_dict("records")
+    assert row["verdict"] == "undecided" and "two windows or more" in row["reason"]
+
+
+@pytest.mark.parametrize("score", [0.0, 0.3, 1.0])
+def test_scores_that_are_all_one_decide_nothing(store, score: float) -> None:
+    add_models(store, dict.fromkeys([*WINDOWS, FULL], score))
+    assert verdict_of(store)[0] == "undecided"
+
+
+@pytest.mark.parametrize(
+    ("scores", "chance", "verdict"),
+    [
+        # What rises is not yet learnt where it ends at chance; nor is a window that beats a model at chance local.
+        ((0.02, 0.08, 0.15, 0.25), 0.25, "undecided"),
+        ((0.02, 0.08, 0.15, 0.25), 0.0, "global"),
+        ((0.1, 0.3, 0.6, 0.25), 0.25, "undecided"),
+        ((0.3, 0.4, 0.6, 0.9), 0.25, "global"),
+        ((0.1, 0.3, 0.6, 0.4), 0.25, "local"),
+    ],
+)
+def test_a_model_at_chance_decides_nothing(store, scores: tuple[float, ...], chance: float, verdict: str) -> None:
+    for model, score in zip([*WINDOWS, FULL], scores, strict=True):
+        rows = [store.row("accuracy", score, "test", examples=answers(score), benchmark="recall", shots=1)]
+        rows.append(store.row("chance", chance, "test", benchmark="recall", shots=1))
+        store.run(model, "language", stages={"lm_eval": rows})
+    store.request()
+    table = verdicts(load_frames(store.root, "quick"), metrics=["accuracy"], windows=WINDOWS, full=FULL)
+    assert table.data["verdict"].tolist() == [verdict]
+    if verdict == "undecided":
+        assert table.data["reason"].iloc[0].startswith("transformer is not above chance, 0.250: 0.250 [")
+
+
 @pytest.mark.parametrize("missing", [*WINDOWS, FULL])
 def test_a_missing_arm_leaves_it_undecided(store, missing: str) -> None:
     scores = {"swa4": 0.1, "swa16": 0.3, "swa64": 0.6, "transformer": 0.9}

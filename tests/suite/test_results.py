@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from suite.results import load_curves, load_examples, load_request, load_results, load_runs
+from suite.store import _row
+from tasks.task import Measurement
 
 ROWS = [
     {"metric": "nll", "value": 1.5, "split": "validation", "slice": {}, "count": 64},
@@ -64,6 +67,34 @@ def test_examples_keep_their_place(root: Path) -> None:
     assert table["example"].tolist() == [0, 1]
     assert table["value"].tolist()[0] == 1.0 and math.isnan(table["value"].tolist()[1])
     assert table["position"].tolist() == [3, 3]
+
+
+def test_examples_know_their_documents_where_the_store_does(root: Path) -> None:
+    assert load_examples(root)["document"].isna().all()
+    add_run(root, "bbb", rows=[ROWS[1] | {"groups": [4, 7]}])
+    table = load_examples(root, ["bbb"])
+    assert table["document"].tolist() == [4.0, 7.0] and "groups" not in load_results(root)
+    add_run(root, "ccc", rows=[ROWS[1] | {"groups": [4]}])
+    with pytest.warns(UserWarning, match="1 groups of 2 examples"):
+        assert set(load_examples(root)["run_id"]) == {"aaa", "bbb"}
+
+
+def test_a_row_is_read_as_it_was_written(root: Path) -> None:
+    measured = Measurement("nll", 1.5, "validation", {}, 2, (1.0, 2.0), (0, 3))
+    add_run(root, "bbb", rows=[_row(measured), _row(replace(measured, groups=None))])
+    table = load_examples(root, ["bbb"])
+    assert table["document"].tolist()[:2] == [0.0, 3.0] and table["document"].isna().sum() == 2
+    assert table["value"].tolist() == [1.0, 2.0, 1.0, 2.0]
+
+
+def test_a_run_under_autocast_that_does_not_say_how_its_state_is_counted_is_told(root: Path) -> None:
+    for name, autocast in (("bbb", "bfloat16"), ("ccc", "none")):
+        write(add_run(root, name) / "config.yaml", f"train:\n  steps: 3\n  autocast: {autocast}\n")
+    write(add_run(root, "ddd") / "config.yaml", "train:\n  autocast: bfloat16\n")
+    run = json.loads((root / "runs" / "ddd" / "run.json").read_text())
+    write(root / "runs" / "ddd" / "run.json", run | {"facts": run["facts"] | {"state_counted": "as held"}})
+    counted = load_runs(root).set_index("run_id")["state_counted"]
+    assert counted.to_dict() == {"aaa": "as held", "bbb": "as float32", "ccc": "as held", "ddd": "as held"}
 
 
 def test_runs_say_what_became_of_them(root: Path) -> None:

@@ -106,6 +106,8 @@ def test_solver_has_scores_steps_and_time_for_every_setting(store, task):
         assert slices(run, "solver", metric, *SOLVER) == WHOLE, metric
     bands = slices(run, "solver", "nll", *SOLVER, *POSITIONS)
     assert len(bands) == (2 * len(position_bands(SEQ_LEN)) if task == "language" else 0)
+    written = [row for stage in ("solver", "decode", "length", "repeats") for row in rows(run, stage) if "examples" in row]
+    assert written and all(("groups" in row) == (task == "language") for row in written)
     assert {row["split"] for row in rows(run, "solver")} == {"validation" if task == "language" else "test"}
     assert all(
         len(row["examples"]) == (20 if task == "language" else 15)

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,6 +13,7 @@ import yaml
 
 from tasks.build import build_task
 from tasks.mqar import BLOCK, FILLER, MQAR
+from tasks.reachable import MOST_DRAWS, reachable
 from tasks.task import IGNORE, Batch, Scored
 
 ARGUMENTS = {
@@ -171,31 +175,73 @@ def test_accuracy_is_a_mean_over_examples_by_hand():
     assert rows[0].examples == (0.5, 1.0) and rows[0].count == 2
 
 
-def best_in_sight(tokens, targets, reach, vocab_size, pairs):
-    """The best answer that sees `reach` tokens back, by going through the queries one at a time."""
-    total = 0.0
-    for query in np.flatnonzero(targets != IGNORE):
-        sight = range(max(query - reach, 0), query)
-        place = int(np.flatnonzero(tokens[: 2 * pairs : 2] == tokens[query])[0]) * 2
-        hidden = [key for key in range(0, 2 * pairs, 2) if key not in sight]
-        lone = [key for key in hidden if key + 1 in sight]
-        shown = sum(value in sight for value in range(1, 2 * pairs, 2))
-        if place in sight:
-            total += 1
-        else:
-            total += 1 / len(hidden) if lone else 1 / (vocab_size // 2 - shown)
-    return total / pairs
+def every_example(vocab_size, seq_len, pairs, power_a, filler):
+    """All examples there are, with their probabilities; of other places' second tokens, which say nothing, one."""
+    half, slots = vocab_size // 2, seq_len // 2 - pairs
+    weights = np.arange(1, slots + 1) ** (power_a - 1.0)
+    keys, values = (itertools.permutations(ids, pairs) for ids in (range(1, half), range(half, vocab_size)))
+    for k, v, order in itertools.product(keys, values, itertools.permutations(range(slots), pairs)):
+        drawn = weights[list(order)]
+        probability = np.prod(drawn / (weights.sum() - drawn.cumsum() + drawn))
+        free = [2 * (pairs + slot) for slot in range(slots) if slot not in order]
+        for rest in itertools.product(filler, repeat=len(free)):
+            tokens, targets = np.zeros(seq_len, dtype=int), np.full(seq_len, IGNORE)
+            tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2], tokens[free] = k, v, rest
+            for key, value, slot in zip(k, v, order, strict=True):
+                tokens[2 * (pairs + slot)], targets[2 * (pairs + slot)] = key, value
+            yield probability / len(filler) ** len(free), tokens, targets
 
 
-@pytest.mark.parametrize("reach", [0, 1, 3, 6, 7, 20, 47])
-def test_reachable_accuracy_equals_its_definition(reach):
-    made = task(random_non_queries=False)
-    rows = [row for row in made.references("test", reach=reach) if row.metric == "reachable_accuracy"]
-    for row in rows:
-        indices = [i for i in range(120) if made.num_pairs[i % 3] == row.slice["num_pairs"]]
-        expected = [best_in_sight(*made.example("test", i), reach, 64, row.slice["num_pairs"]) for i in indices]
-        assert row.examples == pytest.approx(expected)
-    assert len(rows) == 3
+@functools.cache
+def all_examples(vocab_size, seq_len, pairs, power_a, random):
+    return list(every_example(vocab_size, seq_len, pairs, power_a, range(vocab_size) if random else [FILLER]))
+
+
+def best_answer(examples, reach, pairs):
+    """The accuracy of Bayes' answer: of all examples that look alike up to a query, the value that most of them ask for."""
+    seen = defaultdict(Counter)
+    for probability, tokens, targets in examples:
+        for query in np.flatnonzero(targets != IGNORE):
+            seen[query, *tokens[max(query - reach, 0) : query + 1]][targets[query]] += probability / pairs
+    return sum(max(values.values()) for values in seen.values()) / sum(example[0] for example in examples)
+
+
+@pytest.mark.parametrize("most_draws", [MOST_DRAWS, 0])
+@pytest.mark.parametrize("reach", [0, 1, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize(
+    ("vocab_size", "seq_len", "pairs", "power_a", "random"),
+    [(8, 12, 2, 0.01, False), (8, 12, 3, 2.0, False), (8, 14, 3, 0.5, False), (6, 12, 2, 0.5, True), (6, 10, 2, 0.01, True)],
+)
+def test_reachable_accuracy_is_that_of_bayes_answer(
+    monkeypatch, vocab_size, seq_len, pairs, power_a, random, reach, most_draws
+):
+    monkeypatch.setattr("tasks.reachable.MOST_DRAWS", most_draws)
+    examples = all_examples(vocab_size, seq_len, pairs, power_a, random)
+    tokens, targets = (torch.from_numpy(np.stack(part)) for part in list(zip(*examples, strict=True))[1:])
+    batch = Batch(tokens, targets, slices={"num_pairs": [pairs] * len(tokens)})
+    weights, fill = np.arange(1, seq_len) ** (power_a - 1.0), 1 / vocab_size if random else 0.0
+    found = np.average(
+        reachable(batch, vocab_size=vocab_size, weights=weights, fill=fill, reach=reach), weights=[p for p, *_ in examples]
+    )
+    expected = best_answer(examples, reach, pairs)
+    if most_draws:
+        assert found == pytest.approx(expected, abs=1e-9)
+    else:
+        # Told which slots the hidden pairs take: no worse, and hardly better.
+        assert expected - 1e-6 < found < expected + 1e-3
+
+
+def test_reachable_accuracy_of_a_split_is_that_of_all_examples():
+    made = task(vocab_size=8, seq_len=12, num_pairs=[2], random_non_queries=False, num_test=4000)
+    found = {reach: values(made.references("test", reach=reach), "reachable_accuracy")[2] for reach in (1, 3)}
+    assert found == {1: pytest.approx(0.306, abs=0.01), 3: pytest.approx(0.627, abs=0.015)}
+
+
+@pytest.mark.parametrize("reach", [1, 7, 61, 127])
+def test_reachable_accuracy_of_many_pairs_takes_no_time(reach):
+    made = task(vocab_size=8192, seq_len=512, num_pairs=[64], num_test=8, num_validation=1)
+    (value,) = values(made.references("test", reach=reach), "reachable_accuracy").values()
+    assert values(made.references("test", reach=reach - 1), "reachable_accuracy")[64] < value < 1
 
 
 def test_reachable_accuracy_grows_to_one_with_sight():

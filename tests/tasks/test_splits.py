@@ -1,0 +1,98 @@
+"""Splits of example spaces so small that every example can be listed."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from suite.plan import plan, task_of
+from suite.request import RequestError
+from suite.saved import saved_task
+from tasks.mqar import MQAR
+from tasks.parity import Parity
+from tasks.splits import SPLIT_QUARTERS, TINY, belongs
+
+SHARES = {split: len(quarters) / 4 for split, quarters in SPLIT_QUARTERS.items()}
+
+
+def recall(vocab_size: int, pairs: int, **changes) -> MQAR:
+    settings = {"seq_len": 4 * pairs + 4, "power_a": 0.01, "random_non_queries": False, "num_train": None, "seed": 0}
+    settings |= {"num_validation": 4000, "num_test": 4000} | changes
+    return MQAR(vocab_size=vocab_size, num_pairs=[pairs], **settings)
+
+
+def lists(vocab_size: int, pairs: int) -> np.ndarray:
+    half = vocab_size // 2
+    keys, values = (itertools.permutations(ids, pairs) for ids in (range(1, half), range(half, vocab_size)))
+    return np.array([np.stack(both, axis=1).ravel() for both in itertools.product(keys, values)])
+
+
+def members(vocab_size: int, pairs: int) -> dict[str, np.ndarray]:
+    """Of all lists, which are found in a split, by its examples."""
+    space = lists(vocab_size, pairs)
+    places = {tuple(row): i for i, row in enumerate(space.tolist())}
+    found = {}
+    for split in SHARES:
+        drawn = recall(vocab_size, pairs).batch(split, range(4000)).tokens[:, : 2 * pairs].tolist()
+        found[split] = np.isin(np.arange(len(space)), [places[tuple(row)] for row in drawn])
+    return found
+
+
+@pytest.mark.parametrize(("vocab_size", "pairs"), [(8, 1), (8, 2), (16, 1), (32, 1)])
+def test_every_split_of_few_lists_has_its_share_and_no_value_is_missing(vocab_size, pairs):
+    space, found = lists(vocab_size, pairs), members(vocab_size, pairs)
+    assert {split: found[split].mean() for split in SHARES} == SHARES
+    for column in (*range(0, 2 * pairs, 2), *range(1, 2 * pairs, 2)):
+        for number in np.unique(space[:, column]):
+            of_number = space[:, column] == number
+            for split, share in SHARES.items():
+                # Four standard errors of lists that are dealt out at random.
+                error = np.sqrt(share * (1 - share) / of_number.sum() * (1 - of_number.mean()))
+                assert abs(found[split][of_number].mean() - share) < 4 * error, (split, column, number)
+
+
+@pytest.mark.parametrize("seq_len", [4, 5, 7, 8, 10, 17])
+def test_every_target_of_short_parity_is_as_often_0_as_1(seq_len):
+    made = Parity(seq_len=seq_len, test_seq_len=seq_len, num_validation=8000, num_test=8000, seed=0)
+    beginnings = set()
+    for split, share in SHARES.items():
+        batch = made.batch(split, range(8000))
+        tokens, first = np.unique(batch.tokens.numpy(), axis=0, return_index=True)
+        beginnings |= set(map(tuple, tokens.tolist()))
+        if seq_len <= 10:
+            assert len(tokens) == share * 2 ** (seq_len - 1)
+            assert (batch.targets.numpy()[first][:, 1:].mean(axis=0) == 0.5).all()
+        assert abs(batch.targets[:, 1:].double().mean(0) - 0.5).max() < 4 * 0.5 / np.sqrt(8000)
+    assert seq_len > 10 or len(beginnings) == 2 ** (seq_len - 1)
+
+
+@pytest.mark.parametrize(("vocab_size", "pairs", "version"), [(8, 2, 2), (32, 2, 2), (32, 4, 1), (64, 2, 1)])
+def test_another_hash_has_another_version(vocab_size, pairs, version):
+    assert recall(vocab_size, pairs, num_test=1, num_validation=1).version == version
+    half = vocab_size // 2
+    assert (math.perm(half - 1, pairs) * math.perm(half, pairs) <= TINY) == (version == 2)
+
+
+def test_large_spaces_are_split_as_they_always_were():
+    numbers = np.arange(48).reshape(6, 8) * 977 % 64
+    assert belongs(numbers, "train").tolist() == [False, False, False, False, True, True]
+    assert belongs(recall(64, 2).batch("test", range(100)).tokens[:, :4].numpy(), "test").all()
+    assert [Parity(seq_len=n, test_seq_len=n, num_validation=1, num_test=1, seed=0).version for n in (17, 18, 40)] == [2, 1, 1]
+
+
+def test_a_run_on_few_examples_has_another_name_and_no_other_run_has():
+    few = ["task.vocab_size=8", "task.num_pairs=[2]"]
+    tiny, usual = (plan(["model=gla", "task=mqar", *own, "eval=none"])[0] for own in (few, []))
+    assert (tiny.config["task"]["version"], usual.config["task"]["version"]) == (2, 1)
+    assert task_of(tiny.config).version == 2
+
+
+def test_weights_trained_on_other_splits_are_not_scored():
+    (run,) = plan(["model=gla", "task=parity", "task.seq_len=8", "task.test_seq_len=8", "eval=none"])
+    old = replace(run, config={**run.config, "task": {**run.config["task"], "version": 1}})
+    with pytest.raises(RequestError, match="older version of parity"):
+        saved_task(old)
