@@ -171,5 +171,8 @@ def how_it_was_made(frames: Frames) -> str:
         for column in ("backend", *MACHINE_COLUMNS)
         if column in frames.runs and frames.runs[column].notna().any()
     ]
+    ages = frames.runs["code"].value_counts()
+    made = {"another": "by another state of the code than that which drew this", "unknown": "by an unknown state of the code"}
+    mixed = [f" {ages[age]} of {len(frames.runs)} runs were trained {words}." for age, words in made.items() if age in ages]
     drawn = f"Python {platform.python_version()}, numpy {np.__version__}, pandas {pd.__version__}, matplotlib {mpl.__version__}"
-    return f"Runs: {'; '.join(runs)}. Report: {drawn}."
+    return f"Runs: {'; '.join(runs)}. Report: {drawn}.{''.join(mixed)}"

@@ -140,6 +140,6 @@ def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
 
 
 def most_thorough(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """One row a key: where a run was evaluated more than once, the evaluation over most units."""
-    ordered = rows.sort_values(["count", "evaluation"], kind="stable")
+    """One row a key: where a run was evaluated more than once, the evaluation over most units, of the newest version."""
+    ordered = rows[~rows["superseded"].astype(bool)].sort_values(["count", "evaluation"], kind="stable")
     return ordered.drop_duplicates(key, keep="last").sort_index(ignore_index=True)

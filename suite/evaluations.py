@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.backbone import Backbone
+from models.mesa_layers import mesa_layers
 from suite.identity import canonical_json, digest
 from suite.request import RequestError
 from suite.scoring import score_split, to_device
@@ -101,6 +102,10 @@ def evaluate(
     settings, options = json.loads(evaluation.settings), json.loads(evaluation.options)
     if evaluation.name in STUDIES:
         return STUDIES[evaluation.name].measure(Subject(model, task, config, device), settings)
+    if evaluation.name == "cost" and not mesa_layers(model):
+        # Only a solver that stops early depends on what it reads.
+        flops = model.forward_flops_per_token(task.seq_len)
+        return [Measurement("measured_flops_per_token", flops, "validation", {}, task.seq_len)]
     if evaluation.name == "cost":
         count = min(COST_EXAMPLES, task.num_examples("validation"))
         batch = to_device(task.batch("validation", range(count)), device)

@@ -22,6 +22,7 @@ from suite.foreign import reason_of
 from suite.health import Diverged
 from suite.lock import Locked, Superseded
 from suite.plan import Run, task_of
+from suite.saved import saved_task
 from suite.store import Damaged, RunDirectory, Status
 from suite.train import Pulse, train, trained_model
 
@@ -202,12 +203,11 @@ class Work:
         self.write_status("running", stage=stage_name(stage))
         self.say("started" if stage is None else "stage", stage_name(stage))
         with Recorder(self, stage) as recorder:
-            task = task_of(self.run.config)
             if stage is None:
                 self._train()
             else:
                 device = select_device(self.run.config["compute"]["device"])
-                measured = evaluate(stage, self.model(), task, self.run.config, batch_size=64, device=device)
+                measured = evaluate(stage, self.model(), saved_task(self.run), self.run.config, batch_size=64, device=device)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
                 self.directory.write_stage(stage, measured, attempt=self.command.token)

@@ -28,7 +28,7 @@ from tasks.files import read_regular
 
 SCHEMA = 1
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
-ROW_COLUMNS = ["stage", "evaluation", "metric", "split", "slice", "value", "count"]
+ROW_COLUMNS = ["stage", "evaluation", "superseded", "metric", "split", "slice", "value", "count"]
 MACHINE_COLUMNS = ["python", "torch", "lm-eval", "platform", "cpu_count", "git_commit"]
 CELL_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed"]
 CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "seconds"]
@@ -271,8 +271,7 @@ def _is_scalar(value: object) -> bool:
 
 
 def _shown(value: Any) -> Any:
-    """A value that is shown: a figure would read mathematics between two dollar signs."""
-    return inert(value).replace("$", "\N{FULLWIDTH DOLLAR SIGN}") if isinstance(value, str) else value
+    return inert(value) if isinstance(value, str) else value
 
 
 def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:

@@ -19,6 +19,7 @@ from suite.plan import Run, task_of
 from suite.request import RequestError, unknown
 from suite.store import READING, Damaged, RunDirectory
 from suite.train import trained_model
+from tasks.language import WithoutText
 from tasks.task import Task
 
 
@@ -66,12 +67,31 @@ def trained_ids(results: Path) -> list[str]:
 
 
 def saved_task(run: Run) -> Task:
-    """The task that a saved run was trained on. Raises RequestError where its text is not what it was."""
-    task = task_of(run.config)
+    """The task that a saved run was trained on; where its text is not here, or another one, a task without text.
+
+    Raises RequestError where its splits, or its tokenizer, are not what they were.
+    """
+    try:
+        task = task_of(run.config)
+        reason = (
+            "" if task.fingerprint() == run.data_fingerprint else "its text or tokenizer is another one than it was trained on"
+        )
+    except ValueError as error:
+        reason = str(error)
+    if reason:
+        return _without_text(run, f"run {run.run_id}: {reason}")
     if run.config["task"]["version"] < task.version:
         raise RequestError(f"run {run.run_id}: its splits are those of an older version of {task.name}, so it can't be scored")
-    if task.fingerprint() != run.data_fingerprint:
-        raise RequestError(f"run {run.run_id}: its text is not here, or not as it was, so it can't be scored")
+    return task
+
+
+def _without_text(run: Run, reason: str) -> Task:
+    settings = run.config["task"]
+    if "data" not in settings:
+        raise RequestError(reason)
+    task = WithoutText(seq_len=settings["seq_len"], data=settings["data"], reset_at_bos=settings["reset_at_bos"], reason=reason)
+    if task.vocab_size != run.interface.vocab_size:
+        raise RequestError(f"run {run.run_id}: its tokenizer has {run.interface.vocab_size} ids, this one has {task.vocab_size}")
     return task
 
 

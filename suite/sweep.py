@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from suite.store import Damaged, RunDirectory, Status, as_json
 from tasks.files import remove_temporaries, write_atomically
 
 SUCCESS, FAILURE, HELD = 0, 1, 3
+# Where a saved run's text and its tokenizer lie now.
+MOVED = ("data.path", "data.tokenizer")
 LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
 
 
@@ -70,11 +72,13 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     for config in asked:
         check_values(config)
         check_one_place(asked[0].compute, config.compute)
+    moved = [key.partition(".")[2] for key in MOVED if any(a.startswith(f"{key}=") for a in arguments)]
+    places = {"cache": asked[0].paths.cache, **{key: asked[0].data[key] for key in moved}}
     every = own["run"] == ["all"]
     runs, refused = [], []
     for run_id in trained_ids(results) if every else own["run"][0].split(","):
         try:
-            runs.append(_with_evaluations(saved_run(results, run_id), asked))
+            runs.append(_with_evaluations(saved_run(results, run_id), asked, places))
         except ValueError as error:
             if not every:
                 raise RequestError(str(error)) from error
@@ -87,11 +91,11 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     return FAILURE if refused else status
 
 
-def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
+def _with_evaluations(run: Run, asked: Sequence[DictConfig], places: Mapping[str, str]) -> Run:
     """A saved run with the evaluations asked for; where things lie and how they are computed is this command's to say."""
     config = {**run.config, "compute": OmegaConf.to_container(asked[0].compute)}
     if "data" in config["task"]:
-        config["task"] = {**config["task"], "data": {**config["task"]["data"], "cache": asked[0].paths.cache}}
+        config["task"] = {**config["task"], "data": {**config["task"]["data"], **places}}
     here = replace(run, config=config)
     # A run is evaluated by what it was trained with, or its numbers would not be of one thing.
     reason = obstacle(config["backend"], select_device(config["compute"]["device"]).type)
@@ -109,10 +113,10 @@ def _with_evaluations(run: Run, asked: Sequence[DictConfig]) -> Run:
 
 def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
     for override in parse(arguments):
-        if override.key_or_group.split(".")[0] not in ("eval", "paths", "compute"):
-            raise RequestError(
-                f"{override.input_line!r} can't be changed in a finished run, permitted are eval, paths and compute"
-            )
+        key = override.key_or_group
+        if key.split(".")[0] not in ("eval", "paths", "compute") and key not in MOVED:
+            permitted = f"eval, paths, compute, {', '.join(MOVED)}"
+            raise RequestError(f"{override.input_line!r} can't be changed in a finished run, permitted are {permitted}")
     return expand(arguments)
 
 

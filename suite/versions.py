@@ -22,4 +22,4 @@ def superseded(stages: Sequence[Mapping[str, Any]]) -> list[bool]:
     for i, stage in enumerate(stages):
         name = measured(stage)
         newest[name] = max(newest.get(name, ("", -1)), (str(stage.get("made", "")), i))
-    return [newest[measured(stage)][1] != i for i, stage in enumerate(stages)]
+    return [stage["settings"].get("version") != stages[newest[measured(stage)][1]]["settings"].get("version") for stage in stages]

@@ -165,6 +165,29 @@ class Language(Task):
         ]
 
 
+class WithoutText(Language):
+    """The language task of a trained model whose text is not here, for what needs its tokenizer alone.
+
+    reason: what whoever asks for an example is told, in a ValueError.
+    """
+
+    def __init__(self, *, seq_len: int, data: Mapping[str, Any], reset_at_bos: bool, reason: str) -> None:
+        self.tokenizer, self.reason = load_tokenizer(data["tokenizer"]), reason
+        self.seq_len, self.vocab_size, self.reset_at_bos = seq_len, self.tokenizer.vocab_size, reset_at_bos
+
+    def num_examples(self, split: str) -> int:
+        raise ValueError(self.reason)
+
+    def batch(self, split: str, indices: Sequence[int]) -> Batch:
+        raise ValueError(self.reason)
+
+    def fingerprint(self) -> str:
+        raise ValueError(self.reason)
+
+    def prepare(self) -> None:
+        pass
+
+
 def _gather(scored: Iterable[Scored]) -> tuple[np.ndarray, np.ndarray]:
     """The nll of all examples [N, T] in float64, zero where nothing is asked, and where something is [N, T]."""
     parts = [(part.loss, part.batch.asked) for part in scored]
