@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
+import contextlib
 import functools
 import itertools
-from collections.abc import Iterable, Sequence
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -15,45 +17,56 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from suite.values import RequestError, home, near, settle, text, unknown
+
 CONF = Path(__file__).resolve().parent.parent / "conf"
-
-
-class RequestError(ValueError):
-    """The request itself is wrong: one line that names the value, what is permitted and the nearest match."""
+PATHS = dict.fromkeys(("results", "reports", "cache"), Path)
 
 
 def options(group: str) -> list[str]:
     """The names in a configuration group, sorted; a base that only others inherit is left out."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+    names = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
+    if not names:
+        raise RequestError(f"there is no configuration in {CONF / group}; install the suite again, or run it from its checkout")
+    return names
 
 
-def groups() -> list[str]:
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
-
-
-def unknown(what: str, value: str, permitted: Iterable[str]) -> RequestError:
-    """The error for a name that is not among the permitted ones, with the nearest match."""
-    permitted = list(permitted)
-    near = difflib.get_close_matches(value, permitted, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return RequestError(f"unknown {what} {value!r}{hint} (permitted: {', '.join(permitted)})")
+@functools.cache
+def groups() -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in CONF.glob("*/")))
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
     """Hydra's overrides. Raises RequestError for one that is not of the form key=value or names an unknown group option."""
-    try:
-        overrides = OverridesParser.create().parse_overrides(list(arguments))
-    except OverrideParseException as error:
-        raise RequestError(f"{error.override!r} is not of the form key=value") from error
+    overrides = [_parsed(argument) for argument in arguments]
     for override in overrides:
-        new = override.type == OverrideType.ADD and override.key_or_group.startswith("model.")
-        if override.type != OverrideType.CHANGE and not new:
+        key, new = override.key_or_group, override.type == OverrideType.ADD
+        if override.type != OverrideType.CHANGE and not (new and key.startswith("model.")):
             raise RequestError(f"{override.input_line!r} is not of the form key=value; + adds keys of a model alone")
-        if override.key_or_group in groups():
+        if is_hydra(override) and key != "hydra/launcher" and not key.startswith("hydra.launcher."):
+            raise unknown("key of Hydra", key, ("hydra/launcher", "hydra.launcher.KEY"))
+        if key in groups():
             for choice in values(override):
-                if choice not in options(override.key_or_group):
-                    raise unknown(override.key_or_group, choice, options(override.key_or_group))
+                if choice.strip("'\"") not in options(key):
+                    raise unknown(key, choice, options(key))
     return overrides
+
+
+def _parsed(argument: str) -> Override:
+    """An argument as Hydra reads it; one that it can't read, such as a path with a bracket, as if its value were quoted."""
+    key, separator, value = argument.partition("=")
+    parser = OverridesParser.create()
+    with contextlib.suppress(OverrideParseException):
+        return parser.parse_override(argument)
+    try:
+        return parser.parse_override(f"{key}={quoted(value)}" if separator else "")
+    except OverrideParseException as error:
+        raise RequestError(f"{argument!r} is not of the form key=value") from error
+
+
+def quoted(value: str) -> str:
+    """A text as Hydra's overrides hold it, whatever its characters."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"
 
 
 def values(override: Override) -> list[str]:
@@ -70,17 +83,25 @@ def values(override: Override) -> list[str]:
 def compose_config(overrides: Sequence[str]) -> DictConfig:
     """The configuration of one cell, every interpolation kept and known to resolve.
 
-    Raises RequestError, naming the key and its nearest match.
+    Its paths are settled: ~ is the home folder in each, and the cache has a place. Raises RequestError, naming the key and
+    its nearest match.
     """
-    return _composed(tuple(overrides)).copy()
+    config = _composed(tuple(overrides)).copy()
+    if OmegaConf.is_dict(config.paths) and config.paths.cache is None:
+        shared = os.environ.get("XDG_CACHE_HOME", "")
+        # Where nobody is at home, the folder that the command was called in.
+        config.paths.cache = os.path.join(shared if os.path.isabs(shared) else f"{home() or '.'}/.cache", "linear-rnn-suite")
+    settle(config, {"paths": PATHS})
+    return config
 
 
 @functools.cache
 def _composed(overrides: tuple[str, ...]) -> DictConfig:
     """Kept, since composing takes a tenth of a second and the arms of a sweep share their reference."""
+    parsed = [override.input_line for override in parse(overrides)]
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            config = compose(config_name="config", overrides=list(overrides))
+            config = compose(config_name="config", overrides=parsed)
         OmegaConf.to_container(config, resolve=True)
     except MissingConfigException as error:
         raise RequestError(str(error).splitlines()[0]) from error
@@ -109,8 +130,7 @@ def _unknown_key(overrides: Sequence[str]) -> RequestError | None:
     known = _flat_keys(config)
     for override in parsed:
         if override.type == OverrideType.CHANGE and override.key_or_group not in (*known, *groups()):
-            near = difflib.get_close_matches(override.key_or_group, [*known, *groups()], n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = near(override.key_or_group, [*known, *groups()])
             siblings = sorted(key for key in known if key.rpartition(".")[0] == override.key_or_group.rpartition(".")[0])
             return RequestError(f"unknown key {override.key_or_group!r}{hint} (permitted beside it: {', '.join(siblings)})")
     return None
@@ -155,7 +175,7 @@ def _entries(experiment: str, typed: dict[str, list[str]]) -> list[dict[str, lis
     """The grid's entries, each an axis name to its values, after the typed overrides have narrowed them."""
     grid = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").experiment.grid)
     entries = [
-        {key: [_text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
+        {key: [text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
     ]
     listed = {key: {value for entry in entries for value in entry.get(key, [])} for key in typed}
     narrowed = []
@@ -166,14 +186,6 @@ def _entries(experiment: str, typed: dict[str, list[str]]) -> list[dict[str, lis
         if all(axes.values()):
             narrowed.append(axes)
     return narrowed
-
-
-def _text(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "[" + ",".join(map(_text, value)) + "]" if isinstance(value, list) else str(value)
 
 
 def _product(axes: dict[str, list[str]]) -> list[list[str]]:
