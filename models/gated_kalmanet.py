@@ -6,9 +6,7 @@ paper's appendix), alpha alpha, states G (U there) and H, regularizer lambda, re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor

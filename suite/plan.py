@@ -20,7 +20,7 @@ from suite.identity import canonical_json, group_id, identity, run_id
 from suite.interface import Interface
 from suite.match import match
 from suite.ranges import check_values
-from suite.request import RequestError, compose_config, expand
+from suite.request import RequestError, compose_config, expand, parse, values
 from tasks.build import build_task
 from tasks.efficiency import Efficiency
 from tasks.task import Task
@@ -133,7 +133,23 @@ def plan(arguments: Sequence[str]) -> list[Run]:
             check_one_place(known.config["compute"], run.config["compute"])
         evaluations = (*known.evaluations, *run.evaluations) if known else run.evaluations
         runs[run.run_id] = replace(run, evaluations=tuple(dict.fromkeys(evaluations)))
+    check_uses(arguments, list(runs.values()))
     return list(runs.values())
+
+
+def check_uses(arguments: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
+    names, stages = (sorted(each) for each in ({r.title for r in runs}, {e.name for r in runs for e in r.evaluations}))
+    for override in parse(arguments):
+        group, _, key = override.key_or_group.partition(".")
+        if group == "data" and not any("data" in run.config["task"] for run in runs):
+            raise RequestError(f"{override.input_line} has no use: no run reads a text ({names[0]}), permitted with task=language")
+        for value in values(override) if group == "eval" and key in ("", "stages") else ():
+            asked = compose_config([f"{override.key_or_group}={value}"]).eval.stages
+            idle = [stage for stage in asked if stage not in stages]
+            if idle and (key or len(idle) == len(asked)):
+                permitted = f"permitted for it are {', '.join(stages) or 'other evaluations'}"
+                raise RequestError(f"{override.key_or_group}={value}: {idle[0]} applies to no run ({names[0]}), {permitted}")
 
 
 def check_one_place(compute: Mapping[str, Any], other: Mapping[str, Any]) -> None:

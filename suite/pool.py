@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from suite.devices import select_device
+from suite.devices import count_cores, select_device
 from suite.execute import Listener, execute_all
 from suite.plan import Run
 from suite.signals import stop_once
@@ -33,7 +33,7 @@ def count_jobs(runs: Sequence[Run]) -> int:
         return min(compute["jobs"], len(runs))
     if select_device(compute["device"]).type == "cuda":
         return min(_count_gpus(), len(runs))
-    return max(1, min(len(os.sched_getaffinity(0)) // compute["threads"], len(runs)))
+    return max(1, min(count_cores() // compute["threads"], len(runs)))
 
 
 def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener) -> None:

@@ -28,70 +28,45 @@ BELOW_ONE = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value
 COUNT = whole(1, 2**31 - 1)
 # Settings laid over those that a model's solver has.
 SOLVER = get_type_hints(SolverSettings)
-DATA = TypedDict(
-    "DATA",
-    {"name": NAME, "path": Path | Sequence[Path] | None, "tokenizer": Path | None, "validation_fraction": BELOW_ONE, "cache": Path},
-)
-KINDS: dict[str, Any] = {
-    "experiment": {"name": NAME | None, "grid": Any},
-    "seed": whole(0, 2**32 - 1),
-    "backend": Literal["auto", *BACKENDS],
-    "match": {"by": Literal["none", *QUANTITIES], "reference": str, "tolerance": real(0, 1)},
-    "paths": PATHS,
-    "size": {
-        "name": NAME,
-        "d_model": whole(1, 2**20),
-        "num_blocks": whole(1, 2**10),
-        "num_heads": whole(1, 2**16),
-        "head_dim": whole(1, 2**16),
-        "mlp_dim": whole(1, 2**24),
-        "norm_eps": above_zero(1),
-        "logit_soft_cap": above_zero(MAX_SOFT_CAP),
-    },
-    "data": DATA,
-    "train": {
-        "steps": whole(0, 2**31 - 1),
-        "batch_size": whole(1, 2**20),
-        "warmup_steps": whole(0, 2**31 - 1),
-        "lr": above_zero(1e6),
-        "weight_decay": real(0, 1e6),
-        "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
-        "eps": above_zero(1),
-        "final_lr_fraction": real(0, 1),
-        "gradient_clip": above_zero(1e38),
-        "autocast": Literal["none", "bfloat16"],
-    },
-    "eval": {
-        "stages": Sequence[str],
-        "tasks": Sequence[str] | str,
-        "include_path": Path | None,
-        "num_fewshot": whole(0, 10**6) | None,
-        "limit": COUNT | None,
-        "fewshot_seed": whole(0, 2**32 - 1),
-        "batch_size": whole(1, 2**20),
-        "max_length": whole(2, 2**31 - 1) | None,
-        "study_tokens": COUNT,
-        "solvers": Sequence[SOLVER],
-        "decoders": Sequence[{**SOLVER, "decode": str, "refresh": COUNT | None}],
-        "length_factors": Sequence[COUNT],
-        "run_lengths": Sequence[whole(0, 2**31 - 1)],
-        "timed_lengths": Sequence[COUNT],
-        "prompt_lengths": Sequence[COUNT],
-        "decode_batch_sizes": Sequence[COUNT],
-    },
-    "compute": {
-        "device": Literal["auto", "cpu", "cuda"],
-        "jobs": Literal["auto"] | whole(1, 4096),
-        "threads": whole(1, 4096),
-        "log_seconds": real(0, 1e9),
-        "checkpoint_seconds": real(0, 1e9),
-        "prefetch": Literal["auto"] | whole(0, 4096),
-        "compile": bool,
-        "cuda_graph": Literal["auto"] | bool,
-        "activation_checkpointing": Literal["none", "blocks"],
-        "wait": bool,
-    },
+DATA = {
+    "name": NAME, "path": Path | Sequence[Path] | None, "tokenizer": Path | None, "cache": Path,
+    "validation_fraction": BELOW_ONE,
 }
+SIZE = {
+    "name": NAME,
+    **dict.fromkeys(("d_model", "num_heads", "head_dim"), whole(1, 2**20)),
+    "num_blocks": whole(1, 2**10), "mlp_dim": whole(1, 2**24),
+    "norm_eps": above_zero(1), "logit_soft_cap": above_zero(MAX_SOFT_CAP),
+}
+TRAIN = {
+    **dict.fromkeys(("steps", "warmup_steps"), whole(0, 2**31 - 1)),
+    "batch_size": whole(1, 2**20), "lr": above_zero(1e6), "weight_decay": real(0, 1e6),
+    "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
+    "eps": above_zero(1), "final_lr_fraction": real(0, 1), "gradient_clip": above_zero(1e38),
+    "autocast": Literal["none", "bfloat16"],
+}
+EVAL = {
+    "stages": Sequence[str], "tasks": Sequence[str] | str, "include_path": Path | None,
+    "num_fewshot": whole(0, 10**6) | None, "fewshot_seed": whole(0, 2**32 - 1), "limit": COUNT | None,
+    "batch_size": whole(1, 2**20), "max_length": whole(2, 2**31 - 1) | None, "study_tokens": COUNT,
+    "solvers": Sequence[TypedDict("Solver", SOLVER, total=False)],
+    "decoders": Sequence[TypedDict("Decoder", {**SOLVER, "decode": str, "refresh": COUNT | None}, total=False)],
+    **dict.fromkeys(("length_factors", "timed_lengths", "prompt_lengths", "decode_batch_sizes"), Sequence[COUNT]),
+    "run_lengths": Sequence[whole(0, 2**31 - 1)],
+}
+COMPUTE = {
+    "device": Literal["auto", "cpu", "cuda"],
+    "jobs": Literal["auto"] | whole(1, 4096), "threads": whole(1, 4096), "prefetch": Literal["auto"] | whole(0, 4096),
+    **dict.fromkeys(("log_seconds", "checkpoint_seconds"), real(0, 1e9)),
+    "compile": bool, "cuda_graph": Literal["auto"] | bool, "wait": bool,
+    "activation_checkpointing": Literal["none", "blocks"],
+}
+KINDS: dict[str, Any] = {
+    "seed": whole(0, 2**32 - 1), "backend": Literal["auto", *BACKENDS],
+    "experiment": {"name": NAME | None, "grid": Any}, "paths": PATHS,
+    "size": SIZE, "data": DATA, "train": TRAIN, "eval": EVAL, "compute": COMPUTE,
+}
+TYPED = Annotated[Mapping[str, Any], Limit("with a type", lambda settings: "type" in settings)]
 LABELS = {"name": NAME, "version": COUNT}
 MODEL = {
     **LABELS,
@@ -106,17 +81,19 @@ def kinds(config: Mapping[str, Any]) -> dict[str, Any]:
     """The type of every key of a resolved configuration. Raises RequestError for a mixer or task that there is not."""
     model, task = (fit(key, config[key], Mapping[str, Any]) for key in ("model", "task"))
     mixers = {key: _constructed(f"model.{key}", mixer, mixer_settings) for key, mixer in model.items() if key not in MODEL}
-    tasks = _constructed("task", task, task_settings)
-    own = {**tasks.__annotations__, **LABELS, **({"data": DATA} if "data" in tasks.__annotations__ else {})}
-    match = {**KINDS["match"], "reference": Literal[*options("model")]}
-    return {**KINDS, "match": match, "model": {**MODEL, **mixers}, "task": TypedDict("task", own)}
+    # A model's file may do without its paper, or without learning rates.
+    labels = {key: kind for key, kind in MODEL.items() if key in model}
+    own = _constructed("task", task, task_settings)
+    own = {**own, **LABELS, **({"data": DATA} if "data" in own else {})}
+    match = {"by": Literal["none", *QUANTITIES], "reference": Literal[*options("model")], "tolerance": real(0, 1)}
+    return {**KINDS, "match": match, "model": {**labels, **mixers}, "task": own}
 
 
-def _constructed(key: str, config: Any, settings: Callable[[str], Mapping[str, Any]]) -> Any:
-    """The record of what a class takes that the configuration names as its type."""
-    type_name = fit(f"{key}.type", fit(key, config, Mapping[str, Any]).get("type"), str)
+def _constructed(key: str, config: Any, settings: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """The types of what a class takes that the configuration names as its type."""
+    type_name = fit(f"{key}.type", fit(key, config, TYPED)["type"], str)
     try:
-        return TypedDict(key, {"type": str, **settings(type_name)})
+        return {"type": str, **settings(type_name)}
     except ValueError as error:
         raise RequestError(f"{key}.type: {error}") from error
 
@@ -144,8 +121,3 @@ def check_graph(config: Mapping[str, Any]) -> None:
         raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
     if select_device(config["compute"]["device"]).type != "cuda":
         raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
-
-
-def is_whole(value: object, low: int) -> bool:
-    """Whether value is a whole number of at least `low`; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low

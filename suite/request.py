@@ -13,13 +13,14 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from suite.values import RequestError, home, near, settle, text, unknown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+LAUNCHER = "hydra/launcher"
 PATHS = dict.fromkeys(("results", "reports", "cache"), Path)
 
 
@@ -41,10 +42,12 @@ def parse(arguments: Sequence[str]) -> list[Override]:
     overrides = [_parsed(argument) for argument in arguments]
     for override in overrides:
         key, new = override.key_or_group, override.type == OverrideType.ADD
-        if override.type != OverrideType.CHANGE and not (new and key.startswith("model.")):
+        if not key or override.package or (override.type != OverrideType.CHANGE and not (new and key.startswith("model."))):
             raise RequestError(f"{override.input_line!r} is not of the form key=value; + adds keys of a model alone")
-        if is_hydra(override) and key != "hydra/launcher" and not key.startswith("hydra.launcher."):
-            raise unknown("key of Hydra", key, ("hydra/launcher", "hydra.launcher.KEY"))
+        if is_hydra(override) and key != LAUNCHER and not key.startswith("hydra.launcher."):
+            raise unknown("key of Hydra", key, (LAUNCHER, "hydra.launcher.KEY"))
+        if key.startswith("hydra.") and not any(each.key_or_group == LAUNCHER for each in overrides):
+            raise RequestError(f"{override.input_line} has no meaning without {LAUNCHER}=NAME")
         if key in groups():
             for choice in values(override):
                 if choice.strip("'\"") not in options(key):
@@ -55,13 +58,10 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 def _parsed(argument: str) -> Override:
     """An argument as Hydra reads it; one that it can't read, such as a path with a bracket, as if its value were quoted."""
     key, separator, value = argument.partition("=")
-    parser = OverridesParser.create()
-    with contextlib.suppress(OverrideParseException):
-        return parser.parse_override(argument)
-    try:
-        return parser.parse_override(f"{key}={quoted(value)}" if separator else "")
-    except OverrideParseException as error:
-        raise RequestError(f"{argument!r} is not of the form key=value") from error
+    for each in (argument, f"{key}={quoted(value)}") if separator else (argument,):
+        with contextlib.suppress(HydraException):
+            return OverridesParser.create().parse_override(each)
+    raise RequestError(f"{argument!r} is not of the form key=value")
 
 
 def quoted(value: str) -> str:
@@ -73,6 +73,8 @@ def values(override: Override) -> list[str]:
     """The values that an override lists, as they are typed: one, or those of a comma list, range or glob."""
     if override.is_sweep_override():
         if isinstance(override.value(), Glob):
+            if override.key_or_group not in groups():
+                raise RequestError(f"{override.input_line}: permitted is glob for {', '.join(groups())}")
             return override.value().filter(options(override.key_or_group))
         if not override.is_discrete_sweep():
             raise RequestError(f"{override.input_line!r} is a continuous range; list the values with commas")
@@ -106,7 +108,7 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
     except MissingConfigException as error:
         raise RequestError(str(error).splitlines()[0]) from error
     except ConfigCompositionException as error:
-        raise _unknown_key(overrides) or RequestError(_first_line(error)) from error
+        raise _wrong_key(parse(overrides)) or RequestError(_first_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
@@ -121,18 +123,22 @@ def _first_line(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(text.splitlines()[0] for text in told if text))
 
 
-def _unknown_key(overrides: Sequence[str]) -> RequestError | None:
-    """The error for the first key that the configuration does not have."""
-    parsed = parse(overrides)
+def _wrong_key(parsed: Sequence[Override]) -> RequestError | None:
+    """The error for the first key that the configuration does not have, or whose value has another shape there."""
     choices = [o.input_line for o in parsed if o.key_or_group in groups()]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         config = compose(config_name="config", overrides=choices)
     known = _flat_keys(config)
     for override in parsed:
-        if override.type == OverrideType.CHANGE and override.key_or_group not in (*known, *groups()):
-            hint = near(override.key_or_group, [*known, *groups()])
-            siblings = sorted(key for key in known if key.rpartition(".")[0] == override.key_or_group.rpartition(".")[0])
-            return RequestError(f"unknown key {override.key_or_group!r}{hint} (permitted beside it: {', '.join(siblings)})")
+        key = override.key_or_group
+        if override.type == OverrideType.CHANGE and key not in (*known, *groups()):
+            siblings = sorted(other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0])
+            permitted = ", ".join(siblings)
+            return RequestError(f"unknown key {key!r}{near(key, [*known, *groups()])} (permitted beside it: {permitted})")
+        there = OmegaConf.select(config, key) if key in known else None
+        shapes = (dict, DictConfig), (list, ListConfig)
+        if any(isinstance(there, shape) != isinstance(override.value(), shape) for shape in shapes if there is not None):
+            return RequestError(f"{override.input_line} is out of range, permitted are values such as {text(there)}")
     return None
 
 
@@ -158,6 +164,8 @@ def expand(arguments: Sequence[str]) -> list[list[str]]:
         if key in typed:
             raise RequestError(f"{key} is given twice; several values are a list, {key}=A,B")
         typed[key] = values(override)
+    if "experiment.grid" in typed:
+        raise RequestError("experiment.grid can't be typed, permitted are its axes, e.g. seed=0,1,2")
     if not typed.get("experiment"):
         return _product(typed)
     experiment, *others = typed.pop("experiment")

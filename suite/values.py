@@ -1,11 +1,12 @@
 """Types of settings: whether a value is of one, made exactly that, and in words what is permitted.
 
-A type is what an annotation says (int, float, bool, str, None, X | Y, Literal, Sequence[X], Mapping[str, X]), a Path,
-Annotated[X, Limit], or a record, which is a TypedDict or, where keys may be missing, a dictionary of types.
+A type is what an annotation says (int, float, bool, str, None, X | Y, Literal, Sequence[X], Mapping[str, X], TypedDict), a
+Path, Annotated[X, Limit], or a dictionary that has a type for every key.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import pwd
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # No size, length or number of steps is beyond, and no kernel or file format counts less; float32 holds no more.
 MOST = {int: 2**32 - 1, float: 1e38}
@@ -50,9 +51,9 @@ def above_zero(high: float) -> Any:
     return Annotated[float, Limit(f"above 0, up to {high:g}", lambda value: 0 < value <= high)]
 
 
-def near(value: str, permitted: Iterable[str]) -> str:
+def near(value: object, permitted: Iterable[str]) -> str:
     """The words that name the nearest permitted value, if any is near."""
-    found = difflib.get_close_matches(value, list(permitted), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(str(value), list(permitted), n=1, cutoff=0.5)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -64,20 +65,19 @@ def unknown(what: str, value: str, permitted: Iterable[str]) -> RequestError:
 
 def text(value: object) -> str:
     """A value as it is typed in a request, on one line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{text(each)}" for key, each in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | ListConfig):
         return "[" + ",".join(map(text, value)) + "]"
     return str(value) if str(value).isprintable() else ascii(value)
 
 
 def settle(config: DictConfig, kinds: Mapping[str, Any]) -> None:
     """Makes the values of these keys exactly of their types, so that 8 and 8.0 are one. Raises RequestError."""
-    made = {key: fit(key, value, kinds[key]) for key, value in OmegaConf.to_container(config, resolve=True).items() if key in kinds}
+    values = OmegaConf.to_container(config, resolve=True)
+    made = {key: fit(key, values[key], kind) for key, kind in kinds.items()}
     # What refers to a value that is made right has the right one afterwards, and goes on referring to it.
     for interpolations in (False, True):
         _write(config, made, interpolations)
@@ -85,69 +85,56 @@ def settle(config: DictConfig, kinds: Mapping[str, Any]) -> None:
 
 def _write(config: DictConfig, made: Mapping[str, Any], interpolations: bool) -> None:
     for key, value in made.items():
-        if isinstance(value, dict) and OmegaConf.is_dict(config._get_node(key)) and not OmegaConf.is_interpolation(config, key):
+        refers = OmegaConf.is_interpolation(config, key)
+        if isinstance(value, dict) and isinstance(config[key], DictConfig) and not refers:
             _write(config[key], value, interpolations)
-        elif OmegaConf.is_interpolation(config, key) == interpolations and repr(config[key]) != repr(value):
+        elif refers == interpolations and repr(config[key]) != repr(value):
             config[key] = value
 
 
 def fit(key: str, value: Any, kind: Any) -> Any:
     """The value, made exactly of its type. Raises RequestError, which names the key, the value and what is permitted."""
-    limited = get_origin(kind) is Annotated
-    made = _made(key, value, kind.__origin__ if limited else kind)
-    if made is UNFIT or (limited and not kind.__metadata__[0].holds(made)):
-        names = [name for each in (kind, *get_args(kind)) if get_origin(each) is Literal for name in map(text, get_args(each))]
-        hint = near(value, names) if isinstance(value, str) else ""
-        raise RequestError(f"{key}={text(value)} is out of range{hint}, permitted are {words(kind)}")
+    base, limits = (kind.__origin__, kind.__metadata__) if get_origin(kind) is Annotated else (kind, ())
+    made = _made(key, value, base)
+    if made is UNFIT or not all(limit.holds(made) for limit in limits):
+        names = [text(name) for each in (kind, *get_args(kind)) if get_origin(each) is Literal for name in get_args(each)]
+        raise RequestError(f"{key}={text(value)} is out of range, permitted are {words(kind)}{near(value, names)}")
     return made
 
 
 def _made(key: str, value: Any, kind: Any) -> Any:
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return next((made for part in parts if (made := _tried(key, value, part)) is not UNFIT), UNFIT)
-    if origin is Literal:
+        for part in parts:
+            with contextlib.suppress(RequestError):
+                return fit(key, value, part)
+    elif origin is Literal:
         # By type too: 1 equals true, and is none.
         return next((part for part in parts if type(part) is type(value) and part == value), UNFIT)
-    if kind is Any:
+    elif isinstance(value, dict) and origin is Mapping:
+        return {name: fit(f"{key}.{name}", each, parts[1]) for name, each in value.items()}
+    elif isinstance(value, dict) and (isinstance(kind, dict) or is_typeddict(kind)):
+        return _record(key, value, kind)
+    elif isinstance(value, list) and origin is Sequence:
+        return [fit(f"{key}[{i}]", each, parts[0]) for i, each in enumerate(value)]
+    elif kind is Any or (kind is type(value) and kind in (bool, NoneType)):
         return value
-    if isinstance(value, Mapping):
-        fields = _fields(kind)
-        if fields is not None:
-            return _record(key, value, fields, needed=is_typeddict(kind))
-        return {name: fit(f"{key}.{name}", each, parts[1]) for name, each in value.items()} if origin is Mapping else UNFIT
-    if isinstance(value, list):
-        return [fit(f"{key}[{i}]", each, parts[0]) for i, each in enumerate(value)] if origin is Sequence else UNFIT
-    return _scalar(key, value, kind)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        return _word_or_number(key, value, kind)
+    return UNFIT
 
 
-
-def _scalar(key: str, value: Any, kind: Any) -> Any:
-    if isinstance(value, bool) or value is None:
-        return value if kind is (NoneType if value is None else bool) else UNFIT
-    if kind in (int, float) and isinstance(value, int | float):
-        # What is not a number is not below any bound.
-        fits = abs(value) <= MOST[kind] and (kind is float or value == int(value))
-        return kind(value) if fits else UNFIT
-    if kind is Path and isinstance(value, str | int):
+def _word_or_number(key: str, value: str | float, kind: Any) -> Any:
+    if kind is Path and not isinstance(value, float):
         return ",".join(_at_home(key, part) for part in str(value).split(",")) if str(value).strip() else UNFIT
-    return value if kind is str and isinstance(value, str) and value.isprintable() else UNFIT
+    if isinstance(value, str):
+        return value if kind is str and value.isprintable() else UNFIT
+    # What is not a number is not below any bound.
+    return kind(value) if kind in MOST and abs(value) <= MOST[kind] and (kind is float or value == int(value)) else UNFIT
 
 
-def _tried(key: str, value: Any, kind: Any) -> Any:
-    try:
-        return fit(key, value, kind)
-    except RequestError:
-        return UNFIT
-
-
-def _fields(kind: Any) -> Mapping[str, Any] | None:
-    if is_typeddict(kind):
-        return get_type_hints(kind, include_extras=True)
-    return kind if isinstance(kind, dict) else None
-
-
-def _record(key: str, value: Mapping[str, Any], fields: Mapping[str, Any], *, needed: bool) -> dict[str, Any]:
+def _record(key: str, value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
+    fields, needed = (get_type_hints(kind), kind.__total__) if is_typeddict(kind) else (kind, True)
     for name in value:
         if name not in fields:
             raise unknown("key", f"{key}.{name}", [f"{key}.{field}" for field in fields])
@@ -161,20 +148,18 @@ def words(kind: Any) -> str:
     """What is permitted, in words."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return f"{WORDS.get(kind.__origin__) or words(kind.__origin__)} {kind.__metadata__[0].words}"
-    if origin in (Union, UnionType):
-        return ", ".join(map(words, parts))
-    if origin is Literal:
-        return ", ".join(map(text, parts))
-    if origin is Sequence:
-        return f"lists of {words(parts[0])}"
-    if kind in MOST:
-        return f"{WORDS[kind]} from -{MOST[kind]:g} to {MOST[kind]:g}"
-    return WORDS.get(kind) if isinstance(kind, type) and kind in WORDS else "{" + ", ".join(_fields(kind) or ("key: value",)) + "}"
+        return f"{words(kind.__origin__).partition(' up to ')[0]} {kind.__metadata__[0].words}"
+    if origin in (Union, UnionType, Literal):
+        return ", ".join(map(text if origin is Literal else words, parts))
+    if origin in (Sequence, Mapping):
+        return f"lists of {words(parts[0])}" if origin is Sequence else "{key: value}"
+    if isinstance(kind, dict) or is_typeddict(kind):
+        return f"{{{', '.join(kind if isinstance(kind, dict) else get_type_hints(kind))}}}"
+    return f"{WORDS[kind]} up to {MOST[kind]}" if kind in MOST else WORDS[kind]
 
 
 def _at_home(key: str, path: str) -> str:
-    """A path with ~ at its start put in place. Raises RequestError where it names nobody's home, never a folder named ~."""
+    """A path with ~ at its start put in place. Raises RequestError where it names nobody's home: no folder is named ~."""
     if not path.lstrip().startswith("~"):
         return path
     name, _, rest = path.strip().partition("/")
