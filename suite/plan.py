@@ -139,17 +139,17 @@ def plan(arguments: Sequence[str]) -> list[Run]:
 
 def check_uses(arguments: Sequence[str], runs: Sequence[Run]) -> None:
     """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
-    names, stages = (sorted(each) for each in ({r.title for r in runs}, {e.name for r in runs for e in r.evaluations}))
+    first, stages = runs[0].title, {evaluation.name for run in runs for evaluation in run.evaluations}
     for override in parse(arguments):
         group, _, key = override.key_or_group.partition(".")
-        if group == "data" and not any("data" in run.config["task"] for run in runs):
-            raise RequestError(f"{override.input_line} has no use: no run reads a text ({names[0]}), permitted with task=language")
+        # What is the default may always be said.
+        if group == "data" and override.input_line != "data=stdlib" and not any("data" in run.config["task"] for run in runs):
+            raise RequestError(f"{override.input_line}: no run reads a text, not {first}; permitted with it is data=stdlib")
         for value in values(override) if group == "eval" and key in ("", "stages") else ():
             asked = compose_config([f"{override.key_or_group}={value}"]).eval.stages
             idle = [stage for stage in asked if stage not in stages]
             if idle and (key or len(idle) == len(asked)):
-                permitted = f"permitted for it are {', '.join(stages) or 'other evaluations'}"
-                raise RequestError(f"{override.key_or_group}={value}: {idle[0]} applies to no run ({names[0]}), {permitted}")
+                raise RequestError(f"{override.key_or_group}={value}: {idle[0]} does not apply to any run, not to {first}")
 
 
 def check_one_place(compute: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -189,6 +189,7 @@ def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration that `match` measures against: the same request with the reference's model."""
     others = [o for o in overrides if not o.startswith(("model=", "model."))]
     reference = compose_config([*others, f"model={config.match.reference}"])
+    check_values(reference)
     # What it costs is the same on every backend, and not every backend computes it.
     reference.backend = "torch"
     return reference

@@ -13,7 +13,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -107,10 +107,8 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
         OmegaConf.to_container(config, resolve=True)
     except MissingConfigException as error:
         raise RequestError(str(error).splitlines()[0]) from error
-    except ConfigCompositionException as error:
-        raise _wrong_key(parse(overrides)) or RequestError(_first_line(error)) from error
     except (HydraException, OmegaConfBaseException) as error:
-        raise RequestError(_first_line(error)) from error
+        raise _wrong_key(parse(overrides)) or RequestError(_first_line(error)) from error
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
         raise RequestError(f"{missing[0]} is needed: give {missing[0]}=VALUE")
@@ -118,8 +116,8 @@ def _composed(overrides: tuple[str, ...]) -> DictConfig:
 
 
 def _first_line(error: BaseException) -> str:
-    """What went wrong and why, the first line of each: the value is in the one, the reason in the other."""
-    told = [str(each).strip() for each in (error, error.__cause__) if each is not None]
+    """Where, what went wrong and why, the first line of each: the value is in the one, the reason in the other."""
+    told = [str(each).strip() for each in (getattr(error, "full_key", None), error, error.__cause__) if each]
     return ": ".join(dict.fromkeys(text.splitlines()[0] for text in told if text))
 
 
@@ -131,11 +129,13 @@ def _wrong_key(parsed: Sequence[Override]) -> RequestError | None:
     known = _flat_keys(config)
     for override in parsed:
         key = override.key_or_group
-        if override.type == OverrideType.CHANGE and key not in (*known, *groups()):
+        if override.type != OverrideType.CHANGE or key in groups():
+            continue
+        if key not in known:
             siblings = sorted(other for other in known if other.rpartition(".")[0] == key.rpartition(".")[0])
             permitted = ", ".join(siblings)
             return RequestError(f"unknown key {key!r}{near(key, [*known, *groups()])} (permitted beside it: {permitted})")
-        there = OmegaConf.select(config, key) if key in known else None
+        there = OmegaConf.select(config, key)
         shapes = (dict, DictConfig), (list, ListConfig)
         if any(isinstance(there, shape) != isinstance(override.value(), shape) for shape in shapes if there is not None):
             return RequestError(f"{override.input_line} is out of range, permitted are values such as {text(there)}")

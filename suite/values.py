@@ -20,7 +20,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 # No size, length or number of steps is beyond, and no kernel or file format counts less; float32 holds no more.
 MOST = {int: 2**32 - 1, float: 1e38}
-WORDS = {int: "whole numbers", float: "numbers", bool: "true, false", str: "words", NoneType: "null", Path: "paths"}
+WORDS = {int: "whole numbers", float: "numbers", bool: "true, false", str: "words", NoneType: "null"}
+WORDS[Path] = "paths (~ a user's home)"
 UNFIT = object()
 
 
@@ -120,17 +121,19 @@ def _made(key: str, value: Any, kind: Any) -> Any:
     elif kind is Any or (kind is type(value) and kind in (bool, NoneType)):
         return value
     elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        return _word_or_number(key, value, kind)
+        return _word_or_number(value, kind)
     return UNFIT
 
 
-def _word_or_number(key: str, value: str | float, kind: Any) -> Any:
+def _word_or_number(value: str | float, kind: Any) -> Any:
     if kind is Path and not isinstance(value, float):
-        return ",".join(_at_home(key, part) for part in str(value).split(",")) if str(value).strip() else UNFIT
+        parts = [_at_home(part) for part in str(value).split(",")]
+        return ",".join(parts) if None not in parts and str(value).strip() else UNFIT
     if isinstance(value, str):
-        return value if kind is str and value.isprintable() else UNFIT
+        return value if kind is str and value.strip() and value.isprintable() else UNFIT
     # What is not a number is not below any bound.
-    return kind(value) if kind in MOST and abs(value) <= MOST[kind] and (kind is float or value == int(value)) else UNFIT
+    fits = kind in (int, float) and abs(value) <= MOST[kind] and (kind is float or value == int(value))
+    return kind(value) if fits else UNFIT
 
 
 def _record(key: str, value: Mapping[str, Any], kind: Any) -> dict[str, Any]:
@@ -158,15 +161,13 @@ def words(kind: Any) -> str:
     return f"{WORDS[kind]} up to {MOST[kind]}" if kind in MOST else WORDS[kind]
 
 
-def _at_home(key: str, path: str) -> str:
-    """A path with ~ at its start put in place. Raises RequestError where it names nobody's home: no folder is named ~."""
-    if not path.lstrip().startswith("~"):
-        return path
+def _at_home(path: str) -> str | None:
+    """A path with ~ at its start put in place; None where it names nobody's home: no folder is made that is named ~."""
     name, _, rest = path.strip().partition("/")
+    if not name.startswith("~"):
+        return path
     folder = home() if name == "~" else os.path.expanduser(name)
-    if folder is None or folder == name:
-        raise RequestError(f"{key}={text(path)}: {name} is nobody's home folder here, permitted are paths; ./{path} is one here")
-    return os.path.join(folder, rest)
+    return None if folder in (None, name) else os.path.join(folder, rest)
 
 
 def home() -> str | None:
