@@ -80,7 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _check_words(arguments: Sequence[str]) -> None:
     """Raises RequestError for what is no text, and for a flag that there is not: a comma list expands with or without -m."""
     for argument in arguments:
-        if "\0" in argument or not argument.isascii() and argument != argument.encode(errors="ignore").decode():
+        # Bytes that are no text reach Python as surrogates.
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in argument):
             raise RequestError(f"{argument!a} is not UTF-8 text, permitted is UTF-8 without zero bytes")
     for argument in arguments[1:]:
         if argument.startswith("-") and argument not in (*HELP, *MULTIRUN):
