@@ -112,7 +112,7 @@ def task_of(config: Mapping[str, Any]) -> Task:
     """The task of a settled configuration; built once, since reading its text takes seconds."""
     try:
         return _task(canonical_json(config["task"]), config["seed"])
-    except (TypeError, OSError) as error:
+    except OSError as error:
         raise RequestError(f"task={config['task']['name']}: {error}") from error
 
 
@@ -128,6 +128,9 @@ def plan(arguments: Sequence[str]) -> list[Run]:
         except ValueError as error:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
             raise RequestError(str(error)) from error
+        except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
+            # A size that no memory holds or no tensor counts.
+            raise RequestError(f"{' '.join(cell)} can't be built: {(str(error) or 'out of memory').splitlines()[0]}") from error
         known = runs.get(run.run_id)
         if known:
             check_one_place(known.config["compute"], run.config["compute"])
@@ -175,10 +178,7 @@ def plan_cell(overrides: Sequence[str]) -> Run:
 
 def settled_run(config: dict[str, Any], task: Task) -> Run:
     """The run of a configuration in which nothing is left to settle."""
-    try:
-        cost = model_cost(config, interface=task.interface)
-    except TypeError as error:
-        raise RequestError(f"model={config['model']['name']}: {error}") from error
+    cost = model_cost(config, interface=task.interface)
     fingerprint = task.fingerprint()
     whole = identity(config, data_fingerprint=fingerprint)
     evaluations = planned_evaluations(config, task)

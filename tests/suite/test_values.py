@@ -30,7 +30,8 @@ OPEN = {
     *(f"{data}.{key}" for data in ("data", "task.data") for key in ("path", "tokenizer")),
     *(f"eval.{key}" for key in ("include_path", "num_fewshot", "limit", "max_length")),
 }
-PLACES = {"paths.results", "paths.reports", "paths.cache", "data.cache", "task.data.cache"}
+# A comma list of benchmarks is one word, and seconds may be written as a whole number.
+RIGHT = {("eval.tasks", "word"), ("compute.checkpoint_seconds", "2.5")}
 # Values by what no key of such a default takes. The default's type is the oracle, not the table that is tested.
 WRONG = {
     bool: ("1", "0", "1.0", "'true'", "word", "[true]", "{a: 1}", "null", "nan", "cast"),
@@ -64,7 +65,7 @@ def wrong_requests(seed: int, count: int) -> list[tuple[str, str, str, str]]:
             cases += [
                 (model, task, key, wrong)
                 for wrong in WRONG[type(value)]
-                if not (wrong == "null" and key in OPEN) and not (key == "eval.tasks" and wrong == "word")
+                if not (wrong == "null" and key in OPEN) and (key, wrong) not in RIGHT
             ]
     return random.Random(seed).sample(cases, count)
 
