@@ -112,7 +112,7 @@ def task_of(config: Mapping[str, Any]) -> Task:
     """The task of a settled configuration; built once, since reading its text takes seconds."""
     try:
         return _task(canonical_json(config["task"]), config["seed"])
-    except OSError as error:
+    except (TypeError, OSError) as error:
         raise RequestError(f"task={config['task']['name']}: {error}") from error
 
 

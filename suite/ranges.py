@@ -20,12 +20,12 @@ from models.ops.solvers import SolverSettings
 from suite.devices import select_device
 from suite.match import QUANTITIES
 from suite.request import PATHS, RequestError, options
-from suite.values import Limit, above_zero, fit, real, settle, whole
+from suite.values import Limit, above_zero, between, fit, settle
 from tasks.build import task_settings
 
 NAME = Annotated[str, Limit("of letters, digits, ., _ and -", lambda name: re.fullmatch(r"\w[\w.-]*", name) is not None)]
 BELOW_ONE = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
-COUNT = whole(1, 2**31 - 1)
+COUNT = between(int, 1, 2**31 - 1)
 # Settings laid over those that a model's solver has.
 SOLVER = get_type_hints(SolverSettings)
 DATA = {
@@ -34,35 +34,36 @@ DATA = {
 }
 SIZE = {
     "name": NAME,
-    **dict.fromkeys(("d_model", "num_heads", "head_dim"), whole(1, 2**20)),
-    "num_blocks": whole(1, 2**10), "mlp_dim": whole(1, 2**24),
+    **dict.fromkeys(("d_model", "num_heads", "head_dim"), between(int, 1, 2**20)),
+    "num_blocks": between(int, 1, 2**10), "mlp_dim": between(int, 1, 2**24),
     "norm_eps": above_zero(1), "logit_soft_cap": above_zero(MAX_SOFT_CAP),
 }
 TRAIN = {
-    **dict.fromkeys(("steps", "warmup_steps"), whole(0, 2**31 - 1)),
-    "batch_size": whole(1, 2**20), "lr": above_zero(1e6), "weight_decay": real(0, 1e6),
+    **dict.fromkeys(("steps", "warmup_steps"), between(int, 0, 2**31 - 1)),
+    "batch_size": between(int, 1, 2**20), "lr": above_zero(1e6), "weight_decay": between(float, 0, 1e6),
     "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
-    "eps": above_zero(1), "final_lr_fraction": real(0, 1), "gradient_clip": above_zero(1e38),
+    "eps": above_zero(1), "final_lr_fraction": between(float, 0, 1), "gradient_clip": above_zero(1e38),
     "autocast": Literal["none", "bfloat16"],
 }
 EVAL = {
     "stages": Sequence[str], "tasks": Sequence[str] | str, "include_path": Path | None,
-    "num_fewshot": whole(0, 10**6) | None, "fewshot_seed": whole(0, 2**32 - 1), "limit": COUNT | None,
-    "batch_size": whole(1, 2**20), "max_length": whole(2, 2**31 - 1) | None, "study_tokens": COUNT,
+    "num_fewshot": between(int, 0, 10**6) | None, "fewshot_seed": between(int, 0, 2**32 - 1), "limit": COUNT | None,
+    "batch_size": between(int, 1, 2**20), "max_length": between(int, 2, 2**31 - 1) | None, "study_tokens": COUNT,
     "solvers": Sequence[TypedDict("Solver", SOLVER, total=False)],
     "decoders": Sequence[TypedDict("Decoder", {**SOLVER, "decode": str, "refresh": COUNT | None}, total=False)],
     **dict.fromkeys(("length_factors", "timed_lengths", "prompt_lengths", "decode_batch_sizes"), Sequence[COUNT]),
-    "run_lengths": Sequence[whole(0, 2**31 - 1)],
+    "run_lengths": Sequence[between(int, 0, 2**31 - 1)],
 }
 COMPUTE = {
     "device": Literal["auto", "cpu", "cuda"],
-    "jobs": Literal["auto"] | whole(1, 4096), "threads": whole(1, 4096), "prefetch": Literal["auto"] | whole(0, 4096),
-    **dict.fromkeys(("log_seconds", "checkpoint_seconds"), real(0, 1e9)),
+    "jobs": Literal["auto"] | between(int, 1, 4096), "prefetch": Literal["auto"] | between(int, 0, 4096),
+    "threads": between(int, 1, 4096),
+    **dict.fromkeys(("log_seconds", "checkpoint_seconds"), between(float, 0, 1e9)),
     "compile": bool, "cuda_graph": Literal["auto"] | bool, "wait": bool,
     "activation_checkpointing": Literal["none", "blocks"],
 }
 KINDS: dict[str, Any] = {
-    "seed": whole(0, 2**32 - 1), "backend": Literal["auto", *BACKENDS],
+    "seed": between(int, 0, 2**32 - 1), "backend": Literal["auto", *BACKENDS],
     "experiment": {"name": NAME | None, "grid": Any}, "paths": PATHS,
     "size": SIZE, "data": DATA, "train": TRAIN, "eval": EVAL, "compute": COMPUTE,
 }
@@ -85,7 +86,7 @@ def kinds(config: Mapping[str, Any]) -> dict[str, Any]:
     labels = {key: kind for key, kind in MODEL.items() if key in model}
     own = _constructed("task", task, task_settings)
     own = {**own, **LABELS, **({"data": DATA} if "data" in own else {})}
-    match = {"by": Literal["none", *QUANTITIES], "reference": Literal[*options("model")], "tolerance": real(0, 1)}
+    match = {"by": Literal["none", *QUANTITIES], "reference": Literal[*options("model")], "tolerance": between(float, 0, 1)}
     return {**KINDS, "match": match, "model": {**labels, **mixers}, "task": own}
 
 

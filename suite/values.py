@@ -37,18 +37,13 @@ class Limit:
     holds: Callable[[Any], bool]
 
 
-def whole(low: int, high: int) -> Any:
-    """The type of whole numbers from low to high."""
-    return Annotated[int, Limit(f"from {low} to {high}", lambda value: low <= value <= high)]
-
-
-def real(low: float, high: float) -> Any:
-    """The type of numbers from low to high."""
-    return Annotated[float, Limit(f"from {low:g} to {high:g}", lambda value: low <= value <= high)]
+def between(kind: type, low: float, high: float) -> Any:
+    """The type of whole (int) or real (float) numbers from low to high."""
+    return Annotated[kind, Limit(f"from {low} to {high}", lambda value: low <= value <= high)]
 
 
 def above_zero(high: float) -> Any:
-    """The type of numbers above 0, up to high."""
+    """The type of real numbers above 0, up to high."""
     return Annotated[float, Limit(f"above 0, up to {high:g}", lambda value: 0 < value <= high)]
 
 

@@ -118,7 +118,7 @@ def test_one_and_one_point_zero_are_one_number():
         ),
         (["match.by=state", "match.tolerance=0.0001", "model=swa4", "match.reference=mesanet", "task=mqar"], "match.by=state"),
         (["data=text", "data.path=/nowhere/*.txt"], "/nowhere/*.txt"),
-        (["model=hawk", "model.mixer.width_multiplier=1e38", "task=mqar"], "model.mixer.width_multiplier=1e38 can't be built"),
+        (["model=hawk", "model.mixer.width_multiplier=1e38", "task=mqar"], "can't be built"),
         (["model=gla", "model.mixer.key_dim=4294967295", "model.mixer.num_heads=4294967295", "task=mqar"], "can't be built"),
     ],
 )
