@@ -17,7 +17,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from suite.values import RequestError, home, near, settle, text, unknown
+from suite.values import SHOWN, RequestError, home, near, settle, text, unknown
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 LAUNCHER = "hydra/launcher"
@@ -138,7 +138,7 @@ def _wrong_key(parsed: Sequence[Override]) -> RequestError | None:
         there = OmegaConf.select(config, key)
         shapes = (dict, DictConfig), (list, ListConfig)
         if any(isinstance(there, shape) != isinstance(override.value(), shape) for shape in shapes if there is not None):
-            return RequestError(f"{override.input_line} is out of range, permitted are values such as {text(there)}")
+            return RequestError(f"{override.input_line} is out of range, permitted are values such as {text(there)[:SHOWN]}")
     return None
 
 

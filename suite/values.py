@@ -23,6 +23,8 @@ MOST = {int: 2**32 - 1, float: 1e38}
 WORDS = {int: "whole numbers", float: "numbers", bool: "true, false", str: "words", NoneType: "null"}
 WORDS[Path] = "paths (~ a user's home)"
 UNFIT = object()
+# Letters of a value that an error shows.
+SHOWN = 100
 
 
 class RequestError(ValueError):
@@ -94,7 +96,7 @@ def fit(key: str, value: Any, kind: Any) -> Any:
     made = _made(key, value, base)
     if made is UNFIT or not all(limit.holds(made) for limit in limits):
         names = [text(name) for each in (kind, *get_args(kind)) if get_origin(each) is Literal for name in get_args(each)]
-        raise RequestError(f"{key}={text(value)} is out of range, permitted are {words(kind)}{near(value, names)}")
+        raise RequestError(f"{key}={text(value)[:SHOWN]} is out of range, permitted are {words(kind)}{near(value, names)}")
     return made
 
 
