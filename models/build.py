@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from models.backbone import LanguageModel
 from models.mixer import SequenceMixer
@@ -26,9 +27,15 @@ def mixer_class(type_name: str) -> type[SequenceMixer]:
     except ModuleNotFoundError as error:
         raise ValueError(f"mixer type {type_name!r}: there is no module models/{module_name}.py") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, SequenceMixer)):
+    if not (isinstance(found, type) and issubclass(found, SequenceMixer)) or inspect.isabstract(found):
         raise ValueError(f"mixer type {type_name!r}: models/{module_name}.py has no SequenceMixer {class_name!r}")
     return found
+
+
+def mixer_settings(type_name: str) -> dict[str, Any]:
+    """The types of the settings of a mixer, as its constructor's annotations say. Raises ValueError as `mixer_class`."""
+    hints = get_type_hints(mixer_class(type_name).__init__)
+    return {key: hint for key, hint in hints.items() if key not in (*RESERVED, "return")}
 
 
 def build_mixer(config: Mapping[str, Any], *, d_model: int, backend: str) -> SequenceMixer:

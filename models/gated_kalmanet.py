@@ -6,9 +6,7 @@ paper's appendix), alpha alpha, states G (U there) and H, regularizer lambda, re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +15,7 @@ from models.components import ScalarGate
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import decayed_linear_attention, mesa
-from models.ops.solvers import build_solver
+from models.ops.solvers import SolverSettings, build_solver
 
 SMALLEST_REGULARIZER = 1e-6
 """Added to lambda, so that the equations of a state in which nothing has been written have a solution."""
@@ -54,7 +52,7 @@ class GatedKalmaNet(LinearRNN):
         input_gate_init: float | None,
         alpha_init: float,
         regularizer_ratio: float,
-        solver: Mapping[str, Any],
+        solver: SolverSettings,
         norm_eps: float,
         chunk_size: int,
     ) -> None:

@@ -23,7 +23,7 @@ from models.attention import positions_in_document
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import mesa, sherman_morrison
-from models.ops.solvers import Solver, build_solver
+from models.ops.solvers import Solver, SolverSettings, build_solver
 
 SMALLEST_DECAY = 1e-6
 """Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
@@ -60,7 +60,7 @@ class Mesa(LinearRNN):
         forget_cap: float | None,
         regularizer_floor: float,
         regularizer_init: float,
-        solver: Mapping[str, Any],
+        solver: SolverSettings,
         random_steps: int | None,
         signed_decay: bool,
         decode: str,

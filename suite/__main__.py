@@ -1,6 +1,4 @@
-from suite.cli import main
-from suite.signals import stop_once
+from suite.cli import command
 
 if __name__ == "__main__":
-    stop_once()
-    raise SystemExit(main())
+    raise SystemExit(command())

@@ -2,60 +2,114 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
+import io
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from suite.request import RequestError, unknown
+from suite.environment import git_commit, package_versions
+from suite.foreign import inert, reason_of
+from suite.signals import stop_once
+from suite.values import RequestError, unknown
 
-USAGE = """usage: python -m suite VERB [KEY=VALUE ...]
+WHAT = {
+    "run": "trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2",
+    "evaluate": "adds evaluations to finished runs: run=ID|all eval=position,lm_eval; force=true makes them again",
+    "generate": "goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10",
+    "report": "draws an experiment's report: quick",
+    "list": "models | tasks | experiments | reports | runs",
+    "check": "what a run would cost and be called, without running it: takes the same keys as run",
+    "doctor": "versions, devices, and which backends work",
+}
+USAGE = f"""usage: python -m suite VERB [KEY=VALUE ...], or lrs VERB [KEY=VALUE ...]
 
-  run       trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2
-  evaluate  adds evaluations to finished runs: run=ID|all eval=position,lm_eval
-  generate  goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10
-  report    draws an experiment's report: quick
-  list      models | tasks | experiments | reports | runs
-  check     what a run would cost and be called, without running it: takes the same keys as run
-  doctor    versions, devices, and which backends work
+{chr(10).join(f"  {verb:9s} {what}" for verb, what in WHAT.items())}
 
-A comma list runs every combination. Exit status: 0 all done, 1 some run failed, 2 the request was wrong.
+A comma list runs every combination. VERB --help says the verb's line alone, --version the version.
+Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another process works on a run and compute.wait=false,
+130 interrupted.
 """
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+# What a disk or its permissions do; any other OSError is a fault of ours, and gets its traceback.
+DISK = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EIO ESTALE EACCES EPERM ELOOP ENOTDIR EISDIR ENAMETOOLONG".split()}
+HELP, MULTIRUN = ("-h", "--help"), ("-m", "--multirun")
+
+
+def command() -> int:
+    """The command line of a process of its own, as `lrs` and `python -m suite` call it."""
+    stop_once()
+    return main()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one verb and returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that has no letter for something gets its number.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if not arguments or arguments[0] in (*HELP, "help"):
         print(USAGE, end="")
         return OK if arguments else WRONG
     verb, rest = arguments[0], arguments[1:]
     try:
+        _check_words(arguments)
+        if verb == "--version":
+            version = package_versions()["linear-rnn-suite"]
+            print(f"linear-rnn-suite {version or 'not installed'}, commit {git_commit() or 'unknown'}")
+            return OK
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
-        status = VERBS[verb](rest)
+        if any(argument in HELP for argument in rest):
+            print(f"usage: python -m suite {verb}: {WHAT[verb]}")
+            return OK
+        with warnings.catch_warnings():
+            warnings.showwarning = _say
+            status = VERBS[verb]([argument for argument in rest if argument not in MULTIRUN])
         sys.stdout.flush()
         return status
     except RequestError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {inert(error)}", file=sys.stderr)
         return WRONG
     except BrokenPipeError:
         # Whoever read along has seen enough, as `| head` has; what Python still writes at exit must find a place to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        print(f"error: {inert(reason_of(error))}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
 
 
+def _say(message: Warning | str, *place: Any) -> None:
+    """A warning on one line, without the place in our code that gives it."""
+    print(f"warning: {inert(message)}", file=sys.stderr)
+
+
+def _check_words(arguments: Sequence[str]) -> None:
+    """Raises RequestError for what is no text, and for a flag that there is not: a comma list expands with or without -m."""
+    for argument in arguments:
+        # Bytes that are no text reach Python as surrogates.
+        if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in argument):
+            raise RequestError(f"{argument!a} is not UTF-8 text, permitted is UTF-8 without zero bytes")
+    for argument in arguments[1:]:
+        if argument.startswith("-") and argument not in (*HELP, *MULTIRUN):
+            raise unknown("flag", argument, (*HELP, "--version", *MULTIRUN))
+
+
 def run(arguments: Sequence[str]) -> int:
     from suite.sweep import sweep
 
-    # A comma list expands with or without Hydra's -m.
-    return sweep([argument for argument in arguments if argument not in ("-m", "--multirun")])
+    return sweep(arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
@@ -105,9 +159,17 @@ def list_names(arguments: Sequence[str]) -> int:
     if names[0] == "runs":
         from suite.results import load_runs
 
-        with contextlib.suppress(ValueError):  # an empty store has nothing to list
-            for row in load_runs(Path(compose_config(overrides).paths.results)).itertuples():
-                print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
+        results = Path(compose_config(overrides).paths.results)
+        if not results.is_dir():
+            raise RequestError(f"paths.results={results} is no folder; permitted is one that `run` has made")
+        try:
+            rows = load_runs(results)
+        except ValueError as error:
+            # An empty store has nothing to list.
+            print(error, file=sys.stderr)
+            return OK
+        for row in rows.itertuples():
+            print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
         return OK
     print("\n".join(options(kinds[names[0]])))
     return OK
@@ -116,7 +178,7 @@ def list_names(arguments: Sequence[str]) -> int:
 def check(arguments: Sequence[str]) -> int:
     from suite.sweep import print_plan
 
-    return print_plan([argument for argument in arguments if argument not in ("-m", "--multirun")])
+    return print_plan(arguments)
 
 
 def doctor(arguments: Sequence[str]) -> int:

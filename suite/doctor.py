@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import os
 import platform
 
 import torch
 
 from models.backends import BACKENDS, obstacle
-from suite.devices import select_device
+from suite.devices import count_cores, select_device
 from suite.environment import git_commit, package_versions
 from suite.probes import probe_all
+from suite.request import CONF, options
 
+SYSTEMS = {"Linux": "supported", "Darwin": "supported on its CPU, though tested on Linux alone"}
 NEEDED = ("torch", "numpy", "hydra-core", "pandas", "matplotlib", "lm-eval", "tokenizers", "safetensors")
 
 
 def examine() -> str:
     """Versions, devices, backends, and what a CUDA device was found to do, a line each; there it takes minutes at first."""
     lines = [f"python {platform.python_version()} on {platform.platform()}, commit {git_commit() or 'unknown'}"]
+    system = platform.system()
+    lines.append(f"system {system}: {SYSTEMS.get(system, 'not supported, permitted are Linux and macOS')}")
+    lines.append(f"configuration in {CONF}: {len(options('model'))} models, {len(options('task'))} tasks")
     for name, version in package_versions().items():
-        absent = "MISSING: pip install -e ." if name in NEEDED else "not installed (for GPUs alone; see README)"
+        absent = "MISSING: install the suite again" if name in NEEDED else "not installed (for GPUs alone; see README)"
         lines.append(f"{name} {version or absent}")
-    lines.append(f"cpu: {len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads by default")
+    lines.append(f"cpu: {count_cores()} cores, {torch.get_num_threads()} torch threads by default")
     if not torch.cuda.is_available():
         lines.append("cuda: none, runs use the CPU")
     for i in range(torch.cuda.device_count()):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
+    "linear-rnn-suite",
     "torch",
     "numpy",
     "hydra-core",
@@ -39,6 +40,9 @@ def package_versions() -> dict[str, str | None]:
 def git_commit() -> str | None:
     """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parent.parent
+    # An installed package may lie within a checkout of something else.
+    if not (root / ".git").exists():
+        return None
     try:
         described = subprocess.run(
             ["git", "-C", str(root), "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],

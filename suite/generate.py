@@ -7,19 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from models.generation import generate, narrow
 from models.mesa_layers import mesa_layers, solver_replaced
 from suite.devices import select_device
 from suite.plan import Run
-from suite.ranges import check_values, is_whole
-from suite.request import RequestError, compose_config, unknown
+from suite.ranges import check_values
+from suite.request import RequestError, compose_config, parse, unknown
 from suite.saved import load_model, saved_run
+from suite.values import between, fit
 from tasks.tokenizer import Tokenizer, load_tokenizer
 
 # What is asked when nothing is said; the other keys are those of every configuration. solver_steps: of the Mesa layers.
 ASKED: dict[str, Any] = {"run": None, "prompt": "", "tokens": 100, "temperature": 1.0, "top_k": None, "solver_steps": None}
+NUMBERS = {
+    "tokens": between(int, 1, 2**31 - 1), "temperature": between(float, 0, 1e38),
+    "top_k": between(int, 1, 2**31 - 1) | None, "solver_steps": between(int, 0, 2**31 - 1) | None,
+}
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
 
 
@@ -59,7 +63,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         if key in ("run", "prompt"):
             asked[key] = value
         elif key in ASKED:
-            asked[key] = _number(key, value)
+            # As in every request: 50, 1e-3, null.
+            asked[key] = fit(key, parse([f"{key}={value}"])[0].value(), NUMBERS[key])
         elif key.partition(".")[0] in OF_A_CONFIGURATION:
             overrides.append(argument)
         else:
@@ -67,18 +72,6 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     if asked["run"] is None:
         raise RequestError("generate takes run=ID")
     return asked, overrides
-
-
-def _number(key: str, value: str) -> Any:
-    """A number, or None where the key may be left open."""
-    try:
-        number = yaml.safe_load(value)
-    except yaml.YAMLError:
-        number = value
-    whole, low = key != "temperature", 1 if key == "tokens" else 0
-    if (number is None and ASKED[key] is None) or is_whole(number, low) or (not whole and isinstance(number, float)):
-        return number
-    raise RequestError(f"{key}={value} is out of range, permitted are {'whole ' if whole else ''}numbers from {low}")
 
 
 def _tokenizer(run: Run) -> Tokenizer:

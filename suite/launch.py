@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
-from suite.request import CONF, RequestError, is_hydra, parse
+from suite.request import CONF, RequestError, is_hydra, parse, quoted
 
 # Hydra launches and owns nothing else: no log files, no folders, no change of directory.
 QUIET = (
@@ -31,7 +32,7 @@ def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]],
     Raises RequestError for a launcher that is not installed.
     """
     hydra_overrides = [override.input_line for override in parse(arguments) if is_hydra(override)]
-    if not any(override.startswith("hydra/launcher=") for override in hydra_overrides):
+    if not hydra_overrides:
         return None
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -40,11 +41,16 @@ def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]],
             config = loader.load_configuration(config_name="config", overrides=overrides, run_mode=RunMode.MULTIRUN)
         except HydraException as error:
             installed = ", ".join(loader.get_group_options("hydra/launcher"))
-            raise RequestError(f"{' '.join(hydra_overrides)}: {str(error).splitlines()[0]} (installed: {installed})") from error
+            raise RequestError(
+                f"{' '.join(hydra_overrides)}: {str(error).splitlines()[0]} (installed: {installed}; "
+                "joblib and submitit come with pip install 'linear-rnn-suite[launchers]')"
+            ) from error
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     launcher = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=_job, config=config)
 
     def launch(cells: Sequence[Sequence[str]]) -> None:
+        chosen = config.hydra.runtime.choices["hydra/launcher"]
+        print(f"submits {len(cells)} jobs, one a run, through hydra/launcher={chosen}, and waits for them", file=sys.stderr)
         for job_return in launcher.launch([[_as_override(cell)] for cell in cells], initial_job_idx=0):
             # Raises what the job raised; a run that failed is no exception, its status says so.
             _ = job_return.return_value
@@ -64,5 +70,4 @@ def _job(config: DictConfig) -> None:
 
 
 def _as_override(cell: Sequence[str]) -> str:
-    quoted = ",".join("'" + override.replace("\\", "\\\\").replace("'", "\\'") + "'" for override in cell)
-    return f"+cell=[{quoted}]"
+    return f"+cell=[{','.join(map(quoted, cell))}]"

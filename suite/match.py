@@ -27,8 +27,6 @@ def match(config: DictConfig, reference: DictConfig, *, interface: Interface) ->
     Raises RequestError when nothing in reach agrees, naming the nearest that does.
     """
     by, tolerance = config.match.by, config.match.tolerance
-    if by not in QUANTITIES:
-        raise RequestError(f"match.by is {by!r}, permitted are none, {', '.join(QUANTITIES)}")
     target = _quantity(reference, by, interface)
     candidates = _heads(config) if by == "state" else _widths(config, by, target, interface)
     sized = [(abs(_quantity(candidate, by, interface) / target - 1.0), i, candidate) for i, candidate in enumerate(candidates)]

@@ -20,7 +20,7 @@ from suite.identity import canonical_json, group_id, identity, run_id
 from suite.interface import Interface
 from suite.match import match
 from suite.ranges import check_values
-from suite.request import RequestError, compose_config, expand
+from suite.request import RequestError, compose_config, expand, parse, values
 from tasks.build import build_task
 from tasks.efficiency import Efficiency
 from tasks.task import Task
@@ -129,12 +129,31 @@ def plan(arguments: Sequence[str]) -> list[Run]:
         except ValueError as error:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
             raise RequestError(str(error)) from error
+        except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
+            # A size that no memory holds or no tensor counts.
+            raise RequestError(f"{' '.join(cell)} can't be built: {(str(error) or 'out of memory').splitlines()[0]}") from error
         known = runs.get(run.run_id)
         if known:
             check_one_place(known.config["compute"], run.config["compute"])
         evaluations = (*known.evaluations, *run.evaluations) if known else run.evaluations
         runs[run.run_id] = replace(run, evaluations=tuple(dict.fromkeys(evaluations)))
+    check_uses(arguments, list(runs.values()))
     return list(runs.values())
+
+
+def check_uses(arguments: Sequence[str], runs: Sequence[Run]) -> None:
+    """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
+    first, stages = runs[0].title, {evaluation.name for run in runs for evaluation in run.evaluations}
+    for override in parse(arguments):
+        group, _, key = override.key_or_group.partition(".")
+        # What is the default may always be said.
+        if group == "data" and override.input_line != "data=stdlib" and not any("data" in run.config["task"] for run in runs):
+            raise RequestError(f"{override.input_line}: no run reads a text, not {first}; permitted with it is data=stdlib")
+        for value in values(override) if group == "eval" and key in ("", "stages") else ():
+            asked = compose_config([f"{override.key_or_group}={value}"]).eval.stages
+            idle = [stage for stage in asked if stage not in stages]
+            if idle and (key or len(idle) == len(asked)):
+                raise RequestError(f"{override.key_or_group}={value}: {idle[0]} does not apply to any run, not to {first}")
 
 
 def check_one_place(compute: Mapping[str, Any], other: Mapping[str, Any]) -> None:
@@ -162,10 +181,7 @@ def plan_cell(overrides: Sequence[str]) -> Run:
 
 def settled_run(config: dict[str, Any], task: Task) -> Run:
     """The run of a configuration in which nothing is left to settle."""
-    try:
-        cost = model_cost(config, interface=task.interface)
-    except TypeError as error:
-        raise RequestError(f"model={config['model']['name']}: {error}") from error
+    cost = model_cost(config, interface=task.interface)
     fingerprint = task.fingerprint()
     whole = identity(config, data_fingerprint=fingerprint)
     evaluations = planned_evaluations(config, task)
@@ -176,6 +192,7 @@ def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The configuration that `match` measures against: the same request with the reference's model."""
     others = [o for o in overrides if not o.startswith(("model=", "model."))]
     reference = compose_config([*others, f"model={config.match.reference}"])
+    check_values(reference)
     # What it costs is the same on every backend, and not every backend computes it.
     reference.backend = "torch"
     return reference

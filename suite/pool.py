@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from suite.devices import select_device
+from suite.devices import count_cores, select_device
 from suite.execute import Command, Event, Listener, execute_all
 from suite.plan import Run
 from suite.signals import stop_once
@@ -31,7 +31,7 @@ def count_jobs(runs: Sequence[Run]) -> int:
         return min(compute["jobs"], len(runs))
     if select_device(compute["device"]).type == "cuda":
         return min(_count_gpus(), len(runs))
-    return max(1, min(len(os.sched_getaffinity(0)) // compute["threads"], len(runs)))
+    return max(1, min(count_cores() // compute["threads"], len(runs)))
 
 
 def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+
+from suite.devices import count_cores
 
 Made = TypeVar("Made")
 
@@ -45,5 +46,5 @@ def count_workers(asked: int | str, device: torch.device) -> int:
         return asked
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) // max(1, torch.cuda.device_count())
+    cores = count_cores() // max(1, torch.cuda.device_count())
     return min(MOST_WORKERS, max(1, cores - 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -88,7 +90,16 @@ class ProgressDisplay:
             self.stream.write(f"\x1b[{self._drawn}F\x1b[J")
         if line is not None:
             self.stream.write(line + "\n")
-        live = list(self._active.values()) if self.is_live else []
+        live = self._fitting(list(self._active.values())) if self.is_live else []
         self.stream.writelines(text + "\n" for text in live)
         self._drawn = len(live)
         self.stream.flush()
+
+    def _fitting(self, lines: list[str]) -> list[str]:
+        """The lines as far as the terminal shows each on one line, and all of them at once: only such can be replaced."""
+        try:
+            size = os.get_terminal_size(self.stream.fileno())
+        except OSError:
+            size = shutil.get_terminal_size()
+        columns, height = size.columns or 80, size.lines or 24
+        return [line[: columns - 1] for line in lines[: height - 1]]

@@ -1,114 +1,115 @@
-"""Which values a request may have, for every number that is not a model's or a task's own."""
+"""Which values a request may have: the type of every key of the configuration.
+
+Those of a mixer's and a task's own settings are the annotations of their constructors, which check the ranges themselves.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from models.backends import BACKENDS
+from models.build import mixer_settings
 from models.ops.cross_entropy import MAX_SOFT_CAP
+from models.ops.solvers import SolverSettings
 from suite.devices import select_device
-from suite.request import RequestError
+from suite.match import QUANTITIES
+from suite.request import PATHS, RequestError, options
+from suite.values import Limit, above_zero, between, fit, settle
+from tasks.build import task_settings
 
-WHOLE_FROM = {
-    "size.d_model": 1,
-    "size.num_blocks": 1,
-    "size.mlp_dim": 1,
-    "task.seq_len": 1,
-    "train.steps": 0,
-    "train.batch_size": 1,
-    "train.warmup_steps": 0,
-    "seed": 0,
-    "compute.threads": 1,
-    "eval.batch_size": 1,
-    "eval.study_tokens": 1,
+NAME = Annotated[str, Limit("of letters, digits, ., _ and -", lambda name: re.fullmatch(r"\w[\w.-]*", name) is not None)]
+BELOW_ONE = Annotated[float, Limit("from 0 to below 1", lambda value: 0 <= value < 1)]
+COUNT = between(int, 1, 2**31 - 1)
+# Settings laid over those that a model's solver has.
+SOLVER = get_type_hints(SolverSettings)
+DATA = {
+    "name": NAME, "path": Path | Sequence[Path] | None, "tokenizer": Path | None, "cache": Path,
+    "validation_fraction": BELOW_ONE,
 }
-# Beside the numbers, these may be left open.
-OPEN_WHOLE_FROM = {
-    "compute.jobs": ("auto", 1),
-    "compute.prefetch": ("auto", 0),
-    "eval.limit": (None, 1),
-    "eval.max_length": (None, 2),
-    "eval.num_fewshot": (None, 0),
+SIZE = {
+    "name": NAME,
+    **dict.fromkeys(("d_model", "num_heads", "head_dim"), between(int, 1, 2**20)),
+    "num_blocks": between(int, 1, 2**10), "mlp_dim": between(int, 1, 2**24),
+    "norm_eps": above_zero(1), "logit_soft_cap": above_zero(MAX_SOFT_CAP),
 }
-ABOVE_ZERO = ("train.lr", "train.eps", "train.gradient_clip", "size.norm_eps", "size.logit_soft_cap")
-FROM_ZERO = (
-    "train.weight_decay",
-    "train.final_lr_fraction",
-    "match.tolerance",
-    "compute.log_seconds",
-    "compute.checkpoint_seconds",
-)
-# Real numbers whose ranges the task and the mixers check themselves; those that there are become floats.
-REAL = ("task.noise", "task.drift")
-REAL_OF_A_MIXER = (
-    "forget_gate_init",
-    "input_gate_init",
-    "forget_cap",
-    "regularizer_floor",
-    "regularizer_init",
-    "regularizer_ratio",
-    "alpha_init",
-    "solver.tolerance",
-)
-LISTS_OF_WHOLE_FROM = {
-    "eval.length_factors": 1,
-    "eval.run_lengths": 0,
-    "eval.timed_lengths": 1,
-    "eval.prompt_lengths": 1,
-    "eval.decode_batch_sizes": 1,
+TRAIN = {
+    **dict.fromkeys(("steps", "warmup_steps"), between(int, 0, 2**31 - 1)),
+    "batch_size": between(int, 1, 2**20), "lr": above_zero(1e6), "weight_decay": between(float, 0, 1e6),
+    "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
+    "eps": above_zero(1), "final_lr_fraction": between(float, 0, 1), "gradient_clip": above_zero(1e38),
+    "autocast": Literal["none", "bfloat16"],
 }
-LISTS_OF_SETTINGS = ("eval.solvers", "eval.decoders")
-NAMES = {
-    "train.autocast": ("none", "bfloat16"),
-    "compute.device": ("auto", "cpu", "cuda"),
-    "compute.compile": (False, True),
-    "compute.cuda_graph": ("auto", False, True),
-    "compute.activation_checkpointing": ("none", "blocks"),
+EVAL = {
+    "stages": Sequence[str], "tasks": Sequence[str] | str, "include_path": Path | None,
+    "num_fewshot": between(int, 0, 10**6) | None, "fewshot_seed": between(int, 0, 2**32 - 1), "limit": COUNT | None,
+    "batch_size": between(int, 1, 2**20), "max_length": between(int, 2, 2**31 - 1) | None, "study_tokens": COUNT,
+    "solvers": Sequence[TypedDict("Solver", SOLVER, total=False)],
+    "decoders": Sequence[TypedDict("Decoder", {**SOLVER, "decode": str, "refresh": COUNT | None}, total=False)],
+    **dict.fromkeys(("length_factors", "timed_lengths", "prompt_lengths", "decode_batch_sizes"), Sequence[COUNT]),
+    "run_lengths": Sequence[between(int, 0, 2**31 - 1)],
 }
-MAX_SEED = 2**32 - 1
+COMPUTE = {
+    "device": Literal["auto", "cpu", "cuda"],
+    "jobs": Literal["auto"] | between(int, 1, 4096), "prefetch": Literal["auto"] | between(int, 0, 4096),
+    "threads": between(int, 1, 4096),
+    **dict.fromkeys(("log_seconds", "checkpoint_seconds"), between(float, 0, 1e9)),
+    "compile": bool, "cuda_graph": Literal["auto"] | bool, "wait": bool,
+    "activation_checkpointing": Literal["none", "blocks"],
+}
+KINDS: dict[str, Any] = {
+    "seed": between(int, 0, 2**32 - 1), "backend": Literal["auto", *BACKENDS],
+    "experiment": {"name": NAME | None, "grid": Any}, "paths": PATHS,
+    "size": SIZE, "data": DATA, "train": TRAIN, "eval": EVAL, "compute": COMPUTE,
+}
+TYPED = Annotated[Mapping[str, Any], Limit("with a type", lambda settings: "type" in settings)]
+LABELS = {"name": NAME, "version": COUNT}
+MODEL = {
+    **LABELS,
+    "label": str,
+    "paper": str,
+    "pattern": Annotated[Sequence[str], Limit("of one mixer or more", bool)],
+    "lr": Mapping[str, Mapping[str, above_zero(1e6)]],
+}
+
+
+def kinds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The type of every key of a resolved configuration. Raises RequestError for a mixer or task that there is not."""
+    model, task = (fit(key, config[key], Mapping[str, Any]) for key in ("model", "task"))
+    mixers = {key: _constructed(f"model.{key}", mixer, mixer_settings) for key, mixer in model.items() if key not in MODEL}
+    # A model's file may do without its paper, or without learning rates.
+    labels = {key: kind for key, kind in MODEL.items() if key in model}
+    own = _constructed("task", task, task_settings)
+    own = {**own, **LABELS, **({"data": DATA} if "data" in own else {})}
+    match = {"by": Literal["none", *QUANTITIES], "reference": Literal[*options("model")], "tolerance": between(float, 0, 1)}
+    return {**KINDS, "match": match, "model": {**labels, **mixers}, "task": own}
+
+
+def _constructed(key: str, config: Any, settings: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
+    """The types of what a class takes that the configuration names as its type."""
+    type_name = fit(f"{key}.type", fit(key, config, TYPED)["type"], str)
+    try:
+        return {"type": str, **settings(type_name)}
+    except ValueError as error:
+        raise RequestError(f"{key}.type: {error}") from error
 
 
 def check_values(config: DictConfig) -> None:
-    """Raises RequestError for a value outside its range, naming it and what is permitted; makes floats of real numbers."""
-    for key, low in WHOLE_FROM.items():
-        _check_whole(config, key, low)
-    for key, (left_open, low) in OPEN_WHOLE_FROM.items():
-        if OmegaConf.select(config, key) != left_open:
-            _check_whole(config, key, low)
-    for key in ABOVE_ZERO:
-        _check_number(config, key, "above 0", lambda value: value > 0)
-    for key in FROM_ZERO:
-        _check_number(config, key, "from 0", lambda value: value >= 0)
-    for key, low in LISTS_OF_WHOLE_FROM.items():
-        _check_list(config, key, f"whole numbers from {low}", lambda value, low=low: is_whole(value, low))
-    for key in LISTS_OF_SETTINGS:
-        _check_list(config, key, "settings {key: value}", OmegaConf.is_dict)
-    for key, names in NAMES.items():
-        value = OmegaConf.select(config, key)
-        # By type too: 1 equals true, and is none.
-        if not any(type(value) is type(name) and value == name for name in names):
-            permitted = ", ".join(str(name).lower() for name in names)
-            raise RequestError(f"{key}={value} is unknown, permitted are {permitted}")
-    if config.seed > MAX_SEED:
-        raise RequestError(f"seed={config.seed} is out of range, permitted are whole numbers from 0 to {MAX_SEED}")
-    if config.size.logit_soft_cap > MAX_SOFT_CAP:
-        cap = config.size.logit_soft_cap
-        raise RequestError(f"size.logit_soft_cap={cap} is out of range, permitted are numbers up to {MAX_SOFT_CAP:g}")
+    """Raises RequestError for a value of another type or range, naming it and what is permitted; makes 8 of 8.0, or 8.0 of 8."""
+    settle(config, kinds(OmegaConf.to_container(config, resolve=True)))
     if config.train.warmup_steps > config.train.steps:
         raise RequestError(f"train.warmup_steps={config.train.warmup_steps} is out of range, permitted are 0 to train.steps")
-    betas = config.train.betas
-    if not (OmegaConf.is_list(betas) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)):
-        raise RequestError(f"train.betas={betas} is out of range, permitted are two numbers from 0 to below 1")
     if config.compute.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
-    for key in (*REAL, *(f"model.{name}.{key}" for name in config.model.pattern or () for key in REAL_OF_A_MIXER)):
-        _make_float(config, key)
-    if not config.model.pattern:
-        raise RequestError("model.pattern is empty, permitted is a list of one mixer or more")
+    for name in config.model.pattern:
+        if name in MODEL or name not in config.model:
+            mixers = ", ".join(key for key in config.model if key not in MODEL)
+            raise RequestError(f"model.pattern={config.model.pattern} has {name!r}, permitted are {mixers}")
     check_graph(config)
 
 
@@ -121,35 +122,3 @@ def check_graph(config: Mapping[str, Any]) -> None:
         raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
     if select_device(config["compute"]["device"]).type != "cuda":
         raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
-
-
-def _check_whole(config: DictConfig, key: str, low: int) -> None:
-    value = OmegaConf.select(config, key)
-    if not is_whole(value, low):
-        raise RequestError(f"{key}={value} is out of range, permitted are whole numbers from {low}")
-
-
-def is_whole(value: object, low: int) -> bool:
-    """Whether value is a whole number of at least `low`; true and false are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _check_list(config: DictConfig, key: str, permitted: str, is_permitted: Callable[[Any], bool]) -> None:
-    value = OmegaConf.select(config, key)
-    if not (OmegaConf.is_list(value) and all(is_permitted(entry) for entry in value)):
-        raise RequestError(f"{key}={value} is out of range, permitted is a list of {permitted}")
-
-
-def _check_number(config: DictConfig, key: str, permitted: str, is_permitted: Callable[[float], bool]) -> None:
-    value = OmegaConf.select(config, key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (is_number and is_permitted(value)):
-        raise RequestError(f"{key}={value} is out of range, permitted are numbers {permitted}")
-    _make_float(config, key)
-
-
-def _make_float(config: DictConfig, key: str) -> None:
-    """1 and 1.0 are one number, and must give a run one name."""
-    value = OmegaConf.select(config, key)
-    if isinstance(value, int) and not isinstance(value, bool):
-        OmegaConf.update(config, key, float(value))

@@ -26,7 +26,7 @@ from suite.execute import FAILED, Command, is_done, missing_stages
 from suite.foreign import check_no_link, inert
 from suite.identity import digest
 from suite.launch import launcher_of
-from suite.plan import Run, check_one_place, plan, task_of
+from suite.plan import Run, check_one_place, check_uses, plan, task_of
 from suite.pool import count_jobs, work
 from suite.progress import ProgressDisplay
 from suite.ranges import check_graph, check_values
@@ -67,7 +67,8 @@ def add_evaluations(arguments: Sequence[str]) -> int:
         raise RequestError("evaluate takes run=ID (or several, run=ID,ID) or run=all")
     if own["force"] not in ([], ["true"], ["false"]):
         raise RequestError(f"force={','.join(own['force'])} is unknown, permitted are true and false")
-    asked = [compose_config(cell) for cell in _evaluation_cells([a for a in arguments if not a.startswith(("run=", "force="))])]
+    cells = [argument for argument in arguments if not argument.startswith(("run=", "force="))]
+    asked = [compose_config(cell) for cell in _evaluation_cells(cells)]
     results = Path(asked[0].paths.results)
     for config in asked:
         check_values(config)
@@ -85,6 +86,7 @@ def add_evaluations(arguments: Sequence[str]) -> int:
             refused.append(f"{run_id}: {error}")
     if not runs:
         raise RequestError(refused[0] if refused else f"no trained runs under {results}")
+    check_uses(cells, runs)
     for reason in refused:
         print(inert(reason), file=sys.stderr)
     status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=own["force"] == ["true"]))
@@ -125,7 +127,7 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     left = [run for run in runs if command.force or not is_done(run, RunDirectory(results, run.run_id))]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
     _print_ages(runs, results)
-    waits = runs[0].config["compute"].get("wait", True)
+    waits = runs[0].config["compute"]["wait"]
     display = ProgressDisplay(len(left))
     try:
         while left:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from tasks.task import Task
 
@@ -22,9 +23,14 @@ def task_class(type_name: str) -> type[Task]:
     except ModuleNotFoundError as error:
         raise ValueError(f"task type {type_name!r}: there is no module tasks/{module_name}.py") from error
     found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Task)):
+    if not (isinstance(found, type) and issubclass(found, Task)) or inspect.isabstract(found):
         raise ValueError(f"task type {type_name!r}: tasks/{module_name}.py has no Task {class_name!r}")
     return found
+
+
+def task_settings(type_name: str) -> dict[str, Any]:
+    """The types of the settings of a task, as its constructor's annotations say. Raises ValueError as `task_class`."""
+    return {key: hint for key, hint in get_type_hints(task_class(type_name).__init__).items() if key not in ("seed", "return")}
 
 
 def build_task(config: Mapping[str, Any], *, seed: int) -> Task:

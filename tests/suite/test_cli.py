@@ -2,21 +2,107 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from io import StringIO
 
 import pytest
 import torch
 
 import suite
-from suite.cli import main
+from suite.cli import VERBS, WHAT, main
 from suite.execute import Event
 from suite.progress import ProgressDisplay, duration
 from suite.request import RequestError, options
 from suite.train import Pulse
+from tests.suite.conftest import ROOT, SMALL
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_behind_a_verb_is_that_verb_s_line(verb, flag, capsys):
+    assert main([verb, flag]) == 0
+    said = capsys.readouterr().out
+    assert said == f"usage: python -m suite {verb}: {WHAT[verb]}\n" and set(WHAT) == set(VERBS)
+
+
+def test_the_version_is_said(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("linear-rnn-suite ")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_unknown_flag_is_one_line(verb, capsys):
+    assert main([verb, "--hlp"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: unknown flag '--hlp'; did you mean --help?") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("word", ["prompt=caf\udce9", "model=gla\0"])
+def test_an_argument_that_is_no_text_is_refused(verb, word, capsys):
+    assert main([verb, "run=abc", word]) == 2
+    error = capsys.readouterr().err
+    assert error.isascii() and error.count("\n") == 1 and "is not UTF-8 text" in error
+
+
+def test_bytes_of_a_shell_that_are_no_text_are_refused(command):
+    done = subprocess.run([*command, "generate", "run=abc", b"prompt=caf\xe9"], capture_output=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}, {"LANG": "C"}])
+def test_a_terminal_without_letters_gets_their_numbers(encoding, command, tmp_path):
+    arguments = ["check", "task=mqar", "model.name=größe", f"paths.results={tmp_path}"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONIO"))} | encoding
+    done = subprocess.run([*command, *arguments], capture_output=True, env=environment, cwd=ROOT, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert any(name in done.stdout for name in (b"gr\\xf6\\xdfe tiny mqar", "größe tiny mqar".encode()))
+
+
+def test_list_of_a_store_that_there_is_not(tmp_path, capsys):
+    assert main(["list", "runs", f"paths.results={tmp_path / 'none'}"]) == 2
+    assert f"paths.results={tmp_path / 'none'}" in capsys.readouterr().err
+    assert main(["list", "runs", f"paths.results={tmp_path}"]) == 0
+    said = capsys.readouterr()
+    assert not said.out and str(tmp_path) in said.err
+
+
+def test_names_that_are_not_found_are_an_error(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("suite.request.CONF", tmp_path)
+    assert main(["list", "models"]) == 2
+    assert f"there is no configuration in {tmp_path / 'model'}" in capsys.readouterr().err
+
+
+def test_a_system_that_does_not_count_a_process_s_cores_runs(command, tmp_path):
+    """As macOS, which has no sched_getaffinity."""
+    (tmp_path / "sitecustomize.py").write_text("import os\ndel os.sched_getaffinity, os.sched_setaffinity\n")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for arguments in (["doctor"], ["run", *SMALL, f"paths.results={tmp_path / 'results'}"]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=180)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_home_folder_is_meant_by_a_tilde_and_no_folder_is_named_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert main(["run", *SMALL, "paths.results=~/r", "eval=none"]) == 0
+    assert list((tmp_path / "home" / "r" / "runs").iterdir()) and [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+@pytest.mark.parametrize("name", ["a=b.txt", "a (b).txt", "ä~.txt", "it's.txt"])
+def test_a_text_is_found_whatever_its_name(name, tmp_path, capsys):
+    (tmp_path / name).write_text("a text of some length " * 200)
+    place = [f"paths.results={tmp_path / 'results'}", f"paths.cache={tmp_path / 'cache'}"]
+    assert main(["check", "data=text", f"data.path={tmp_path / name}", *place]) == 0
+    assert "parameters" in capsys.readouterr().out
 
 
 def test_help_and_an_unknown_verb(capsys):
@@ -155,6 +241,30 @@ class Terminal(StringIO):
 
 
 PULSE = Event("abc", "gla", "pulse", pulse=Pulse(step=5, steps=10, loss=1.5, tokens_per_second=1234.0, seconds_left=65.0))
+
+
+def test_live_lines_are_cut_to_the_terminal_so_that_they_can_be_replaced():
+    """On a terminal of 80 columns and 10 lines: every line that is drawn takes one of its lines, and all are seen at once."""
+    outer, inner = pty.openpty()
+    fcntl.ioctl(inner, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 80, 0, 0))
+    terminal = Terminal()
+    terminal.fileno = lambda: inner
+    display = ProgressDisplay(30, terminal)
+    for i in range(30):
+        display(Event(f"run{i}", "m" * 103, "pulse", pulse=PULSE.pulse))
+        drawn = terminal.getvalue().rpartition("\x1b[J")[2].splitlines()
+        assert len(drawn) == min(i + 1, 9) and all(len(line) == 79 for line in drawn)
+    display.close()
+    assert terminal.getvalue().endswith("\x1b[9F\x1b[J")
+    for end in (outer, inner):
+        os.close(end)
+
+
+def test_a_launcher_says_what_it_submits_and_a_missing_one_how_it_is_installed(small, tmp_path, capsys):
+    assert main(["run", *small, "hydra/launcher=basic", "eval=none"]) == 0
+    assert "submits 1 jobs, one a run, through hydra/launcher=basic, and waits for them" in capsys.readouterr().err
+    assert main(["run", *small, "hydra/launcher=submitit_slrum"]) == 2
+    assert "pip install 'linear-rnn-suite[launchers]'" in capsys.readouterr().err
 
 
 def test_a_terminal_sees_one_live_line_a_run():

@@ -64,7 +64,7 @@ def test_it_prints_the_prompt_and_what_the_model_says(store, capsys):
         (["run=RUN", "tokens=many"], "tokens=many"),
         (["run=RUN", "temperature=hot"], "temperature=hot"),
         (["run=RUN", "temperature=-1"], "temperature=-1"),
-        (["run=RUN", "top_k=0"], "top_k is 0"),
+        (["run=RUN", "top_k=0"], "top_k=0 is out of range, permitted are whole numbers from 1"),
         (["run=RUN", "solver_steps=-2"], "solver_steps=-2"),
         (["run=RUN", "promt=a"], "did you mean prompt"),
         (["run=RUN", "prompt"], "key=value"),

@@ -56,14 +56,14 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("trian.steps=3", ("trian.steps", "did you mean train.steps?")),
         ("experiment=quik", ("quik", "did you mean quick?")),
         ("train.steps", ("train.steps", "key=value")),
-        ("task.seq_len=0", ("task.seq_len=0", "from 1")),
+        ("task.seq_len=0", ("task.seq_len=0", "at least 1")),
         ("train.lr=-0.1", ("train.lr=-0.1", "above 0")),
         ("train.lr=nan", ("train.lr=nan", "above 0")),
         ("train.steps=many", ("train.steps=many", "whole numbers")),
         ("train.autocast=float8", ("train.autocast=float8", "none, bfloat16")),
         ("backend=fla", ("backend='fla'", "torch")),
-        ("backend=flaa", ("backend='flaa'", "fla", "auto")),
-        ("match.by=weight", ("match.by is 'weight'", "parameters")),
+        ("backend=flaa", ("backend=flaa", "permitted are auto, torch, fla", "did you mean fla?")),
+        ("match.by=weight", ("match.by=weight", "parameters")),
         ("eval.stages=[positions]", ("'positions'", "position")),
         ("size.num_heads=0", ("num_heads", "from 1")),
         ("data=text", ("data.path", "data.path=VALUE")),
@@ -79,6 +79,9 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("eval.batch_size=0", ("eval.batch_size=0", "from 1")),
         ("eval.limit=abc", ("eval.limit=abc", "from 1")),
         ("model.pattern=[]", ("model.pattern", "one mixer")),
+        ("hydra/sweeper=basic", ("hydra/sweeper", "permitted: hydra/launcher")),
+        ("hydra.launcher.n_jobs=2", ("hydra.launcher.n_jobs=2", "hydra/launcher=NAME")),
+        ("hydra.run.dir=x", ("hydra.run.dir", "permitted: hydra/launcher")),
         ("data.validation_fraction=0.05", ("data.validation_fraction=0.05", "0.1")),
     ],
 )
@@ -115,6 +118,8 @@ def test_one_and_one_point_zero_are_one_number():
         ),
         (["match.by=state", "match.tolerance=0.0001", "model=swa4", "match.reference=mesanet", "task=mqar"], "match.by=state"),
         (["data=text", "data.path=/nowhere/*.txt"], "/nowhere/*.txt"),
+        (["model=hawk", "model.mixer.width_multiplier=1e38", "task=mqar"], "can't be built"),
+        (["model=gla", "model.mixer.key_dim=4294967295", "model.mixer.num_heads=4294967295", "task=mqar"], "can't be built"),
     ],
 )
 def test_what_only_building_shows_is_one_clear_line_too(arguments, said, tmp_path, capsys):
@@ -179,9 +184,30 @@ def test_every_value_of_a_group_has_a_file():
 
 
 @pytest.mark.parametrize(
-    "key", ["task.noise", "model.mixer.regularizer_init", "model.mixer.forget_cap", "model.mixer.solver.tolerance"]
+    ("arguments", "said"),
+    [
+        (["task=mqar", "eval=lm_eval"], "eval=lm_eval: lm_eval does not apply to any run, not to mesanet tiny mqar seed 0"),
+        (["task=mqar", "model=gla", "eval=solver,cost"], "eval=solver: solver does not apply to any run"),
+        (["task=mqar", "model=gla", "eval.stages=[cost,internals]"], "internals does not apply to any run"),
+        (["task=mqar", "data=text", "data.path=x.txt"], "data=text: no run reads a text"),
+        (["task=mqar", "data.path=x.txt"], "data.path=x.txt: no run reads a text"),
+    ],
 )
-def test_a_whole_number_and_the_same_real_one_give_a_run_one_name(key):
-    value = 0 if key.endswith("tolerance") else 1
-    names = [plan(["task=in_context_regression", "model=mesanet", f"{key}={v}"])[0].run_id for v in (value, float(value))]
-    assert names[0] == names[1]
+def test_what_no_run_has_a_use_for_is_refused(arguments, said, tmp_path, capsys):
+    assert main(["run", *arguments, f"paths.results={tmp_path / 'results'}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["task=mqar", "eval=all"],
+        ["task=mqar", "eval=none"],
+        ["task=mqar", "eval=default"],
+        ["task=mqar", "model=gla,mesanet", "eval=internals"],
+        ["task=mqar", "data=stdlib"],
+    ],
+)
+def test_what_some_run_has_a_use_for_is_planned(arguments):
+    assert plan(arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, TypedDict
 
 from models.ops.solvers.chebyshev import Chebyshev
 from models.ops.solvers.cholesky import Cholesky
@@ -26,6 +26,7 @@ __all__ = [
     "Preconditioner",
     "Solution",
     "Solver",
+    "SolverSettings",
     "build_solver",
 ]
 
@@ -36,6 +37,17 @@ SOLVERS: dict[str, type[Solver]] = {
     "chebyshev": Chebyshev,
     "cholesky": Cholesky,
 }
+
+
+class SolverSettings(TypedDict):
+    """The settings of a solver in a model's YAML, those of `IterativeSolver` beside its name."""
+
+    name: str
+    max_steps: int
+    tolerance: float
+    stop: str
+    initial: str
+    gradient: str
 
 
 def build_solver(config: Mapping[str, Any]) -> Solver:
