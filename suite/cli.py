@@ -36,7 +36,7 @@ Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another p
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 # What a disk or its permissions do; any other OSError is a fault of ours, and gets its traceback.
-DISK = {getattr(errno, name) for name in "ENOSPC EDQUOT EROFS EIO ESTALE EACCES EPERM ELOOP ENOTDIR EISDIR ENAMETOOLONG".split()}
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
 HELP, MULTIRUN = ("-h", "--help"), ("-m", "--multirun")
 
 

@@ -43,10 +43,11 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     """
     stripped = context.rstrip()
     answer = context[len(stripped) :] + continuation
-    (prefix, covered), (whole, covers) = ((ids.tolist(), c) for ids, c in tokenizer.align([stripped, stripped + answer]))
+    prefix, prefix_ends = tokenizer.encode_with_ends(stripped)
+    whole, ends = tokenizer.encode_with_ends(stripped + answer)
     kept, rest = whole[: len(prefix)], whole[len(prefix) :]
     same_text = kept == prefix or tokenizer.decode(kept) == tokenizer.decode(prefix)
-    if not (rest and same_text and covers[: len(prefix)].sum() == covered.sum()):
+    if not (rest and same_text and ends[len(kept) - 1 : len(kept)] == prefix_ends[-1:]):
         rest = tokenizer.encode(answer)
     if not rest:
         raise ValueError(f"the answer {answer!r} has no tokens")

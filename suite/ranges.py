@@ -40,7 +40,7 @@ SIZE = {
 }
 TRAIN = {
     **dict.fromkeys(("steps", "warmup_steps"), between(int, 0, 2**31 - 1)),
-    "batch_size": between(int, 1, 2**20), "lr": above_zero(1e6), "weight_decay": between(float, 0, 1e6),
+    "batch_size": between(int, 1, 2**20), "lr": above_zero(1e38), "weight_decay": between(float, 0, 1e6),
     "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
     "eps": above_zero(1), "final_lr_fraction": between(float, 0, 1), "gradient_clip": above_zero(1e38),
     "autocast": Literal["none", "bfloat16"],
@@ -74,7 +74,7 @@ MODEL = {
     "label": str,
     "paper": str,
     "pattern": Annotated[Sequence[str], Limit("of one mixer or more", bool)],
-    "lr": Mapping[str, Mapping[str, above_zero(1e6)]],
+    "lr": Mapping[str, Mapping[str, above_zero(1e38)]],
 }
 
 

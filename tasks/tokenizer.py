@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -47,6 +48,11 @@ class Tokenizer(ABC):
         """
 
 
+    @abstractmethod
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text [N], and per id how many of the text's characters lie before its end [N]."""
+
+
 class ByteTokenizer(Tokenizer):
     """The bytes of UTF-8 are the ids 0 to 255, BOS is 256."""
 
@@ -62,6 +68,9 @@ class ByteTokenizer(Tokenizer):
     def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         encoded = [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
         return [(ids, np.ones_like(ids)) for ids in encoded]
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        return self.encode(text), [end for end, letter in enumerate(text, 1) for _ in letter.encode()]
 
 
 class FileTokenizer(Tokenizer):
@@ -133,6 +142,10 @@ class FileTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         return self._encoded([text])[0].ids
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        (encoding,) = self._encoded([text])
+        return encoding.ids, list(itertools.accumulate((end for _, end in encoding.offsets), max))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([i for i in ids if i != self.bos], skip_special_tokens=True)
