@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import unsealed
+from old_store import unsealed
 from test_train import numbers, weights
 
 from suite.checkpoint import FINAL

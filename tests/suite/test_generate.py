@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import unsealed
+from old_store import unsealed
 
 import suite
 from models.generation import generate
