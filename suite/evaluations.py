@@ -81,9 +81,12 @@ def _stage(name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -
 
 def _lm_eval_stages(config: Mapping[str, Any]) -> list[Evaluation]:
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
+    from suite.lm_eval import check_shots
     from suite.lm_eval_names import task_versions
 
     versions = task_versions(config["tasks"] or "", config["include_path"])
+    for name, version in versions.items():
+        check_shots(name, version, config["include_path"], config["num_fewshot"], config["fewshot_seed"])
     options = {"include_path": config["include_path"], "batch_size": config["batch_size"]}
     shared = {key: config[key] for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
     return [_stage("lm_eval", {"tasks": name, "version": version, **shared}, options) for name, version in versions.items()]

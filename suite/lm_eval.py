@@ -6,6 +6,7 @@ The only module that imports lm-eval, which takes seconds: import it where the s
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,6 +53,10 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     if not rest:
         raise ValueError(f"the answer {answer!r} has no tokens")
     return [tokenizer.bos, *prefix], rest
+
+
+class TooFewExamples(ValueError):
+    """A task has fewer examples than shots are asked for."""
 
 
 class BackboneLM(LM):
@@ -152,17 +157,43 @@ def evaluate_benchmarks(
     manager = task_manager(names, include_path)
     lm = BackboneLM(model, tokenizer, batch_size=batch_size, max_length=max_length, device=device)
     rows = []
-    with quiet(), _reading_anew(all(is_local(c) for name in names for _, c in leaves(name, manager.task_index))):
-        loaded = {task: found for name in names for task, found in _load(manager, name).items()}
-        for name, task in loaded.items():
-            with Blame(name, "cannot be loaded"):
-                _set_shots(task, num_fewshot, seed)
+    with quiet(), _reading_anew(_are_local(names, manager)):
+        loaded = _load_with_shots(names, manager, num_fewshot, seed)
         # One after another, so that what fails has a name.
         for name, task in loaded.items():
             with Blame(name, "cannot be scored"):
                 results = evaluator.evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
                 rows += _measurements(name, task, results, lm)
     return rows
+
+
+@functools.cache
+def check_shots(name: str, version: str, include_path: str | None, num_fewshot: int | None, seed: int) -> None:
+    """Raises ValueError for a benchmark whose data lie here and have fewer examples than it asks for shots.
+
+    Whatever else is wrong with it, its stage says. version: of `task_versions`; the same one is read once.
+    """
+    manager = task_manager([name], include_path)
+    own = [config.get("num_fewshot") for _, config in leaves(name, manager.task_index)]
+    if any(shots != 0 and (num_fewshot or shots) for shots in own) and _are_local([name], manager):
+        try:
+            with quiet(), _reading_anew(True):
+                _load_with_shots([name], manager, num_fewshot, seed)
+        except ValueError as error:
+            if isinstance(error.__cause__, TooFewExamples):
+                raise
+
+
+def _are_local(names: Sequence[str], manager: TaskManager) -> bool:
+    return all(is_local(config) for name in names for _, config in leaves(name, manager.task_index))
+
+
+def _load_with_shots(names: Sequence[str], manager: TaskManager, num_fewshot: int | None, seed: int) -> dict[str, Task]:
+    loaded = {task: found for name in names for task, found in _load(manager, name).items()}
+    for name, task in loaded.items():
+        with Blame(name, "cannot be loaded"):
+            _set_shots(task, num_fewshot, seed)
+    return loaded
 
 
 def _load(manager: TaskManager, name: str) -> dict[str, Task]:
@@ -204,7 +235,7 @@ def _set_shots(task: Task, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
     shots, examples = task.get_config("num_fewshot"), task.fewshot_docs()
     if shots and examples is not None and shots > (count := len(list(examples))):
-        raise ValueError(f"num_fewshot={shots} asks for more than its {count} examples")
+        raise TooFewExamples(f"num_fewshot={shots} asks for more than its {count} examples")
 
 
 def _measurements(name: str, task: Task, results: Mapping[str, Any], lm: BackboneLM) -> Iterator[Measurement]:

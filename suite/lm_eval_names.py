@@ -54,7 +54,7 @@ class Blame(contextlib.AbstractContextManager):
         message, kind_name = " ".join(str(error).split())[:MAX_REASON], type(error).__name__
         if message.startswith("lm-eval task "):
             return
-        reason = message if kind is ValueError and message else f"{kind_name}: {message}" if message else kind_name
+        reason = message if isinstance(error, ValueError) and message else f"{kind_name}: {message}" if message else kind_name
         raise ValueError(f"lm-eval task {self.task!r} {self.what} ({reason})") from error
 
 
