@@ -34,7 +34,7 @@ NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 @dataclass(frozen=True)
 class Event:
-    """What happened to a run: `kind` is started, pulse, stage, note, done, skipped or failed."""
+    """What happened to a run: `kind` is started, pulse, stage, note, done, skipped, failed or lost."""
 
     run_id: str
     title: str
@@ -266,5 +266,7 @@ def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, comma
         except OSError as error:
             # The disk or the folder: other runs may lie elsewhere, or find room again.
             listener(Event(run.run_id, run.title, "failed", f"error: {reason_of(error)}"))
-        except (Locked, Superseded):
+        except Locked:
             continue
+        except Superseded as error:
+            listener(Event(run.run_id, run.title, "lost", str(error)))

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from suite.foreign import inert, parse_json
-from tasks.files import flock_works, machine, read_regular
+from tasks.files import file_system_time, flock_works, machine, read_regular
 
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
 # Two that announce themselves at the same moment both withdraw: they try again, soon and not together.
 TRIES, PAUSE_SECONDS, FRESH_SECONDS = 6, 0.3, 2.0
 MOST_CLAIM = 2**12
+UNNAMED = ("another process works on it", 0.0)
 
 
 class Locked(Exception):
@@ -73,12 +74,19 @@ class RunLock:
         self._withdraw()
 
     def holder(self) -> str | None:
-        """Who holds it, in words; None when nobody alive does."""
+        """Who holds it, in words; None when nobody alive does. Looks, and claims nothing. Raises OSError."""
+        guard = self.folder / "lock.guard"
         try:
-            with self:
-                return None
-        except Locked as error:
-            return str(error)
+            descriptor = os.open(guard, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            others = self._others(now=file_system_time(self.folder), buries=flock_works(descriptor, guard))
+        except BlockingIOError:
+            others = self._others(now=None) or [UNNAMED]
+        finally:
+            os.close(descriptor)
+        return others[0][0] if others else None
 
     def check(self) -> None:
         """Called before every write. Raises Superseded where the claim is gone: another worker found it dead."""
@@ -97,8 +105,7 @@ class RunLock:
         try:
             keeps_out = flock_works(self._guard, guard)
         except BlockingIOError:
-            who, age = min(self._others(now=None), key=lambda other: other[1], default=("another process works on it", 0.0))
-            raise Locked(who, age) from None
+            raise Locked(*min(self._others(now=None), key=lambda other: other[1], default=UNNAMED)) from None
         now = self._announce(keeps_out)
         others = self._others(now=now, buries=keeps_out)
         if others:

@@ -27,7 +27,6 @@ class ProgressDisplay:
     def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self.total = total
         self._ended: set[str] = set()
-        self.failed: set[str] = set()
         self.stream = stream or sys.stderr
         self.is_live = self.stream.isatty()
         self._active: dict[str, str] = {}
@@ -47,9 +46,6 @@ class ProgressDisplay:
         elif event.kind == "note":
             self._draw(inert(f"{event.run_id}  {event.title}: {event.text}"))
         elif event.kind in ("done", "skipped", "failed"):
-            self.failed.discard(event.run_id)
-            if event.kind == "failed":
-                self.failed.add(event.run_id)
             self._end(event)
 
     def close(self) -> None:

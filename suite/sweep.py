@@ -22,7 +22,7 @@ from models.backends import obstacle
 from suite.code_state import age
 from suite.devices import select_device
 from suite.evaluations import STUDIES, Evaluation, planned_evaluations
-from suite.execute import FAILED, Command, is_done, missing_stages
+from suite.execute import FAILED, Command, Event, is_done, missing_stages
 from suite.foreign import check_no_link, inert
 from suite.identity import digest
 from suite.launch import launcher_of
@@ -127,15 +127,25 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     left = [run for run in runs if command.force or not is_done(run, RunDirectory(results, run.run_id))]
     print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
     _print_ages(runs, results)
-    waits = runs[0].config["compute"]["wait"]
     display = ProgressDisplay(len(left))
+    ends: dict[str, str] = {}
+
+    def listen(event: Event) -> None:
+        if event.kind not in ("pulse", "note"):
+            ends[event.run_id] = event.kind
+        display(event)
+
     try:
         while left:
-            work(left, results, count_jobs(left), display, command)
-            left = _released(_held(left, results)) if waits else []
+            work(left, results, count_jobs(left), listen, command)
+            # Nobody here came to these, or they were lost: another process holds them, or did.
+            left = [run for run in left if ends.get(run.run_id, "lost") == "lost"]
+            if not runs[0].config["compute"]["wait"]:
+                break
+            _wait(left, results)
     finally:
         display.close()
-    return _summary(runs, results, display.failed)
+    return _summary(runs, results, {run_id for run_id, end in ends.items() if end == "failed"})
 
 
 def _print_ages(runs: Sequence[Run], results: Path) -> None:
@@ -156,17 +166,6 @@ def _print_ages(runs: Sequence[Run], results: Path) -> None:
         print(f"{older} results of older versions of these benchmarks or of their data stand beside them", file=sys.stderr)
 
 
-def _held(runs: Sequence[Run], results: Path) -> dict[RunDirectory, tuple[Run, str]]:
-    """Who works on which of the runs that are not done."""
-    found = {}
-    for run in runs:
-        directory = RunDirectory(results, run.run_id)
-        holder = None if not missing_stages(run, directory) else _holder(directory)
-        if holder is not None:
-            found[directory] = run, holder
-    return found
-
-
 def _holder(directory: RunDirectory) -> str | None:
     """Who holds a run, in words; None where nobody does, or where the folder can't be written, which others can't either."""
     with contextlib.suppress(OSError):
@@ -174,20 +173,18 @@ def _holder(directory: RunDirectory) -> str | None:
     return None
 
 
-def _released(held: dict[RunDirectory, tuple[Run, str]]) -> list[Run]:
-    """Waits until the first of the runs is free, and returns those that are; says once a minute what is waited for."""
+def _wait(runs: Sequence[Run], results: Path) -> None:
+    """Returns once one of the runs is free; says once a minute what is waited for."""
     spoke = -math.inf
-    while held:
+    while runs:
+        holders = [_holder(RunDirectory(results, run.run_id)) for run in runs]
+        if None in holders:
+            return
         if time.monotonic() - spoke >= SAY_SECONDS:
             spoke = time.monotonic()
-            (run, holder), *others = held.values()
-            more = f", and for {len(others)} more runs" if others else ""
-            print(f"waiting for {run.run_id}  {inert(run.title)}: {holder}{more}", file=sys.stderr, flush=True)
+            more = f", and for {len(runs) - 1} more runs" if len(runs) > 1 else ""
+            print(f"waiting for {runs[0].run_id}  {inert(runs[0].title)}: {holders[0]}{more}", file=sys.stderr, flush=True)
         time.sleep(LOOK_SECONDS)
-        free = [run for directory, (run, _) in held.items() if _holder(directory) is None]
-        if free:
-            return free
-    return []
 
 
 def _summary(runs: Sequence[Run], results: Path, failed_now: Collection[str]) -> int:

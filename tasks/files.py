@@ -137,7 +137,7 @@ def remove_temporaries(folder: Path) -> None:
             # A folder that can't be written, or another process that was faster.
             with contextlib.suppress(OSError):
                 ours = name is not None and name["machine"] == machine()
-                if (ours and _is_abandoned(path)) or seconds_since_touched(path) > ABANDONED_SECONDS:
+                if (ours and _is_abandoned(path)) or file_system_time(folder) - path.stat().st_mtime > ABANDONED_SECONDS:
                     path.unlink()
 
 
@@ -151,21 +151,12 @@ def _is_abandoned(path: Path) -> bool:
         os.close(descriptor)
 
 
-def seconds_since_touched(path: Path) -> float:
-    """How long ago a file was modified by the clock of its file system, whatever the clock of this machine says.
-
-    Raises OSError where the file is gone or its folder can't be written.
-    """
-    # Opening asks a network file system for what the file is now.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        touched = os.fstat(descriptor).st_mtime
-    finally:
-        os.close(descriptor)
-    probe = path.with_name(f".now.{machine()}-{uuid.uuid4().hex}.tmp")
+def file_system_time(folder: Path) -> float:
+    """What the clock of a folder's file system says, whatever this machine's says. Raises OSError where it can't be written."""
+    probe = folder / f".now.{machine()}-{uuid.uuid4().hex}.tmp"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        return os.fstat(descriptor).st_mtime - touched
+        return os.fstat(descriptor).st_mtime
     finally:
         os.close(descriptor)
         probe.unlink(missing_ok=True)
