@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.panels import new_figure
 from reports.parts import Drawing, Frames
 from reports.split import BENCHMARK, VERDICTS, benchmark_title, chance_of, classify, primary_scores, reading_order
 from reports.statistics import standard_error
-from reports.style import arms_in_order, marker_size, new_figure, plain, style_of
+from reports.style import arms_in_order, marker_size, plain, style_of
 from suite.metrics import METRICS
 
 PANELS_A_ROW = 5

@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from reports.lines import seed_points
+from reports.panels import new_figure, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import signed
-from reports.study import seed_points, seed_summary, seeds_note
-from reports.style import fact_label, new_figure
+from reports.render import signed, signed_interval
+from reports.study import seed_summary, seeds_note
+from reports.style import fact_label
 from reports.sweep import scale_of
 from reports.tables import Column, column_of, notes_on, number, per_run, rows_of
 from suite.metrics import METRICS, axis_label
@@ -54,18 +56,13 @@ def table(frames: Frames, *, column: Mapping[str, str], fact: str, models: Seque
             Cell(f"{row[fact]:g}", row[fact]),
             Cell(number(row["first"], wanted.metric), row["first"]),
             Cell(number(row["second"], wanted.metric), row["second"]),
-            Cell(_difference(row), row["mean"]),
+            Cell(signed(row["mean"], 4) + signed_interval(row["low"], row["high"], 4), row["mean"]),
             Cell(row["ahead"]),
         )
         for row in data.to_dict("records")
     ]
     header = (fact_label(fact), *names, f"{axis_label(wanted.metric)}, {names[0]} less {names[1]}", "ahead")
     return Table(data, header, tuple(rows), (answer(data, fact), *notes_on(rows_of(frames.cells, wanted))))
-
-
-def _difference(row: Mapping[str, float]) -> str:
-    interval = "" if np.isnan(row["low"]) else f" [{signed(row['low'], 4)}, {signed(row['high'], 4)}]"
-    return signed(row["mean"], 4) + interval
 
 
 def answer(data: pd.DataFrame, fact: str) -> str:
@@ -88,7 +85,7 @@ def by_fact(frames: Frames, *, column: Mapping[str, str], fact: str, models: Seq
     data = differences(frames, wanted, fact, models)
     figure = new_figure(4.8, 3.3)
     axes = figure.subplots()
-    axes.axhline(0, color="black", linewidth=1)
+    zero_line(axes)
     seed_points(axes, data[fact], data, look={"color": COLOR, "marker": "o", "markersize": 5, "elinewidth": 1.1})
     scale_of(axes, fact, data[fact])
     names = data["first_model"].iloc[0], data["second_model"].iloc[0]

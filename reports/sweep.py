@@ -8,21 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.lines import lines_of, seed_points
+from reports.panels import row_of_panels, ticks_at, with_legend
 from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
-from reports.study import seed_points
-from reports.style import (
-    fact_label,
-    fact_text,
-    families_in_order,
-    line_style,
-    marker_size,
-    new_figure,
-    plain,
-    shared_legend,
-    style_of,
-    task_label,
-)
-from reports.tables import Column, column_of, marks, notes_on, rows_of, summarise, value_cell
+from reports.study import cells_by
+from reports.style import arms_in_order, fact_label, fact_text, line_style, marker_size, plain, style_of, task_label
+from reports.tables import Column, column_of, marks, notes_on, rows_of, summarise, value_cells
 from suite.metrics import METRICS, axis_label
 
 
@@ -40,13 +31,11 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
         raise NoData(f"no run of {_title(wanted)} was asked for")
     marked = marked_within(summary, wanted.metric, fact if best == "model" else "family")
     values = sorted(summary[fact].unique())
-    rows = []
-    for family, _ in families_in_order(summary):
-        own = {row[fact]: row for row in summary[summary["family"] == family].to_dict("records")}
-        cells = (value_cell(own[v], marked.get(own[v]["arm"], "")) if v in own else Cell("not asked") for v in values)
-        rows.append((Cell(family), *cells))
+    cells = value_cells(summary, marked)
+    found = dict(cells_by(summary, "family", fact, values, lambda row, _: cells[row["arm"]], "not asked"))
+    rows = tuple((Cell(family), *found[family]) for family, _ in arms_in_order(summary, "family"))
     header = ("model", *(fact_text(fact, value) for value in values))
-    return Table(summary, header, tuple(rows), tuple(notes_on(rows_of(frames.cells, wanted))))
+    return Table(summary, header, rows, tuple(notes_on(rows_of(frames.cells, wanted))))
 
 
 def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
@@ -85,13 +74,12 @@ def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -
     panels = [(column, table) for column in wanted if len(table := by_fact(frames, column, fact))]
     if not panels:
         raise NoData(f"no run of {', '.join(map(_title, wanted))} was asked for")
-    figure = new_figure(1.8 + 3.4 * len(panels), 4.2)
-    for axes, (column, table) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, drawn = row_of_panels(len(panels), width=3.4, beside=1.8, height=4.2)
+    for axes, (column, table) in zip(drawn, panels, strict=True):
         _panel(axes, table, column, fact)
-    shared_legend(figure)
     data = pd.concat([table.assign(size=column.size) for column, table in panels], ignore_index=True)
     diverged = data["without"].str.contains("diverged").any()
-    return Drawing(data, figure, ("A cross at the frame's edge is a run that diverged.",) if diverged else ())
+    return with_legend(data, figure, *(["A cross at the frame's edge is a run that diverged."] if diverged else []))
 
 
 def _title(column: Column) -> str:
@@ -100,9 +88,8 @@ def _title(column: Column) -> str:
 
 def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
     marked = marked_within(table, column.metric, "family")
-    for family, model in families_in_order(table):
-        line, style = table[table["family"] == family].sort_values(fact), style_of(model)
-        size = 0.9 * marker_size(model)
+    for family, model, line in lines_of(table, fact, "family"):
+        style, size = style_of(model), 0.9 * marker_size(model)
         seed_points(axes, line[fact], line, look=line_style(model) | {"elinewidth": 1.1})
         look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
         axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
@@ -119,15 +106,13 @@ def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
         axes.set_xscale("function", functions=(lambda gamma: -np.log1p(-np.minimum(gamma, 0.9999)), lambda x: -np.expm1(-x)))
     else:
         axes.set_xscale("log")
-    ticks = sorted(values.unique())
-    axes.set_xticks(ticks, labels=[f"{value:g}" for value in ticks])
-    axes.minorticks_off()
+    ticks_at(axes, values)
 
 
 def _crosses(axes: Axes, diverged: pd.DataFrame, fact: str, *, at_top: bool) -> None:
     """Crosses at the frame's top or bottom, those at one value of the fact in a column."""
     for value, group in diverged.groupby(fact):
-        for i, (_, model) in enumerate(families_in_order(group)):
+        for i, (_, model) in enumerate(arms_in_order(group, "family")):
             height = 0.035 * (i + 0.5)
             y = 1 - height if at_top else height
             axes.plot(value, y, "x", color=style_of(model).color, markersize=6, transform=axes.get_xaxis_transform())
