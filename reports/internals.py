@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 
 from reports.lines import banded_line, seed_points
 from reports.panels import grid_of_panels, new_figure, position_axis, scale_of_metric, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.parts import Cell, Drawing, Frames, Table
 from reports.render import signed
-from reports.study import BAND, by_band, by_metric, cells_by, mean_cell, of_stage, seeds_note
+from reports.study import BAND, by_metric, cells_by, mean_cell, measured, seeds_note
 from suite.metrics import METRICS, axis_label
 
 RANKED = "The heads of a layer are ordered by their mean gamma, so that those of different seeds can be compared."
@@ -21,18 +21,10 @@ RANKED = "The heads of a layer are ordered by their mean gamma, so that those of
 
 def head_rows(frames: Frames, *, task: str, metric: str, whole: bool) -> pd.DataFrame:
     """The rows of the stage `internals` with `rank`: the head's place in its layer and run by mean gamma, 1 the lowest."""
-    gamma = _of_metric(frames, task, "gamma", whole=True)
+    gamma = measured(frames, stage="internals", task=task, metric="gamma", whole=True)
     rank = gamma.assign(rank=gamma.groupby(["run_id", "layer"])["value"].rank(method="first").astype(int))
-    rows = _of_metric(frames, task, metric, whole=whole)
+    rows = measured(frames, stage="internals", task=task, metric=metric, whole=whole).astype({"layer": int, "head": int})
     return rows.merge(rank[["run_id", "layer", "head", "rank"]], on=["run_id", "layer", "head"])
-
-
-def _of_metric(frames: Frames, task: str, metric: str, *, whole: bool) -> pd.DataFrame:
-    rows = of_stage(frames.results, stage="internals", task=task, metric=metric)
-    rows = by_band(rows, whole=whole).dropna(subset="value")
-    if rows.empty:
-        raise NoData(f"no run of {task} has {metric} by {'head' if whole else 'head and position'} (stage internals)")
-    return rows.astype({"layer": int, "head": int})
 
 
 def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int) -> Drawing:

@@ -11,20 +11,11 @@ from reports.lines import banded_line, lines_of, marked_line, seed_points, shade
 from reports.panels import metric_panels, position_axis, row_of_panels, scale_of_metric, ticks_at, with_legend, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import signed, signed_interval
-from reports.study import BAND, by_band, by_metric, cells_by, less, mean_cell, of_stage, over_runs, seeds_note
+from reports.study import BAND, by_metric, cells_by, less, mean_cell, measured, over_runs, seeds_note
 from reports.style import plain
 from suite.metrics import axis_label
 
 FACTOR = ["length_factor", "length"]
-
-
-def length_rows(frames: Frames, *, task: str, metric: str, whole: bool) -> pd.DataFrame:
-    """The rows of the stage `length`, over whole sequences or by range of positions."""
-    rows = of_stage(frames.results, stage="length", task=task, metric=metric)
-    rows = by_band(rows, whole=whole).dropna(subset="value")
-    if rows.empty:
-        raise NoData(f"no run of {task} has {metric} {'by length' if whole else 'by length and position'} (stage length)")
-    return rows
 
 
 def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFrame:
@@ -32,7 +23,7 @@ def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFram
     keys = ["arm", "model", *FACTOR]
     parts = []
     for metric in metrics:
-        rows = length_rows(frames, task=task, metric=metric, whole=True)
+        rows = measured(frames, stage="length", task=task, metric=metric, whole=True)
         parts.append(by_metric({metric: rows}, keys))
         trained = rows[rows["length_factor"] == 1]
         if metric == "nll" and len(trained):
@@ -63,7 +54,7 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
 
 def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str) -> Drawing:
     """One panel a metric by position, one line a length, of one model; the training length is marked."""
-    tables = {metric: length_rows(frames, task=task, metric=metric, whole=False) for metric in metrics}
+    tables = {metric: measured(frames, stage="length", task=task, metric=metric, whole=False) for metric in metrics}
     data = by_metric({metric: rows[rows["model"] == model] for metric, rows in tables.items()}, [*FACTOR, *BAND])
     if data.empty:
         raise NoData(f"no run of {model} was evaluated at other lengths (stage length)")

@@ -60,7 +60,7 @@ def _summarised(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
         found["by_seed"] = dict(zip(scored["seed"], scored["value"], strict=True))
         without = group.loc[group["value"].isna(), "status"]
         key = {FLOOR: floor, "cap": cap, "metric": metric, "asked": len(group)}
-        rows.append(found | key | {"without": outcomes(without) if len(without) else ""})
+        rows.append(found | key | {"without": outcomes(without)})
     return pd.DataFrame(rows).reindex(
         columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "each", "by_seed", "asked", "without"]
     )

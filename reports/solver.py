@@ -76,8 +76,7 @@ def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
     published = printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
     tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), published])
-    for column in ("low", "high", "half_width", "worst"):
-        tidy[column] = tidy[column] * 100
+    tidy[["low", "high", "half_width", "worst"]] *= 100
     tidy["each"] = [tuple(100 * value for value in each) if isinstance(each, tuple) else None for each in tidy["each"]]
     return with_legend(tidy, figure, "The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING)
 

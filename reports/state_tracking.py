@@ -51,12 +51,9 @@ def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tupl
     first = window * (rows["position"] // window)
     middles = first + (window + 1) / 2
     per_run = rows.assign(length=middles).groupby([*ARM, "length", "seed"])["value"].mean().reset_index()
-    table = pd.DataFrame(
-        {"arm": arm, "model": model, "length": length, "seeds": len(group)}
-        | {"mean": group["value"].mean()}
-        | {f"seed {seed}": value for seed, value in zip(group["seed"], group["value"], strict=True)}
-        for (arm, model, length), group in per_run.groupby([*ARM, "length"])
-    )
+    seeds = per_run.pivot(index=[*ARM, "length"], columns="seed", values="value").add_prefix("seed ")
+    table = seeds.assign(seeds=seeds.notna().sum(axis=1), mean=seeds.mean(axis=1)).reset_index().rename_axis(columns=None)
+    table = table[[*ARM, "length", "seeds", "mean", *seeds]]
     return table, int(rows["seq_len"].iloc[0])
 
 

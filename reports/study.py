@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reports.parts import Cell, NoData
+from reports.parts import Cell, Frames, NoData
 from reports.render import scientific, signed
 from reports.statistics import RESAMPLES, bootstrap_intervals, seed_interval, share_interval
 from suite.metrics import METRICS
@@ -42,6 +42,16 @@ def by_band(rows: pd.DataFrame, *, whole: bool) -> pd.DataFrame:
     """The rows over whole sequences, or those of a range of positions."""
     banded = rows["slice"].map(lambda text: BAND[0] in slice_names(text))
     return rows[~banded if whole else banded]
+
+
+def measured(frames: Frames, *, stage: str, task: str, metric: str, whole: bool) -> pd.DataFrame:
+    """The rows of one stage that have a value, `by_band`; raises NoData where there is none."""
+    rows = by_band(of_stage(frames.results, stage=stage, task=task, metric=metric), whole=whole).dropna(subset="value")
+    if rows.empty:
+        raise NoData(
+            f"no run of {task} has {metric} over {'whole sequences' if whole else 'ranges of positions'} (stage {stage})"
+        )
+    return rows
 
 
 def at_position(table: pd.DataFrame) -> pd.DataFrame:

@@ -69,7 +69,7 @@ def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
 
 
 def outcomes(statuses: pd.Series) -> str:
-    """What became of cells without a value: "diverged", or "2 diverged, 1 missing"."""
+    """What became of cells without a value: "diverged", or "2 diverged, 1 missing"; nothing of none."""
     counts = statuses.replace("done", "not measured").str.replace("_", " ").value_counts()
     if len(counts) == 1 and counts.iloc[0] == 1:
         return counts.index[0]
@@ -81,8 +81,8 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
     values, bounds, chances = (per_run(frames, column, metric) for metric in (column.metric, column.bound, "chance"))
     rows = []
     for arm, cells in rows_of(frames.cells, column).groupby("arm", sort=False):
-        has_value = cells["run_id"].isin(values.index)
-        found = values.reindex(cells.loc[has_value, "run_id"]).to_numpy()
+        found = values.reindex(cells["run_id"]).to_numpy()
+        missing = np.isnan(found)
         rows.append(
             {
                 "arm": arm,
@@ -90,11 +90,11 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
                 "model": cells["model"].iloc[0],
                 "task": column.task,
                 "metric": column.metric,
-                **seed_summary(found, column.metric),
+                **seed_summary(found[~missing], column.metric),
                 "chance": np.nan_to_num(chances.reindex(cells["run_id"]).mean()),
                 "asked": len(cells),
                 "bound": bounds.reindex(cells["run_id"]).mean(),
-                "without": outcomes(cells.loc[~has_value, "status"]) if not has_value.all() else "",
+                "without": outcomes(cells.loc[missing, "status"]),
             }
         )
     return pd.DataFrame(rows)
