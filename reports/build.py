@@ -21,7 +21,7 @@ import pandas as pd
 
 from reports.parts import Drawing, Frames, NoData, Table
 from reports.render import to_html, to_latex, to_markdown
-from reports.style import look
+from reports.style import LOOK
 from suite.results import MACHINE_COLUMNS
 
 SUFFIXES = (".png", ".pdf", ".csv", ".md", ".tex")
@@ -87,7 +87,7 @@ def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table],
     for suffix in SUFFIXES:
         stem.with_suffix(suffix).unlink(missing_ok=True)
     try:
-        with look():
+        with mpl.rc_context(LOOK):
             made = call(frames)
             written = write_drawing(made, stem) if isinstance(made, Drawing) else write_table(made, stem)
             body = _drawing_html(made, part["title"]) if isinstance(made, Drawing) else to_html(made)

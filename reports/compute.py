@@ -30,7 +30,6 @@ COSTS = {
     "solver_chunk_steps": "the steps of its chunk's slowest",
 }
 SAYS = {"helps": "helps", "hurts": "hurts", "undecided": "is undecided", "no interval": "can not be compared"}
-ENDS = (("", ""), ("_low", "_high"))
 BOUNDS = "A range: between whole numbers of steps the loss of fixed steps is known within bounds, from its convexity."
 
 
@@ -223,8 +222,9 @@ def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
 
 
 def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:
-    setting = setting_label(*(row[name] for name in SETTING))
-    found = ("–", "–") if np.isnan(row["least"]) else [_range(row[f"least{end[0]}"], row[f"most{end[1]}"]) for end in ENDS]
+    setting, known = setting_label(*(row[name] for name in SETTING)), not np.isnan(row["least"])
+    ranges = (row["least"], row["most"]), (row["least_low"], row["most_high"])
+    found = [f"{signed(low, 5)} to {signed(high, 5)}" if known else "–" for low, high in ranges]
     return (
         Cell(setting),
         Cell(COSTS[cost]),
@@ -233,7 +233,3 @@ def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:
         Cell(found[1], row["least_low"]),
         Cell(row["verdict"]),
     )
-
-
-def _range(low: float, high: float) -> str:
-    return f"{signed(low, 5)} to {signed(high, 5)}"

@@ -91,7 +91,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
         look = marked_line(model, 0.75)
         if several:
             look["linestyle"] = backend_dashes(line["backend"].iloc[0])
-        axes.errorbar(line[along], line[shows], _spread(line, shows), label=plain(arm), **look)
+        axes.errorbar(line[along], line[shows], _spread(line, shows), elinewidth=1.1, label=plain(arm), **look)
     values = sorted(rows[along].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, labels=[f"{value:,.0f}" for value in values], rotation=45 if len(values) > 4 else 0)
@@ -114,12 +114,11 @@ def _labelled(low: float, high: float) -> tuple[float, ...]:
 
 def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
     """From the median down and up to the quartiles [2, N], in the unit that is shown."""
-    low, high = (line[name].to_numpy(float) for name in QUARTILES)
-    median = line["latency_ms"].to_numpy(float)
+    low, median, high = (line[name].to_numpy(float) for name in ("latency_ms_low", "latency_ms", "latency_ms_high"))
+    shown = line[shows].to_numpy(float)
     if shows == "throughput":
-        shown = line["throughput"].to_numpy(float)
-        return np.stack([shown - shown * median / high, shown * median / low - shown]).clip(min=0)
-    return np.stack([median - low, high - median]).clip(min=0)
+        low, high = shown * median / high, shown * median / low
+    return np.stack([shown - low, high - shown]).clip(min=0)
 
 
 def _remarks(data: pd.DataFrame) -> list[str]:

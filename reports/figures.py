@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from reports.lines import banded_line, lines_of
+from reports.lines import banded_line, lines_of, marked_line
 from reports.panels import position_axis, row_of_panels, with_legend, zero_line
 from reports.parts import Drawing, Frames, NoData
 from reports.study import BAND, bands_note, bootstrapped, seed_summary
@@ -61,8 +61,7 @@ def position_differences(examples: pd.DataFrame, *, metric: str, split: str, bas
 def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
     zero_line(axes)
     for arm, model, line in lines_of(data, "position"):
-        marker = {"marker": style_of(model).marker, "markersize": 0.75 * marker_size(model)}
-        banded_line(axes, line, look=line_style(model) | marker | {"label": plain(arm)})
+        banded_line(axes, line, look=marked_line(model, 0.75) | {"label": plain(arm)})
     position_axis(axes)
 
 
@@ -76,11 +75,11 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
     data = accuracy_by_state(frames.results, task=task, stage=stage, split=split, panels=panels)
     parts = list(dict.fromkeys(data["slice"]))
     width = max(6.0 / len(parts), 3.4)
-    figure, panels = row_of_panels(len(parts), width=width, beside=2.2, height=3.5, sharey=True)
-    for axes, part in zip(panels, parts, strict=True):
+    figure, drawn = row_of_panels(len(parts), width=width, beside=2.2, height=3.5, sharey=True)
+    for axes, part in zip(drawn, parts, strict=True):
         _state_points(axes, data[data["slice"] == part])
         axes.set_title(part.replace("_", " ").replace("=", ": "))
-    panels[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
+    drawn[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
     shown = frames.runs[frames.runs["arm"].isin(data["arm"]) & (frames.runs["task"] == task)]
     notes = ["Models that would hide one another are drawn side by side. Small marks are the seeds.", *state_notes(shown)]
     by_family = data.groupby("family", sort=False)[["arm", "state_bytes"]].nunique()

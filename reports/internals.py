@@ -49,9 +49,9 @@ def head_label(rank: int, heads: int) -> str:
 
 def _head_points(axes: Axes, data: pd.DataFrame, heads: int) -> None:
     for rank, points in data.groupby("rank"):
-        x = points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5)
-        look = {"color": head_color(rank, heads), "marker": "o", "markersize": 5, "linestyle": "none", "elinewidth": 1.1}
-        seed_points(axes, x, points, look=look | {"label": head_label(rank, heads)})
+        beside = points.assign(x=points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5))
+        look = {"color": head_color(rank, heads), "marker": "o", "markersize": 5, "linestyle": "none"}
+        seed_points(axes, beside, "x", look=look | {"label": head_label(rank, heads)})
     axes.set_xticks(sorted(data["layer"].unique() + 1))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("layer")

@@ -41,7 +41,7 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     for axes, metric in zip(panels, metrics, strict=True):
         shown = data[data["metric"] == ("nll_difference" if metric == "nll" else metric)]
         for arm, model, line in lines_of(shown, "length_factor"):
-            seed_points(axes, line["length_factor"], line, look=marked_line(model, 0.8) | {"label": plain(arm)})
+            seed_points(axes, line, "length_factor", look=marked_line(model, 0.8) | {"label": plain(arm)})
         scale_of_metric(axes, metric)
         axes.set_xscale("log", base=2)
         ticks_at(axes, shown["length_factor"], "{:g}×")

@@ -23,8 +23,8 @@ def lines_of(data: pd.DataFrame, x: str, label: str = "arm") -> Iterator[tuple[s
 
 
 def marked_line(model: str, size: float) -> dict[str, object]:
-    """The look of a model's line with its marker, `size` times as large as usual, and thin bars."""
-    return line_style(model) | {"marker": style_of(model).marker, "markersize": size * marker_size(model), "elinewidth": 1.1}
+    """The look of a model's line with its marker, `size` times as large as usual."""
+    return line_style(model) | {"marker": style_of(model).marker, "markersize": size * marker_size(model)}
 
 
 def shades(count: int, name: str = "viridis") -> np.ndarray:
@@ -32,12 +32,13 @@ def shades(count: int, name: str = "viridis") -> np.ndarray:
     return colormaps[name](np.linspace(0.0, 0.88, max(count, 2)))[:count]
 
 
-def seed_points(axes: Axes, x: pd.Series, line: pd.DataFrame, *, look: Look, scale: float = 1.0) -> None:
-    """The means of `seed_summary` rows at x with their intervals, or, where there is none, with the seeds as small marks."""
+def seed_points(axes: Axes, line: pd.DataFrame, x: str, *, look: Look, scale: float = 1.0) -> None:
+    """The means of `seed_summary` rows by x with their intervals, or, where there is none, with the seeds as small marks."""
+    line = line.sort_values(x)
     ends = line["mean"] - line["low"], line["high"] - line["mean"]
-    axes.errorbar(x, scale * line["mean"], [scale * end for end in ends], **look)
-    bare = line.assign(at=x)[line["half_width"].isna() & (line["n"] > 1)].explode("each")
-    axes.plot(bare["at"], scale * bare["each"].astype(float), ".", color=look["color"], markersize=3, alpha=0.7)
+    axes.errorbar(line[x], scale * line["mean"], [scale * end for end in ends], elinewidth=1.1, **look)
+    bare = line[line["half_width"].isna() & (line["n"] > 1)].explode("each")
+    axes.plot(bare[x], scale * bare["each"].astype(float), ".", color=look["color"], markersize=3, alpha=0.7)
 
 
 def banded_line(axes: Axes, line: pd.DataFrame, *, look: Look, alpha: float = 0.13) -> None:

@@ -23,7 +23,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def row_of_panels(
-    count: int, *, width: float, beside: float, height: float, sharey: bool = False
+    count: int, *, width: float, height: float, beside: float = 0, sharey: bool = False
 ) -> tuple[Figure, Sequence[Axes]]:
     """So many panels of this size in inches side by side; beside: inches for what stands right of them."""
     figure = new_figure(beside + width * count, height)

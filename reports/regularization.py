@@ -97,11 +97,10 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
     metric = table["metric"].iloc[0]
     scale_of_metric(axes, metric)
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
-        line = line.sort_values(FLOOR)
         # An interval that reaches zero has no place on a logarithmic axis.
         line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
-        look = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 1.1, "label": plain(cap)}
-        seed_points(axes, line[FLOOR], line, look=look)
+        look = {"color": color, "marker": marker, "markersize": 4.5, "label": plain(cap)}
+        seed_points(axes, line, FLOOR, look=look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
     shown = table.loc[np.isfinite(table["mean"]), "mean"]

@@ -35,7 +35,7 @@ def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Dr
     bound: nats; a difference below it counts as none, and is shaded.
     """
     data = differences(frames, task=task, metric="nll", steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, beside=0, height=3.5, sharey=True)
+    figure, panels = row_of_panels(2, width=4.3, height=3.5, sharey=True)
     for axes in panels:
         _differences_axis(axes, bound)
     _settings(panels, data, scale=1.0)
@@ -60,7 +60,7 @@ def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     """Accuracy less that of the same model at `steps` fixed steps, in points of 100, beside what the paper prints."""
     data = differences(frames, task=task, metric="accuracy", steps=steps)
     printed = printed_accuracy(steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, beside=0, height=3.7, sharey=True)
+    figure, panels = row_of_panels(2, width=4.3, height=3.7, sharey=True)
     left, right = panels
     left.set_yscale("symlog", linthresh=1, linscale=1)
     for axes in panels:
@@ -106,7 +106,7 @@ def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> No
     for arm, model, own in lines_of(data, "max_steps"):
         look = marked_line(model, 0.8) | {"label": plain(arm)}
         for axes, line, x in _by_steps_and_tolerance(panels, own, is_fixed(own), is_stopped(own)):
-            seed_points(axes, line[x], line, scale=scale, look=look)
+            seed_points(axes, line, x, scale=scale, look=look)
         for initial, (marker, label) in OTHER_STARTS.items():
             start = own[(own["tolerance"] == 0) & (own["initial"] == initial) & (own["solver"] == "cg")]
             if len(start):
@@ -122,7 +122,7 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
     bound: as in `nll_by_setting`.
     """
     data = position_differences(frames, task=task, steps=steps)
-    figure, panels = row_of_panels(2, width=4.8, beside=0, height=3.6, sharey=True)
+    figure, panels = row_of_panels(2, width=4.8, height=3.6, sharey=True)
     parts = (data[is_fixed(data)], data[is_stopped(data)])
     for axes, part, name, colors in zip(panels, parts, ("fixed steps", "tolerance"), ("viridis", "plasma"), strict=True):
         _differences_axis(axes, bound)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
-from reports.panels import new_figure, tolerance_axis
+from reports.panels import row_of_panels, tolerance_axis
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific
 from reports.solver_settings import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
@@ -30,9 +31,10 @@ def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: in
     """
     first = scores[0]["task"]
     asked = [(score["task"], score["metric"]) for score in scores]
-    parts = {key: _column(frames, *key, less=steps) for key in asked}
-    parts |= {(first, metric): _column(frames, first, metric, less=None) for metric in COSTS}
-    parts = {key: part for key, part in parts.items() if part is not None}
+    parts = {}
+    for task, metric, less in (*((*key, steps) for key in asked), *((first, metric, None) for metric in COSTS)):
+        with suppress(NoData):
+            parts[task, metric] = _column(frames, task, metric, less=less)
     if not parts:
         raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
     data = pd.concat(parts.values(), ignore_index=True)
@@ -46,13 +48,10 @@ def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: in
     return Table(data, ("setting", *titles), rows, (*said, seeds_note(data, "±")))
 
 
-def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame | None:
-    """The settings' means of a column, or of its difference to `less` fixed steps; None where that was not measured."""
-    try:
-        table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
-        table = table if less is None else less_fixed(table, steps=less)
-    except NoData:
-        return None
+def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame:
+    """The settings' means of a column, or of its difference to `less` fixed steps; raises NoData where that was not measured."""
+    table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
+    table = table if less is None else less_fixed(table, steps=less)
     summary = over_runs(table, "value" if less is None else "difference", SETTING, metric=metric, difference=less is not None)
     return summary.assign(task=task, metric=metric, less_steps=np.nan if less is None else less)
 
@@ -102,25 +101,23 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     metrics = ("solver_steps", "solver_chunk_steps", "relative_time")
     data = by_metric({metric: setting_scores(frames, task=task, metric=metric) for metric in metrics}, SETTING)
     data = data[is_fixed(data) | is_stopped(data)]
-    figure = new_figure(9.0, 3.4)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = row_of_panels(2, width=4.5, height=3.4)
     mean, slowest, time = (data[data["metric"] == metric] for metric in metrics)
-    stopped = [line[is_stopped(line)].sort_values("tolerance") for line in (slowest, mean)]
-    _points(left, "tolerance", stopped[0], CHUNK_COLOR, "s", "slowest token of a chunk")
-    _points(left, "tolerance", stopped[1], STOPPED_COLOR, "o", "mean over tokens")
+    _points(left, slowest[is_stopped(slowest)], "tolerance", CHUNK_COLOR, "s", "slowest token of a chunk")
+    _points(left, mean[is_stopped(mean)], "tolerance", STOPPED_COLOR, "o", "mean over tokens")
     left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
     tolerance_axis(left, "tolerance eps")
     left.set(ylabel=METRICS["solver_steps"].label, ylim=(0, None))
     left.legend(loc="center left")
-    times = mean.merge(time, on=SETTING, suffixes=("_steps", "")).sort_values("mean_steps")
-    _points(right, "mean_steps", times[is_fixed(times)], FIXED_COLOR, "D", "fixed steps")
-    _points(right, "mean_steps", times[is_stopped(times)], STOPPED_COLOR, "o", "tolerance")
+    times = mean.merge(time, on=SETTING, suffixes=("_steps", ""))
+    _points(right, times[is_fixed(times)], "mean_steps", FIXED_COLOR, "D", "fixed steps")
+    _points(right, times[is_stopped(times)], "mean_steps", STOPPED_COLOR, "o", "tolerance")
     y = "time of a forward pass\n(1: the model's own settings)"
     right.set(xlabel="solver steps, mean over tokens", ylabel=y, ylim=(0, None))
     right.legend(loc="upper left")
     return Drawing(data, figure, (seeds_note(data, "Bars"),))
 
 
-def _points(axes: Axes, x: str, line: pd.DataFrame, color: str, marker: str, label: str) -> None:
-    look = {"color": color, "marker": marker, "label": label, "elinewidth": 1.1, "linewidth": 1.4, "markersize": 5}
-    seed_points(axes, line[x], line, look=look)
+def _points(axes: Axes, line: pd.DataFrame, x: str, color: str, marker: str, label: str) -> None:
+    look = {"color": color, "marker": marker, "label": label, "linewidth": 1.4, "markersize": 5}
+    seed_points(axes, line, x, look=look)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from reports.lines import lines_of
-from reports.panels import new_figure, with_legend
+from reports.panels import row_of_panels, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.study import BAND, cells_by, seed_summary, spread
 from reports.style import arms_in_order, line_style, plain
@@ -25,8 +25,7 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
     window: tokens over which a position's accuracy is averaged.
     """
     data, trained = length_scores(frames, task=task, split=split, window=window)
-    figure = new_figure(7.4, 3.6)
-    axes = figure.subplots()
+    figure, (axes,) = row_of_panels(1, width=7.4, height=3.6)
     drawn: list[str] = []
     for arm, model, line in lines_of(data, "length"):
         look = line_style(model) | {"linestyle": DASHES[drawn.count(model) % len(DASHES)]}

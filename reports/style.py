@@ -7,12 +7,9 @@ Okabe & Ito for the two models with a Mesa layer. Softmax attention is grey: the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
-import matplotlib as mpl
 import pandas as pd
 
 from suite.metrics import axis_label
@@ -140,10 +137,3 @@ def plain(label: str) -> str:
     label = label if len(label) <= 40 else f"{label[:39]}…"
     label = f" {label[1:]}" if label.startswith("_") else label
     return label.replace("$", r"\$")
-
-
-@contextmanager
-def look() -> Iterator[None]:
-    """Draws everything inside it in the style of the reports."""
-    with mpl.rc_context(LOOK):
-        yield

@@ -12,7 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.lines import lines_of, seed_points
-from reports.panels import new_figure, row_of_panels, ticks_at, with_legend, zero_line
+from reports.panels import row_of_panels, ticks_at, with_legend, zero_line
 from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
 from reports.render import signed, signed_interval
 from reports.study import cells_by, seed_summary, seeds_note
@@ -96,7 +96,7 @@ def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
     marked = marked_within(table, column.metric, "family")
     for family, model, line in lines_of(table, fact, "family"):
         style, size = style_of(model), 0.9 * marker_size(model)
-        seed_points(axes, line[fact], line, look=line_style(model) | {"elinewidth": 1.1})
+        seed_points(axes, line, fact, look=line_style(model))
         look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
         axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
         best = line[line["arm"].map(marked).eq("best")]
@@ -187,10 +187,9 @@ def difference(frames: Frames, *, column: Mapping[str, str], fact: str, models: 
     """The difference of two models by the fact, paired by seed."""
     wanted = column_of(column)
     data = differences(frames, wanted, fact, models)
-    figure = new_figure(4.8, 3.3)
-    axes = figure.subplots()
+    figure, (axes,) = row_of_panels(1, width=4.8, height=3.3)
     zero_line(axes)
-    seed_points(axes, data[fact], data, look={"color": DIFFERENCE_COLOR, "marker": "o", "markersize": 5, "elinewidth": 1.1})
+    seed_points(axes, data, fact, look={"color": DIFFERENCE_COLOR, "marker": "o", "markersize": 5})
     scale_of(axes, fact, data[fact])
     names = data["first_model"].iloc[0], data["second_model"].iloc[0]
     axes.set(xlabel=fact_label(fact), ylabel=f"{axis_label(wanted.metric)},\n{names[0]} less {names[1]}")

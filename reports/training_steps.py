@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 
 import pandas as pd
 
 from reports.lines import seed_points, shades
-from reports.panels import new_figure, steps_axis, with_legend, zero_line
+from reports.panels import row_of_panels, steps_axis, with_legend, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed_interval
 from reports.solver_settings import is_fixed, setting_label, setting_scores
@@ -41,13 +42,12 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     """
     wanted = column_of(column)
     data = by_evaluation(frames, wanted, steps)
-    figure = new_figure(6.6, 3.6)
-    axes = figure.subplots()
+    figure, (axes,) = row_of_panels(1, width=6.6, height=3.6)
     zero_line(axes)
     for name, color, marker, face in (("as trained", TRAINED, "o", TRAINED), (f"with {steps} steps", MOST, "s", "white")):
-        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)].sort_values("solver_max_steps")
-        look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "elinewidth": 1.1}
-        seed_points(axes, line["solver_max_steps"], line, look=look | {"label": f"evaluated {name}"})
+        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)]
+        look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "label": f"evaluated {name}"}
+        seed_points(axes, line, "solver_max_steps", look=look)
     for row in data[(data["solver_tolerance"] > 0) & (data["evaluated"] == "as trained")].itertuples():
         label = f"trained with eps {scientific(row.solver_tolerance)}"
         axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
@@ -55,17 +55,6 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     steps_axis(axes, data.loc[data["solver_tolerance"] == 0, "solver_max_steps"], "solver steps in training")
     axes.set_ylabel(f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
     return with_legend(data, figure, seeds_note(data, "Bars and band"), "Differences are paired by seed.")
-
-
-def _evaluated_at(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
-    """`trained_steps` with the score that the stage `solver` found at these fixed steps."""
-    trained = trained_steps(frames, column)
-    try:
-        scores = setting_scores(frames, task=column.task, metric=column.metric)
-    except NoData:
-        return trained.iloc[:0]
-    at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
-    return trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
 
 
 def less_trained(table: pd.DataFrame, steps: int, metric: str) -> pd.DataFrame:
@@ -77,8 +66,13 @@ def less_trained(table: pd.DataFrame, steps: int, metric: str) -> pd.DataFrame:
 
 
 def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
-    """`less_trained` of the scores as trained and of those at `steps` fixed steps, told apart by `evaluated`."""
-    tables = {"as trained": trained_steps(frames, column), f"with {steps} steps": _evaluated_at(frames, column, steps)}
+    """`less_trained` of the scores as trained and, where the stage `solver` has them, at `steps` fixed steps, by `evaluated`."""
+    trained = trained_steps(frames, column)
+    tables = {"as trained": trained}
+    with suppress(NoData):
+        scores = setting_scores(frames, task=column.task, metric=column.metric)
+        at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
+        tables[f"with {steps} steps"] = trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
     parts = [less_trained(table, steps, column.metric).assign(evaluated=name) for name, table in tables.items() if len(table)]
     return pd.concat(parts, ignore_index=True)
 
@@ -116,12 +110,10 @@ def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
     """The score by the steps in evaluation, one line a way of training."""
     data = robustness(frames, task=task, metric=metric)
     names, arms = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
-    figure = new_figure(7.6, 3.8)
-    axes = figure.subplots()
+    figure, (axes,) = row_of_panels(1, width=7.6, height=3.8)
     for arm, color, marker in zip(arms, shades(len(arms)), MARKERS * 3, strict=False):
-        line = data[data["arm"] == arm].sort_values("max_steps")
-        look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.1}
-        seed_points(axes, line["max_steps"], line, look=look | {"label": plain(names[arm])})
+        look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
+        seed_points(axes, data[data["arm"] == arm], "max_steps", look=look)
     steps_axis(axes, data["max_steps"], "solver steps in evaluation")
     axes.set_ylabel(axis_label(metric))
     return with_legend(data, figure, seeds_note(data, "Bars"))
