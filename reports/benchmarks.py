@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.panels import new_figure
+from reports.panels import new_figure, used
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.statistics import Interval, standard_error, t_interval
 from reports.style import arms_in_order, marker_size, plain, style_of
@@ -171,9 +171,7 @@ def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], fu
     for subfigure, (verdict, titles) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         subfigure.suptitle(verdict, x=0.01, ha="left", fontsize=10, fontweight="bold")
         grid = subfigure.subplots(1, PANELS_A_ROW, sharey=True, sharex=True)
-        for axes in grid[len(titles) :]:
-            axes.set_visible(False)
-        for axes, title in zip(grid, titles, strict=False):
+        for axes, title in zip(used(grid, len(titles)), titles, strict=True):
             _score_panel(axes, data[data["title"] == title], arms)
             axes.set_title(plain(title), fontsize=8)
         grid[0].set(yticks=range(len(arms)), yticklabels=[plain(arm) for arm, _ in arms], xlim=(-0.03 * top, top))

@@ -34,10 +34,14 @@ def grid_of_panels(count: int, *, columns: int, width: float, beside: float, hei
     """So many panels in rows of `columns`; the places that are left over in the last row stay empty."""
     rows = -(-count // columns)
     figure = new_figure(beside + width * columns, height * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flatten()
+    return figure, used(figure.subplots(rows, columns, squeeze=False).flatten(), count)
+
+
+def used(panels: Sequence[Axes], count: int) -> Sequence[Axes]:
+    """The first panels, so many; the others are not shown."""
     for axes in panels[count:]:
         axes.set_visible(False)
-    return figure, panels[:count]
+    return panels[:count]
 
 
 def metric_panels(

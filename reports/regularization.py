@@ -13,7 +13,7 @@ from reports.lines import seed_points, shades
 from reports.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.statistics import t_interval
-from reports.study import mean_cell, of_stage, over_runs, seeds_note
+from reports.study import mean_cell, of_stage, seed_summary, seeds_note
 from reports.style import fact_label, fact_text, plain
 from reports.tables import Column, column_of, notes_on, outcomes, per_run, rows_of
 from suite.metrics import METRICS, axis_label
@@ -56,11 +56,10 @@ def _summarised(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = []
     for (floor, cap), group in cells.groupby([FLOOR, "cap"]):
         scored = group.dropna(subset="value")
-        found = over_runs(scored, "value", [FLOOR, "cap"], metric=metric).iloc[0].to_dict() if len(scored) else {"n": 0}
+        found = seed_summary(scored["value"].to_numpy(), metric) if len(scored) else {"n": 0}
         found["by_seed"] = dict(zip(scored["seed"], scored["value"], strict=True))
-        without = group.loc[group["value"].isna(), "status"]
         key = {FLOOR: floor, "cap": cap, "metric": metric, "asked": len(group)}
-        rows.append(found | key | {"without": outcomes(without)})
+        rows.append(found | key | {"without": outcomes(group.loc[group["value"].isna(), "status"])})
     return pd.DataFrame(rows).reindex(
         columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "each", "by_seed", "asked", "without"]
     )
