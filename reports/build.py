@@ -18,11 +18,10 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from reports.parts import Drawing, Frames, NoData, Table
 from reports.render import to_html, to_latex, to_markdown
-from reports.style import look
+from reports.style import LOOK
 from suite.results import MACHINE_COLUMNS
 
 SUFFIXES = (".png", ".pdf", ".csv", ".md", ".tex")
@@ -88,7 +87,7 @@ def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table],
     for suffix in SUFFIXES:
         stem.with_suffix(suffix).unlink(missing_ok=True)
     try:
-        with look():
+        with mpl.rc_context(LOOK):
             made = call(frames)
             written = write_drawing(made, stem) if isinstance(made, Drawing) else write_table(made, stem)
             body = _drawing_html(made, part["title"]) if isinstance(made, Drawing) else to_html(made)
@@ -135,15 +134,11 @@ def write_table(table: Table, stem: Path) -> list[Path]:
 
 def _drawing_html(drawing: Drawing, title: str) -> str:
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in drawing.notes)
+    picture = io.BytesIO()
+    drawing.figure.savefig(picture, format="svg", metadata={"Date": None})
     # An image rather than inline SVG: the ids of two figures can't clash, and no script of it would run.
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg_of(drawing.figure)).decode()}"
+    source = f"data:image/svg+xml;base64,{base64.b64encode(picture.getvalue()).decode()}"
     return f'<figure><img alt="{html.escape(title)}" src="{source}"></figure>\n{notes}'
-
-
-def svg_of(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def what_was_asked(frames: Frames) -> str:

@@ -16,21 +16,20 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.lines import FIXED_COLOR, STOPPED_COLOR
+from reports.panels import new_figure, ticks_at, with_legend, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed
 from reports.solver_settings import SETTING, is_fixed, is_stopped, setting_label
 from reports.statistics import RESAMPLES, bootstrap_percentiles, t_interval
 from reports.study import drawn_from, of_stage, slice_names
-from reports.style import new_figure, shared_legend
 from suite.metrics import METRICS, axis_label
 
-FIXED_COLOR, STOPPED_COLOR = "#332288", "#d55e00"
 COSTS = {
     "solver_steps": "its own steps",
     "solver_chunk_steps": "the steps of its chunk's slowest",
 }
 SAYS = {"helps": "helps", "hurts": "hurts", "undecided": "is undecided", "no interval": "can not be compared"}
-ENDS = (("", ""), ("_low", "_high"))
 BOUNDS = "A range: between whole numbers of steps the loss of fixed steps is known within bounds, from its convexity."
 
 
@@ -170,9 +169,8 @@ def fixed_or_stopped(frames: Frames, *, task: str, steps: int, costs: Sequence[s
         column[1].set_xlabel(f"{METRICS[cost].label}, mean over tokens")
     panels[0, 0].set_ylabel(f"{axis_label('nll')},\ndifference to {steps} steps")
     panels[1, 0].set_ylabel("tolerance less fixed steps\nof the same cost [nats/token]")
-    shared_legend(figure)
     intervals = f"Thin: {_intervals(comparison)} Below zero, stopping early helps."
-    return Drawing(pd.concat(parts, ignore_index=True), figure, (BOUNDS, intervals))
+    return with_legend(pd.concat(parts, ignore_index=True), figure, BOUNDS, intervals)
 
 
 def _intervals(comparison: pd.DataFrame) -> str:
@@ -195,12 +193,10 @@ def _curves(axes: Axes, found: Evaluated, cost: str, steps: int) -> pd.DataFrame
     ):
         part = part[part["cost"] > 0].sort_values("cost")
         axes.plot(part["cost"], part["less_reference"], color=color, marker=marker, markersize=4.5, label=label)
-    axes.axhline(0, color="black", linewidth=1)
+    zero_line(axes)
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.5)
     axes.set_xscale("log")
-    ticks = [value for value in (1, 2, 3, 5, 10, 20, 30) if value <= spent.max()]
-    axes.set_xticks(ticks, labels=[str(value) for value in ticks])
-    axes.minorticks_off()
+    ticks_at(axes, [value for value in (1, 2, 3, 5, 10, 20, 30) if value <= spent.max()])
     return table
 
 
@@ -210,7 +206,7 @@ def _gains(axes: Axes, comparison: pd.DataFrame) -> None:
     axes.vlines(comparison["cost"], comparison["least_low"], comparison["most_high"], linewidth=1.1, **look)
     axes.vlines(comparison["cost"], comparison["least"], comparison["most"], linewidth=5, **look)
     axes.plot(comparison["cost"], (comparison["least"] + comparison["most"]) / 2, "o", markersize=4.5, **look)
-    axes.axhline(0, color="black", linewidth=1)
+    zero_line(axes)
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.5)
 
 
@@ -226,8 +222,9 @@ def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
 
 
 def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:
-    setting = setting_label(*(row[name] for name in SETTING))
-    found = ("–", "–") if np.isnan(row["least"]) else [_range(row[f"least{end[0]}"], row[f"most{end[1]}"]) for end in ENDS]
+    setting, known = setting_label(*(row[name] for name in SETTING)), not np.isnan(row["least"])
+    ranges = (row["least"], row["most"]), (row["least_low"], row["most_high"])
+    found = [f"{signed(low, 5)} to {signed(high, 5)}" if known else "–" for low, high in ranges]
     return (
         Cell(setting),
         Cell(COSTS[cost]),
@@ -236,7 +233,3 @@ def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:
         Cell(found[1], row["least_low"]),
         Cell(row["verdict"]),
     )
-
-
-def _range(low: float, high: float) -> str:
-    return f"{signed(low, 5)} to {signed(high, 5)}"

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from reports.lines import banded_line, shades
+from reports.panels import metric_panels, position_axis, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed
-from reports.solver import position_axis
 from reports.solver_settings import setting_label
-from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seeds_note
-from reports.style import new_figure, shared_legend
+from reports.study import BAND, by_band, by_metric, cells_by, less, mean_cell, of_stage, over_runs, seeds_note
 from suite.metrics import METRICS, axis_label
 
 DECODER = ["decode", "refresh", "max_steps", "tolerance"]
@@ -29,9 +28,9 @@ def decoder_label(decode: str, refresh: float, max_steps: float, tolerance: floa
     return f"{STARTS.get(decode, decode)}, {setting_label('cg', 'diagonal', max_steps, tolerance)}"
 
 
-def decoder_rows(frame: pd.DataFrame, *, task: str, metric: str, whole: bool) -> pd.DataFrame:
+def decoder_rows(frames: Frames, *, task: str, metric: str, whole: bool) -> pd.DataFrame:
     """The rows of the stage `decode` with DECODER and `decoder`, over whole sequences or by range of positions."""
-    rows = by_band(of_stage(frame, stage="decode", task=task, metric=metric), whole=whole)
+    rows = by_band(of_stage(frames.results, stage="decode", task=task, metric=metric), whole=whole)
     return rows.assign(decoder=[decoder_label(*key) for key in rows[DECODER].itertuples(index=False)])
 
 
@@ -50,46 +49,28 @@ def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[s
 
     decoders: of the `decode` of the rows, e.g. "sherman_morrison", or labels of single ones; baseline: such a label.
     """
-    parts = {"nll": _less(frames, task, baseline)}
-    for metric in ("readout_error", "readout_error_worst", STEPS, TIME, "microseconds_per_token"):
-        rows = decoder_rows(frames.results, task=task, metric=metric, whole=True)
-        parts[metric] = over_runs(rows, "value", ["decoder", *DECODER], metric=metric)
-    data = pd.concat([part.assign(metric=metric) for metric, part in parts.items()], ignore_index=True)
+    costs = ("readout_error", "readout_error_worst", STEPS, TIME, "microseconds_per_token")
+    nll, *others = (decoder_rows(frames, task=task, metric=metric, whole=True) for metric in ("nll", *costs))
+    paired = less(nll, nll[nll["decoder"] == baseline], on=["run_id"], done=f"decoded with {baseline}")
+    keys = ["decoder", *DECODER]
+    change = over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll")
+    data = pd.concat([change, by_metric(dict(zip(costs, others, strict=True)), keys)], ignore_index=True)
     data = in_reading_order(_asked(data, decoders))
     if data.empty:
         raise NoData(f"no run was decoded with {', '.join(decoders)} (stage decode)")
-    rows = []
-    for decoder, own in data.groupby("decoder", sort=False):
-        rows.append((Cell(decoder), *(_cell(own[own["metric"] == metric], metric) for metric in parts)))
-    titles = [f"{METRICS['nll'].label} less {baseline}", *(axis_label(metric) for metric in parts if metric != "nll")]
-    notes = [*findings(data, baseline), seeds_note(data, "±")]
-    return Table(data, ("decoding", *titles), tuple(rows), tuple(notes))
+    rows = [(Cell(decoder), *cells) for decoder, cells in cells_by(data, "decoder", "metric", ("nll", *costs), _cell)]
+    titles = [f"{METRICS['nll'].label} less {baseline}", *map(axis_label, costs)]
+    return Table(data, ("decoding", *titles), tuple(rows), (*findings(data, baseline), seeds_note(data, "±")))
 
 
 def _asked(table: pd.DataFrame, decoders: Sequence[str]) -> pd.DataFrame:
     return table[table["decode"].isin(decoders) | table["decoder"].isin(decoders)]
 
 
-def _less(frames: Frames, task: str, baseline: str) -> pd.DataFrame:
-    """The NLL of every decoder less that of the baseline on the same run."""
-    rows = decoder_rows(frames.results, task=task, metric="nll", whole=True)
-    at = rows[rows["decoder"] == baseline]
-    if at.empty:
-        raise NoData(f"no run was decoded with {baseline}, against which the others are compared")
-    paired = rows.merge(at[["run_id", "value"]], on="run_id", suffixes=("", "_reference"))
-    paired["difference"] = paired["value"] - paired["value_reference"]
-    return over_runs(paired, "difference", ["decoder", *DECODER], metric="nll", difference=True)
-
-
-def _cell(found: pd.DataFrame, metric: str) -> Cell:
-    if found.empty:
-        return Cell("–")
-    row = found.iloc[0]
+def _cell(row: Mapping[str, object], metric: str) -> Cell:
     if row["decode"] == "sherman_morrison" and metric == STEPS:
         return Cell("none")
-    if metric.startswith("readout_error"):
-        return Cell(scientific(row["mean"]), row["mean"])
-    return mean_cell(row, digits=5 if metric == "nll" else METRICS[metric].digits, difference=metric == "nll")
+    return mean_cell(row, metric, difference=True, digits=5) if metric == "nll" else mean_cell(row, metric)
 
 
 def findings(data: pd.DataFrame, baseline: str) -> list[str]:
@@ -115,33 +96,18 @@ def findings(data: pd.DataFrame, baseline: str) -> list[str]:
 
 def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: Sequence[str]) -> Drawing:
     """One panel a metric by position, one line a way of decoding, mean over seeds with 95 % t intervals as bands."""
-    parts = []
-    for metric in metrics:
-        rows = decoder_rows(frames.results, task=task, metric=metric, whole=False)
-        rows = _asked(rows, decoders)
-        if rows.empty:
-            raise NoData(f"no run was decoded with {', '.join(decoders)} by position (stage decode)")
-        parts.append(over_runs(rows, "value", ["decoder", *DECODER, *BAND], metric=metric).assign(metric=metric))
-    data = in_reading_order(pd.concat(parts, ignore_index=True))
-    data["position"] = band_center(data)
-    figure = new_figure(2.6 + 3.3 * len(metrics), 3.6)
-    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
-        _lines(axes, data[data["metric"] == metric])
-        axes.set_ylabel(axis_label(metric))
-        if metric.startswith("readout_error"):
-            axes.set_yscale("log")
-        position_axis(axes)
-    shared_legend(figure)
-    return Drawing(data, figure, (seeds_note(data, "Bands"),))
+    tables = {metric: _asked(decoder_rows(frames, task=task, metric=metric, whole=False), decoders) for metric in metrics}
+    if any(rows.empty for rows in tables.values()):
+        raise NoData(f"no run was decoded with {', '.join(decoders)} by position (stage decode)")
+    data = in_reading_order(by_metric(tables, ["decoder", *DECODER, *BAND]))
+    figure = metric_panels(data, metrics, _lines, width=3.3, beside=2.6, height=3.6)
+    return with_legend(data, figure, seeds_note(data, "Bands"))
 
 
 def _lines(axes: Axes, data: pd.DataFrame) -> None:
-    decoders = list(dict.fromkeys(data["decoder"]))
-    colors = colormaps["viridis"](np.linspace(0.0, 0.88, max(len(decoders), 2)))
-    for decoder, color in zip(decoders, colors, strict=False):
-        line = data[data["decoder"] == decoder].sort_values("position")
-        recursion = decoder.startswith("Sherman")
-        look = {"linestyle": "-" if recursion else "--", "marker": "o" if recursion else "s", "markersize": 3.5}
-        axes.plot(line["position"], line["mean"], color=color, label=decoder, **look)
-        low = line["low"].clip(lower=line["mean"] / 10) if axes.get_yscale() == "log" else line["low"]
-        axes.fill_between(line["position"], low, line["high"], color=color, alpha=0.13, linewidth=0)
+    decoders = data["decoder"].unique()
+    for decoder, color in zip(decoders, shades(len(decoders)), strict=True):
+        dashes, marker = ("-", "o") if decoder.startswith("Sherman") else ("--", "s")
+        look = {"color": color, "linestyle": dashes, "marker": marker, "markersize": 3.5, "label": decoder}
+        banded_line(axes, data[data["decoder"] == decoder], look=look)
+    position_axis(axes)

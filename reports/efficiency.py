@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
 
+from reports.lines import lines_of, marked_line
+from reports.panels import row_of_panels, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.style import arms_in_order, backend_dashes, line_style, marker_size, new_figure, plain, shared_legend, style_of
+from reports.style import arms_in_order, backend_dashes, plain
 from reports.tables import outcome_notes, state_notes
 from suite.metrics import METRICS, axis_label
 
@@ -73,25 +75,23 @@ def lines(frames: Frames, *, panels: Sequence[Mapping[str, str]]) -> Drawing:
     Points are medians; bars span the quartiles, where they are wider than a marker.
     """
     whole, parts = measured(frames), []
-    figure = new_figure(2.0 + 3.0 * len(panels), 3.7)
-    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, drawn = row_of_panels(len(panels), width=3.0, beside=2.0, height=3.7)
+    for axes, panel in zip(drawn, panels, strict=True):
         rows, common = scan(whole, work=panel["work"], along=panel["along"])
         _panel(axes, rows, along=panel["along"], shows=panel["shows"])
         axes.set_title(f"{panel['work']}, {common}")
         parts.append(rows.assign(along=panel["along"]))
-    shared_legend(figure)
     data = pd.concat(parts, ignore_index=True).drop_duplicates()
-    return Drawing(data, figure, tuple(_remarks(data)))
+    return with_legend(data, figure, *_remarks(data))
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
     several = rows["backend"].nunique() > 1
-    for arm, model in arms_in_order(rows):
-        line, style = rows[rows["arm"] == arm].sort_values(along), style_of(model)
-        look = line_style(model) | {"marker": style.marker, "markersize": 0.75 * marker_size(model), "elinewidth": 1.1}
+    for arm, model, line in lines_of(rows, along):
+        look = marked_line(model, 0.75)
         if several:
             look["linestyle"] = backend_dashes(line["backend"].iloc[0])
-        axes.errorbar(line[along], line[shows], _spread(line, shows), label=plain(arm), **look)
+        axes.errorbar(line[along], line[shows], _spread(line, shows), elinewidth=1.1, label=plain(arm), **look)
     values = sorted(rows[along].unique())
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, labels=[f"{value:,.0f}" for value in values], rotation=45 if len(values) > 4 else 0)
@@ -114,12 +114,11 @@ def _labelled(low: float, high: float) -> tuple[float, ...]:
 
 def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
     """From the median down and up to the quartiles [2, N], in the unit that is shown."""
-    low, high = (line[name].to_numpy(float) for name in QUARTILES)
-    median = line["latency_ms"].to_numpy(float)
+    low, median, high = (line[name].to_numpy(float) for name in ("latency_ms_low", "latency_ms", "latency_ms_high"))
+    shown = line[shows].to_numpy(float)
     if shows == "throughput":
-        shown = line["throughput"].to_numpy(float)
-        return np.stack([shown - shown * median / high, shown * median / low - shown]).clip(min=0)
-    return np.stack([median - low, high - median]).clip(min=0)
+        low, high = shown * median / high, shown * median / low
+    return np.stack([shown - low, high - shown]).clip(min=0)
 
 
 def _remarks(data: pd.DataFrame) -> list[str]:
@@ -152,13 +151,10 @@ def costs(frames: Frames, *, works: Sequence[str]) -> Table:
     data = data.reindex(columns=[*data.columns, *(name for name in ("peak_memory_bytes",) if name not in data)])
     columns = {
         "latency_ms": (f"{axis_label('latency_ms')} and quartiles", _time_cell),
-        "cold_ms": (
-            axis_label("cold_ms"),
-            lambda row: Cell("–") if pd.isna(row["cold_ms"]) else Cell(_three_digits(row["cold_ms"]), row["cold_ms"]),
-        ),
-        "throughput": (axis_label("throughput"), lambda row: _number_cell(row["throughput"], "{:,.0f}")),
-        "roofline_fraction": ("roofline reached [%]", lambda row: _number_cell(100 * row["roofline_fraction"], "{:.1f}")),
-        "peak_memory_bytes": ("peak memory [GiB]", lambda row: _number_cell(row["peak_memory_bytes"] / 2**30, "{:,.2f}")),
+        "cold_ms": (axis_label("cold_ms"), lambda row: _number_cell(row["cold_ms"], _three_digits)),
+        "throughput": (axis_label("throughput"), lambda row: _number_cell(row["throughput"], "{:,.0f}".format)),
+        "roofline_fraction": ("roofline reached [%]", lambda row: _number_cell(100 * row["roofline_fraction"], "{:.1f}".format)),
+        "peak_memory_bytes": ("peak memory [GiB]", lambda row: _number_cell(row["peak_memory_bytes"] / 2**30, "{:,.2f}".format)),
     }
     shown = {name: column for name, column in columns.items() if data[name].notna().any()}
     rows = []
@@ -190,13 +186,12 @@ def _time_cell(row: pd.Series) -> Cell:
 
 def _three_digits(value: float) -> str:
     """From a microsecond to minutes, three digits that say something."""
-    return (
-        f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}" if value >= 1 else f"{value:.3f}"
-    )
+    digits = sum(value < bound for bound in (100, 10, 1))
+    return f"{value:,.{digits}f}"
 
 
-def _number_cell(value: float, form: str) -> Cell:
-    return Cell("–") if pd.isna(value) else Cell(form.format(value), value)
+def _number_cell(value: float, text: Callable[[float], str]) -> Cell:
+    return Cell("–") if pd.isna(value) else Cell(text(value), value)
 
 
 def _ceilings(data: pd.DataFrame) -> list[str]:

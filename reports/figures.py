@@ -7,22 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter, StrMethodFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
+from reports.lines import banded_line, lines_of, marked_line
+from reports.panels import position_axis, row_of_panels, with_legend, zero_line
 from reports.parts import Drawing, Frames, NoData
-from reports.study import BAND, band_center, bootstrapped, drawn_from, seed_summary
-from reports.style import (
-    arms_in_order,
-    families_in_order,
-    line_style,
-    marker_size,
-    new_figure,
-    plain,
-    shared_legend,
-    style_of,
-    task_label,
-)
+from reports.study import BAND, bands_note, bootstrapped, seed_summary
+from reports.style import arms_in_order, line_style, marker_size, plain, style_of, task_label
 from reports.tables import state_notes
 from suite.metrics import axis_label
 
@@ -34,19 +26,15 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     """
     data = position_differences(frames.examples, metric=metric, split=split, baseline=baseline)
     near = data[~data["model"].isin(zoom_without)]
-    panels = [data] if len(near) in (0, len(data)) else [data, near]
-    figure = new_figure(1.8 + 3.7 * len(panels), 3.5)
-    for axes, shown in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        _difference_lines(axes, shown)
-    figure.axes[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
+    shown = [data] if len(near) in (0, len(data)) else [data, near]
+    figure, panels = row_of_panels(len(shown), width=3.7, beside=1.8, height=3.5)
+    for axes, rows in zip(panels, shown, strict=True):
+        _difference_lines(axes, rows)
+    panels[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
     if len(panels) > 1:
-        figure.axes[0].set_title("all models")
-        figure.axes[1].set_title("enlarged, without the sliding windows")
-    shared_legend(figure)
-    below = f"Below zero: better than {baseline}. "
-    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
-    bands = f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."
-    return Drawing(data, figure, (below + bands,))
+        panels[0].set_title("all models")
+        panels[1].set_title("enlarged, without the sliding windows")
+    return with_legend(data, figure, f"Below zero: better than {baseline}. {bands_note(data)}")
 
 
 def position_differences(examples: pd.DataFrame, *, metric: str, split: str, baseline: str) -> pd.DataFrame:
@@ -64,26 +52,17 @@ def position_differences(examples: pd.DataFrame, *, metric: str, split: str, bas
     paired = per_window.merge(references, on=["size", "data", *BAND, "example"], suffixes=("", "_baseline"))
     paired["document"] = paired["document"].fillna(paired["document_baseline"])
     paired["difference"] = paired["value"] - paired["value_baseline"]
-    differences = []
-    for (arm, model), group in paired[paired["model"] != baseline].groupby(["arm", "model"]):
-        differences.append(bootstrapped(group).assign(arm=arm, model=model))
-    if not differences:
+    paired = paired[paired["model"] != baseline]
+    if paired.empty:
         raise NoData(f"{baseline} is the only model with {metric} by position")
-    table = pd.concat(differences, ignore_index=True)
-    return table.assign(position=band_center(table))
+    return bootstrapped(paired, ["arm", "model"])
 
 
 def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
-    axes.axhline(0, color="black", linewidth=1)
-    for arm, model in arms_in_order(data):
-        line, style = data[data["arm"] == arm].sort_values("position"), style_of(model)
-        size = 0.75 * marker_size(model)
-        axes.plot(line["position"], line["mean"], label=plain(arm), marker=style.marker, markersize=size, **line_style(model))
-        axes.fill_between(line["position"], line["low"], line["high"], color=style.color, alpha=0.13, linewidth=0)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel("position [tokens]")
-    axes.margins(x=0.02)
+    zero_line(axes)
+    for arm, model, line in lines_of(data, "position"):
+        banded_line(axes, line, look=marked_line(model, 0.75) | {"label": plain(arm)})
+    position_axis(axes)
 
 
 def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
@@ -95,19 +74,19 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
     """
     data = accuracy_by_state(frames.results, task=task, stage=stage, split=split, panels=panels)
     parts = list(dict.fromkeys(data["slice"]))
-    figure = new_figure(2.2 + max(6.0, 3.4 * len(parts)), 3.5)
-    for axes, part in zip(figure.subplots(1, len(parts), sharey=True, squeeze=False)[0], parts, strict=True):
+    width = max(6.0 / len(parts), 3.4)
+    figure, drawn = row_of_panels(len(parts), width=width, beside=2.2, height=3.5, sharey=True)
+    for axes, part in zip(drawn, parts, strict=True):
         _state_points(axes, data[data["slice"] == part])
         axes.set_title(part.replace("_", " ").replace("=", ": "))
-    figure.axes[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
-    shared_legend(figure)
+    drawn[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
     shown = frames.runs[frames.runs["arm"].isin(data["arm"]) & (frames.runs["task"] == task)]
     notes = ["Models that would hide one another are drawn side by side. Small marks are the seeds.", *state_notes(shown)]
     by_family = data.groupby("family", sort=False)[["arm", "state_bytes"]].nunique()
     constant = by_family.index[(by_family["arm"] > 1) & (by_family["state_bytes"] == 1)]
     if len(constant):
         notes.append(f"Of one state whatever varies: {', '.join(constant)}.")
-    return Drawing(data, figure, tuple(notes))
+    return with_legend(data, figure, *notes)
 
 
 def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
@@ -133,8 +112,8 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
 
 def _state_points(axes: Axes, data: pd.DataFrame) -> None:
     shifts = _side_by_side(data)
-    for family, model in families_in_order(data):
-        line, style = data[data["family"] == family].sort_values("state_bytes"), style_of(model)
+    for family, model, line in lines_of(data, "state_bytes", "family"):
+        style = style_of(model)
         moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points")
         look = {"color": style.color, "transform": moved}
         each = line[line["seeds"] > 1].explode("each")
@@ -159,7 +138,7 @@ def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
     """How far, in points, each family moves to the right so that markers at nearly one place are all seen."""
     places: list[list[str]] = []
     points = {family: group[["state_bytes", "mean"]].to_numpy() for family, group in data.groupby("family")}
-    for family, _ in families_in_order(data):
+    for family, _ in arms_in_order(data, "family"):
         near = [place for place in places if _overlap(points[family], points[place[0]])]
         if near:
             near[0].append(family)
@@ -195,15 +174,13 @@ def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -
     data["smoothed"] = by_curve.transform(
         lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
     )
-    figure = new_figure(1.8 + 3.7 * len(present), 3.5)
-    for axes, task in zip(figure.subplots(1, len(present), squeeze=False)[0], present, strict=True):
+    figure, panels = row_of_panels(len(present), width=3.7, beside=1.8, height=3.5)
+    for axes, task in zip(panels, present, strict=True):
         of_task = data[data["task"] == task]
-        for arm, model in arms_in_order(of_task):
-            line = of_task[of_task["arm"] == arm]
+        for arm, model, line in lines_of(of_task, "tokens"):
             axes.plot(line["tokens"], line["smoothed"], label=plain(arm), **line_style(model))
         axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
         # The first steps are the same fall for everybody and would press the rest of the curves together.
         axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    shared_legend(figure)
-    return Drawing(data, figure)
+    return with_legend(data, figure)

@@ -9,14 +9,16 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
+from reports.lines import banded_line, lines_of
+from reports.panels import row_of_panels, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.statistics import seed_interval
-from reports.study import seed_summary, spread
-from reports.style import families_in_order, line_style, new_figure, plain, shared_legend, style_of
+from reports.study import cells_by, over_runs, spread
+from reports.style import arms_in_order, line_style, plain
 from reports.tables import notes_on
 from suite.metrics import METRICS, axis_label
 
 VARIANT = ["noise", "drift", "segment_len"]
+LINE = [*VARIANT, "metric", "family", "model"]
 REFERENCES = ("ridge_error", "bayes_error", "operator_error", "forgetting_error", "floored_error")
 OP_MARKS = {
     "operator_error": {"marker": "o", "markersize": 5, "label": "Mesa op itself, told where W is redrawn"},
@@ -32,8 +34,7 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
     """Squared error by position, a panel a variant: models with 95 % t bands over seeds, ridge regression, and the op."""
     data = errors(frames.results, task=task)
     variants = variants_of(data)
-    figure = new_figure(2.4 + 3.3 * len(variants), 3.9)
-    panels = figure.subplots(1, len(variants), sharey=True, squeeze=False)[0]
+    figure, panels = row_of_panels(len(variants), width=3.3, beside=2.4, height=3.9, sharey=True)
     for axes, (title, shown) in zip(panels, variants.items(), strict=True):
         _model_lines(axes, shown)
         _reference_lines(axes, shown)
@@ -41,27 +42,26 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.margins(x=0.01)
-    figure.axes[0].set_ylabel(axis_label("squared_error"))
-    shared_legend(figure)
-    notes = [
-        f"n={data['seeds'].max()} seeds: lines are means, bands 95 % t intervals. The op is not trained: its keys are the inputs."
-    ]
-    return Drawing(data, figure, (*notes, *_decays(frames.results, task)))
+    panels[0].set_ylabel(axis_label("squared_error"))
+    lines = f"n={data['seeds'].max()} seeds: lines are means, bands 95 % t intervals."
+    return with_legend(data, figure, f"{lines} The op is not trained: its keys are the inputs.", *_decays(frames.results, task))
 
 
 def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """One row a variant, position and line, a model's or a reference's (REFERENCES): mean, low, high, seeds."""
     rows = _test_rows(results, task)
-    rows = rows[rows["position"].notna() & rows["metric"].isin(("squared_error", *REFERENCES))]
-    rows = rows.assign(family=rows["family"].where(rows["metric"] == "squared_error", rows["metric"]))
-    rows["model"] = rows["model"].where(rows["metric"] == "squared_error", "")
+    table = _over_seeds(rows[rows["position"].notna()], "value", [*LINE, "position"])
+    return table[[*LINE, "position", "mean", "low", "high", "seeds"]]
+
+
+def _over_seeds(rows: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
+    """`over_runs` of the models' errors and of the references', whose family is their metric; n is `seeds` too."""
+    own = rows["metric"] == "squared_error"
+    rows = rows.assign(family=rows["family"].where(own, rows["metric"]), model=rows["model"].where(own, ""))
     # A reference is the same whichever model's run it stands beside.
-    rows = rows.drop_duplicates([*VARIANT, "family", "seed", "position"])
-    grouped = rows.groupby([*VARIANT, "metric", "family", "model", "position"], dropna=False)["value"]
-    table = grouped.apply(lambda values: pd.Series(seed_interval(values.to_numpy(), "squared_error")._asdict())).unstack()
-    return table.reset_index().merge(
-        grouped.size().rename("seeds").reset_index(), on=[*VARIANT, "metric", "family", "model", "position"]
-    )
+    rows = rows[own | rows["metric"].isin(REFERENCES)].drop_duplicates([*VARIANT, "family", "seed", "position"])
+    table = over_runs(rows, column, keys, metric="squared_error").sort_values(keys, ignore_index=True)
+    return table.assign(seeds=table["n"])
 
 
 def _test_rows(results: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -88,11 +88,9 @@ def variant_title(noise: float, drift: float, segment_len: float) -> str:
 
 def _model_lines(axes: Axes, data: pd.DataFrame) -> None:
     models = data[data["metric"] == "squared_error"]
-    for family, model in families_in_order(models):
-        line = models[models["family"] == family].sort_values("position")
-        style = line_style(model) | {"linewidth": 0.8 * style_of(model).width}
-        axes.plot(line["position"], line["mean"], label=plain(family), **style)
-        axes.fill_between(line["position"], line["low"], line["high"], color=style_of(model).color, alpha=0.12, linewidth=0)
+    for family, model, line in lines_of(models, "position", "family"):
+        look = line_style(model)
+        banded_line(axes, line, look=look | {"linewidth": 0.8 * look["linewidth"], "label": plain(family)}, alpha=0.12)
 
 
 def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
@@ -136,19 +134,21 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
     """
     data = ratios(frames.results, task=task, reference=reference)
     variants = variants_of(data)
+    of_models = data["metric"] == "squared_error"
     marked = {title: _marks(group[group["metric"] == "squared_error"]) for title, group in variants.items()}
-    lines = [(family, model, "squared_error") for family, model in families_in_order(data[data["metric"] == "squared_error"])]
-    lines += [(metric, "", metric) for metric in REFERENCES if metric in set(data["metric"]) and metric != reference]
-    rows = []
-    for family, _, metric in lines:
-        label = family if metric == "squared_error" else METRICS[metric].label
-        cells = [
-            _ratio_cell(group[group["family"] == family], marked[title].get(family, ""), data["seeds"].max())
-            for title, group in variants.items()
-        ]
-        rows.append((Cell(label), *cells))
-    notes = [f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task])]
-    return Table(data, ("model", *variants), tuple(rows), tuple(notes))
+    named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
+
+    def cell(row: Mapping[str, object], title: str) -> Cell:
+        """The mean, its interval when there is one, and the seeds where others have more."""
+        seeds = f" (n={row['seeds']})" if row["seeds"] < data["seeds"].max() else ""
+        return Cell(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], marked[title].get(row["family"], ""))
+
+    found = dict(cells_by(named, "family", "title", variants, cell, "not measured"))
+    lines = {family: family for family, _ in arms_in_order(data[of_models], "family")}
+    lines |= {metric: METRICS[metric].label for metric in REFERENCES if metric in found and metric != reference}
+    rows = tuple((Cell(label), *found[family]) for family, label in lines.items())
+    notes = (f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task]))
+    return Table(data, ("model", *variants), rows, notes)
 
 
 def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
@@ -157,16 +157,8 @@ def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
     last = rows["position_high"] == rows["seq_len"]
     rows = rows[last & (rows["position_low"] == rows["seq_len"] - rows["seq_len"] // 4)]
     known = rows[rows["metric"] == reference].drop_duplicates([*VARIANT, "seed"])[[*VARIANT, "seed", "value"]]
-    rows = rows[rows["metric"].isin(("squared_error", *REFERENCES))].merge(known, on=[*VARIANT, "seed"], suffixes=("", "_known"))
-    rows["family"] = rows["family"].where(rows["metric"] == "squared_error", rows["metric"])
-    rows["model"] = rows["model"].where(rows["metric"] == "squared_error", "")
-    rows = rows.drop_duplicates([*VARIANT, "family", "seed"])
-    rows["ratio"] = rows["value"] / rows["value_known"]
-    found = []
-    for key, group in rows.groupby([*VARIANT, "metric", "family", "model"], dropna=False):
-        names = dict(zip([*VARIANT, "metric", "family", "model"], key, strict=True))
-        found.append(names | seed_summary(group["ratio"].to_numpy(), "squared_error") | {"seeds": len(group)})
-    return pd.DataFrame(found)
+    rows = rows.merge(known, on=[*VARIANT, "seed"], suffixes=("", "_known"))
+    return _over_seeds(rows.assign(ratio=rows["value"] / rows["value_known"]), "ratio", LINE).drop(columns="worst")
 
 
 def _marks(group: pd.DataFrame) -> Mapping[str, str]:
@@ -174,12 +166,3 @@ def _marks(group: pd.DataFrame) -> Mapping[str, str]:
     means = group.set_index("family")["mean"].round(3)
     ranked = np.sort(means.unique())[:2]
     return {family: "best" if mean == ranked[0] else "second" for family, mean in means.items() if mean in ranked}
-
-
-def _ratio_cell(rows: pd.DataFrame, mark: str, most: int) -> Cell:
-    """The mean, its interval when there is one, and the seeds where others have more, `most`."""
-    if rows.empty:
-        return Cell("not measured")
-    row = rows.iloc[0]
-    seeds = f" (n={row['seeds']})" if row["seeds"] < most else ""
-    return Cell(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], mark)

@@ -9,11 +9,11 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from reports.parts import Cell, Drawing, Frames, NoData, Table
+from reports.lines import banded_line, seed_points
+from reports.panels import grid_of_panels, new_figure, position_axis, scale_of_metric, with_legend
+from reports.parts import Cell, Drawing, Frames, Table
 from reports.render import signed
-from reports.solver import position_axis
-from reports.study import BAND, band_center, by_band, mean_cell, of_stage, over_runs, seed_points, seeds_note
-from reports.style import logarithmic, new_figure, shared_legend
+from reports.study import BAND, by_metric, cells_by, mean_cell, measured, seeds_note
 from suite.metrics import METRICS, axis_label
 
 RANKED = "The heads of a layer are ordered by their mean gamma, so that those of different seeds can be compared."
@@ -21,40 +21,21 @@ RANKED = "The heads of a layer are ordered by their mean gamma, so that those of
 
 def head_rows(frames: Frames, *, task: str, metric: str, whole: bool) -> pd.DataFrame:
     """The rows of the stage `internals` with `rank`: the head's place in its layer and run by mean gamma, 1 the lowest."""
-    gamma = _of_metric(frames, task, "gamma", whole=True)
+    gamma = measured(frames, stage="internals", task=task, metric="gamma", whole=True)
     rank = gamma.assign(rank=gamma.groupby(["run_id", "layer"])["value"].rank(method="first").astype(int))
-    rows = _of_metric(frames, task, metric, whole=whole)
+    rows = measured(frames, stage="internals", task=task, metric=metric, whole=whole).astype({"layer": int, "head": int})
     return rows.merge(rank[["run_id", "layer", "head", "rank"]], on=["run_id", "layer", "head"])
-
-
-def _of_metric(frames: Frames, task: str, metric: str, *, whole: bool) -> pd.DataFrame:
-    rows = of_stage(frames.results, stage="internals", task=task, metric=metric)
-    rows = by_band(rows, whole=whole).dropna(subset="value")
-    if rows.empty:
-        raise NoData(f"no run of {task} has {metric} by {'head' if whole else 'head and position'} (stage internals)")
-    return rows.astype({"layer": int, "head": int})
 
 
 def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int) -> Drawing:
     """One panel a metric: layers to the right, every head a point of the mean over seeds with its 95 % t interval."""
-    parts = [
-        over_runs(head_rows(frames, task=task, metric=m, whole=True), "value", ["layer", "rank"], metric=m).assign(metric=m)
-        for m in metrics
-    ]
-    data = pd.concat(parts, ignore_index=True)
-    rows = -(-len(metrics) // columns)
-    figure = new_figure(1.4 + 2.6 * columns, 2.5 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    heads = data["rank"].max()
-    for axes, metric in zip(panels, metrics, strict=False):
-        _head_points(axes, data[data["metric"] == metric], heads)
+    data = by_metric({m: head_rows(frames, task=task, metric=m, whole=True) for m in metrics}, ["layer", "rank"])
+    figure, panels = grid_of_panels(len(metrics), columns=columns, width=2.6, beside=1.4, height=2.5)
+    for axes, metric in zip(panels, metrics, strict=True):
+        scale_of_metric(axes, metric)
+        _head_points(axes, data[data["metric"] == metric], data["rank"].max())
         axes.set_title(axis_label(metric))
-        if metric == "condition":
-            logarithmic(axes)
-    for axes in panels:
-        axes.set_visible(False)
-    shared_legend(figure)
-    return Drawing(data, figure, (RANKED, seeds_note(data, "Bars and bands")))
+    return with_legend(data, figure, RANKED, seeds_note(data, "Bars and bands"))
 
 
 def head_color(rank: int, heads: int) -> tuple[float, ...]:
@@ -68,9 +49,9 @@ def head_label(rank: int, heads: int) -> str:
 
 def _head_points(axes: Axes, data: pd.DataFrame, heads: int) -> None:
     for rank, points in data.groupby("rank"):
-        x = points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5)
-        look = {"color": head_color(rank, heads), "marker": "o", "markersize": 5, "linestyle": "none", "elinewidth": 1.1}
-        seed_points(axes, x, points, look=look | {"label": head_label(rank, heads)})
+        beside = points.assign(x=points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5))
+        look = {"color": head_color(rank, heads), "marker": "o", "markersize": 5, "linestyle": "none"}
+        seed_points(axes, beside, "x", look=look | {"label": head_label(rank, heads)})
     axes.set_xticks(sorted(data["layer"].unique() + 1))
     axes.grid(axis="x", visible=False)
     axes.set_xlabel("layer")
@@ -78,13 +59,7 @@ def _head_points(axes: Axes, data: pd.DataFrame, heads: int) -> None:
 
 def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     """One row of panels a metric, one column a layer, one line a head, by position; mean over seeds, bands 95 % t intervals."""
-    key = ["layer", "rank", *BAND]
-    parts = [
-        over_runs(head_rows(frames, task=task, metric=metric, whole=False), "value", key, metric=metric).assign(metric=metric)
-        for metric in metrics
-    ]
-    data = pd.concat(parts, ignore_index=True)
-    data["position"] = band_center(data)
+    data = by_metric({m: head_rows(frames, task=task, metric=m, whole=False) for m in metrics}, ["layer", "rank", *BAND])
     layers, heads = sorted(data["layer"].unique()), data["rank"].max()
     figure = new_figure(1.8 + 1.9 * len(layers), 1.65 * len(metrics))
     panels = figure.subplots(len(metrics), len(layers), squeeze=False, sharex=True, sharey="row")
@@ -92,14 +67,12 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing
         for axes, layer in zip(row, layers, strict=True):
             _head_lines(axes, data[(data["metric"] == metric) & (data["layer"] == layer)], heads)
         row[0].set_ylabel(_two_lines(axis_label(metric)), fontsize=8)
-        if metric == "condition":
-            logarithmic(row[0])
+        scale_of_metric(row[0], metric)
     for axes, layer in zip(panels[0], layers, strict=True):
         axes.set_title(f"layer {layer + 1}")
     for axes in panels[-1]:
         axes.set_xlabel("position [tokens]", fontsize=8)
-    shared_legend(figure)
-    return Drawing(data, figure, (RANKED, seeds_note(data, "Bars and bands")))
+    return with_legend(data, figure, RANKED, seeds_note(data, "Bars and bands"))
 
 
 def _two_lines(label: str) -> str:
@@ -109,9 +82,7 @@ def _two_lines(label: str) -> str:
 
 def _head_lines(axes: Axes, data: pd.DataFrame, heads: int) -> None:
     for rank, line in data.groupby("rank"):
-        line, color = line.sort_values("position"), head_color(rank, heads)
-        axes.plot(line["position"], line["mean"], color=color, linewidth=1.3, label=head_label(rank, heads))
-        axes.fill_between(line["position"], line["low"], line["high"], color=color, alpha=0.13, linewidth=0)
+        banded_line(axes, line, look={"color": head_color(rank, heads), "linewidth": 1.3, "label": head_label(rank, heads)})
     position_axis(axes)
     axes.set_xlabel("")
     axes.tick_params(labelsize=7.5)
@@ -120,13 +91,9 @@ def _head_lines(axes: Axes, data: pd.DataFrame, heads: int) -> None:
 def by_head(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
     """One row a layer and head, means over seeds; below, how the condition number goes with the other metrics over heads."""
     tables = {metric: head_rows(frames, task=task, metric=metric, whole=True) for metric in metrics}
-    parts = [over_runs(table, "value", ["layer", "rank"], metric=m).assign(metric=m) for m, table in tables.items()]
-    data = pd.concat(parts, ignore_index=True)
-    rows = []
-    for (layer, rank), own in data.groupby(["layer", "rank"]):
-        means = own.set_index("metric")
-        cells = (mean_cell(means.loc[metric], digits=METRICS[metric].digits, difference=False) for metric in metrics)
-        rows.append((Cell(f"{layer + 1}", layer), Cell(f"{rank}", rank), *cells))
+    data = by_metric(tables, ["layer", "rank"])
+    heads = cells_by(data.sort_values(["layer", "rank"]), ["layer", "rank"], "metric", metrics, mean_cell)
+    rows = [(Cell(f"{layer + 1}", layer), Cell(f"{rank}", rank), *cells) for (layer, rank), cells in heads]
     notes = (*associations(tables), RANKED, seeds_note(data, "±"))
     return Table(data, ("layer", "head", *(axis_label(metric) for metric in metrics)), tuple(rows), notes)
 

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from reports.lines import seed_points, shades
+from reports.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific
 from reports.statistics import t_interval
-from reports.study import mean_cell, of_stage, over_runs, seed_points, seeds_note
-from reports.style import fact_label, fact_text, logarithmic, new_figure, plain, shared_legend
+from reports.study import mean_cell, of_stage, seed_summary, seeds_note
+from reports.style import fact_label, fact_text, plain
 from reports.tables import Column, column_of, notes_on, outcomes, per_run, rows_of
 from suite.metrics import METRICS, axis_label
 
 FLOOR, CAP = "regularizer_floor", "forget_cap"
 LOOKS = (("#d55e00", "o"), ("#332288", "s"), ("#44aa99", "D"), ("#aa4499", "^"))
-LOGARITHMIC = ("readout_error", "readout_error_worst", "condition", "largest_readout")
+LOGARITHMIC = ("condition", *WIDE_RANGE)
 
 
 def cells_of(frames: Frames, column: Column) -> pd.DataFrame:
@@ -56,11 +56,10 @@ def _summarised(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = []
     for (floor, cap), group in cells.groupby([FLOOR, "cap"]):
         scored = group.dropna(subset="value")
-        found = over_runs(scored, "value", [FLOOR, "cap"], metric=metric).iloc[0].to_dict() if len(scored) else {"n": 0}
+        found = seed_summary(scored["value"].to_numpy(), metric) if len(scored) else {"n": 0}
         found["by_seed"] = dict(zip(scored["seed"], scored["value"], strict=True))
-        without = group.loc[group["value"].isna(), "status"]
         key = {FLOOR: floor, "cap": cap, "metric": metric, "asked": len(group)}
-        rows.append(found | key | {"without": outcomes(without) if len(without) else ""})
+        rows.append(found | key | {"without": outcomes(group.loc[group["value"].isna(), "status"])})
     return pd.DataFrame(rows).reindex(
         columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "each", "by_seed", "asked", "without"]
     )
@@ -75,42 +74,32 @@ def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str],
 
     One line with the cap and one without; a diverged run is a cross at the panel's worse edge.
     """
-    wanted = column_of(column)
-    longest = after_runs(frames, wanted, "finite")["run_length"].max()
-    tables = [on_text(frames, wanted)]
-    for metric in after:
-        rows = after_runs(frames, wanted, metric)
-        tables.append(rows[rows["run_length"] == longest])
-    rows = -(-len(tables) // columns)
-    figure = new_figure(1.6 + 3.0 * columns, 2.7 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for axes, table in zip(panels, tables, strict=False):
+    tables, longest = on_text_and_after(frames, column_of(column), after)
+    figure, panels = grid_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
+    for axes, (metric, table) in zip(panels, tables.items(), strict=True):
         _panel(axes, table)
-    for axes in panels:
-        axes.set_visible(False)
-    figure.axes[0].set_title("ordinary text")
-    for axes in figure.axes[1 : len(tables)]:
-        axes.set_title(f"{longest:g} repeated tokens")
-    shared_legend(figure)
-    data = pd.concat(tables, ignore_index=True)
-    notes = [seeds_note(data, "Bars")]
-    if data["without"].str.contains("diverged").any():
-        notes.append("A cross at the frame's edge: runs that diverged.")
-    return Drawing(data, figure, tuple(notes))
+        axes.set_title(f"{longest:g} repeated tokens" if metric else "ordinary text")
+    data = pd.concat(tables.values(), ignore_index=True)
+    diverged = data["without"].str.contains("diverged").any()
+    notes = ["A cross at the frame's edge: runs that diverged."] if diverged else []
+    return with_legend(data, figure, seeds_note(data, "Bars"), *notes)
+
+
+def on_text_and_after(frames: Frames, column: Column, after: Sequence[str]) -> tuple[dict[str, pd.DataFrame], float]:
+    """`on_text` under "", `after_runs` of each metric at the longest run under its name, and how long that run is."""
+    tables = {"": on_text(frames, column)} | {metric: after_runs(frames, column, metric) for metric in after}
+    longest = max(tables[metric]["run_length"].max() for metric in after)
+    return tables | {metric: tables[metric][tables[metric]["run_length"] == longest] for metric in after}, longest
 
 
 def _panel(axes: Axes, table: pd.DataFrame) -> None:
     metric = table["metric"].iloc[0]
-    if metric == "condition":
-        logarithmic(axes)
-    elif metric in LOGARITHMIC:
-        axes.set_yscale("log")
+    scale_of_metric(axes, metric)
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
-        line = line.sort_values(FLOOR)
         # An interval that reaches zero has no place on a logarithmic axis.
         line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
-        look = {"color": color, "marker": marker, "markersize": 4.5, "elinewidth": 1.1, "label": plain(cap)}
-        seed_points(axes, line[FLOOR], line, look=look)
+        look = {"color": color, "marker": marker, "markersize": 4.5, "label": plain(cap)}
+        seed_points(axes, line, FLOOR, look=look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
     shown = table.loc[np.isfinite(table["mean"]), "mean"]
@@ -125,53 +114,42 @@ def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> 
     """A metric of the stage `repeats` by the length of the run, one panel with the cap and one without, one line a floor."""
     data = after_runs(frames, column_of(column), metric)
     caps, floors = sorted(data["cap"].unique()), sorted(data[FLOOR].unique())
-    figure = new_figure(1.8 + 3.4 * len(caps), 3.3)
-    for axes, cap in zip(figure.subplots(1, len(caps), sharey=True, squeeze=False)[0], caps, strict=True):
-        for i, floor in enumerate(floors):
+    figure, panels = row_of_panels(len(caps), width=3.4, beside=1.8, height=3.3, sharey=True)
+    for axes, cap in zip(panels, caps, strict=True):
+        for floor, color in zip(floors, shades(len(floors)), strict=True):
             line = data[(data["cap"] == cap) & (data[FLOOR] == floor)].sort_values("run_length")
-            color = colormaps["viridis"](0.88 * i / max(len(floors) - 1, 1))
             axes.plot(line["run_length"], line["mean"], color=color, marker="o", markersize=3.5, label=fact_text(FLOOR, floor))
         axes.set_xscale("symlog", linthresh=data.loc[data["run_length"] > 0, "run_length"].min(), linscale=0.5)
-        lengths = sorted(data["run_length"].unique())
-        axes.set_xticks(lengths, labels=[f"{length:g}" for length in lengths])
-        axes.minorticks_off()
+        ticks_at(axes, data["run_length"])
         axes.set(xlabel="repeated tokens", title=cap)
-        if metric == "condition":
-            logarithmic(axes)
-        elif metric in LOGARITHMIC:
-            axes.set_yscale("log")
-    figure.axes[0].set_ylabel(title_of(metric))
-    shared_legend(figure)
-    return Drawing(data, figure, (f"Mean over {data['n'].max():.0f} seeds.",))
+        scale_of_metric(axes, metric)
+    panels[0].set_ylabel(title_of(metric))
+    return with_legend(data, figure, f"Mean over {data['n'].max():.0f} seeds.")
 
 
 def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence[str]) -> Table:
     """One row a cap and floor: the score on text, and every metric of `after` after the longest run; what broke is named."""
     wanted = column_of(column)
-    tables = {wanted.metric: on_text(frames, wanted)}
-    for metric in after:
-        rows = after_runs(frames, wanted, metric)
-        longest = rows["run_length"].max()
-        tables[metric] = rows[rows["run_length"] == longest]
+    tables, longest = on_text_and_after(frames, wanted, after)
     rows = []
-    for (cap, floor), _ in tables[wanted.metric].groupby(["cap", FLOOR]):
-        own = {name: table[(table["cap"] == cap) & (table[FLOOR] == floor)].iloc[0] for name, table in tables.items()}
-        rows.append((Cell(cap), Cell(f"{floor:g}", floor), *(_cell(row, name) for name, row in own.items())))
-    titles = [title_of(name).replace("\n", " ") for name in tables]
-    data = pd.concat([table.assign(of=name) for name, table in tables.items()], ignore_index=True)
+    for (cap, floor), _ in tables[""].groupby(["cap", FLOOR]):
+        own = (table[(table["cap"] == cap) & (table[FLOOR] == floor)].iloc[0] for table in tables.values())
+        rows.append((Cell(cap), Cell(f"{floor:g}", floor), *map(_cell, own)))
+    titles = [title_of(metric).replace("\n", " ") for metric in (wanted.metric, *after)]
+    data = pd.concat([table.assign(of=name or wanted.metric) for name, table in tables.items()], ignore_index=True)
     header = ("forget cap", fact_label(FLOOR), f"text: {titles[0]}", *(f"{longest:g} repeated: {title}" for title in titles[1:]))
     return Table(data, header, tuple(rows), (*broken(tables), *notes_on(cells_of(frames, wanted))))
 
 
-def _cell(row: pd.Series, metric: str) -> Cell:
+def _cell(row: pd.Series) -> Cell:
+    metric = row["metric"]
     if not row["n"]:
         return Cell(row["without"])
     if np.isinf(row["mean"]):
         cell = Cell("not finite", row["mean"])
-    elif metric.startswith("readout_error"):
-        cell = Cell(scientific(row["mean"]), row["mean"])
     else:
-        cell = mean_cell(row, digits=METRICS[metric].digits if metric in METRICS else 3, difference=metric not in METRICS)
+        change = metric == "nll_change"
+        cell = mean_cell(row, metric, difference=change, digits=3 if change else None)
     without = f" (n={row['n']:.0f}; {row['without']})" if row["without"] else ""
     return Cell(cell.text + without, cell.sort)
 

@@ -80,6 +80,11 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
+def signed_interval(low: float, high: float, digits: int) -> str:
+    """The interval of a difference behind its mean: " [−0.12, +0.34]", nothing where there is none."""
+    return "" if math.isnan(low) else f" [{signed(low, digits)}, {signed(high, digits)}]"
+
+
 def numeric_columns(table: Table) -> list[bool]:
     """Which columns hold a number anywhere: these are aligned to the right."""
     return [any(row[i].sort is not None for row in table.rows) for i in range(len(table.header))]

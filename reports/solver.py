@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import pandas as pd
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.paper import MAPPING, printed_accuracy
+from reports.lines import banded_line, lines_of, marked_line, seed_points, shades
+from reports.panels import position_axis, row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.parts import Drawing, Frames, NoData
 from reports.solver_settings import SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.study import BAND, band_center, bootstrapped, drawn_from, of_stage, over_runs, seed_points, seeds_note
-from reports.style import arms_in_order, line_style, marker_size, new_figure, plain, shared_legend, style_of, task_label
+from reports.study import BAND, bands_note, bootstrapped, of_stage, over_runs, seeds_note
+from reports.style import plain, task_label
 from suite.metrics import axis_label
 
 ARM = ["arm", "model"]
 LINEAR = "The scale is linear within the shaded range and logarithmic beyond it."
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
+PUBLISHED = Path(__file__).with_name("published")
+FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
+MAPPING = (
+    "Hollow: printed in MesaNet (arXiv 2506.05233v2, Fig. 5), 1B parameters, averages of its global, local and recall "
+    "benchmarks; which bar is which setting is inferred, and the tasks are other ones."
+)
 
 
 def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
@@ -26,95 +34,86 @@ def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Dr
 
     bound: nats; a difference below it counts as none, and is shaded.
     """
-    differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps, per=())
-    data = over_runs(differences, "difference", [*ARM, *SETTING], metric="nll", difference=True)
-    figure = new_figure(8.6, 3.5)
-    left, right = figure.subplots(1, 2, sharey=True)
-    for axes in (left, right):
+    data = differences(frames, task=task, metric="nll", steps=steps)
+    figure, panels = row_of_panels(2, width=4.3, height=3.5, sharey=True)
+    for axes in panels:
         _differences_axis(axes, bound)
-    _panels(left, right, data, scale=1.0)
-    left.set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    shared_legend(figure)
-    return Drawing(data, figure, (LINEAR, seeds_note(data, "Bars")))
+    _settings(panels, data, scale=1.0)
+    panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
+    return with_legend(data, figure, LINEAR, seeds_note(data, "Bars"))
+
+
+def differences(frames: Frames, *, task: str, metric: str, steps: int) -> pd.DataFrame:
+    """One row an arm and setting: over runs, the metric less that of the same run at `steps` fixed steps."""
+    scores = less_fixed(setting_scores(frames, task=task, metric=metric), steps=steps)
+    return over_runs(scores, "difference", [*ARM, *SETTING], metric=metric, difference=True)
 
 
 def _differences_axis(axes: Axes, bound: float) -> None:
     """Differences in nats to both sides of zero: linear in the shaded range, where they count as none, logarithmic beyond."""
     axes.set_yscale("symlog", linthresh=bound, linscale=0.6)
     axes.axhspan(-bound, bound, color="#eeeeee", zorder=0.5, label=f"within {bound:g} nats")
-    axes.axhline(0, color="black", linewidth=1)
+    zero_line(axes)
 
 
 def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     """Accuracy less that of the same model at `steps` fixed steps, in points of 100, beside what the paper prints."""
-    differences = less_fixed(setting_scores(frames, task=task, metric="accuracy"), steps=steps, per=())
-    data = over_runs(differences, "difference", [*ARM, *SETTING], metric="accuracy", difference=True)
+    data = differences(frames, task=task, metric="accuracy", steps=steps)
     printed = printed_accuracy(steps=steps)
-    figure = new_figure(8.6, 3.7)
-    left, right = figure.subplots(1, 2, sharey=True)
+    figure, panels = row_of_panels(2, width=4.3, height=3.7, sharey=True)
+    left, right = panels
     left.set_yscale("symlog", linthresh=1, linscale=1)
-    for axes in (left, right):
-        axes.axhline(0, color="black", linewidth=1)
-    _panels(left, right, data, scale=100.0)
+    for axes in panels:
+        zero_line(axes)
+    _settings(panels, data, scale=100.0)
     for dataset, rows in printed.groupby("dataset"):
         marker, color = PRINTED[dataset]
         look = {"marker": marker, "color": color, "markerfacecolor": "none", "linewidth": 0.7, "linestyle": ":", "markersize": 5}
-        fixed = rows[rows["tolerance"] == 0].sort_values("max_steps")
-        left.plot(fixed["max_steps"], fixed["difference"], label=f"paper, {dataset}", **look)
-        stopped = rows[rows["tolerance"] > 0].sort_values("tolerance")
-        right.plot(stopped["tolerance"], stopped["difference"], label=f"paper, {dataset}", **look)
+        for axes, line, x in _by_steps_and_tolerance(panels, rows, rows["tolerance"] == 0, rows["tolerance"] > 0):
+            axes.plot(line[x], line["difference"], label=f"paper, {dataset}", **look)
     left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     left.set_ylabel(f"accuracy, difference to {steps} steps [points]")
     figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
-    shared_legend(figure)
-    tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), _as_rows(printed)])
-    for column in ("low", "high", "half_width", "worst"):
-        tidy[column] = tidy[column] * 100
+    published = printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
+    tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), published])
+    tidy[["low", "high", "half_width", "worst"]] *= 100
     tidy["each"] = [tuple(100 * value for value in each) if isinstance(each, tuple) else None for each in tidy["each"]]
-    return Drawing(tidy, figure, ("The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING))
+    return with_legend(tidy, figure, "The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING)
 
 
-def _as_rows(printed: pd.DataFrame) -> pd.DataFrame:
-    return printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
+def printed_accuracy(*, steps: int) -> pd.DataFrame:
+    """Figure 5 of MesaNet: dataset, max_steps, tolerance, value and `difference` to `steps` fixed steps, in points of 100."""
+    table = pd.read_csv(PUBLISHED / "mesanet.csv")
+    table = table[table["source"] == FIGURE_5].copy()
+    table[["kind", "setting"]] = table["model"].str.removeprefix("Mesa ").str.split("=", expand=True)
+    fixed, setting = table["kind"] == "CG", table["setting"]
+    table["max_steps"] = setting.where(fixed, "30").astype(float)
+    table["tolerance"] = setting.where(~fixed, "0").astype(float)
+    table["dataset"] = table["dataset"].str.removesuffix(" average")
+    reference = table[fixed & (table["max_steps"] == steps)].set_index("dataset")["value"]
+    table["difference"] = table["value"] - table["dataset"].map(reference)
+    return table[["dataset", "max_steps", "tolerance", "value", "difference"]].reset_index(drop=True)
 
 
-def _panels(left: Axes, right: Axes, data: pd.DataFrame, *, scale: float) -> None:
+def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: pd.Series, stopped: pd.Series) -> Iterator:
+    """(panel, its rows in order, their x): fixed steps on the left, tolerances on the right."""
+    for axes, x, shown in zip(panels, ("max_steps", "tolerance"), (fixed, stopped), strict=True):
+        yield axes, rows[shown].sort_values(x), x
+
+
+def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> None:
     """The settings with fixed steps on the left, those with a tolerance on the right."""
-    for arm, model in arms_in_order(data):
-        own, style = data[data["arm"] == arm], style_of(model)
-        fixed = own[is_fixed(own)].sort_values("max_steps")
-        stopped = own[is_stopped(own)].sort_values("tolerance")
-        look = line_style(model) | {"marker": style.marker, "markersize": 0.8 * marker_size(model), "elinewidth": 1.1}
-        for axes, line, x in ((left, fixed, "max_steps"), (right, stopped, "tolerance")):
-            seed_points(axes, line[x], line, scale=scale, look=look | {"label": plain(arm)})
+    for arm, model, own in lines_of(data, "max_steps"):
+        look = marked_line(model, 0.8) | {"label": plain(arm)}
+        for axes, line, x in _by_steps_and_tolerance(panels, own, is_fixed(own), is_stopped(own)):
+            seed_points(axes, line, x, scale=scale, look=look)
         for initial, (marker, label) in OTHER_STARTS.items():
             start = own[(own["tolerance"] == 0) & (own["initial"] == initial) & (own["solver"] == "cg")]
             if len(start):
-                hollow = {"marker": marker, "color": style.color, "markerfacecolor": "white", "linestyle": "none"}
-                left.plot(start["max_steps"], scale * start["mean"], label=label, markersize=5, **hollow)
-    steps_axis(left, data.loc[is_fixed(data), "max_steps"])
-    tolerance_axis(right)
-
-
-def steps_axis(axes: Axes, steps: pd.Series) -> None:
-    """Steps to the right, logarithmic from 1 on, so that 0 has a place."""
-    axes.set_xscale("symlog", linthresh=1, linscale=0.5)
-    values: list[float] = []
-    for value in sorted(steps.unique()):
-        # The labels of nearer ones would overlap.
-        if not values or value >= 1.5 * values[-1]:
-            values.append(value)
-    axes.set_xticks(values, labels=[f"{value:g}" for value in values])
-    axes.minorticks_off()
-    axes.set(xlabel="solver steps, the same for all tokens")
-
-
-def tolerance_axis(axes: Axes) -> None:
-    """The tolerance, logarithmic, from loose to tight."""
-    axes.set_xscale("log")
-    axes.invert_xaxis()
-    axes.minorticks_off()
-    axes.set(xlabel="tolerance eps, each token until its residual is below it")
+                hollow = {"marker": marker, "color": look["color"], "markerfacecolor": "white", "linestyle": "none"}
+                panels[0].plot(start["max_steps"], scale * start["mean"], label=label, markersize=5, **hollow)
+    steps_axis(panels[0], data.loc[is_fixed(data), "max_steps"], "solver steps, the same for all tokens")
+    tolerance_axis(panels[1], "tolerance eps, each token until its residual is below it")
 
 
 def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
@@ -123,17 +122,14 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
     bound: as in `nll_by_setting`.
     """
     data = position_differences(frames, task=task, steps=steps)
-    figure = new_figure(9.6, 3.6)
-    panels = figure.subplots(1, 2, sharey=True)
+    figure, panels = row_of_panels(2, width=4.8, height=3.6, sharey=True)
     parts = (data[is_fixed(data)], data[is_stopped(data)])
     for axes, part, name, colors in zip(panels, parts, ("fixed steps", "tolerance"), ("viridis", "plasma"), strict=True):
         _differences_axis(axes, bound)
         _position_lines(axes, part, colors)
         axes.set_title(name)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    shared_legend(figure)
-    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
-    return Drawing(data, figure, (LINEAR, f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."))
+    return with_legend(data, figure, LINEAR, bands_note(data))
 
 
 def position_differences(frames: Frames, *, task: str, steps: int) -> pd.DataFrame:
@@ -143,26 +139,14 @@ def position_differences(frames: Frames, *, task: str, steps: int) -> pd.DataFra
         raise NoData(f"no run of {task} has the nll by position (stage solver)")
     paired = less_fixed(rows.dropna(subset=BAND), steps=steps, per=[*BAND, "example"])
     paired = paired.groupby([*SETTING, *BAND, "example"]).agg(difference=("difference", "mean"), document=("document", "first"))
-    settings = paired.reset_index().groupby(SETTING)
-    parts = [bootstrapped(group).assign(**dict(zip(SETTING, setting, strict=True))) for setting, group in settings]
-    table = setting_order(pd.concat(parts, ignore_index=True))
-    table["position"] = band_center(table)
+    table = setting_order(bootstrapped(paired.reset_index(), SETTING))
     # The setting that the others are compared with is the line at zero.
     return table[~(is_fixed(table) & (table["max_steps"] == steps))].reset_index(drop=True)
 
 
 def _position_lines(axes: Axes, data: pd.DataFrame, color_map: str) -> None:
-    settings = data[SETTING].drop_duplicates()
-    colors = colormaps[color_map](np.linspace(0.0, 0.88, max(len(settings), 2)))
-    for setting, color in zip(settings.itertuples(index=False, name=None), colors, strict=False):
-        line = data.merge(pd.DataFrame([setting], columns=SETTING), on=SETTING).sort_values("position")
-        axes.plot(line["position"], line["mean"], color=color, marker="o", markersize=3, label=setting_label(*setting))
-        axes.fill_between(line["position"], line["low"], line["high"], color=color, alpha=0.15, linewidth=0)
+    settings = data.groupby(SETTING, sort=False)
+    for (setting, line), color in zip(settings, shades(len(settings), color_map), strict=True):
+        look = {"color": color, "marker": "o", "markersize": 3, "label": setting_label(*setting)}
+        banded_line(axes, line, look=look, alpha=0.15)
     position_axis(axes)
-
-
-def position_axis(axes: Axes) -> None:
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_xlabel("position [tokens]")
-    axes.margins(x=0.02)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
+from reports.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
+from reports.panels import row_of_panels, tolerance_axis
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific
 from reports.solver_settings import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.study import mean_cell, over_runs, seed_points, seeds_note
-from reports.style import new_figure, task_label
+from reports.study import by_metric, cells_by, mean_cell, over_runs, seeds_note
+from reports.style import task_label
 from suite.metrics import METRICS, axis_label
 
-FIXED_COLOR, STOPPED_COLOR, CHUNK_COLOR = "#332288", "#d55e00", "#e69f00"
+CHUNK_COLOR = "#e69f00"
 TIME = "microseconds_per_token"
 COSTS = ("solver_steps", "solver_chunk_steps", "solver_residual", "relative_time", TIME)
 
@@ -27,33 +31,27 @@ def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: in
     """
     first = scores[0]["task"]
     asked = [(score["task"], score["metric"]) for score in scores]
-    parts = {key: _column(frames, *key, less=steps) for key in asked} | {
-        (first, metric): _column(frames, first, metric, less=None) for metric in COSTS
-    }
-    parts = {key: part for key, part in parts.items() if part is not None}
+    parts = {}
+    for task, metric, less in (*((*key, steps) for key in asked), *((first, metric, None) for metric in COSTS)):
+        with suppress(NoData):
+            parts[task, metric] = _column(frames, task, metric, less=less)
     if not parts:
         raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
     data = pd.concat(parts.values(), ignore_index=True)
-    rows = []
-    for setting in setting_order(data[SETTING].drop_duplicates()).itertuples(index=False, name=None):
-        own = data[(data[SETTING] == pd.Series(setting, index=SETTING)).all(axis=1)]
-        cells = (_cell(own[(own["task"] == task) & (own["metric"] == metric)], metric) for task, metric in parts)
-        rows.append((Cell(setting_label(*setting)), *cells))
+    settings = cells_by(setting_order(data), SETTING, ["task", "metric"], parts, _cell)
+    rows = tuple((Cell(setting_label(*setting)), *cells) for setting, cells in settings)
     titles = [
         f"{task_label(task)} {axis_label(metric)}, less {steps} steps" if (task, metric) in asked else axis_label(metric)
         for task, metric in parts
     ]
     said = [verdict(frames, task=first, steps=steps, tolerance=tolerance, bound=bound)] if (first, "nll") in parts else []
-    return Table(data, ("setting", *titles), tuple(rows), (*said, seeds_note(data, "±")))
+    return Table(data, ("setting", *titles), rows, (*said, seeds_note(data, "±")))
 
 
-def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame | None:
-    """The settings' means of a column, or of its difference to `less` fixed steps; None where that was not measured."""
-    try:
-        table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
-        table = table if less is None else less_fixed(table, steps=less, per=())
-    except NoData:
-        return None
+def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame:
+    """The settings' means of a column, or of its difference to `less` fixed steps; raises NoData where that was not measured."""
+    table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
+    table = table if less is None else less_fixed(table, steps=less)
     summary = over_runs(table, "value" if less is None else "difference", SETTING, metric=metric, difference=less is not None)
     return summary.assign(task=task, metric=metric, less_steps=np.nan if less is None else less)
 
@@ -69,19 +67,15 @@ def quiet_times(frames: Frames, task: str) -> pd.DataFrame:
     return both.assign(value=both["value_relative"] * fastest).drop(columns="value_relative")
 
 
-def _cell(found: pd.DataFrame, metric: str) -> Cell:
-    if found.empty:
-        return Cell("–")
-    row = found.iloc[0]
-    if metric == "solver_residual":
-        return Cell(scientific(row["mean"]), row["mean"])
+def _cell(row: Mapping[str, object], column: tuple[str, str]) -> Cell:
     # Differences in nats matter from the fifth digit on, those of an accuracy as they are printed elsewhere.
-    return mean_cell(row, digits=5 if metric == "nll" else METRICS[metric].digits, difference=row["less_steps"] > 0)
+    digits = 5 if column[1] == "nll" else None
+    return mean_cell(row, column[1], digits=digits, difference=row["less_steps"] > 0)
 
 
 def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:
     """One sentence: whether `tolerance` gives the NLL of `steps` steps within `bound` nats at half of the steps or fewer."""
-    differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps, per=())
+    differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps)
     spent = setting_scores(frames, task=task, metric="solver_steps")
     asked, spent = (
         table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in (differences, spent)
@@ -105,35 +99,25 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     A chunk works until its slowest token is done: its steps are what stopping early costs when a chunk runs together.
     """
     metrics = ("solver_steps", "solver_chunk_steps", "relative_time")
-    tables = {metric: setting_scores(frames, task=task, metric=metric) for metric in metrics}
-    parts = [over_runs(table, "value", SETTING, metric=m).assign(metric=m) for m, table in tables.items()]
-    data = pd.concat(parts, ignore_index=True)
+    data = by_metric({metric: setting_scores(frames, task=task, metric=metric) for metric in metrics}, SETTING)
     data = data[is_fixed(data) | is_stopped(data)]
-    figure = new_figure(9.0, 3.4)
-    left, right = figure.subplots(1, 2)
-    look = {"elinewidth": 1.1, "linewidth": 1.4, "markersize": 5}
-    stopped = data[is_stopped(data)].sort_values("tolerance")
-    for metric, color, marker, label in (
-        ("solver_chunk_steps", CHUNK_COLOR, "s", "slowest token of a chunk"),
-        ("solver_steps", STOPPED_COLOR, "o", "mean over tokens"),
-    ):
-        line = stopped[stopped["metric"] == metric]
-        seed_points(left, line["tolerance"], line, look=look | {"color": color, "marker": marker, "label": label})
+    figure, (left, right) = row_of_panels(2, width=4.5, height=3.4)
+    mean, slowest, time = (data[data["metric"] == metric] for metric in metrics)
+    _points(left, slowest[is_stopped(slowest)], "tolerance", CHUNK_COLOR, "s", "slowest token of a chunk")
+    _points(left, mean[is_stopped(mean)], "tolerance", STOPPED_COLOR, "o", "mean over tokens")
     left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
-    left.set_xscale("log")
-    left.invert_xaxis()
-    left.minorticks_off()
-    left.set(xlabel="tolerance eps", ylabel=METRICS["solver_steps"].label, ylim=(0, None))
+    tolerance_axis(left, "tolerance eps")
+    left.set(ylabel=METRICS["solver_steps"].label, ylim=(0, None))
     left.legend(loc="center left")
-    of_steps, of_time = (data[data["metric"] == metric] for metric in ("solver_steps", "relative_time"))
-    times = of_steps.merge(of_time, on=SETTING, suffixes=("_steps", "")).sort_values("mean_steps")
-    for part, color, marker, label in (
-        (times[is_fixed(times)], FIXED_COLOR, "D", "fixed steps"),
-        (times[is_stopped(times)], STOPPED_COLOR, "o", "tolerance"),
-    ):
-        seed_points(right, part["mean_steps"], part, look=look | {"color": color, "marker": marker, "label": label})
-    right.set(
-        xlabel="solver steps, mean over tokens", ylabel="time of a forward pass\n(1: the model's own settings)", ylim=(0, None)
-    )
+    times = mean.merge(time, on=SETTING, suffixes=("_steps", ""))
+    _points(right, times[is_fixed(times)], "mean_steps", FIXED_COLOR, "D", "fixed steps")
+    _points(right, times[is_stopped(times)], "mean_steps", STOPPED_COLOR, "o", "tolerance")
+    y = "time of a forward pass\n(1: the model's own settings)"
+    right.set(xlabel="solver steps, mean over tokens", ylabel=y, ylim=(0, None))
     right.legend(loc="upper left")
     return Drawing(data, figure, (seeds_note(data, "Bars"),))
+
+
+def _points(axes: Axes, line: pd.DataFrame, x: str, color: str, marker: str, label: str) -> None:
+    look = {"color": color, "marker": marker, "label": label, "linewidth": 1.4, "markersize": 5}
+    seed_points(axes, line, x, look=look)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from reports.parts import Frames, NoData
+from reports.parts import Frames
 from reports.render import scientific
-from reports.study import of_stage, slice_names
+from reports.study import less, of_stage, slice_names
 
 SETTING = ["solver", "initial", "max_steps", "tolerance"]
 RUN = ["run_id", "seed", "arm", "family", "model"]
@@ -34,14 +34,10 @@ def is_stopped(table: pd.DataFrame) -> pd.Series:
     return (table["tolerance"] > 0) & (table["initial"] == "diagonal") & (table["solver"] == "cg")
 
 
-def less_fixed(scores: pd.DataFrame, *, steps: int, per: Sequence[str]) -> pd.DataFrame:
+def less_fixed(scores: pd.DataFrame, *, steps: int, per: Sequence[str] = ()) -> pd.DataFrame:
     """The scores with `difference`: the value less that of the same run, and the same `per`, at `steps` fixed steps."""
     reference = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
-    if reference.empty:
-        raise NoData(f"no run was evaluated at {steps} fixed steps, against which the others are compared")
-    key = ["run_id", *per]
-    merged = scores.merge(reference[[*key, "value"]], on=key, suffixes=("", "_reference"))
-    return merged.assign(difference=merged["value"] - merged["value_reference"]).drop(columns="value_reference")
+    return less(scores, reference, on=["run_id", *per], done=f"evaluated at {steps} fixed steps")
 
 
 def setting_label(solver: str, initial: str, max_steps: float, tolerance: float) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
-from matplotlib.axes import Axes
 
+from reports.lines import lines_of
+from reports.panels import row_of_panels, with_legend
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.study import seed_summary, spread
-from reports.style import arms_in_order, line_style, new_figure, plain, shared_legend, style_of
+from reports.study import BAND, cells_by, seed_summary, spread
+from reports.style import arms_in_order, line_style, plain
 from reports.tables import notes_on, number
 from suite.metrics import METRICS, axis_label
 
@@ -24,19 +25,19 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
     window: tokens over which a position's accuracy is averaged.
     """
     data, trained = length_scores(frames, task=task, split=split, window=window)
-    figure = new_figure(7.4, 3.6)
-    axes = figure.subplots()
+    figure, (axes,) = row_of_panels(1, width=7.4, height=3.6)
     drawn: list[str] = []
-    for arm, model in arms_in_order(data):
-        _line(axes, data[data["arm"] == arm], plain(arm), model, DASHES[drawn.count(model) % len(DASHES)])
+    for arm, model, line in lines_of(data, "length"):
+        look = line_style(model) | {"linestyle": DASHES[drawn.count(model) % len(DASHES)]}
+        axes.plot(line["length"], line["mean"], label=plain(arm), **look)
+        axes.plot(line["length"], line.filter(like="seed "), color=look["color"], linewidth=0.5, alpha=0.6)
         drawn.append(model)
     axes.axhline(_chance(frames, task), color="#666666", linestyle=":", linewidth=1.2, label="chance")
     axes.axvline(trained, color="black", linewidth=1.0, linestyle="--", label=f"trained to {trained}")
     axes.set(xlabel="length [tokens]", ylabel=axis_label("accuracy"), ylim=(0.4, 1.03))
     axes.margins(x=0.01)
-    shared_legend(figure)
     seeds = f"n={data['seeds'].max()} seeds: thin lines each, thick lines their mean. "
-    return Drawing(data, figure, (f"{seeds}Every point is the mean over {window} lengths.",))
+    return with_legend(data, figure, f"{seeds}Every point is the mean over {window} lengths.")
 
 
 def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tuple[pd.DataFrame, int]:
@@ -49,25 +50,14 @@ def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tupl
     first = window * (rows["position"] // window)
     middles = first + (window + 1) / 2
     per_run = rows.assign(length=middles).groupby([*ARM, "length", "seed"])["value"].mean().reset_index()
-    table = pd.DataFrame(
-        {"arm": arm, "model": model, "length": length, "seeds": len(group)}
-        | {"mean": group["value"].mean()}
-        | {f"seed {seed}": value for seed, value in zip(group["seed"], group["value"], strict=True)}
-        for (arm, model, length), group in per_run.groupby([*ARM, "length"])
-    )
+    seeds = per_run.pivot(index=[*ARM, "length"], columns="seed", values="value").add_prefix("seed ")
+    table = seeds.assign(seeds=seeds.notna().sum(axis=1), mean=seeds.mean(axis=1)).reset_index().rename_axis(columns=None)
+    table = table[[*ARM, "length", "seeds", "mean", *seeds]]
     return table, int(rows["seq_len"].iloc[0])
 
 
 def _chance(frames: Frames, task: str) -> float:
     return frames.results[(frames.results["task"] == task) & (frames.results["metric"] == "chance")]["value"].mean()
-
-
-def _line(axes: Axes, line: pd.DataFrame, label: str, model: str, dashes: str) -> None:
-    line = line.sort_values("length")
-    color = style_of(model).color
-    axes.plot(line["length"], line["mean"], label=label, **line_style(model) | {"linestyle": dashes})
-    for seed in (column for column in line if column.startswith("seed ")):
-        axes.plot(line["length"], line[seed], color=color, linewidth=0.5, alpha=0.6)
 
 
 def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence[int]) -> Table:
@@ -106,16 +96,13 @@ def definiteness(frames: Frames, *, task: str) -> Table:
     rows = rows[rows["position_low"].notna() & rows["head"].notna()]
     data = definite_by_range(rows)
     ranges = sorted(set(zip(data["position_low"], data["position_high"], strict=True)))
-    table = []
-    for arm, _ in arms_in_order(data):
-        own = data[data["arm"] == arm].set_index(["position_low", "position_high"])
-        cells = [_definiteness_cell(own.loc[place]) for place in ranges]
-        table.append((Cell(arm), *cells))
+    cells = dict(cells_by(data, "arm", BAND, ranges, _definiteness_cell))
+    arms = [arm for arm, _ in arms_in_order(data)]
     header = (
         "model",
         *(f"tokens {low + 1:.0f} to {high:.0f}" if high > low + 1 else f"token {high:.0f}" for low, high in ranges),
     )
-    return Table(data, header, tuple(table), tuple(_verdict(data, arm) for arm, _ in arms_in_order(data)))
+    return Table(data, header, tuple((Cell(arm), *cells[arm]) for arm in arms), tuple(_verdict(data, arm) for arm in arms))
 
 
 def definite_by_range(rows: pd.DataFrame) -> pd.DataFrame:
@@ -132,7 +119,7 @@ def definite_by_range(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def _definiteness_cell(row: pd.Series) -> Cell:
+def _definiteness_cell(row: Mapping[str, float], _place: tuple[float, float]) -> Cell:
     share = f"; {100 * row['indefinite']:.2g} % of tokens" if row["indefinite"] > 0 else ""
     return Cell(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
 

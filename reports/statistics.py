@@ -60,10 +60,8 @@ def t_interval(values: np.ndarray, *, comparisons: int = 1) -> Interval:
     comparisons: of how many intervals it is one, which hold what they should all at once with 95 % (Bonferroni).
     """
     values = np.asarray(values, dtype=float)
-    if len(values) == 0:
-        return Interval(math.nan, math.nan, math.nan)
-    mean = float(values.mean())
-    if len(values) == 1:
+    mean = float(values.mean()) if len(values) else math.nan
+    if len(values) < 2:
         return Interval(mean, math.nan, math.nan)
     half = student_t(len(values) - 1, 0.025 / comparisons) * standard_error(values)
     return Interval(mean, mean - half, mean + half)

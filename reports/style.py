@@ -7,16 +7,10 @@ Okabe & Ito for the two models with a Mesa layer. Softmax attention is grey: the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from suite.metrics import axis_label
 
@@ -91,26 +85,11 @@ def line_style(model: str) -> dict[str, str | float]:
     return {"color": style.color, "linewidth": style.width, "linestyle": style.dashes}
 
 
-def in_order(models: Iterable[str]) -> list[str]:
-    """The models in the order of STYLES, the others behind them by name."""
-    known = list(STYLES)
-    return sorted(set(models), key=lambda model: (known.index(model) if model in STYLES else len(known), model))
-
-
-def arms_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The (arm, model) pairs of a frame, ordered by model and then by label."""
-    return _labels_in_order(rows, "arm")
-
-
-def families_in_order(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The (family, model) pairs of a frame in the same order."""
-    return _labels_in_order(rows, "family")
-
-
-def _labels_in_order(rows: pd.DataFrame, column: str) -> list[tuple[str, str]]:
-    pairs = rows[[column, "model"]].drop_duplicates().itertuples(index=False, name=None)
-    rank = {model: i for i, model in enumerate(in_order(rows["model"]))}
-    return sorted(pairs, key=lambda pair: (rank[pair[1]], pair[0]))
+def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str]]:
+    """The (label, model) pairs of a frame: models in the order of STYLES, the others behind them by name, then by label."""
+    rank = {model: i for i, model in enumerate(STYLES)}
+    pairs = rows[[label, "model"]].drop_duplicates().itertuples(index=False, name=None)
+    return sorted(pairs, key=lambda pair: (rank.get(pair[1], len(rank)), pair[1], pair[0]))
 
 
 def task_label(task: str) -> str:
@@ -148,14 +127,6 @@ def fact_text(name: str, value: object) -> str:
     return f"{value} gradient" if name == "solver_gradient" else str(value)
 
 
-def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with whole numbers at its ticks, for what spans a decade or two."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def marker_size(model: str) -> float:
     """In points; a star needs more to look as large as the others."""
     return 9.0 if style_of(model).marker == "*" else 5.5
@@ -166,23 +137,3 @@ def plain(label: str) -> str:
     label = label if len(label) <= 40 else f"{label[:39]}…"
     label = f" {label[1:]}" if label.startswith("_") else label
     return label.replace("$", r"\$")
-
-
-@contextmanager
-def look() -> Iterator[None]:
-    """Draws everything inside it in the style of the reports."""
-    with mpl.rc_context(LOOK):
-        yield
-
-
-def shared_legend(figure: Figure) -> None:
-    """One legend right of all panels, each label once, in the order in which they were drawn."""
-    handles = {}
-    for axes in figure.axes:
-        handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper")
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches that no global state of pyplot knows about."""
-    return Figure(figsize=(width, height), layout="constrained")

@@ -1,4 +1,7 @@
-"""How a score moves with one fact that an experiment varies, the learning rate or the size of a head: table and figure."""
+"""How a score moves with one fact that an experiment varies, the learning rate or the size of a head.
+
+And whether that fact decides which of two models is ahead: tables and figures.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.lines import lines_of, seed_points
+from reports.panels import row_of_panels, ticks_at, with_legend, zero_line
 from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
-from reports.study import seed_points
-from reports.style import (
-    fact_label,
-    fact_text,
-    families_in_order,
-    line_style,
-    marker_size,
-    new_figure,
-    plain,
-    shared_legend,
-    style_of,
-    task_label,
-)
-from reports.tables import Column, column_of, marks, notes_on, rows_of, summarise, value_cell
+from reports.render import signed, signed_interval
+from reports.study import cells_by, seed_summary, seeds_note
+from reports.style import arms_in_order, fact_label, fact_text, line_style, marker_size, plain, style_of, task_label
+from reports.tables import Column, column_of, marks, notes_on, number, per_run, rows_of, summarise, value_cells
 from suite.metrics import METRICS, axis_label
+
+DIFFERENCE_COLOR = "#332288"
 
 
 def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -> Table:
@@ -40,13 +37,11 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
         raise NoData(f"no run of {_title(wanted)} was asked for")
     marked = marked_within(summary, wanted.metric, fact if best == "model" else "family")
     values = sorted(summary[fact].unique())
-    rows = []
-    for family, _ in families_in_order(summary):
-        own = {row[fact]: row for row in summary[summary["family"] == family].to_dict("records")}
-        cells = (value_cell(own[v], marked.get(own[v]["arm"], "")) if v in own else Cell("not asked") for v in values)
-        rows.append((Cell(family), *cells))
+    cells = value_cells(summary, marked)
+    found = dict(cells_by(summary, "family", fact, values, lambda row, _: cells[row["arm"]], "not asked"))
+    rows = tuple((Cell(family), *found[family]) for family, _ in arms_in_order(summary, "family"))
     header = ("model", *(fact_text(fact, value) for value in values))
-    return Table(summary, header, tuple(rows), tuple(notes_on(rows_of(frames.cells, wanted))))
+    return Table(summary, header, rows, tuple(notes_on(rows_of(frames.cells, wanted))))
 
 
 def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
@@ -85,13 +80,12 @@ def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -
     panels = [(column, table) for column in wanted if len(table := by_fact(frames, column, fact))]
     if not panels:
         raise NoData(f"no run of {', '.join(map(_title, wanted))} was asked for")
-    figure = new_figure(1.8 + 3.4 * len(panels), 4.2)
-    for axes, (column, table) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    figure, drawn = row_of_panels(len(panels), width=3.4, beside=1.8, height=4.2)
+    for axes, (column, table) in zip(drawn, panels, strict=True):
         _panel(axes, table, column, fact)
-    shared_legend(figure)
     data = pd.concat([table.assign(size=column.size) for column, table in panels], ignore_index=True)
     diverged = data["without"].str.contains("diverged").any()
-    return Drawing(data, figure, ("A cross at the frame's edge is a run that diverged.",) if diverged else ())
+    return with_legend(data, figure, *(["A cross at the frame's edge is a run that diverged."] if diverged else []))
 
 
 def _title(column: Column) -> str:
@@ -100,10 +94,9 @@ def _title(column: Column) -> str:
 
 def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
     marked = marked_within(table, column.metric, "family")
-    for family, model in families_in_order(table):
-        line, style = table[table["family"] == family].sort_values(fact), style_of(model)
-        size = 0.9 * marker_size(model)
-        seed_points(axes, line[fact], line, look=line_style(model) | {"elinewidth": 1.1})
+    for family, model, line in lines_of(table, fact, "family"):
+        style, size = style_of(model), 0.9 * marker_size(model)
+        seed_points(axes, line, fact, look=line_style(model))
         look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
         axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
         best = line[line["arm"].map(marked).eq("best")]
@@ -119,15 +112,87 @@ def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
         axes.set_xscale("function", functions=(lambda gamma: -np.log1p(-np.minimum(gamma, 0.9999)), lambda x: -np.expm1(-x)))
     else:
         axes.set_xscale("log")
-    ticks = sorted(values.unique())
-    axes.set_xticks(ticks, labels=[f"{value:g}" for value in ticks])
-    axes.minorticks_off()
+    ticks_at(axes, values)
 
 
 def _crosses(axes: Axes, diverged: pd.DataFrame, fact: str, *, at_top: bool) -> None:
     """Crosses at the frame's top or bottom, those at one value of the fact in a column."""
     for value, group in diverged.groupby(fact):
-        for i, (_, model) in enumerate(families_in_order(group)):
+        for i, (_, model) in enumerate(arms_in_order(group, "family")):
             height = 0.035 * (i + 0.5)
             y = 1 - height if at_top else height
             axes.plot(value, y, "x", color=style_of(model).color, markersize=6, transform=axes.get_xaxis_transform())
+
+
+def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]) -> pd.DataFrame:
+    """One row a value of the fact: the first model's score less the second's, paired by seed, with its 95 % t interval.
+
+    ahead: the label of the model that the interval puts ahead, or "undecided". Raises NoData where no value has both.
+    """
+    values = per_run(frames, column, column.metric).rename("value")
+    cells = rows_of(frames.cells, column).merge(values, left_on="run_id", right_index=True)
+    names = cells.drop_duplicates("model").set_index("model")["family"]
+    rows = []
+    for value, group in cells.dropna(subset=fact).groupby(fact):
+        by_seed = group.pivot_table(index="seed", columns="model", values="value").reindex(columns=list(models)).dropna()
+        if len(by_seed):
+            found = seed_summary((by_seed[models[0]] - by_seed[models[1]]).to_numpy(), column.metric, difference=True)
+            means = dict(zip(("first", "second"), by_seed.mean(), strict=True))
+            ahead = _ahead(found["low"], found["high"], [names[model] for model in models], METRICS[column.metric].better)
+            rows.append({fact: value, **means, **found, "ahead": ahead})
+    if not rows:
+        raise NoData(f"no value of {fact_label(fact)} has runs of {' and '.join(models)} with the same seed")
+    return pd.DataFrame(rows).assign(first_model=names[models[0]], second_model=names[models[1]])
+
+
+def _ahead(low: float, high: float, names: Sequence[str], better: str) -> str:
+    low, high = (low, high) if better == "higher" else (-high, -low)
+    return names[0] if low > 0 else names[1] if high < 0 else "undecided"
+
+
+def ranking(frames: Frames, *, column: Mapping[str, str], fact: str, models: Sequence[str]) -> Table:
+    """One row a value of the fact: both models, their difference, and who is ahead; below, whether the fact decides it."""
+    wanted = column_of(column)
+    data = differences(frames, wanted, fact, models)
+    names = data["first_model"].iloc[0], data["second_model"].iloc[0]
+    rows = [
+        (
+            Cell(f"{row[fact]:g}", row[fact]),
+            Cell(number(row["first"], wanted.metric), row["first"]),
+            Cell(number(row["second"], wanted.metric), row["second"]),
+            Cell(signed(row["mean"], 4) + signed_interval(row["low"], row["high"], 4), row["mean"]),
+            Cell(row["ahead"]),
+        )
+        for row in data.to_dict("records")
+    ]
+    header = (fact_label(fact), *names, f"{axis_label(wanted.metric)}, {names[0]} less {names[1]}", "ahead")
+    return Table(data, header, tuple(rows), (answer(data, fact), *notes_on(rows_of(frames.cells, wanted))))
+
+
+def answer(data: pd.DataFrame, fact: str) -> str:
+    """One sentence: whether the ranking changes with the fact, by intervals and by means; No where every interval says so."""
+    decided = set(data["ahead"]) - {"undecided"}
+    signs = set(np.sign(data["mean"]))
+    said = ", ".join(f"{row.ahead} at {getattr(row, fact):g}" for row in data.itertuples())
+    if len(decided) > 1:
+        verdict = "Yes"
+    elif {-1, 1} <= signs:
+        verdict = "Not by the intervals, but the means change sign"
+    else:
+        verdict = "No" if "undecided" not in set(data["ahead"]) else "Not by the means, and not every interval is decided"
+    return f"Does {fact_label(fact)} decide who is ahead? {verdict}: {said}."
+
+
+def difference(frames: Frames, *, column: Mapping[str, str], fact: str, models: Sequence[str]) -> Drawing:
+    """The difference of two models by the fact, paired by seed."""
+    wanted = column_of(column)
+    data = differences(frames, wanted, fact, models)
+    figure, (axes,) = row_of_panels(1, width=4.8, height=3.3)
+    zero_line(axes)
+    seed_points(axes, data, fact, look={"color": DIFFERENCE_COLOR, "marker": "o", "markersize": 5})
+    scale_of(axes, fact, data[fact])
+    names = data["first_model"].iloc[0], data["second_model"].iloc[0]
+    axes.set(xlabel=fact_label(fact), ylabel=f"{axis_label(wanted.metric)},\n{names[0]} less {names[1]}")
+    worse = "below" if METRICS[wanted.metric].better == "lower" else "above"
+    notes = (f"{worse.capitalize()} zero: {names[0]} is ahead.", seeds_note(data, "Bars"), "Differences are paired by seed.")
+    return Drawing(data, figure, notes)

@@ -69,7 +69,7 @@ def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
 
 
 def outcomes(statuses: pd.Series) -> str:
-    """What became of cells without a value: "diverged", or "2 diverged, 1 missing"."""
+    """What became of cells without a value: "diverged", or "2 diverged, 1 missing"; nothing of none."""
     counts = statuses.replace("done", "not measured").str.replace("_", " ").value_counts()
     if len(counts) == 1 and counts.iloc[0] == 1:
         return counts.index[0]
@@ -81,8 +81,8 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
     values, bounds, chances = (per_run(frames, column, metric) for metric in (column.metric, column.bound, "chance"))
     rows = []
     for arm, cells in rows_of(frames.cells, column).groupby("arm", sort=False):
-        has_value = cells["run_id"].isin(values.index)
-        found = values.reindex(cells.loc[has_value, "run_id"]).to_numpy()
+        found = values.reindex(cells["run_id"]).to_numpy()
+        missing = np.isnan(found)
         rows.append(
             {
                 "arm": arm,
@@ -90,11 +90,11 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
                 "model": cells["model"].iloc[0],
                 "task": column.task,
                 "metric": column.metric,
-                **seed_summary(found, column.metric),
+                **seed_summary(found[~missing], column.metric),
                 "chance": np.nan_to_num(chances.reindex(cells["run_id"]).mean()),
                 "asked": len(cells),
                 "bound": bounds.reindex(cells["run_id"]).mean(),
-                "without": outcomes(cells.loc[~has_value, "status"]) if not has_value.all() else "",
+                "without": outcomes(cells.loc[missing, "status"]),
             }
         )
     return pd.DataFrame(rows)
@@ -131,6 +131,11 @@ def value_cell(row: Mapping[str, object], mark: str) -> Cell:
     return Cell(text, row["mean"], mark)
 
 
+def value_cells(summary: pd.DataFrame, marked: Mapping[str, str]) -> dict[str, Cell]:
+    """The cell of every arm of a summary."""
+    return {row["arm"]: value_cell(row, marked.get(row["arm"], "")) for row in summary.to_dict("records")}
+
+
 def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: Mapping[str, Sequence[str]]) -> Table:
     """Model x metric, best and second best marked, with what is known without training in the last rows.
 
@@ -142,16 +147,13 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
         raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")
     summaries = [summarise(frames, column) for column in wanted]
     rows = []
+    scored = [value_cells(summary, marks(summary, column.metric)) for column, summary in zip(wanted, summaries, strict=True)]
     run_ids = pd.concat([rows_of(frames.cells, column)["run_id"] for column in wanted])
     cells = frames.cells[frames.cells["run_id"].isin(run_ids)]
     for arm, _ in arms_in_order(cells):
         asked = cells[cells["arm"] == arm].groupby("task").size()
-        row = [Cell(arm)]
-        for column, summary in zip(wanted, summaries, strict=True):
-            own = summary[summary["arm"] == arm]
-            mark = marks(summary, column.metric).get(arm, "")
-            row.append(value_cell(own.iloc[0].to_dict(), mark) if len(own) else Cell("not asked"))
-        rows.append((*row, Cell(f"n={asked.max()}", float(asked.max()))))
+        own = (of_arm.get(arm, Cell("not asked")) for of_arm in scored)
+        rows.append((Cell(arm), *own, Cell(f"n={asked.max()}", float(asked.max()))))
     reference_rows, references = _reference_rows(frames, wanted, floors)
     data = pd.concat([*summaries, references], ignore_index=True)
     header = ("model", *(column.title for column in wanted), "seeds")

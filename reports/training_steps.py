@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
 
-import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.axes import Axes
 
+from reports.lines import seed_points, shades
+from reports.panels import row_of_panels, steps_axis, with_legend, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific, signed
-from reports.solver import steps_axis
+from reports.render import scientific, signed_interval
 from reports.solver_settings import is_fixed, setting_label, setting_scores
 from reports.statistics import seed_interval
-from reports.study import mean_cell, over_runs, seed_points, seeds_note
-from reports.style import arms_in_order, new_figure, plain, shared_legend
+from reports.study import cells_by, less, mean_cell, over_runs, seeds_note
+from reports.style import arms_in_order, plain
 from reports.tables import Column, column_of, notes_on, per_run, rows_of
 from suite.metrics import METRICS, axis_label
 
 TRAINED, MOST = "#d55e00", "#332288"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+label_of = partial(setting_label, "cg", "diagonal")
 
 
 def trained_steps(frames: Frames, column: Column) -> pd.DataFrame:
@@ -41,48 +42,37 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     """
     wanted = column_of(column)
     data = by_evaluation(frames, wanted, steps)
-    figure = new_figure(6.6, 3.6)
-    axes = figure.subplots()
-    axes.axhline(0, color="black", linewidth=1)
+    figure, (axes,) = row_of_panels(1, width=6.6, height=3.6)
+    zero_line(axes)
     for name, color, marker, face in (("as trained", TRAINED, "o", TRAINED), (f"with {steps} steps", MOST, "s", "white")):
-        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)].sort_values("solver_max_steps")
-        look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "elinewidth": 1.1}
-        seed_points(axes, line["solver_max_steps"], line, look=look | {"label": f"evaluated {name}"})
+        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)]
+        look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "label": f"evaluated {name}"}
+        seed_points(axes, line, "solver_max_steps", look=look)
     for row in data[(data["solver_tolerance"] > 0) & (data["evaluated"] == "as trained")].itertuples():
         label = f"trained with eps {scientific(row.solver_tolerance)}"
         axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
         axes.axhspan(row.low, row.high, color="#44aa99", alpha=0.12, linewidth=0)
-    steps_axis(axes, data.loc[data["solver_tolerance"] == 0, "solver_max_steps"])
-    axes.set(xlabel="solver steps in training", ylabel=f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
-    shared_legend(figure)
-    return Drawing(data, figure, (seeds_note(data, "Bars and band"), "Differences are paired by seed."))
-
-
-def _evaluated_at(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
-    """`trained_steps` with the score that the stage `solver` found at these fixed steps."""
-    trained = trained_steps(frames, column)
-    try:
-        scores = setting_scores(frames, task=column.task, metric=column.metric)
-    except NoData:
-        return trained.iloc[:0]
-    at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
-    return trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
+    steps_axis(axes, data.loc[data["solver_tolerance"] == 0, "solver_max_steps"], "solver steps in training")
+    axes.set_ylabel(f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
+    return with_legend(data, figure, seeds_note(data, "Bars and band"), "Differences are paired by seed.")
 
 
 def less_trained(table: pd.DataFrame, steps: int, metric: str) -> pd.DataFrame:
     """Mean and interval over seeds of each arm's value less that of the run of its seed trained at `steps` fixed steps."""
     at = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
-    if at.empty:
-        raise NoData(f"no run was trained at {steps} fixed steps, against which the others are compared")
-    paired = table.merge(at[["seed", "value"]], on="seed", suffixes=("", "_reference"))
-    paired["difference"] = paired["value"] - paired["value_reference"]
+    paired = less(table, at, on=["seed"], done=f"trained at {steps} fixed steps")
     keys = ["arm", "solver_max_steps", "solver_tolerance"]
     return over_runs(paired, "difference", keys, metric=metric, difference=True)
 
 
 def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
-    """`less_trained` of the scores as trained and of those at `steps` fixed steps, told apart by `evaluated`."""
-    tables = {"as trained": trained_steps(frames, column), f"with {steps} steps": _evaluated_at(frames, column, steps)}
+    """`less_trained` of the scores as trained and, where the stage `solver` has them, at `steps` fixed steps, by `evaluated`."""
+    trained = trained_steps(frames, column)
+    tables = {"as trained": trained}
+    with suppress(NoData):
+        scores = setting_scores(frames, task=column.task, metric=column.metric)
+        at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
+        tables[f"with {steps} steps"] = trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
     parts = [less_trained(table, steps, column.metric).assign(evaluated=name) for name, table in tables.items() if len(table)]
     return pd.concat(parts, ignore_index=True)
 
@@ -91,13 +81,10 @@ def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> T
     """One row a way of training: its score less that of `steps` fixed steps in training, by the steps in evaluation."""
     wanted = column_of(column)
     data = by_evaluation(frames, wanted, steps).sort_values(["solver_tolerance", "solver_max_steps"], ignore_index=True)
-    evaluated, rows = list(dict.fromkeys(data["evaluated"])), []
-    for (tolerance, trained), own in data.groupby(["solver_tolerance", "solver_max_steps"]):
-        found = own.set_index("evaluated")
-        cells = (
-            mean_cell(found.loc[name], digits=4, difference=True) if name in found.index else Cell("–") for name in evaluated
-        )
-        rows.append((Cell(setting_label("cg", "diagonal", trained, tolerance), trained), *cells))
+    evaluated = data["evaluated"].unique()
+    cell = partial(mean_cell, difference=True, digits=4)
+    ways = cells_by(data, ["solver_tolerance", "solver_max_steps"], "evaluated", evaluated, cell)
+    rows = [(Cell(label_of(trained, tolerance), trained), *cells) for (tolerance, trained), cells in ways]
     title = f"{axis_label(wanted.metric)} less {steps} steps in training"
     header = ("trained with", *(f"{title}, evaluated {name}" for name in evaluated))
     return Table(data, header, tuple(rows), (*_clearly_worse(data), *notes_on(rows_of(frames.cells, wanted))))
@@ -108,7 +95,7 @@ def _clearly_worse(data: pd.DataFrame) -> list[str]:
     said = []
     for name, own in data.groupby("evaluated", sort=False):
         worse = own[own["low"] > 0]
-        labels = [setting_label("cg", "diagonal", row.solver_max_steps, row.solver_tolerance) for row in worse.itertuples()]
+        labels = [label_of(row.solver_max_steps, row.solver_tolerance) for row in worse.itertuples()]
         said.append(f"Evaluated {name}, worse by a whole interval: {', '.join(labels) or 'none'}.")
     return said
 
@@ -123,21 +110,13 @@ def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
     """The score by the steps in evaluation, one line a way of training."""
     data = robustness(frames, task=task, metric=metric)
     names, arms = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
-    figure = new_figure(7.6, 3.8)
-    axes = figure.subplots()
-    colors = colormaps["viridis"](np.linspace(0.0, 0.88, max(len(arms), 2)))
-    for arm, color, marker in zip(arms, colors, MARKERS * 3, strict=False):
-        _line(axes, data[data["arm"] == arm], color, marker, names[arm])
-    steps_axis(axes, data["max_steps"])
-    axes.set(xlabel="solver steps in evaluation", ylabel=axis_label(metric))
-    shared_legend(figure)
-    return Drawing(data, figure, (seeds_note(data, "Bars"),))
-
-
-def _line(axes: Axes, line: pd.DataFrame, color: object, marker: str, label: str) -> None:
-    line = line.sort_values("max_steps")
-    look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "elinewidth": 1.1}
-    seed_points(axes, line["max_steps"], line, look=look | {"label": plain(label)})
+    figure, (axes,) = row_of_panels(1, width=7.6, height=3.8)
+    for arm, color, marker in zip(arms, shades(len(arms)), MARKERS * 3, strict=False):
+        look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
+        seed_points(axes, data[data["arm"] == arm], "max_steps", look=look)
+    steps_axis(axes, data["max_steps"], "solver steps in evaluation")
+    axes.set_ylabel(axis_label(metric))
+    return with_legend(data, figure, seeds_note(data, "Bars"))
 
 
 def training_names(frames: Frames, task: str) -> dict[str, str]:
@@ -150,7 +129,7 @@ def training_names(frames: Frames, task: str) -> dict[str, str]:
 def _training_name(cell: pd.Series) -> str | None:
     if pd.isna(cell["solver_max_steps"]):
         return None
-    steps = setting_label("cg", "diagonal", cell["solver_max_steps"], cell["solver_tolerance"])
+    steps = label_of(cell["solver_max_steps"], cell["solver_tolerance"])
     if pd.notna(cell["random_steps"]):
         steps = f"0 to {cell['random_steps']:g} steps"
     return f"{steps}, {cell['solver_gradient']} gradient" if pd.notna(cell["solver_gradient"]) else steps
@@ -160,23 +139,13 @@ def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int)
     """Way of training x steps in evaluation; which way is best at `few` and at `steps`, and loses least between them."""
     data = robustness(frames, task=task, metric=metric)
     names, evaluated = training_names(frames, task), sorted(data["max_steps"].unique())
-    found = data.set_index(["arm", "max_steps"]).to_dict("index")
-    digits = METRICS[metric].digits
-    rows = []
-    for arm, _ in arms_in_order(data):
-        own = (found.get((arm, value)) for value in evaluated)
-        cells = (Cell("–") if row is None else mean_cell(row, digits=digits, difference=False) for row in own)
-        rows.append((Cell(names[arm]), *cells))
+    cells = dict(cells_by(data, "arm", "max_steps", evaluated, lambda row, _: mean_cell(row, metric)))
+    rows = tuple((Cell(names[arm]), *cells[arm]) for arm, _ in arms_in_order(data))
     scores = setting_scores(frames, task=task, metric=metric)
     scores = scores[is_fixed(scores)].pivot_table(index="seed", columns=["max_steps", "arm"], values="value")
-    notes = [*_first_and_second(scores, names, metric, few=few, steps=steps), *notes_on(_asked(frames, task))]
-    return Table(
-        data, ("trained with", *(setting_label("cg", "diagonal", value, 0.0) for value in evaluated)), tuple(rows), tuple(notes)
-    )
-
-
-def _asked(frames: Frames, task: str) -> pd.DataFrame:
-    return frames.cells[frames.cells["task"] == task]
+    asked = frames.cells[frames.cells["task"] == task]
+    notes = (*_first_and_second(scores, names, metric, few=few, steps=steps), *notes_on(asked))
+    return Table(data, ("trained with", *(label_of(value, 0.0) for value in evaluated)), rows, notes)
 
 
 def _first_and_second(scores: pd.DataFrame, names: Mapping[str, str], metric: str, *, few: int, steps: int) -> Iterator[str]:
@@ -189,7 +158,7 @@ def _first_and_second(scores: pd.DataFrame, names: Mapping[str, str], metric: st
         yield f"Nothing to compare: not every run was evaluated at {few} and {steps} steps."
         return
     for at in (few, steps):
-        yield _ahead(scores[at], names, sign, f"Best at {setting_label('cg', 'diagonal', at, 0.0)} in evaluation", label, metric)
+        yield _ahead(scores[at], names, sign, f"Best at {label_of(at, 0.0)} in evaluation", label, metric)
     lost = sign * (scores[few] - scores[steps])
     yield _ahead(lost, names, 1.0, f"Loses least from {steps} to {few} in evaluation", f"{label} lost", metric)
 
@@ -201,7 +170,7 @@ def _ahead(values: pd.DataFrame, names: Mapping[str, str], sign: float, what: st
         return f"{what}: nothing to compare."
     first, second = (sign * values).mean().sort_values().index[:2]
     gap = seed_interval((sign * (values[second] - values[first])).to_numpy(), metric, difference=True)
-    interval = "" if np.isnan(gap.low) else f" [{signed(gap.low, 4)}, {signed(gap.high, 4)}]"
+    interval = signed_interval(gap.low, gap.high, 4)
     told = "" if gap.low > 0 else ", which does not tell them apart"
     return (
         f"{what}: trained with {names[first]}, {label} {values[first].mean():.4f}; second, {gap.mean:.4f} away{interval}{told}: "

@@ -29,6 +29,8 @@ def test_heads_of_two_seeds_meet_by_their_gates(observed) -> None:
 def test_a_panel_a_metric_and_a_point_a_head(observed) -> None:
     drawing = by_layer(observed, task="language", metrics=METRICS, columns=3)
     shown = [axes for axes in drawing.figure.axes if axes.get_visible()]
+    # The place that five panels leave over in two rows of three stays empty.
+    assert len(shown) == len(METRICS)
     assert [axes.get_title() for axes in shown][:2] == ["input gate beta", "forget gate gamma"]
     assert shown[2].get_yscale() == "log"
     assert len(shown[0].containers) == 3

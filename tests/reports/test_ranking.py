@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from reports.parts import Frames, NoData, load_frames
-from reports.ranking import by_fact, table
-from reports.sweep import curves
+from reports.sweep import curves, difference, ranking
 
 COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
 ARGUMENTS = {"column": COLUMN, "fact": "forget_gate_init", "models": ["mesanet", "gated_deltanet"]}
@@ -25,7 +24,7 @@ def frames(store, mesanet: dict[float, float], other: dict[float, float]) -> Fra
 
 
 def test_the_ranking_that_the_fact_decides_is_said(store) -> None:
-    made = table(frames(store, {0.5: 1.6, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
+    made = ranking(frames(store, {0.5: 1.6, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
     assert [row[4].text for row in made.rows] == ["GATED_DELTANET", "MESANET"]
     # 0.1005 and 12.706205 * 0.0005: the tenth between the seeds is in both models.
     assert made.rows[0][3].text == "+0.1005 [+0.0941, +0.1069]"
@@ -33,25 +32,25 @@ def test_the_ranking_that_the_fact_decides_is_said(store) -> None:
 
 
 def test_one_order_everywhere_is_a_no(store) -> None:
-    made = table(frames(store, {0.5: 1.4, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
+    made = ranking(frames(store, {0.5: 1.4, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
     assert made.notes[0].startswith("Does initial gamma decide who is ahead? No: MESANET at 0.5")
 
 
 def test_a_difference_within_the_noise_is_undecided(store) -> None:
-    made = table(frames(store, {0.5: 1.499, 0.98: 1.5}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
+    made = ranking(frames(store, {0.5: 1.499, 0.98: 1.5}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
     assert [row[4].text for row in made.rows] == ["undecided", "undecided"]
     assert "Not by the intervals, but the means change sign" in made.notes[0]
 
 
 def test_no_is_not_said_where_an_interval_is_open(store) -> None:
-    made = table(frames(store, {0.5: 1.4, 0.98: 1.497}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
+    made = ranking(frames(store, {0.5: 1.4, 0.98: 1.497}, {0.5: 1.5, 0.98: 1.5}), **ARGUMENTS)
     assert [row[4].text for row in made.rows] == ["MESANET", "undecided"]
     assert "Not by the means, and not every interval is decided" in made.notes[0]
 
 
 def test_the_axis_is_logarithmic_in_the_tokens_remembered(store) -> None:
     found = frames(store, {0.5: 1.6, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5})
-    for drawing in (by_fact(found, **ARGUMENTS), curves(found, columns=[COLUMN], fact="forget_gate_init")):
+    for drawing in (difference(found, **ARGUMENTS), curves(found, columns=[COLUMN], fact="forget_gate_init")):
         axes = drawing.figure.axes[0]
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5", "0.98"]
         transform = axes.xaxis.get_transform()
@@ -62,4 +61,4 @@ def test_the_axis_is_logarithmic_in_the_tokens_remembered(store) -> None:
 
 def test_values_that_only_one_model_has_are_no_comparison(store) -> None:
     with pytest.raises(NoData, match="no value of initial gamma has runs of mesanet and gated_deltanet"):
-        table(frames(store, {0.5: 1.4}, {0.98: 1.5}), **ARGUMENTS)
+        ranking(frames(store, {0.5: 1.4}, {0.98: 1.5}), **ARGUMENTS)

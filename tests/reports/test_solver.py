@@ -8,7 +8,6 @@ import pytest
 from invented import BANDS, FIXED, TOLERANCES, settings, solver_rows
 
 from reports import solver, solver_cost
-from reports.paper import printed_accuracy
 from reports.parts import Frames, NoData, load_frames
 from reports.solver_settings import less_fixed, setting_label, setting_scores
 from reports.study import over_runs
@@ -31,7 +30,7 @@ def unstudied(store) -> Frames:
 
 
 def test_a_difference_is_to_the_same_run_at_the_reference_steps(studied) -> None:
-    table = less_fixed(setting_scores(studied, task="language", metric="nll"), steps=30, per=())
+    table = less_fixed(setting_scores(studied, task="language", metric="nll"), steps=30)
     table = table[table["solver"] == "cg"]
     found = table.set_index(["seed", "initial", "max_steps", "tolerance"])["difference"]
     # 0.5 ** 5, and a tenth more for the second seed.
@@ -42,7 +41,7 @@ def test_a_difference_is_to_the_same_run_at_the_reference_steps(studied) -> None
 
 
 def test_the_mean_over_runs_has_its_interval_and_its_worst(studied) -> None:
-    table = less_fixed(setting_scores(studied, task="language", metric="nll"), steps=30, per=())
+    table = less_fixed(setting_scores(studied, task="language", metric="nll"), steps=30)
     row = over_runs(table[table["tolerance"] == 1e-2], "difference", ["tolerance"]).iloc[0]
     # 12.706205 * 0.05 * 0.5**3, for seeds at 0.5**3 and 1.1 * 0.5**3
     assert (row["mean"], row["n"], row["worst"]) == (pytest.approx(1.05 / 8), 2, pytest.approx(1.1 / 8))
@@ -97,7 +96,7 @@ def test_accuracy_stands_beside_what_the_paper_prints(studied) -> None:
 
 
 def test_the_paper_prints_ten_settings_less_two_of_recall() -> None:
-    table = printed_accuracy(steps=30)
+    table = solver.printed_accuracy(steps=30)
     assert table.groupby("dataset").size().to_dict() == {"global": 10, "local": 10, "recall": 8}
     at = table.set_index(["dataset", "max_steps", "tolerance"])["difference"]
     assert (at["recall", 5, 0.0], at["local", 30, 1e-2]) == (pytest.approx(-8.33), pytest.approx(-0.58))
