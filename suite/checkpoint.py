@@ -124,10 +124,14 @@ def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[s
                 raise ValueError("its content is not what was written")
             if about["run_id"] != directory.run_id:
                 raise ValueError(f"it belongs to run {about['run_id']!r}")
-        else:
+        elif set(metadata) <= {"progress"}:
             # Written before there were digests.
             about = {"progress": json.loads(metadata.get("progress", "null"))}
+        else:
+            raise ValueError("its header is not what was written")
         progress = about["progress"]
+        if (progress is None) != (path.name == FINAL):
+            raise ValueError("it does not say how far training was")
         return tensors, progress and Progress(**{**progress, "losses": tuple(progress["losses"])})
     except (*READING, OverflowError, SafetensorError) as error:
         raise Damaged(f"checkpoint/{path.name} is not whole ({reason_of(error)})") from error

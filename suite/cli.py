@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.environment import git_commit, package_versions
-from suite.foreign import inert, reason_of
+from suite.foreign import reason_of, say, silence
 from suite.signals import stop_once
 from suite.values import RequestError, unknown
 
@@ -74,25 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except RequestError as error:
-        print(f"error: {inert(error)}", file=sys.stderr)
+        say(f"error: {error}")
         return WRONG
     except BrokenPipeError:
         # Whoever read along has seen enough, as `| head` has; what Python still writes at exit must find a place to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         return OK
     except OSError as error:
         if error.errno not in DISK:
             raise
-        print(f"error: {inert(reason_of(error))}", file=sys.stderr)
+        say(f"error: {reason_of(error)}")
         return FAILED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        say("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
 
 
 def _say(message: Warning | str, *place: Any) -> None:
     """A warning on one line, without the place in our code that gives it."""
-    print(f"warning: {inert(message)}", file=sys.stderr)
+    say(f"warning: {message}")
 
 
 def _check_words(arguments: Sequence[str]) -> None:
@@ -166,7 +165,7 @@ def list_names(arguments: Sequence[str]) -> int:
             rows = load_runs(results)
         except ValueError as error:
             # An empty store has nothing to list.
-            print(error, file=sys.stderr)
+            say(error)
             return OK
         for row in rows.itertuples():
             print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())

@@ -233,10 +233,9 @@ class Work:
 
     def _settle(self, *, is_new: bool) -> None:
         """Says how the run ended, and tidies what a kill after its last stage left."""
-        made = {Path(stage.file_name).stem for stage in self.run.evaluations} - {
-            Path(stage.file_name).stem for stage in missing_stages(self.run, self.directory) if stage is not None
-        }
-        self.failures = {stem: failure for stem, failure in self.failures.items() if stem not in made}
+        missing = {Path(stage.file_name).stem for stage in missing_stages(self.run, self.directory) if stage is not None}
+        asked = {Path(stage.file_name).stem for stage in self.run.evaluations}
+        self.failures = {stem: failure for stem, failure in self.failures.items() if stem in missing or stem not in asked}
         if is_new or (self.before.status, dict(self.before.failures)) != ("done", self.failures):
             self.write_status("done")
         remove_checkpoints(self.directory)

@@ -7,13 +7,15 @@ digest of its content, and what was written before digests were is read as it st
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -32,6 +34,19 @@ def inert(text: object) -> str:
     shown = str(text)[: LONGEST_TEXT + 1]
     shown = shown if len(shown) <= LONGEST_TEXT else shown[: LONGEST_TEXT - 1] + "…"
     return _EFFECT.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), shown)
+
+
+def say(text: object) -> None:
+    """Prints an inert line for people. Whoever read along may be gone: the work goes on without them."""
+    try:
+        print(inert(text), file=sys.stderr, flush=True)
+    except OSError:
+        silence(sys.stderr)
+
+
+def silence(stream: TextIO) -> None:
+    """Lets nothing that is still written to a stream fail: its reader is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def reason_of(error: BaseException) -> str:
@@ -78,9 +93,14 @@ def parse_json(data: bytes) -> dict[str, Any]:
         # Half a character can be written as an escape, and then can't be written again.
         if re.search(rb"\\u[dD][89a-fA-F]", data):
             json.dumps(content, ensure_ascii=False).encode()
-        canonical_json(content)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    level: list[Any] = [content]
+    for _ in range(MOST_DEPTH):
+        inside = (each.values() if isinstance(each, dict) else each for each in level)
+        level = [each for each in itertools.chain.from_iterable(inside) if isinstance(each, dict | list)]
+    if level:
+        raise ValueError("it is nested too deeply")
     return content
 
 
@@ -107,8 +127,9 @@ def parse_yaml(data: bytes) -> dict[str, Any]:
     try:
         content = yaml.load(data, Loader=_Loader)
         text = canonical_json(content)
-    except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+    except (yaml.YAMLError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's readers of numbers and characters raise whatever they stumble over.
+        raise ValueError(reason_of(error)) from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("it is not a mapping")
     if "${" in text:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from suite.foreign import say
 from suite.request import CONF, RequestError, is_hydra, parse, quoted
 
 # Hydra launches and owns nothing else: no log files, no folders, no change of directory.
@@ -50,7 +50,7 @@ def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]],
 
     def launch(cells: Sequence[Sequence[str]]) -> None:
         chosen = config.hydra.runtime.choices["hydra/launcher"]
-        print(f"submits {len(cells)} jobs, one a run, through hydra/launcher={chosen}, and waits for them", file=sys.stderr)
+        say(f"submits {len(cells)} jobs, one a run, through hydra/launcher={chosen}, and waits for them")
         for job_return in launcher.launch([[_as_override(cell)] for cell in cells], initial_job_idx=0):
             # Raises what the job raised; a run that failed is no exception, its status says so.
             _ = job_return.return_value

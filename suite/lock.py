@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import socket
 import threading
 import time
@@ -21,7 +22,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from suite.foreign import inert, parse_json
+from suite.foreign import check_no_link, inert, parse_json
 from tasks.files import file_system_time, flock_works, machine, read_regular
 
 HEARTBEAT_SECONDS = 5.0
@@ -29,6 +30,8 @@ STALE_SECONDS = 60.0
 # Two that announce themselves at the same moment both withdraw: they try again, soon and not together.
 TRIES, PAUSE_SECONDS, FRESH_SECONDS = 6, 0.3, 2.0
 MOST_CLAIM = 2**12
+# Versions before 0.2 called theirs `lock`.
+CLAIM = re.compile(r"lock(\.claim-[0-9a-f]{32})?")
 UNNAMED = ("another process works on it", 0.0)
 
 
@@ -41,13 +44,13 @@ class Superseded(Exception):
 
 
 class RunLock:
-    """Holds the run in `folder` while the `with` block runs.
+    """Holds the run in `folder`, of the store `root`, while the `with` block runs.
 
     Raises Locked where another living worker holds it, and OSError where the folder can't be written, or has links.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, root: Path) -> None:
+        self.folder, self.root = folder, root
         self._claim: Path | None = None
         self._guard = -1
         self._released = threading.Event()
@@ -75,6 +78,7 @@ class RunLock:
 
     def holder(self) -> str | None:
         """Who holds it, in words; None when nobody alive does. Looks, and claims nothing. Raises OSError."""
+        check_no_link(self.folder, self.root)
         guard = self.folder / "lock.guard"
         try:
             descriptor = os.open(guard, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -99,6 +103,7 @@ class RunLock:
 
     def _take(self) -> None:
         """Raises Locked(who, for how many seconds its claim has not been touched)."""
+        check_no_link(self.folder, self.root)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         guard = self.folder / "lock.guard"
         self._guard = os.open(guard, flags, 0o644)
@@ -128,7 +133,7 @@ class RunLock:
         """
         found = []
         for path in self.folder.glob("lock*"):
-            if path.name == "lock.guard" or path == self._claim:
+            if not CLAIM.fullmatch(path.name) or path == self._claim:
                 continue
             try:
                 holder, touched = _read_claim(path)

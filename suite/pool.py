@@ -51,11 +51,11 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, comm
         writer.close()
     try:
         _listen(list(workers), listener)
-    except KeyboardInterrupt:
+    except BaseException:
         for worker in workers.values():
             worker.terminate()
         # What they say while they end is read, or they would wait for a reader.
-        _listen(list(workers), listener)
+        _listen(list(workers), lambda event: None)
         raise
     finally:
         for worker in workers.values():

@@ -9,7 +9,7 @@ import time
 from typing import TextIO
 
 from suite.execute import Event
-from suite.foreign import inert
+from suite.foreign import inert, silence
 
 PLAIN_SECONDS = 10.0
 
@@ -44,7 +44,7 @@ class ProgressDisplay:
             self._began.setdefault(event.run_id, time.monotonic())
             self._show(event, f"evaluates {event.text}")
         elif event.kind == "note":
-            self._draw(inert(f"{event.run_id}  {event.title}: {event.text}"))
+            self._draw(f"{event.run_id}  {event.title}: {event.text}")
         elif event.kind in ("done", "skipped", "failed"):
             self._end(event)
 
@@ -62,13 +62,13 @@ class ProgressDisplay:
         )
 
     def _show(self, event: Event, text: str) -> None:
-        line = f"{event.run_id}  {event.title}: {text}"
+        line = inert(f"{event.run_id}  {event.title}: {text}")
         if self.is_live:
             self._active[event.run_id] = line
             self._draw()
         elif time.monotonic() - self._spoke.get(event.run_id, -PLAIN_SECONDS) >= PLAIN_SECONDS:
             self._spoke[event.run_id] = time.monotonic()
-            print(line, file=self.stream, flush=True)
+            self._draw(line)
 
     def _end(self, event: Event) -> None:
         """Every worker comes to every run; the first one that says how it ended is the one that is heard."""
@@ -82,14 +82,14 @@ class ProgressDisplay:
 
     def _draw(self, line: str | None = None) -> None:
         """Prints a line that stays, and the live lines below it in the place of the former ones."""
-        if self._drawn:
-            self.stream.write(f"\x1b[{self._drawn}F\x1b[J")
-        if line is not None:
-            self.stream.write(line + "\n")
         live = self._fitting(list(self._active.values())) if self.is_live else []
-        self.stream.writelines(text + "\n" for text in live)
+        back = f"\x1b[{self._drawn}F\x1b[J" if self._drawn else ""
+        try:
+            self.stream.write(back + "".join(f"{text}\n" for text in [*([] if line is None else [inert(line)]), *live]))
+            self.stream.flush()
+        except OSError:
+            silence(self.stream)
         self._drawn = len(live)
-        self.stream.flush()
 
     def _fitting(self, lines: list[str]) -> list[str]:
         """The lines as far as the terminal shows each on one line, and all of them at once: only such can be replaced."""

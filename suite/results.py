@@ -82,7 +82,12 @@ def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.
     root, rows = Path(root), []
     for folder, run in _runs(root, run_ids):
         identity = {column: run.get(column) for column in RUN_COLUMNS}
-        rows += [identity | line for line in _logged_steps(folder / "metrics.jsonl", root)]
+        lines = list(_logged_steps(folder / "metrics.jsonl", root))
+        trained = _read(folder / "train.json", root, run=folder.name) if os.path.lexists(folder / "train.json") else None
+        lost = (_number((trained or {}).get("log_lines")) or 0) - len(lines)
+        if lost > 0:
+            _skip(folder / "metrics.jsonl", f"{lost:.0f} of its lines are missing")
+        rows += [identity | line for line in lines]
     table = _frame(rows, [*RUN_COLUMNS, *CURVE_COLUMNS])
     return table.drop_duplicates(["run_id", "step"], keep="last").sort_values(["run_id", "step"], ignore_index=True)
 
@@ -144,12 +149,14 @@ def _skip(path: Path, problem: object) -> None:
     warnings.warn(f"skipped {inert(path)}: {inert(said)}", stacklevel=2)
 
 
-def _read(path: Path, root: Path, *, schema: int | None = SCHEMA) -> dict[str, Any] | None:
-    """The JSON object in a file of the store; None, with a warning, for anything else."""
+def _read(path: Path, root: Path, *, schema: int | None = SCHEMA, run: str | None = None) -> dict[str, Any] | None:
+    """The JSON object in a file of the store, and of a run where one is given; None, with a warning, for anything else."""
     try:
         content = read_json(path, root)
         if schema is not None and content.get("schema") != schema:
             raise ValueError(f"its schema is {content.get('schema')!r}, not {schema}")
+        if run is not None and content.get("run_id", run) != run:
+            raise ValueError(f"it belongs to run {content['run_id']!r}")
     except (OSError, ValueError) as error:
         _skip(path, error)
         return None
@@ -195,7 +202,7 @@ def _is_narrow(path: Path, root: Path) -> bool:
 def _machine(folder: Path, root: Path) -> dict[str, Any]:
     """What environment.json says of where a run was computed: its MACHINE_COLUMNS, None where it says nothing."""
     path = folder / "environment.json"
-    written = (_read(path, root, schema=None) if os.path.lexists(path) else None) or {}
+    written = (_read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {}
     packages = written.get("packages")
     known = (packages if isinstance(packages, dict) else {}) | written
     return {column: _shown(known.get(column)) if _is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
@@ -204,13 +211,14 @@ def _machine(folder: Path, root: Path) -> dict[str, Any]:
 def _status(folder: Path, root: Path) -> dict[str, Any]:
     """The status of a run, and why: how training ended, or which of its evaluations failed."""
     path = folder / "status.json"
-    status = (_read(path, root, schema=None) if os.path.lexists(path) else None) or {"status": "pending"}
+    status = (_read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {"status": "pending"}
     failures = status.get("failures")
     failed = [each for each in (failures.values() if isinstance(failures, dict) else ()) if isinstance(each, dict)]
-    reasons = [f"{each.get('title')} failed: {each.get('reason')}" for each in failed]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    reasons = [f"{each.get('title')} failed: {each.get('reason')}{more}" for each in failed[-1:]]
     return {
         "status": inert(status.get("status")),
-        "reason": inert(status.get("reason") or "; ".join(reasons)),
+        "reason": inert(status.get("reason") or "".join(reasons)),
         "failed_stage": inert(status.get("stage") or ""),
         "failed_step": status.get("step") if isinstance(status.get("step"), int) else None,
     }

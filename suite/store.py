@@ -81,7 +81,7 @@ class RunDirectory:
         self.root = results.resolve()
         self.path = self.root / "runs" / run_id
         self.run_id = run_id
-        self.lock = RunLock(self.path)
+        self.lock = RunLock(self.path, self.root)
 
     @property
     def checkpoints(self) -> Path:
@@ -101,14 +101,30 @@ class RunDirectory:
             self.set_aside(path)
         write_atomically(path, content, replace=replace)
 
-    def begin(self, run: Run) -> None:
-        """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
+    def tidy(self) -> None:
+        """Removes what killed writers left."""
         for folder in (self.path, self.checkpoints, self.path / "eval"):
             remove_temporaries(folder)
+
+    def begin(self, run: Run) -> None:
+        """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
+        self.tidy()
+        for folder in (self.checkpoints, self.path / "eval"):
+            if os.path.lexists(folder) and not folder.is_dir():
+                self.set_aside(folder)
+        environment_file = self.path / "environment.json"
+        try:
+            self._own(read_json(environment_file, self.root))
+        except (OSError, ValueError):
+            self.set_aside(environment_file)
+            # Of a run that is trained already nobody knows any more where that was.
+            if not os.path.lexists(self.stage_file(None)):
+                self.write(environment_file, as_json({**environment(), "run_id": self.run_id}))
         code = recorded(run.config)
         with contextlib.suppress(Damaged):
             whole, _ = self.read()
-            states = whole.get("code", {}).get("states", ["unknown"])
+            known = whole["code"] if isinstance(whole.get("code"), dict) else {}
+            states = known["states"] if isinstance(known.get("states"), list) else ["unknown"]
             if code["states"][0] not in states and not os.path.lexists(self.stage_file(None)):
                 # What was begun by one state of the code and is ended by another is of both.
                 whole["code"] = {**code, "states": [*states, *code["states"]]}
@@ -116,8 +132,6 @@ class RunDirectory:
             return
         config = OmegaConf.to_yaml(run.config).encode()
         self.write(self.path / "config.yaml", config)
-        if not os.path.lexists(self.path / "environment.json"):
-            self.write(self.path / "environment.json", as_json(environment()))
         names = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
         self.write(self.path / "run.json", as_json({**names, "config": hashlib.sha256(config).hexdigest(), "code": code}))
 
@@ -187,9 +201,15 @@ class RunDirectory:
         stage, settings = _named(evaluation)
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         whole = {"schema": SCHEMA, "run_id": self.run_id, "stage": stage, "settings": settings, "made": made, "attempt": attempt}
+        if evaluation is None:
+            with contextlib.suppress(OSError, ValueError):
+                whole["log_lines"] = len(read_lines(self.path / "metrics.jsonl", self.root)) - 1
         content = as_json({**whole, "rows": [_row(measurement) for measurement in measurements]})
-        with contextlib.suppress(FileExistsError):
+        try:
             self.write(self.stage_file(evaluation), content, replace=False)
+        except FileExistsError:
+            if not os.path.lexists(self.stage_file(evaluation)):
+                raise
 
     def set_aside(self, path: Path) -> None:
         """Makes room for a file that is made again. What was there stays, in a folder `old` beside it."""
@@ -203,22 +223,24 @@ class RunDirectory:
     def write_status(self, status: Status) -> None:
         """What became of the run; a status that can't be written ends nothing."""
         with contextlib.suppress(OSError):
-            self.write(self.path / "status.json", as_json({**dataclasses.asdict(status), "time": time.time()}))
+            written = {**dataclasses.asdict(status), "time": time.time(), "run_id": self.run_id}
+            self.write(self.path / "status.json", as_json(written))
 
     def status(self) -> Status:
         """How far the run is; pending where nothing that can be read says so."""
         try:
-            written = read_json(self.path / "status.json", self.root)
+            written = self._own(read_json(self.path / "status.json", self.root))
         except (OSError, ValueError):
             return Status()
-        texts = {key: str(written.get(key) or "") for key in ("reason", "stage", "attempt")}
+        texts = {key: inert(written.get(key) or "") for key in ("reason", "stage", "attempt")}
         step, failed = written.get("step"), written.get("failures")
-        return Status(
-            **texts,
-            status=str(written.get("status") or "pending"),
-            step=step if isinstance(step, int) else None,
-            failures={k: v for k, v in failed.items() if isinstance(v, dict)} if isinstance(failed, dict) else {},
-        )
+        failures = {
+            stem: {key: inert(each.get(key) or "") for key in ("title", "status", "reason", "attempt")}
+            for stem, each in (failed.items() if isinstance(failed, dict) else ())
+            if isinstance(each, dict)
+        }
+        step = step if isinstance(step, int) else None
+        return Status(status=inert(written.get("status") or "pending"), step=step, failures=failures, **texts)
 
     def append(self, name: str, text: str) -> None:
         """Adds to a log of the run, from the start of a line on: all of it or nothing. Raises Superseded and OSError."""

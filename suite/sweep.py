@@ -7,7 +7,6 @@ import datetime
 import json
 import math
 import os
-import sys
 import time
 import uuid
 from collections import Counter
@@ -23,7 +22,7 @@ from suite.code_state import age
 from suite.devices import select_device
 from suite.evaluations import STUDIES, Evaluation, planned_evaluations
 from suite.execute import FAILED, Command, Event, is_done, missing_stages
-from suite.foreign import check_no_link, inert
+from suite.foreign import check_no_link, say
 from suite.identity import digest
 from suite.launch import launcher_of
 from suite.plan import Run, check_one_place, check_uses, plan, task_of
@@ -88,7 +87,7 @@ def add_evaluations(arguments: Sequence[str]) -> int:
         raise RequestError(refused[0] if refused else f"no trained runs under {results}")
     check_uses(cells, runs)
     for reason in refused:
-        print(inert(reason), file=sys.stderr)
+        say(reason)
     status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=own["force"] == ["true"]))
     return FAILURE if refused else status
 
@@ -124,8 +123,11 @@ def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
 
 def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
-    left = [run for run in runs if command.force or not is_done(run, RunDirectory(results, run.run_id))]
-    print(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}", file=sys.stderr)
+    directories = {run.run_id: RunDirectory(results, run.run_id) for run in runs}
+    left = [run for run in runs if command.force or not is_done(run, directories[run.run_id])]
+    for directory in directories.values():
+        directory.tidy()
+    say(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}")
     _print_ages(runs, results)
     display = ProgressDisplay(len(left))
     ends: dict[str, str] = {}
@@ -161,9 +163,9 @@ def _print_ages(runs: Sequence[Run], results: Path) -> None:
     told = {"another": "by another state of the code than today's", "unknown": "by an unknown state of the code"}
     parts = [f"{ages[kind]} {words}" for kind, words in told.items() if ages[kind]]
     if parts:
-        print(f"{ages.total()} runs are trained, {' and '.join(parts)}; model.version and task.version rename", file=sys.stderr)
+        say(f"{ages.total()} runs are trained, {' and '.join(parts)}; model.version and task.version rename")
     if older:
-        print(f"{older} results of older versions of these benchmarks or of their data stand beside them", file=sys.stderr)
+        say(f"{older} results of older versions of these benchmarks or of their data stand beside them")
 
 
 def _holder(directory: RunDirectory) -> str | None:
@@ -183,7 +185,7 @@ def _wait(runs: Sequence[Run], results: Path) -> None:
         if time.monotonic() - spoke >= SAY_SECONDS:
             spoke = time.monotonic()
             more = f", and for {len(runs) - 1} more runs" if len(runs) > 1 else ""
-            print(f"waiting for {runs[0].run_id}  {inert(runs[0].title)}: {holders[0]}{more}", file=sys.stderr, flush=True)
+            say(f"waiting for {runs[0].run_id}  {runs[0].title}: {holders[0]}{more}")
         time.sleep(LOOK_SECONDS)
 
 
@@ -201,11 +203,11 @@ def _summary(runs: Sequence[Run], results: Path, failed_now: Collection[str]) ->
         holder = _holder(directory)
         if holder is not None:
             held = True
-            print(f"{run.run_id}  {inert(run.title)}: not done, {holder}", file=sys.stderr)
+            say(f"{run.run_id}  {run.title}: not done, {holder}")
             continue
         failed = True
         for reason in _reasons(missing, directory.status()):
-            print(f"{run.run_id}  {inert(run.title)}: {inert(reason)}", file=sys.stderr)
+            say(f"{run.run_id}  {run.title}: {reason}")
     return FAILURE if failed else HELD if held else SUCCESS
 
 

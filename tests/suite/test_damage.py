@@ -7,21 +7,27 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from old_store import unsealed
 from test_train import numbers, weights
 
-from suite.checkpoint import FINAL
+from suite.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
 from suite.execute import Command, execute_all
+from suite.optimization import build_optimizer
 from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
-from suite.store import RunDirectory
+from suite.store import RunDirectory, as_json
+from suite.train import new_model
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "model=gated_deltanet",
     "task=mqar",
@@ -215,6 +221,92 @@ def test_a_pipe_in_a_run_folder_stops_nothing(name, store, finished, capsys):
         assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
 
 
+def test_a_linked_run_folder_loses_and_gains_nothing_outside(store, tmp_path, capsys):
+    outside, run = tmp_path / "outside", folder(store)
+    outside.mkdir()
+    for name in ("lock", "lock.db", "lockfile.txt", "lock.claim-" + 32 * "0"):
+        (outside / name).write_text("mine")
+        os.utime(outside / name, (0, 0))
+    shutil.rmtree(run)
+    run.symlink_to(outside)
+    kept = sorted(path.name for path in outside.iterdir())
+    assert main(["run", *request(store)]) == 1 and "it is a link" in capsys.readouterr().err
+    assert sorted(path.name for path in outside.iterdir()) == kept
+
+
+def test_a_users_own_files_beside_the_lock_stay(store):
+    note = folder(store) / "lock-notes.txt"
+    note.write_text("mine")
+    os.utime(note, (0, 0))
+    assert main(["evaluate", "run=all", "eval=test", "force=true", f"paths.results={store}"]) == 0 and note.exists()
+
+
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+@pytest.mark.parametrize("name", ["eval", "checkpoint"])
+def test_what_stands_in_the_place_of_a_folder_is_set_aside(name, kind, store, finished):
+    path = folder(store) / name
+    shutil.rmtree(path)
+    path.touch() if kind == "file" else os.mkfifo(path)
+    (folder(store) / "train.json").unlink()
+    assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
+
+
+@pytest.mark.parametrize("code", [5, [1], None, {"states": 5}, "today"])
+def test_a_record_of_the_code_that_is_none_is_unknown(code, store, finished):
+    path = folder(store) / "run.json"
+    whole = json.loads(path.read_text())
+    del whole["digest"]
+    path.write_text(json.dumps(whole | {"code": code}))
+    (folder(store) / "train.json").unlink()
+    assert load_runs(store)["code"].tolist() == ["unknown"]
+    assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
+
+
+def test_nesting_in_a_status_ends_no_sweep(store, finished):
+    deep = "[" * 900 + "]" * 900
+    (folder(store) / "status.json").write_text(f'{{"status": "error", "failures": {{"zz": {{"a": {deep}}}}}}}')
+    (folder(store) / "train.json").unlink()
+    assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
+
+
+@pytest.mark.parametrize("name", ["status.json", "environment.json"])
+def test_the_status_and_the_machine_of_another_run_are_not_shown_as_this_ones(name, store):
+    path = folder(store) / name
+    content = json.loads(path.read_text()) | {"run_id": "0" * 12, "status": "diverged", "platform": "elsewhere"}
+    path.write_bytes(as_json({key: value for key, value in content.items() if key != "digest"}))
+    with pytest.warns(UserWarning, match="it belongs to run"):
+        (run,) = load_runs(store).itertuples()
+    assert run.status != "diverged" and run.platform != "elsewhere"
+
+
+@pytest.mark.parametrize("lines", [0, 5])
+def test_lines_that_are_gone_from_the_log_are_named(lines, store):
+    log = folder(store) / "metrics.jsonl"
+    log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:lines]))
+    with pytest.warns(UserWarning, match=f"{12 - lines} of its lines are missing"):
+        assert len(load_curves(store)) == lines
+
+
+def test_a_header_that_lost_its_own_name_is_no_old_checkpoint(store, finished, capsys):
+    run = plan(request(store))[0]
+    (folder(store) / "train.json").unlink()
+    directory, told = RunDirectory(store, run.run_id), []
+    model = new_model(run, torch.device("cpu"))
+    optimizer = build_optimizer(model, run.config["train"])
+    save_checkpoint(directory, model, optimizer, Progress(5, 1.0, 1.0, 3.0, (3.0,)))
+    (path,) = directory.checkpoints.glob("step-*")
+    path.write_bytes(path.read_bytes().replace(b'"about"', b'"abouu"'))
+    assert load_checkpoint(directory, model, optimizer, told.append) == Progress()
+    assert told and "header" in told[0]
+
+
+def test_a_reader_of_the_progress_that_has_gone_ends_nothing(store, tmp_path):
+    there = tmp_path / "again"
+    command = f'{sys.executable} -m suite run {" ".join(request(there))} 2>&1 >/dev/null | true; exit "${{PIPESTATUS[0]}}"'
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, timeout=120).returncode == 0
+    assert list(there.glob("runs/*/train.json"))
+
+
 BOMBS = {
     "aliases": "a: &a [x,x,x,x,x,x,x,x,x]\n"
     + "".join(f"{n}: &{n} [{','.join(['*' + p] * 9)}]\n" for p, n in itertools.pairwise("abcdefghi")),
@@ -226,6 +318,10 @@ BOMBS = {
     "a huge number": "a: " + "9" * 100_000 + "\n",
     "not finite": "a: .inf\n",
     "a date": "a: 2001-01-01\n",
+    "an empty whole number": 'a: !!int ""\n',
+    "a sign alone": 'a: !!int "-"\n',
+    "sexagesimal without end": "a: 1" + ":59" * 400 + ".5\n",
+    "no character": 'a: "\\UFFFFFFFF"\n',
     "half a character": 'a: "\\ud800"\n',
 }
 

@@ -32,7 +32,7 @@ from suite.lock import Locked, RunLock, Superseded
 HOLD = (
     PRELUDE
     + """
-lock = RunLock(folder)
+lock = RunLock(folder, folder)
 with lock:
     print("held", flush=True)
     sys.stdin.readline()
@@ -49,7 +49,7 @@ CONTEND = (
 until, violations, claims = time.monotonic() + 6, 0, 0
 while time.monotonic() < until:
     try:
-        with RunLock(folder):
+        with RunLock(folder, folder):
             try:
                 os.close(os.open(folder / "inside", os.O_CREAT | os.O_EXCL))
             except FileExistsError:
@@ -91,9 +91,9 @@ def claims(folder):
 def test_a_living_holder_is_named_and_keeps_others_out(kind, tmp_path):
     process = holding(tmp_path, kind)
     try:
-        with pytest.raises(Locked, match=f"process {process.pid} on {socket.gethostname()}"), RunLock(tmp_path):
+        with pytest.raises(Locked, match=f"process {process.pid} on {socket.gethostname()}"), RunLock(tmp_path, tmp_path):
             pass
-        assert f"process {process.pid}" in RunLock(tmp_path).holder()
+        assert f"process {process.pid}" in RunLock(tmp_path, tmp_path).holder()
     finally:
         end(process)
 
@@ -101,7 +101,7 @@ def test_a_living_holder_is_named_and_keeps_others_out(kind, tmp_path):
 def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
     end(holding(tmp_path, host=None))
     assert len(claims(tmp_path)) == 1
-    with RunLock(tmp_path):
+    with RunLock(tmp_path, tmp_path):
         (mine,) = claims(tmp_path)
         assert json.loads(mine.read_text())["pid"] == os.getpid()
     assert not claims(tmp_path)
@@ -141,14 +141,14 @@ def test_a_clock_that_is_off_neither_takes_a_living_claim_nor_keeps_a_dead_one(h
     try:
         now = time.time
         monkeypatch.setattr(time, "time", lambda: now() + 3600 * hours)
-        assert RunLock(tmp_path).holder() is not None
+        assert RunLock(tmp_path, tmp_path).holder() is not None
     finally:
         end(process)
     (claim,) = claims(tmp_path)
     there = now() + 3600 * hours
     os.utime(claim, (there, there))
     assert abs(file_system_time(tmp_path) - claim.stat().st_mtime) > STALE_SECONDS
-    assert RunLock(tmp_path).holder() is None
+    assert RunLock(tmp_path, tmp_path).holder() is None
 
 
 def test_a_holder_that_was_stopped_and_wakes_up_writes_no_more(tmp_path):
@@ -167,16 +167,16 @@ def test_a_holder_that_was_stopped_and_wakes_up_writes_no_more(tmp_path):
 def test_a_claim_in_pieces_is_judged_by_its_heart_alone(content, tmp_path):
     claim = tmp_path / "lock"
     claim.write_bytes(content)
-    with pytest.raises(Locked), RunLock(tmp_path):
+    with pytest.raises(Locked), RunLock(tmp_path, tmp_path):
         pass
     then = time.time() - STALE_SECONDS - 5
     os.utime(claim, (then, then))
-    with RunLock(tmp_path):
+    with RunLock(tmp_path, tmp_path):
         assert not claim.exists()
 
 
 def test_the_check_raises_once_the_claim_is_gone(tmp_path):
-    lock = RunLock(tmp_path)
+    lock = RunLock(tmp_path, tmp_path)
     with lock:
         lock.check()
         (mine,) = claims(tmp_path)
@@ -185,7 +185,7 @@ def test_the_check_raises_once_the_claim_is_gone(tmp_path):
             lock.check()
 
 
-@pytest.mark.parametrize("name", ["lock.guard", "lock", "lock.claim-0123"])
+@pytest.mark.parametrize("name", ["lock.guard", "lock", "lock.claim-" + 32 * "0"])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
 def test_a_strangers_lock_leads_nowhere(name, kind, tmp_path):
     precious, folder = tmp_path / "precious", tmp_path / "run"
@@ -196,7 +196,7 @@ def test_a_strangers_lock_leads_nowhere(name, kind, tmp_path):
     else:
         os.mkfifo(folder / name)
     try:
-        with RunLock(folder):
+        with RunLock(folder, folder):
             pass
     except OSError as error:
         assert name == "lock.guard" and kind == "link", error
