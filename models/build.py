@@ -101,8 +101,13 @@ def build_mixers(model: Mapping[str, Any], size: Mapping[str, Any], *, backend: 
     model: `pattern` lists which keys of `model` hold the mixers of consecutive blocks, repeated to the depth;
     [mixer] is one mixer throughout, [hawk, mesa] alternates two. size: d_model, num_blocks.
     """
-    pattern = _pattern(model)
-    return [build_mixer(pattern[i % len(pattern)], d_model=size["d_model"], backend=backend) for i in range(size["num_blocks"])]
+    pattern, mixers = _pattern(model), []
+    for i in range(size["num_blocks"]):
+        try:
+            mixers.append(build_mixer(pattern[i % len(pattern)], d_model=size["d_model"], backend=backend))
+        except ValueError as error:
+            raise ValueError(f"model.{model['pattern'][i % len(pattern)]}: {error}") from error
+    return mixers
 
 
 def _pattern(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:

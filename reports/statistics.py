@@ -18,6 +18,10 @@ RESAMPLES = 2000
 """Bootstrap draws behind a band: enough that its edges move by less than a line's width."""
 
 
+FEW_CLUSTERS = 10
+"""Below so many a bootstrap covers less than 93 % (5 documents: 91 %, 3: 75 %)."""
+
+
 class Interval(NamedTuple):
     """A mean with its 95 % interval; low and high are NaN where none can be given."""
 
@@ -105,7 +109,8 @@ def bootstrap_intervals(
     A row is a window, a column a position; NaN where a window does not reach it. clusters: the document of every row, None
     where rows are independent. For differences of two models on the same windows this is the paired bootstrap. Returns
     mean, low, high [M]; low and high are NaN for fewer than two clusters. They are percentiles further out than 95 %, by as
-    much as Student's t is wider, since the percentiles of few documents are too near (Hesterberg 2015, sec. 5.3).
+    much as Student's t is wider, since the percentiles of few documents are too near (Hesterberg 2015, sec. 5.3); with fewer
+    than FEW_CLUSTERS they are the t interval of the mean, a ratio of sums over clusters, linearised.
     """
     values = np.asarray(values, dtype=float)
     names, cluster = np.unique(np.arange(len(values)) if clusters is None else clusters, return_inverse=True)
@@ -120,7 +125,14 @@ def bootstrap_intervals(
     with np.errstate(invalid="ignore"):
         means = (times_drawn @ filled) / (times_drawn @ present)
     low, high = np.nanpercentile(means, bootstrap_percentiles(len(names)), axis=0)
-    return mean, low, high
+    # What is drawn again can't leave the few that were seen: Student's t on how far each moves the mean instead.
+    counts = (present > 0).sum(0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        moves = (filled - mean * present) / (present.sum(0) / counts)
+        error = np.sqrt((moves**2).sum(0) / (counts * (counts - 1)))
+    half = error * [student_t(count - 1) if count > 1 else math.nan for count in counts]
+    few = counts < FEW_CLUSTERS
+    return mean, np.where(few, mean - half, low), np.where(few, mean + half, high)
 
 
 def bootstrap_percentiles(clusters: int) -> tuple[float, float]:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+MOST_FILES = 10_000
+
 
 def text_digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
@@ -34,14 +36,28 @@ def _file_digest(path: Path, *state: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_digest(folder: Path) -> str:
-    """The same of all files below a folder and of their names in it; folders that begin with . or _ are left out."""
+def folder_digest(folder: Path, without: tuple[str, ...] = ()) -> str:
+    """The same of all files below a folder and of their names in it; folders that begin with . or _ are left out.
+
+    without: endings of files that are left out, too. Raises ValueError for a folder of more than MOST_FILES.
+    """
     found = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith((".", "_")) for part in name.parts[:-1]):
+        hidden = any(part.startswith((".", "_")) for part in name.parts[:-1])
+        if path.is_file() and not hidden and path.suffix not in without:
             found.append((name.as_posix(), file_digest(path)))
+        if len(found) > MOST_FILES:
+            raise ValueError(
+                f"{str(folder)!r} has more than {MOST_FILES:,} files, which decide what is scored: give it a folder of its own"
+            )
     return text_digest(repr(found))
+
+
+def on_this_machine(named: str) -> str | None:
+    """The path of a data file of this machine, also where it is an address or lies in an archive; None for one elsewhere."""
+    path = named.rpartition("::")[2].removeprefix("file://").removeprefix("local://")
+    return None if "://" in path else path
 
 
 def data_files(named: Any, base: Path) -> Any:
@@ -53,9 +69,10 @@ def data_files(named: Any, base: Path) -> Any:
         return {key: value if key == "split" else data_files(value, base) for key, value in named.items()}
     if not isinstance(named, str):
         return [data_files(each, base) for each in named]
-    if "://" in named:
+    path = on_this_machine(named)
+    if path is None:
         return named
-    whole = (base / named).absolute()
+    whole = (base / path).absolute()
     # pathlib's glob takes no absolute pattern.
     found = [whole] if whole.exists() else sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
     digests = [file_digest(path) + path.suffix for path in found if not path.is_dir()]
@@ -76,9 +93,13 @@ def module_file(name: str, folder: Path) -> Path | None:
 
 
 def module_digest(module: Path) -> str:
-    """Digest of a module's source, those of the user's modules that it imports, and of the files that these name."""
+    """Digest of a module's folder, of the user's modules that it imports, and of the files that these name.
+
+    The whole folder but its task YAMLs, since a module may put together the names of what it reads or imports there.
+    """
     files = sources([module], module_file)
-    return text_digest(repr(sorted({file_digest(file) for file in files} | {d for file in files for d in _named_data(file)})))
+    found = {file_digest(file) for file in files} | {digest for file in files for digest in _named_data(file)}
+    return text_digest(repr([sorted(found), folder_digest(module.parent, without=(".yaml", ".yml"))]))
 
 
 def sources(roots: Iterable[Path], find: Callable[[str, Path], Path | None]) -> list[Path]:
@@ -122,7 +143,8 @@ def _named_data(module: Path) -> Iterator[str]:
     """Digests of the files that a module's strings name: by an absolute path, from here, or beside it, folders too."""
     texts = (node.value for node in ast.walk(parsed(module)) if isinstance(node, ast.Constant) and isinstance(node.value, str))
     for name in filter(None, texts):
-        beside = module.parent / name
-        yield from (file_digest(path) for path in {beside, Path(name).absolute()} if os.path.isfile(path))
+        # Also "/data.json", which is put behind a folder's name.
+        beside = module.parent / name.lstrip("/")
+        yield from (file_digest(path) for path in {beside, Path(os.path.expanduser(name)).absolute()} if os.path.isfile(path))
         if os.path.isdir(beside) and module.parent in Path(os.path.normpath(beside)).parents:
             yield folder_digest(beside)

@@ -60,11 +60,14 @@ def _parsed(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         key, separator, value = argument.partition("=")
         if not separator:
             raise RequestError(f"{argument!r} is not of the form key=value")
+        if [each.partition("=")[0] for each in arguments].count(key) > 1:
+            raise RequestError(f"{key} is given twice, permitted is once")
         if key in ("run", "prompt"):
             asked[key] = value
         elif key in ASKED:
             # As in every request: 50, 1e-3, null.
-            asked[key] = fit(key, parse([f"{key}={value}"])[0].value(), NUMBERS[key])
+            typed = parse([argument])[0]
+            asked[key] = fit(key, value if typed.is_sweep_override() else typed.value(), NUMBERS[key])
         elif key.partition(".")[0] in OF_A_CONFIGURATION:
             overrides.append(argument)
         else:

@@ -174,8 +174,10 @@ def check_shots(name: str, version: str, include_path: str | None, num_fewshot: 
     Whatever else is wrong with it, its stage says. version: of `task_versions`; the same one is read once.
     """
     manager = task_manager([name], include_path)
-    own = [config.get("num_fewshot") for _, config in leaves(name, manager.task_index)]
-    if any(shots != 0 and (num_fewshot or shots) for shots in own) and _are_local([name], manager):
+    configurations = [config for _, config in leaves(name, manager.task_index)]
+    shots = [config.get("num_fewshot") for config in configurations]
+    here = all(is_local(config) or "custom_dataset" in config for config in configurations)
+    if here and any(own != 0 and (num_fewshot or own) for own in shots):
         try:
             with quiet(), _reading_anew(True):
                 _load_with_shots([name], manager, num_fewshot, seed)

@@ -27,7 +27,7 @@ from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 
 from suite.code_state import definitions
-from suite.contents import data_files, file_digest, folder_digest, module_digest, module_file, text_digest
+from suite.contents import data_files, file_digest, folder_digest, module_digest, module_file, on_this_machine, text_digest
 
 OFFLINE_TASKS = Path(__file__).resolve().parent.parent / "tasks" / "offline"
 SHIPPED = Path(lm_eval.__file__).resolve().parent
@@ -70,7 +70,7 @@ def task_versions(tasks: str | Sequence[str], include_path: str | None) -> dict[
     versions = {}
     for name in names:
         with Blame(name, "cannot be loaded"):
-            configurations = [(leaf, _named(leaf, config)) for leaf, config in leaves(name, index)]
+            configurations = [(leaf, _named(leaf, config, index.get(leaf))) for leaf, config in leaves(name, index)]
             digest = text_digest(re.sub(r'"/[^"]*/', '"', json.dumps(configurations, sort_keys=True, default=str)))
         versions[name] = f"{importlib.metadata.version('lm_eval')}-{digest[:8]}"
     return versions
@@ -147,7 +147,8 @@ def _shipped(path: str) -> bool:
 
 def is_local(config: Mapping[str, Any]) -> bool:
     """Whether all that a task reads are files of this machine, through a reader of datasets."""
-    return _reads_files(config) and "://" not in str(config.get("dataset_kwargs"))
+    named = json.dumps((config.get("dataset_kwargs") or {}).get("data_files"), default=str)
+    return _reads_files(config) and all(on_this_machine(text) is not None for text in re.findall(r'"([^"]*)"', named))
 
 
 def _reads_files(config: Mapping[str, Any]) -> bool:
@@ -155,10 +156,11 @@ def _reads_files(config: Mapping[str, Any]) -> bool:
     return "custom_dataset" not in config and isinstance(source, str) and (source in READERS or os.path.exists(source))
 
 
-def _named(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a task with a digest in place of whatever it names on this machine."""
+def _named(task: str, config: Mapping[str, Any], entry: Any) -> dict[str, Any]:
+    """The configuration of a task with a digest in place of whatever it names on this machine. entry: the task's in the index."""
     with Blame(task, "cannot be loaded"):
-        named = {key: _content(key, value) for key, value in config.items()}
+        is_own = entry is None or not _shipped(str(entry.yaml_path))
+        named = {key: _content(key, value, is_own) for key, value in config.items()}
         if not _reads_files(config):
             return named
         source, given = config["dataset_path"], config.get("dataset_kwargs") or {}
@@ -173,12 +175,15 @@ def _named(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
         return {**named, "dataset_path": reader, "dataset_kwargs": {**rest, "content": content}}
 
 
-def _content(key: str, value: Any) -> Any:
-    """A value of a configuration, with a digest beside every function and file of the user's that it names by its path."""
+def _content(key: str, value: Any, is_own: bool) -> Any:
+    """A value of a configuration, with a digest beside every function and file of the user's that it names by its path.
+
+    is_own: whether the task is the user's. Folders are cut off what begins with one; his words, which may, are kept from that.
+    """
     if isinstance(value, Mapping):
-        return {key: _content(key, each) for key, each in value.items()}
+        return {key: _content(key, each, is_own) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_content(key, each) for each in value]
+        return [_content(key, each, is_own) for each in value]
     if not isinstance(value, str) or not os.path.isabs(value) or _shipped(value):
         return value
     if os.path.isfile(value):
@@ -188,7 +193,8 @@ def _content(key: str, value: Any) -> Any:
     name, _, attribute = function.rpartition(".")
     module = module_file(name, Path(folder)) if name else None
     if module is None:
-        return value
+        is_place = key in ("dataset_path", *PLACES) or (name.isidentifier() and os.path.isdir(folder))
+        return value if is_place or not is_own or "/" not in value[1:] else f"text {value}"
     if module.parent != OFFLINE_TASKS:
         return [function, module_digest(module)]
     return [function, _documents(attribute) if key == "custom_dataset" else definitions(module)[attribute].digest]

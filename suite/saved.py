@@ -30,6 +30,8 @@ def saved_run(results: Path, beginning: str) -> Run:
     """
     known = trained_ids(results)
     matching = [name for name in known if beginning and name.startswith(beginning)]
+    if not known:
+        raise RequestError(f"no trained runs under {results}")
     if len(matching) != 1:
         raise unknown("run", beginning, known)
     directory = RunDirectory(results, matching[0])

@@ -258,6 +258,7 @@ def _studies(run: Run) -> list[str]:
 
 def print_plan(arguments: Sequence[str]) -> int:
     """Prints what every run of a request would be; trains and writes nothing."""
+    launcher_of(arguments)
     for run in plan(arguments):
         facts = run.facts
         directory = RunDirectory(Path(run.config["paths"]["results"]), run.run_id)

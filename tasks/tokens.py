@@ -77,7 +77,7 @@ class Tokens:
             remove_temporaries(path.parent)
             if _unkept.get(path) is self:
                 write_atomically(path, (chunk.tobytes() for chunk in self.records.chunks()))
-                write_atomically(path.with_suffix(".sha256"), f"{self.digest} {self.lost} {self.total}".encode())
+                write_atomically(path.with_suffix(".sha256"), _about(self.digest, self.lost, self.total))
                 # From here on without the file that has no name, which takes room.
                 self.records = (_from_cache(path, self.records.dtype) or self).records
                 del _unkept[path]
@@ -122,13 +122,21 @@ def load_tokens(
 def _from_cache(path: Path, dtype: np.dtype) -> Tokens | None:
     """The tokens of a cache file if their SHA-256 is the one written beside it, else None."""
     try:
-        expected, lost, total = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True).decode().split()
+        written = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True)
+        expected, lost, total = written.decode().split()[:3]
         file = os.fdopen(open_regular(path, follow=True), "rb")
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         records = Records(file, path, dtype, os.fstat(file.fileno()).st_size // dtype.itemsize)
-        return Tokens(records, digest, int(lost), int(total)) if digest == expected else None
+        whole = digest == expected and written == _about(digest, int(lost), int(total))
+        return Tokens(records, digest, int(lost), int(total)) if whole else None
     except (OSError, ValueError):
         return None
+
+
+def _about(digest: str, lost: int, total: int) -> bytes:
+    """What stands beside a cache file, with a digest of its own at the end."""
+    said = f"{digest} {lost} {total}"
+    return f"{said} {hashlib.sha256(said.encode()).hexdigest()[:16]}".encode()
 
 
 def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> Tokens:

@@ -51,7 +51,15 @@ def test_bootstrap_leaves_out_documents_that_end_earlier() -> None:
     values = np.array([[1.0, 5.0], [2.0, np.nan], [3.0, 7.0]])
     mean, low, high = bootstrap_intervals(values, resamples=500, seed=0)
     assert mean == pytest.approx([2.0, 6.0])
-    assert low[1] >= 5 and high[1] <= 7
+    # Two of few documents reach the second column: Student's t with one degree of freedom.
+    assert (low[1], high[1]) == pytest.approx((6 - 12.706205, 6 + 12.706205))
+
+
+@pytest.mark.parametrize("documents", [2, 3, 5, 8, 12])
+def test_intervals_over_few_documents_keep_their_level(documents: int) -> None:
+    values = np.random.default_rng(0).normal(size=(documents, 4000))
+    _, low, high = bootstrap_intervals(values, resamples=300, seed=1)
+    assert 0.93 < np.mean((low < 0) & (high > 0)) < 0.97
 
 
 def correlated(*, documents: int, repeats: int, icc: float) -> tuple[np.ndarray, np.ndarray]:

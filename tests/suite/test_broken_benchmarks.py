@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.lm_eval import evaluate_benchmarks
+from suite.lm_eval import check_shots, evaluate_benchmarks
 from tasks.tokenizer import ByteTokenizer
 
 ROWS = [{"q": "A", "c": ["x", "y"], "a": 0}, {"q": "B", "c": ["x", "y", "z"], "a": 2}, {"q": "C", "c": ["x", "y"], "a": 1}]
@@ -128,3 +128,13 @@ def test_a_score_of_all_documents_together_counts_them(tmp_path):
     write(tmp_path, {"toy": AGGREGATED}, code)
     (row,) = rows_of(tmp_path, "toy")
     assert (row.value, row.count, row.examples) == (3.0, 3, None)
+
+
+@pytest.mark.parametrize(("shots", "own"), [(None, 50), (50, 1)])
+def test_too_many_shots_for_data_that_lie_here_are_found_before_anything_is_loaded(tmp_path, shots, own):
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps({"q": "a", "c": ["x", "y"], "a": 0}) + "\n" for _ in range(3)))
+    files = f"dataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path / 'd.jsonl'}}}}}\ntest_split: test\n"
+    kind = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\nfewshot_split: test\n"
+    (tmp_path / "t.yaml").write_text(f"task: toy\n{files}{kind}num_fewshot: {own}\n")
+    with pytest.raises(ValueError, match="lm-eval task 'toy' cannot be loaded .num_fewshot=50 asks for more than its 3"):
+        check_shots("toy", f"any {shots}", str(tmp_path), shots, 1)

@@ -116,6 +116,31 @@ LOCAL = {
         "d.jsonl",
         EDITED,
     ),
+    "words that begin with a slash": (
+        {"t.yaml": "task: toy\ndataset_path: a/b\ndoc_to_text: '/no/ q'\n"},
+        "t.yaml",
+        "task: toy\ndataset_path: a/b\ndoc_to_text: '/yes, the other/ q'\n",
+    ),
+    "an address of this machine": (
+        {"t.yaml": JSON_FILES.format("{{test: 'file://{here}/d.jsonl'}}"), "d.jsonl": DATA},
+        "d.jsonl",
+        EDITED,
+    ),
+    "an archive": (
+        {"t.yaml": JSON_FILES.format("{{test: 'zip://d.jsonl::{here}/d.zip'}}"), "d.zip": DATA},
+        "d.zip",
+        EDITED,
+    ),
+    "a file whose name is put together": (
+        {"t.yaml": OWN, "code.py": "F = open(f'{{HERE}}/w{{n}}.json')\n" + CODE, "w1.json": "0.25"},
+        "w1.json",
+        "0.75",
+    ),
+    "a module that is imported by a name": (
+        {"t.yaml": OWN, "code.py": "M = importlib.import_module('mo' + 're')\n" + CODE, "more.py": "X = 1"},
+        "more.py",
+        "X = 2",
+    ),
     "a member of a tag": (
         {"t.yaml": JSON_FILES.format("'{here}/d.jsonl'").replace("task: toy", "task: one\ntag: toy"), "d.jsonl": DATA},
         "d.jsonl",

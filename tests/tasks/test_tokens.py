@@ -106,7 +106,8 @@ def test_another_source_or_tokenizer_is_another_file(tmp_path, make_tokenizer_fi
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "flipped", "digest lost", "digest empty", "digest too long", "digest binary", "pipe", "folder"]
+    "damage",
+    ["truncated", "flipped", "digest lost", "digest empty", "digest too long", "digest binary", "counts", "pipe", "folder"],
 )
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     whole = keep(tmp_path)
@@ -117,6 +118,9 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         path.write_bytes(content[:-5] if damage == "truncated" else content[:8] + b"\xff" + content[9:])
     elif damage == "digest lost":
         digest.unlink()
+    elif damage == "counts":
+        said, lost, *rest = digest.read_text().split()
+        digest.write_text(" ".join([said, str(int(lost) + 7), *rest]))
     elif damage == "pipe":
         path.unlink()
         os.mkfifo(path)
