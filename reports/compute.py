@@ -83,7 +83,7 @@ def equal_cost(found: Evaluated) -> pd.DataFrame:
     rows = []
     for k in np.flatnonzero(~is_fixed(found.settings)):
         row = found.settings.iloc[k].to_dict() | {"cost": cost[0][k], "nll": nll[0][k]}
-        # Of all runs together, of each seed, and of every draw of documents.
+        # One for all runs together, one a seed, and one a draw of documents.
         differences = np.array([_less_fixed(*pair, k, fixed) for pair in zip(nll, cost, strict=True)])
         for name, values in zip(("least", "most"), differences.T, strict=True):
             row[name], by_seed = values[0], t_interval(values[1 : 1 + seeds]).half_width

@@ -13,7 +13,7 @@ from reports.style import arms_in_order, line_style, marker_size, style_of
 
 Look = Mapping[str, object]
 FIXED_COLOR, STOPPED_COLOR = "#332288", "#d55e00"
-"""Of fixed solver steps, and of a tolerance."""
+"""Colours of fixed solver steps, and of a tolerance."""
 
 
 def lines_of(data: pd.DataFrame, x: str, label: str = "arm") -> Iterator[tuple[str, str, pd.DataFrame]]:

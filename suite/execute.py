@@ -23,7 +23,8 @@ from suite.health import Diverged
 from suite.lock import Locked, Superseded
 from suite.plan import Run, task_of
 from suite.saved import saved_task
-from suite.store import Damaged, RunDirectory, Status
+from suite.status import Status
+from suite.store import Damaged, RunDirectory
 from suite.train import Pulse, train, trained_model
 
 FAILED = ("diverged", "out_of_memory", "error")
@@ -178,7 +179,7 @@ class Work:
             return False
         left = made is None or (self.command.force and made.get("attempt") != self.command.token)
         if left and os.path.lexists(self.directory.stage_file(stage)):
-            # Of an older version, or by request: it makes room when the new one is there.
+            # An older version, or asked for again: it makes room when the new one is there.
             self.remade.add(stage)
         return left
 

@@ -125,7 +125,7 @@ def read_yaml(path: Path, root: Path) -> dict[str, Any]:
 def parse_yaml(data: bytes) -> dict[str, Any]:
     """A mapping without aliases, interpolations and deep nesting. Raises ValueError."""
     try:
-        content = yaml.load(data, Loader=_Loader)
+        content = _Loader(data).get_single_data()
         text = canonical_json(content)
     except (yaml.YAMLError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
         # PyYAML's readers of numbers and characters raise whatever they stumble over.

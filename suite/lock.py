@@ -52,21 +52,20 @@ class RunLock:
     def __init__(self, folder: Path, root: Path) -> None:
         self.folder, self.root = folder, root
         self._claim: Path | None = None
-        self._guard = -1
+        self._guard, self._is_taken = -1, False
         self._released = threading.Event()
 
     def __enter__(self) -> RunLock:
-        for attempt in range(TRIES):
+        for tries_left in reversed(range(TRIES)):
             try:
                 self._take()
                 break
             except Locked as error:
-                self._withdraw()
-                if error.args[1] >= FRESH_SECONDS or attempt == TRIES - 1:
+                if error.args[1] >= FRESH_SECONDS or not tries_left:
                     raise Locked(error.args[0]) from None
-            except BaseException:
-                self._withdraw()
-                raise
+            finally:
+                if not self._is_taken:
+                    self._withdraw()
             time.sleep(random.uniform(0.1, 1.0) * PAUSE_SECONDS)
         self._released.clear()
         threading.Thread(target=self._beat, args=(self._claim,), daemon=True).start()
@@ -115,6 +114,7 @@ class RunLock:
         others = self._others(now=now, buries=keeps_out)
         if others:
             raise Locked(*others[0])
+        self._is_taken = True
 
     def _announce(self, keeps_out: bool) -> float:
         """Writes the claim; returns what the file system's clock says now."""
@@ -150,6 +150,7 @@ class RunLock:
         return found
 
     def _withdraw(self) -> None:
+        self._is_taken = False
         if self._claim is not None:
             with contextlib.suppress(OSError):
                 self._claim.unlink()

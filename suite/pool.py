@@ -49,21 +49,20 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, comm
         workers[reader] = context.Process(target=_worker, args=arguments)
         workers[reader].start()
         writer.close()
+    readers = list(workers)
     try:
-        _listen(list(workers), listener)
-    except BaseException:
-        for worker in workers.values():
-            worker.terminate()
-        # What they say while they end is read, or they would wait for a reader.
-        _listen(list(workers), lambda event: None)
-        raise
+        _listen(readers, listener)
     finally:
+        # Interrupted: what they say while they end is read, or they would wait for a reader.
+        for reader in readers:
+            workers[reader].terminate()
+        _listen(readers, lambda event: None)
         for worker in workers.values():
             worker.join()
 
 
 def _listen(readers: list[Connection], listener: Listener) -> None:
-    """Passes the workers' events on until the last of them has ended."""
+    """Passes the workers' events on until the last of them has ended; takes the readers of those that have out of the list."""
     while readers:
         for reader in wait(readers):
             try:

@@ -23,6 +23,7 @@ import pandas as pd
 from suite.code_state import age
 from suite.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
 from suite.identity import canonical_json, digest
+from suite.status import Status, read_status
 from suite.versions import measured, superseded
 from tasks.files import read_regular
 
@@ -209,19 +210,17 @@ def _machine(folder: Path, root: Path) -> dict[str, Any]:
 
 
 def _status(folder: Path, root: Path) -> dict[str, Any]:
-    """The status of a run, and why: how training ended, or which of its evaluations failed."""
-    path = folder / "status.json"
-    status = (_read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {"status": "pending"}
-    failures = status.get("failures")
-    failed = [each for each in (failures.values() if isinstance(failures, dict) else ()) if isinstance(each, dict)]
+    """The status of a run, and why: how training ended, or the last of its evaluations that failed."""
+    path, status = folder / "status.json", Status()
+    if os.path.lexists(path):
+        try:
+            status = read_status(path, root, folder.name)
+        except (OSError, ValueError) as error:
+            _skip(path, error)
+    failed = [f"{each['title']} failed: {each['reason']}" for each in status.failures.values()]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
-    reasons = [f"{each.get('title')} failed: {each.get('reason')}{more}" for each in failed[-1:]]
-    return {
-        "status": inert(status.get("status")),
-        "reason": inert(status.get("reason") or "".join(reasons)),
-        "failed_stage": inert(status.get("stage") or ""),
-        "failed_step": status.get("step") if isinstance(status.get("step"), int) else None,
-    }
+    reason = status.reason or "".join(f"{each}{more}" for each in failed[-1:])
+    return {"status": status.status, "reason": reason, "failed_stage": status.stage, "failed_step": status.step}
 
 
 def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:

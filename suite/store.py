@@ -19,7 +19,6 @@ import shlex
 import stat
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,7 @@ from suite.foreign import (
 from suite.identity import identity, run_id, with_neutral
 from suite.lock import RunLock
 from suite.plan import Run
+from suite.status import Status, read_status
 from suite.versions import measured, superseded
 from tasks.files import read_regular, remove_temporaries, write_atomically
 from tasks.task import Measurement
@@ -53,20 +53,6 @@ READING = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 class Damaged(Exception):
     """A file of a run is missing or not what was written; the message names it and says why."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far a run is. attempt: the command that failed. failures: of stages after training, by their file's stem:
-    {"title", "status", "reason", "attempt"}.
-    """
-
-    status: str = "pending"
-    reason: str = ""
-    stage: str = ""
-    step: int | None = None
-    attempt: str = ""
-    failures: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 def as_json(value: Mapping[str, Any]) -> bytes:
@@ -117,7 +103,7 @@ class RunDirectory:
             self._own(read_json(environment_file, self.root))
         except (OSError, ValueError):
             self.set_aside(environment_file)
-            # Of a run that is trained already nobody knows any more where that was.
+            # Nobody knows any more where a run that is trained already was.
             if not os.path.lexists(self.stage_file(None)):
                 self.write(environment_file, as_json({**environment(), "run_id": self.run_id}))
         code = recorded(run.config)
@@ -228,19 +214,9 @@ class RunDirectory:
 
     def status(self) -> Status:
         """How far the run is; pending where nothing that can be read says so."""
-        try:
-            written = self._own(read_json(self.path / "status.json", self.root))
-        except (OSError, ValueError):
-            return Status()
-        texts = {key: inert(written.get(key) or "") for key in ("reason", "stage", "attempt")}
-        step, failed = written.get("step"), written.get("failures")
-        failures = {
-            stem: {key: inert(each.get(key) or "") for key in ("title", "status", "reason", "attempt")}
-            for stem, each in (failed.items() if isinstance(failed, dict) else ())
-            if isinstance(each, dict)
-        }
-        step = step if isinstance(step, int) else None
-        return Status(status=inert(written.get("status") or "pending"), step=step, failures=failures, **texts)
+        with contextlib.suppress(OSError, ValueError):
+            return read_status(self.path / "status.json", self.root, self.run_id)
+        return Status()
 
     def append(self, name: str, text: str) -> None:
         """Adds to a log of the run, from the start of a line on: all of it or nothing. Raises Superseded and OSError."""

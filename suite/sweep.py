@@ -31,7 +31,8 @@ from suite.progress import ProgressDisplay
 from suite.ranges import check_graph, check_values
 from suite.request import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_task, trained_ids
-from suite.store import Damaged, RunDirectory, Status, as_json
+from suite.status import Status
+from suite.store import Damaged, RunDirectory, as_json
 from tasks.files import remove_temporaries, write_atomically
 
 SUCCESS, FAILURE, HELD = 0, 1, 3

@@ -12,7 +12,7 @@ import numpy as np
 from tasks.task import IGNORE, Batch
 
 Draws = tuple[np.ndarray, np.ndarray]
-"""Of every order in which slots may be drawn: which pair each slot asks, -1 for none [N, slots], and how likely it is [N]."""
+"""Every order in which slots may be drawn: which pair each slot asks, -1 for none [N, slots], and how likely it is [N]."""
 MOST_DRAWS = 2**14
 """Above so many, a query is told more than it can see, see `_chance_of_last_in`."""
 LAGUERRE = np.polynomial.laguerre.laggauss(64)

@@ -103,7 +103,7 @@ def _file_documents(file: Path, data: bytearray) -> list[str]:
     documents = [document for document in SEPARATOR.split(text) if document.strip()]
     if not documents:
         raise ValueError("is empty")
-    if "\r" in text and "\n" not in text:
+    if text.count("\r") > 10 * text.count("\n"):
         raise ValueError(r"has line ends of CR alone: change them to LF, e.g. tr '\r' '\n'")
     separators = len(SEPARATOR.findall(text))
     marked = [line for line in text.splitlines() if "<|" in line and MARKER.search(line)]
