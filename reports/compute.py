@@ -21,7 +21,7 @@ from reports.panels import new_figure, ticks_at, with_legend, zero_line
 from reports.parts import Cell, Drawing, Frames, NoData, Table
 from reports.render import scientific, signed
 from reports.solver_settings import SETTING, is_fixed, is_stopped, setting_label
-from reports.statistics import RESAMPLES, bootstrap_percentiles, t_interval
+from reports.statistics import FEW_CLUSTERS, RESAMPLES, bootstrap_percentiles, t_interval
 from reports.study import drawn_from, of_stage, slice_names
 from suite.metrics import METRICS, axis_label
 
@@ -70,9 +70,9 @@ def equal_cost(found: Evaluated) -> pd.DataFrame:
     """One row a tolerance: its cost, its loss, and by how much that differs from fixed steps of the same cost.
 
     least, most: the difference to the upper and the lower bound of the fixed steps' loss, the true one lies between.
-    least_low, least_high, most_low, most_high: their 95 % intervals, NaN for a single seed. Their half widths are
-    those of the t interval over seeds and of the bootstrap over documents, added as independent errors are: the first
-    knows nothing of the text that all seeds share, the second nothing of other seeds. verdict: "helps", "hurts",
+    least_low, least_high, most_low, most_high: their 95 % intervals, NaN for a single seed and for few documents. Their half
+    widths are those of the t interval over seeds and of the bootstrap over documents, added as independent errors are: the
+    first knows nothing of the text that all seeds share, the second nothing of other seeds. verdict: "helps", "hurts",
     "undecided", "no interval".
     """
     _, seeds, windows = found.nll.shape
@@ -87,7 +87,9 @@ def equal_cost(found: Evaluated) -> pd.DataFrame:
         differences = np.array([_less_fixed(*pair, k, fixed) for pair in zip(nll, cost, strict=True)])
         for name, values in zip(("least", "most"), differences.T, strict=True):
             row[name], by_seed = values[0], t_interval(values[1 : 1 + seeds]).half_width
-            low, high = _bounds(values[1 + seeds :], bootstrap_percentiles(len(names)))
+            # Fewer documents drawn again are too like one another, see FEW_CLUSTERS.
+            known = values[1 + seeds :] if len(names) >= FEW_CLUSTERS else np.full(1, np.nan)
+            low, high = _bounds(known, bootstrap_percentiles(len(names)))
             row[f"{name}_low"] = row[name] - np.hypot(by_seed, row[name] - low)
             row[f"{name}_high"] = row[name] + np.hypot(by_seed, high - row[name])
         counts = {"seeds": seeds, "windows": windows, "documents": np.nan if found.documents is None else len(names)}

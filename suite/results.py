@@ -85,9 +85,9 @@ def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.
         identity = {column: run.get(column) for column in RUN_COLUMNS}
         lines = list(_logged_steps(folder / "metrics.jsonl", root))
         trained = _read(folder / "train.json", root, run=folder.name) if os.path.lexists(folder / "train.json") else None
-        lost = (_number((trained or {}).get("log_lines")) or 0) - len(lines)
-        if lost > 0:
-            _skip(folder / "metrics.jsonl", f"{lost:.0f} of its lines are missing")
+        written = (trained or {}).get("log_lines")
+        if isinstance(written, int) and written > len(lines):
+            _skip(folder / "metrics.jsonl", f"{written - len(lines)} of its lines are missing")
         rows += [identity | line for line in lines]
     table = _frame(rows, [*RUN_COLUMNS, *CURVE_COLUMNS])
     return table.drop_duplicates(["run_id", "step"], keep="last").sort_values(["run_id", "step"], ignore_index=True)
