@@ -68,6 +68,7 @@ class RunDirectory:
         self.path = self.root / "runs" / run_id
         self.run_id = run_id
         self.lock = RunLock(self.path, self.root)
+        self._contents: dict[tuple[Path, int, int, int], dict[str, Any]] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -90,7 +91,9 @@ class RunDirectory:
     def tidy(self) -> None:
         """Removes what killed writers left."""
         for folder in (self.path, self.checkpoints, self.path / "eval"):
-            remove_temporaries(folder)
+            with contextlib.suppress(OSError):
+                check_no_link(folder, self.root)
+                remove_temporaries(folder)
 
     def begin(self, run: Run) -> None:
         """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
@@ -98,20 +101,20 @@ class RunDirectory:
         for folder in (self.checkpoints, self.path / "eval"):
             if os.path.lexists(folder) and not folder.is_dir():
                 self.set_aside(folder)
-        environment_file = self.path / "environment.json"
+        # Where a run was trained, and by which code, is only known before it is.
+        is_trained = os.path.lexists(self.stage_file(None))
+        environment_file, code = self.path / "environment.json", recorded(run.config)
         try:
             self._own(read_json(environment_file, self.root))
         except (OSError, ValueError):
             self.set_aside(environment_file)
-            # Nobody knows any more where a run that is trained already was.
-            if not os.path.lexists(self.stage_file(None)):
+            if not is_trained:
                 self.write(environment_file, as_json({**environment(), "run_id": self.run_id}))
-        code = recorded(run.config)
         with contextlib.suppress(Damaged):
             whole, _ = self.read()
             known = whole["code"] if isinstance(whole.get("code"), dict) else {}
             states = known["states"] if isinstance(known.get("states"), list) else ["unknown"]
-            if code["states"][0] not in states and not os.path.lexists(self.stage_file(None)):
+            if code["states"][0] not in states and not is_trained:
                 # What was begun by one state of the code and is ended by another is of both.
                 whole["code"] = {**code, "states": [*states, *code["states"]]}
                 self.write(self.path / "run.json", as_json(whole))
@@ -119,7 +122,8 @@ class RunDirectory:
         config = OmegaConf.to_yaml(run.config).encode()
         self.write(self.path / "config.yaml", config)
         names = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
-        self.write(self.path / "run.json", as_json({**names, "config": hashlib.sha256(config).hexdigest(), "code": code}))
+        names |= {"config": hashlib.sha256(config).hexdigest(), **({} if is_trained else {"code": code})}
+        self.write(self.path / "run.json", as_json(names))
 
     def read(self) -> tuple[dict[str, Any], bytes]:
         """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
@@ -164,7 +168,7 @@ class RunDirectory:
         if not os.path.lexists(path):
             return None
         try:
-            content = self._own(read_json(path, self.root))
+            content = self._own(self._content(path))
             if (content["stage"], content["settings"]) != _named(evaluation) or not isinstance(content["rows"], list):
                 raise ValueError("it belongs to another stage")
         except READING as error:
@@ -172,12 +176,20 @@ class RunDirectory:
         is_old = "version" in content["settings"] and superseded([*self.other_versions(content), content])[-1]
         return None if is_old else content
 
+    def _content(self, path: Path) -> dict[str, Any]:
+        """The JSON of a result file, read once as long as it is the same file of the same size and time."""
+        known = os.stat(path, follow_symlinks=False)
+        key = (path, known.st_size, known.st_mtime_ns, known.st_ino)
+        if key not in self._contents:
+            self._contents[key] = read_json(path, self.root)
+        return self._contents[key]
+
     def other_versions(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The results that measured the same by another version of its benchmark."""
         found = []
         for path in sorted((self.path / "eval").glob(f"{content['stage']}-*.json")):
             with contextlib.suppress(*READING):
-                other = read_json(path, self.root)
+                other = self._content(path)
                 if measured(other) == measured(content) and other["settings"] != content["settings"]:
                     found.append(other)
         return found

@@ -26,6 +26,7 @@ from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
 from suite.store import RunDirectory, as_json
 from suite.train import new_model
+from tasks.files import machine
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
@@ -230,8 +231,11 @@ def test_a_linked_run_folder_loses_and_gains_nothing_outside(store, tmp_path, ca
     shutil.rmtree(run)
     run.symlink_to(outside)
     kept = sorted(path.name for path in outside.iterdir())
+    temporary = outside / f".mine.json.{machine()}-{32 * '0'}.tmp"
+    temporary.touch()
+    kept.append(temporary.name)
     assert main(["run", *request(store)]) == 1 and "it is a link" in capsys.readouterr().err
-    assert sorted(path.name for path in outside.iterdir()) == kept
+    assert sorted(path.name for path in outside.iterdir()) == sorted(kept)
 
 
 def test_a_users_own_files_beside_the_lock_stay(store):
@@ -260,6 +264,14 @@ def test_a_record_of_the_code_that_is_none_is_unknown(code, store, finished):
     (folder(store) / "train.json").unlink()
     assert load_runs(store)["code"].tolist() == ["unknown"]
     assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
+
+
+def test_a_run_that_was_trained_and_is_described_anew_was_made_by_unknown_code(store):
+    (folder(store) / "run.json").unlink()
+    (folder(store) / "environment.json").unlink()
+    assert main(["run", *request(store)]) == 0
+    (run,) = load_runs(store).itertuples()
+    assert run.code == "unknown" and not (folder(store) / "environment.json").exists()
 
 
 def test_nesting_in_a_status_ends_no_sweep(store, finished):
