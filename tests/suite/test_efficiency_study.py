@@ -15,6 +15,7 @@ import suite
 from suite.cli import main
 from suite.evaluations import evaluate
 from suite.plan import Run, plan, task_of
+from suite.request import RequestError
 from suite.results import load_results
 from suite.studies import efficiency, prompts, workloads
 from suite.studies.roofline import Ceilings, measured_ceilings
@@ -112,7 +113,8 @@ def test_nothing_is_trained_and_the_model_is_the_initial_one(tmp_path: Path):
 
 
 def test_another_task_has_no_such_stage():
-    assert run_of("gla", "task=mqar").evaluations == ()
+    with pytest.raises(RequestError, match="efficiency does not apply to any run"):
+        run_of("gla", "task=mqar")
 
 
 def test_empty_lists_ask_for_nothing():

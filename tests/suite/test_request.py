@@ -188,7 +188,7 @@ def test_every_value_of_a_group_has_a_file():
     [
         (["task=mqar", "eval=lm_eval"], "eval=lm_eval: lm_eval does not apply to any run, not to mesanet tiny mqar seed 0"),
         (["task=mqar", "model=gla", "eval=solver,cost"], "eval=solver: solver does not apply to any run"),
-        (["task=mqar", "model=gla", "eval.stages=[cost,internals]"], "internals does not apply to any run"),
+        (["task=mqar", "model=gla", "eval.stages=[internals]"], "internals does not apply to any run"),
         (["task=mqar", "data=text", "data.path=x.txt"], "data=text: no run reads a text"),
         (["task=mqar", "data.path=x.txt"], "data.path=x.txt: no run reads a text"),
     ],
