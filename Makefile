@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(RUN) -m suite report quick
 
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest --numprocesses auto -m "not slow and not gpu"
+	$(RUN) -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu"
 
 # pip finds torch as it is set up to: a local build, an index of your own, or PyPI.
 $(VENV)/.installed: pyproject.toml constraints.txt

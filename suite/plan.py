@@ -152,7 +152,7 @@ def check_uses(arguments: Sequence[str], runs: Sequence[Run]) -> None:
         for value in values(override) if group == "eval" and key in ("", "stages") else ():
             asked = compose_config([f"{override.key_or_group}={value}"]).eval.stages
             idle = [stage for stage in asked if stage not in stages]
-            if idle and (key or len(idle) == len(asked)):
+            if idle and len(idle) == len(asked):
                 raise RequestError(f"{override.key_or_group}={value}: {idle[0]} does not apply to any run, not to {first}")
 
 

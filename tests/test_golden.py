@@ -12,7 +12,11 @@ from tests.golden import CASES, LOSSES, declared, differences, losses
 GOLDEN = json.loads(LOSSES.read_text())
 
 
-@pytest.mark.parametrize("case", CASES)
+# What is left out here is compared by `python -m tests.golden`, and by -m slow.
+QUICK = ("mesanet mqar", "gated_deltanet mqar", "transformer mqar", "hawk mqar", "gla language", "gla parity")
+
+
+@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
 def test_the_first_losses_are_the_golden_ones(case):
     found = losses(case)
     assert not differences({case: found}, GOLDEN), f"{found} is not {GOLDEN.get(case)}; meant so: python -m tests.golden --renew"

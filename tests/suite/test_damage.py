@@ -91,8 +91,13 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
 MADE_OF = ["train.json", "eval/test-*.json", "run.json", "config.yaml"]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [*MADE_OF, "status.json", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *itertools.product(MADE_OF, DAMAGES),
+        *itertools.product(("status.json", "metrics.jsonl"), ("is cut", "is not UTF-8", "is a folder")),
+    ],
+)
 def test_a_run_with_a_damaged_file_comes_out_as_it_was(name, damage, store, finished, capsys):
     (path,) = folder(store).glob(name)
     DAMAGES[damage](path)
@@ -177,8 +182,13 @@ OUTSIDE = ["lock.guard", "lock", "status.json", "metrics.jsonl", "run.json", "co
            "environment.json", "tracebacks.log", "eval/old", "checkpoint/model.safetensors"]  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ["run", "evaluate"])
-@pytest.mark.parametrize("name", [*OUTSIDE, "."])
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        *((name, "run") for name in [*OUTSIDE, "."]),
+        *((name, "evaluate") for name in ("lock.guard", "eval", "metrics.jsonl", ".")),
+    ],
+)
 def test_nothing_outside_the_store_is_written_truncated_or_removed_through_a_link(name, verb, store, tmp_path, capsys):
     outside = tmp_path / "outside"
     path = folder(store) / name if name != "." else folder(store)

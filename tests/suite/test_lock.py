@@ -46,7 +46,7 @@ with lock:
 CONTEND = (
     PRELUDE
     + """
-until, violations, claims = time.monotonic() + 6, 0, 0
+until, violations, claims = time.monotonic() + 2.5, 0, 0
 while time.monotonic() < until:
     try:
         with RunLock(folder, folder):
@@ -109,11 +109,11 @@ def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_run_of_a_killed_holder_is_free_once_its_claim_is_stale_where_flock_tells_nothing(kind, tmp_path):
-    end(holding(tmp_path, kind, stale=2))
-    waiting = python(HOLD, tmp_path, kind, stale=2)
+    end(holding(tmp_path, kind, stale=1))
+    waiting = python(HOLD, tmp_path, kind, stale=1)
     assert waiting.stdout.readline() == "" and waiting.wait() != 0
-    time.sleep(2.5)
-    end(holding(tmp_path, kind, stale=2))
+    time.sleep(1.3)
+    end(holding(tmp_path, kind, stale=1))
 
 
 @pytest.mark.parametrize("hosts", ["one", "many"])

@@ -150,9 +150,16 @@ def send_to_all(process: subprocess.Popen, number: int) -> None:
     os.killpg(process.pid, number)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-@pytest.mark.parametrize("send", [subprocess.Popen.send_signal, send_to_all], ids=["to the command", "to all its processes"])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("sent", "send", "jobs"),
+    [
+        (signal.SIGINT, send_to_all, 1),
+        (signal.SIGTERM, subprocess.Popen.send_signal, 1),
+        (signal.SIGINT, send_to_all, 2),
+        (signal.SIGTERM, subprocess.Popen.send_signal, 2),
+    ],
+    ids=["Ctrl-C", "a scheduler", "Ctrl-C to workers", "a scheduler of workers"],
+)
 def test_an_interrupted_command_says_so_and_leaves_no_lock(sent, send, jobs, small, command, tmp_path):
     request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=4000", "seed=0,1", f"compute.jobs={jobs}"]
     # SIGINT is ignored at the start, as in a command that a script puts into the background.
