@@ -109,11 +109,11 @@ def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_the_run_of_a_killed_holder_is_free_once_its_claim_is_stale_where_flock_tells_nothing(kind, tmp_path):
-    end(holding(tmp_path, kind, stale=1))
-    waiting = python(HOLD, tmp_path, kind, stale=1)
+    end(holding(tmp_path, kind, stale=4))
+    waiting = python(HOLD, tmp_path, kind, stale=4)
     assert waiting.stdout.readline() == "" and waiting.wait() != 0
-    time.sleep(1.3)
-    end(holding(tmp_path, kind, stale=1))
+    time.sleep(4.3)
+    end(holding(tmp_path, kind, stale=4))
 
 
 @pytest.mark.parametrize("hosts", ["one", "many"])
