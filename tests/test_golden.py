@@ -13,7 +13,7 @@ GOLDEN = json.loads(LOSSES.read_text())
 
 
 # What is left out here is compared by `python -m tests.golden`, and by -m slow.
-QUICK = ("mesanet mqar", "gated_deltanet mqar", "transformer mqar", "hawk mqar", "gla language", "gla parity")
+QUICK = ("mesanet mqar", "gated_deltanet mqar", "transformer mqar", "gla language")
 
 
 @pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])

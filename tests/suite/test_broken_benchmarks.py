@@ -92,7 +92,7 @@ def test_a_failure_is_one_line_that_names_the_task(tmp_path, kind):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-@pytest.mark.parametrize("kind", ["an exit", "an exit at import", "an unknown metric", "too many shots"])
+@pytest.mark.parametrize("kind", ["an exit", "an exit at import", "too many shots"])
 def test_the_failing_member_of_a_group_is_named(tmp_path, kind):
     text, code, _ = FAILURES[kind]
     write(tmp_path, {"all": "group: all\ntask: [good, bad]\n", "good": CHOICE, "bad": text}, code)

@@ -58,7 +58,7 @@ def test_bytes_of_a_shell_that_are_no_text_are_refused(command):
     assert done.returncode == 2 and done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C"}])
+@pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, pytest.param({"LC_ALL": "C"}, marks=pytest.mark.slow)])
 def test_a_terminal_without_letters_gets_their_numbers(encoding, command, tmp_path):
     arguments = ["check", "task=mqar", "model.name=größe", f"paths.results={tmp_path}"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHONIO"))} | encoding

@@ -55,6 +55,7 @@ def test_state_is_counted_as_it_is_held(model: str, wide: int, narrow: int) -> N
         assert (run.facts["state_bytes"], run.facts["state_counted"]) == (expected, "as held")
 
 
+@pytest.mark.slow
 def test_a_match_by_state_is_by_the_bytes_held() -> None:
     request = ["model=gla", "task=mqar", "match.by=state", "match.reference=swa16", "match.tolerance=0.2", "eval=none"]
     wide, narrow = (plan([*request, f"train.autocast={autocast}"])[0] for autocast in ("none", "bfloat16"))

@@ -107,7 +107,7 @@ def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
     assert not claims(tmp_path)
 
 
-@pytest.mark.parametrize("kind", KINDS[1:])
+@pytest.mark.parametrize("kind", [KINDS[1], pytest.param(KINDS[2], marks=pytest.mark.slow)])
 def test_the_run_of_a_killed_holder_is_free_once_its_claim_is_stale_where_flock_tells_nothing(kind, tmp_path):
     end(holding(tmp_path, kind, stale=4))
     waiting = python(HOLD, tmp_path, kind, stale=4)
@@ -116,7 +116,7 @@ def test_the_run_of_a_killed_holder_is_free_once_its_claim_is_stale_where_flock_
     end(holding(tmp_path, kind, stale=4))
 
 
-@pytest.mark.parametrize("hosts", ["one", "many"])
+@pytest.mark.parametrize("hosts", ["many", pytest.param("one", marks=pytest.mark.slow)])
 def test_sixteen_contenders_are_never_inside_together_where_flock_permits_everything(hosts, tmp_path):
     race = [python(CONTEND, tmp_path, "permits everything", "here" if hosts == "one" else f"node{i}") for i in range(16)]
     told = [tuple(map(int, process.communicate(timeout=120)[0].split())) for process in race]

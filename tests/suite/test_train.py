@@ -156,7 +156,7 @@ def send_to_all(process: subprocess.Popen, number: int) -> None:
         (signal.SIGINT, send_to_all, 1),
         (signal.SIGTERM, subprocess.Popen.send_signal, 1),
         (signal.SIGINT, send_to_all, 2),
-        (signal.SIGTERM, subprocess.Popen.send_signal, 2),
+        pytest.param(signal.SIGTERM, subprocess.Popen.send_signal, 2, marks=pytest.mark.slow),
     ],
     ids=["Ctrl-C", "a scheduler", "Ctrl-C to workers", "a scheduler of workers"],
 )
