@@ -31,7 +31,7 @@ def lines(rows: list[dict]) -> str:
 
 DATA = lines(ROWS)
 EDITED = lines([{**row, "a": 1 - row["a"]} for row in ROWS])
-"""Of the same size, as an edit of a label is."""
+"""Its size is the same, as after an edit of a label."""
 
 # What lies in a folder, the file of it that is edited, and what it says then. {here} is the folder.
 LOCAL = {

@@ -34,7 +34,7 @@ def test_trigram_equals_its_definition_and_sums_to_one(context):
 
 
 def test_unigram_equals_its_definition_and_sums_to_one():
-    # Of an id that was not counted, too.
+    # An id that was not counted has one, too.
     words = np.arange(VOCAB + 1)
     expected = [(np.sum(word == TRAIN) + 5 / 6) / (len(TRAIN) + 5) for word in words]
     assert 2.0 ** -unigram_bits(TRAIN, words, VOCAB + 1) == pytest.approx(expected) and sum(expected) == pytest.approx(1)

@@ -32,7 +32,7 @@ def lists(vocab_size: int, pairs: int) -> np.ndarray:
 
 
 def members(vocab_size: int, pairs: int) -> dict[str, np.ndarray]:
-    """Of all lists, which are found in a split, by its examples."""
+    """Which of all lists a split has, found by its examples."""
     space = lists(vocab_size, pairs)
     places = {tuple(row): i for i, row in enumerate(space.tolist())}
     found = {}
