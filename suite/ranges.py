@@ -29,26 +29,41 @@ COUNT = between(int, 1, 2**31 - 1)
 # Settings laid over those that a model's solver has.
 SOLVER = get_type_hints(SolverSettings)
 DATA = {
-    "name": NAME, "path": Path | Sequence[Path] | None, "tokenizer": Path | None, "cache": Path,
+    "name": NAME,
+    "path": Path | Sequence[Path] | None,
+    "tokenizer": Path | None,
+    "cache": Path,
     "validation_fraction": BELOW_ONE,
 }
 SIZE = {
     "name": NAME,
     **dict.fromkeys(("d_model", "num_heads", "head_dim"), between(int, 1, 2**20)),
-    "num_blocks": between(int, 1, 2**10), "mlp_dim": between(int, 1, 2**24),
-    "norm_eps": above_zero(1), "logit_soft_cap": above_zero(MAX_SOFT_CAP),
+    "num_blocks": between(int, 1, 2**10),
+    "mlp_dim": between(int, 1, 2**24),
+    "norm_eps": above_zero(1),
+    "logit_soft_cap": above_zero(MAX_SOFT_CAP),
 }
 TRAIN = {
     **dict.fromkeys(("steps", "warmup_steps"), between(int, 0, 2**31 - 1)),
-    "batch_size": between(int, 1, 2**20), "lr": above_zero(1e38), "weight_decay": between(float, 0, 1e6),
+    "batch_size": between(int, 1, 2**20),
+    "lr": above_zero(1e38),
+    "weight_decay": between(float, 0, 1e6),
     "betas": Annotated[Sequence[BELOW_ONE], Limit("of two", lambda betas: len(betas) == 2)],
-    "eps": above_zero(1), "final_lr_fraction": between(float, 0, 1), "gradient_clip": above_zero(1e38),
+    "eps": above_zero(1),
+    "final_lr_fraction": between(float, 0, 1),
+    "gradient_clip": above_zero(1e38),
     "autocast": Literal["none", "bfloat16"],
 }
 EVAL = {
-    "stages": Sequence[str], "tasks": Sequence[str] | str, "include_path": Path | None,
-    "num_fewshot": between(int, 0, 10**6) | None, "fewshot_seed": between(int, 0, 2**32 - 1), "limit": COUNT | None,
-    "batch_size": between(int, 1, 2**20), "max_length": between(int, 2, 2**31 - 1) | None, "study_tokens": COUNT,
+    "stages": Sequence[str],
+    "tasks": Sequence[str] | str,
+    "include_path": Path | None,
+    "num_fewshot": between(int, 0, 10**6) | None,
+    "fewshot_seed": between(int, 0, 2**32 - 1),
+    "limit": COUNT | None,
+    "batch_size": between(int, 1, 2**20),
+    "max_length": between(int, 2, 2**31 - 1) | None,
+    "study_tokens": COUNT,
     "solvers": Sequence[TypedDict("Solver", SOLVER, total=False)],
     "decoders": Sequence[TypedDict("Decoder", {**SOLVER, "decode": str, "refresh": COUNT | None}, total=False)],
     **dict.fromkeys(("length_factors", "timed_lengths", "prompt_lengths", "decode_batch_sizes"), Sequence[COUNT]),
@@ -56,16 +71,25 @@ EVAL = {
 }
 COMPUTE = {
     "device": Literal["auto", "cpu", "cuda"],
-    "jobs": Literal["auto"] | between(int, 1, 4096), "prefetch": Literal["auto"] | between(int, 0, 4096),
+    "jobs": Literal["auto"] | between(int, 1, 4096),
+    "prefetch": Literal["auto"] | between(int, 0, 4096),
     "threads": between(int, 1, 4096),
     **dict.fromkeys(("log_seconds", "checkpoint_seconds"), between(float, 0, 1e9)),
-    "compile": bool, "cuda_graph": Literal["auto"] | bool, "wait": bool,
+    "compile": bool,
+    "cuda_graph": Literal["auto"] | bool,
+    "wait": bool,
     "activation_checkpointing": Literal["none", "blocks"],
 }
 KINDS: dict[str, Any] = {
-    "seed": between(int, 0, 2**32 - 1), "backend": Literal["auto", *BACKENDS],
-    "experiment": {"name": NAME | None, "grid": Any}, "paths": PATHS,
-    "size": SIZE, "data": DATA, "train": TRAIN, "eval": EVAL, "compute": COMPUTE,
+    "seed": between(int, 0, 2**32 - 1),
+    "backend": Literal["auto", *BACKENDS],
+    "experiment": {"name": NAME | None, "grid": Any},
+    "paths": PATHS,
+    "size": SIZE,
+    "data": DATA,
+    "train": TRAIN,
+    "eval": EVAL,
+    "compute": COMPUTE,
 }
 TYPED = Annotated[Mapping[str, Any], Limit("with a type", lambda settings: "type" in settings)]
 LABELS = {"name": NAME, "version": COUNT}
