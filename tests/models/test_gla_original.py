@@ -62,9 +62,9 @@ def test_a_gate_starts_near_one() -> None:
     ("changes", "said"),
     [
         ({"key_ratio": 0.4}, "key_ratio=0.4"),
-        ({"key_ratio": 0.0}, "key_ratio=0.0"),
+        ({"key_ratio": 0.0}, "key_ratio=0 is"),
         ({"decay_rank": 0}, "decay_rank=0"),
-        ({"decay_temperature": 0.0}, "decay_temperature=0.0"),
+        ({"decay_temperature": 0.0}, "decay_temperature=0 is"),
         ({"num_heads": 0}, "num_heads=0"),
         ({"chunk_size": 0}, "chunk_size=0"),
     ],

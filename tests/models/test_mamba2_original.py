@@ -132,10 +132,10 @@ def test_weight_decay_is_for_its_linear_maps_alone() -> None:
         ({"key_dim": 0}, "key_dim=0"),
         ({"conv_width": 0}, "conv_width=0"),
         ({"chunk_size": 0}, "chunk_size=0"),
-        ({"step_size_min": 0.0}, "step_size_min=0.0"),
+        ({"step_size_min": 0.0}, "step_size_min=0 is"),
         ({"step_size_min": 0.2}, "step_size_min=0.2.*up to step_size_max"),
-        ({"decay_rate_min": 0.0}, "decay_rate_min=0.0"),
-        ({"decay_rate_max": 0.5}, "decay_rate_min=1.0.*up to decay_rate_max"),
+        ({"decay_rate_min": 0.0}, "decay_rate_min=0 is"),
+        ({"decay_rate_max": 0.5}, "decay_rate_min=1.*up to decay_rate_max"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict, message: str) -> None:

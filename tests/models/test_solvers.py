@@ -187,7 +187,7 @@ def test_the_cosine_compares_with_the_unsolved_read_out(initial: str) -> None:
         ({"max_steps": -1}, "-1"),
         ({"max_steps": 2.5}, "2.5"),
         ({"max_steps": "five"}, "five"),
-        ({"tolerance": 1.0}, "1.0"),
+        ({"tolerance": 1.0}, "tolerance=1 "),
         ({"tolerance": "small"}, "small"),
         ({"stop": "never"}, "never"),
         ({"initial": "random"}, "random"),
