@@ -13,10 +13,10 @@ from msgspec import Meta
 
 import models
 from conf.settings import LARGEST, Count, Line, Name, Positive, Refusal, RequestError, Settings, above, unknown, within, words
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
+from models.backbone.regressor import Regressor
 from models.mixer import SequenceMixer
 from models.ops.cross_entropy import MAX_SOFT_CAP
-from models.regressor import Regressor
 
 WITHOUT_MIXERS = ("models.ops", "models.backends")
 Width = Annotated[int, within(1, 2**20)]

@@ -23,10 +23,10 @@ from pathlib import Path
 import torch
 from omegaconf import OmegaConf
 
-from models.backbone import LanguageModel
+from models.backbone.generation import captured, compile_step, draw, narrow
+from models.backbone.language_model import LanguageModel
 from models.backends import obstacle
 from models.build import Size, build_model, read_model
-from models.generation import captured, compile_step, draw, narrow
 from models.mixer import State
 from suite.request import compose_config
 

@@ -28,7 +28,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
 from models.build import Size, build_model, read_model
 from suite.acceleration import accelerate
 from suite.request import compose_config

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.mesanet import Mesa
+from models.mesa.mixer import Mesa
 from models.ops import mesa
-from tests.models.mesanet_cases import LAYER, B, H, build_layer, draw_x
+from tests.models.mesa.mesanet_cases import LAYER, B, H, build_layer, draw_x
 from tests.models.tolerances import assert_near
 
 

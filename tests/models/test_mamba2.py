@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.mamba2_original import Mamba2
+from models.mamba2 import Mamba2
 from models.ops import ssd
 from suite.optimization import build_optimizer
 from tests.models import built

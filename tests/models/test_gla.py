@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.gla_original import GatedLinearAttention
+from models.gla import GatedLinearAttention
 from tests.models import built
 from tests.models.tolerances import assert_near
 
