@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from suite.environment import git_commit, package_versions
-from suite.foreign import reason_of, say, silence
-from suite.signals import stop_once
+from suite.machine.environment import git_commit, package_versions
+from suite.store.foreign import reason_of, say, silence
+from suite.running.signals import stop_once
 from suite.values import RequestError, unknown
 
 WHAT = {
@@ -106,13 +106,13 @@ def _check_words(arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    from suite.sweep import sweep
+    from suite.running.sweep import sweep
 
     return sweep(arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    from suite.sweep import add_evaluations
+    from suite.running.sweep import add_evaluations
 
     return add_evaluations(arguments)
 
@@ -129,7 +129,7 @@ def report(arguments: Sequence[str]) -> int:
 
     from reports.build import build_report
     from reports.parts import load_frames
-    from suite.request import CONF, compose_config, options
+    from suite.request.overrides import CONF, compose_config, options
 
     names, overrides = _split(arguments)
     if len(names) != 1:
@@ -149,7 +149,7 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def list_names(arguments: Sequence[str]) -> int:
-    from suite.request import compose_config, options
+    from suite.request.overrides import compose_config, options
 
     kinds = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report"}
     names, overrides = _split(arguments)
@@ -175,13 +175,13 @@ def list_names(arguments: Sequence[str]) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    from suite.sweep import print_plan
+    from suite.running.sweep import print_plan
 
     return print_plan(arguments)
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    from suite.doctor import examine
+    from suite.machine.doctor import examine
 
     if arguments:
         raise RequestError(f"doctor takes no arguments, not {' '.join(arguments)!r}")

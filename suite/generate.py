@@ -10,10 +10,10 @@ import torch
 
 from models.generation import generate, narrow
 from models.mesa_layers import mesa_layers, solver_replaced
-from suite.devices import select_device
+from suite.machine.devices import select_device
 from suite.plan import Run
 from suite.ranges import check_values
-from suite.request import RequestError, compose_config, parse, unknown
+from suite.request.overrides import RequestError, compose_config, parse, unknown
 from suite.saved import load_model, saved_run
 from suite.values import between, fit
 from tasks.tokenizer import Tokenizer, load_tokenizer

@@ -20,11 +20,11 @@ from typing import Any
 
 import pandas as pd
 
-from suite.code_state import age
-from suite.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
-from suite.identity import canonical_json, digest
-from suite.status import Status, read_status
-from suite.versions import measured, superseded
+from suite.store.code_state import age
+from suite.store.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
+from suite.request.identity import canonical_json, digest
+from suite.store.status import Status, read_status
+from suite.store.versions import measured, superseded
 from tasks.files import read_regular
 
 SCHEMA = 1
@@ -38,7 +38,7 @@ CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second
 def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
     """One row a run: RUN_COLUMNS, `reason`, `failed_stage` and `failed_step` of its status, every fact, MACHINE_COLUMNS.
 
-    code: whether "today"'s code trained the run, "another" state of it, or one that is "unknown" (see suite.code_state).
+    code: whether "today"'s code trained the run, "another" state of it, or one that is "unknown" (see suite.store.code_state).
 
     run_ids: only these runs; None for all. Raises ValueError when there is none.
     """

@@ -11,14 +11,14 @@ import torch
 from models.backbone import Backbone
 from models.backends import settle
 from models.build import computing_backends
-from suite.cost import Cost
-from suite.foreign import parse_yaml, reason_of
-from suite.identity import group_id, identity, run_id, with_neutral
-from suite.interface import interface_of
+from suite.request.cost import Cost
+from suite.store.foreign import parse_yaml, reason_of
+from suite.request.identity import group_id, identity, run_id, with_neutral
+from suite.compute.interface import interface_of
 from suite.plan import Run, task_of
-from suite.request import RequestError, unknown
-from suite.store import READING, Damaged, RunDirectory
-from suite.train import trained_model
+from suite.request.overrides import RequestError, unknown
+from suite.store.run_directory import READING, Damaged, RunDirectory
+from suite.running.train import trained_model
 from tasks.language import WithoutText
 from tasks.task import Task
 

@@ -21,8 +21,8 @@ import pandas as pd
 import torch
 
 from suite.cli import main as command
-from suite.code_state import TABLE, code_state
-from suite.request import compose_config, options
+from suite.store.code_state import TABLE, code_state
+from suite.request.overrides import compose_config, options
 from suite.results import load_curves
 
 LOSSES = Path(__file__).with_name("golden_losses.json")

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from models.mamba2_original import Mamba2
 from models.ops import ssd
-from suite.optimization import build_optimizer
+from suite.compute.optimization import build_optimizer
 from tests.models.tolerances import assert_near
 
 MIXER = {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from suite.plan import plan, task_of
-from suite.request import RequestError
+from suite.request.overrides import RequestError
 from suite.saved import saved_task
 from tasks.mqar import MQAR
 from tasks.parity import Parity
