@@ -23,7 +23,7 @@ from suite.compute.settings import Compute
 from suite.evaluation import studies
 from suite.evaluation.settings import Asked, Eval
 from suite.evaluation.studies.subject import Subject
-from suite.request.schema import Config
+from suite.request.overrides.schema import Config
 from suite.stage import Stage
 from tasks.task import Measurement, Task
 
