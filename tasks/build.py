@@ -49,6 +49,9 @@ def _classes() -> dict[str, type[Task]]:
 def _declared() -> Iterator[type[Task]]:
     """The classes of all modules here that say a `type` of their own."""
     for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
+        # Benchmarks for lm-eval, which reads them by libraries that take long to import.
+        if module.name.startswith("tasks.offline."):
+            continue
         for each in vars(importlib.import_module(module.name)).values():
             if isinstance(each, type) and issubclass(each, Task) and "type" in vars(each) and not inspect.isabstract(each):
                 yield each

@@ -9,14 +9,12 @@ kernels takes longer than running them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.backbone import Backbone, Block, TrainingForms
+from suite.compute.settings import Compute, Train
 from suite.compute.step import CapturedStep, EagerStep, Step
 
 # A GPU that reaches 200 TFLOP/s is done with this in 5 ms, which is about what the host needs to launch a small model's
@@ -24,11 +22,11 @@ from suite.compute.step import CapturedStep, EagerStep, Step
 SMALL_STEP_FLOPS = 1e12
 
 
-def accelerate(model: Backbone, compute: Mapping[str, Any]) -> None:
+def accelerate(model: Backbone, compute: Compute) -> None:
     """Compiles and checkpoints the parts of a model as `compute` says; for training alone, nothing else is changed."""
     embed, finish = type(model).embed, type(model).finish
-    output = plain = checkpointed_output if compute["activation_checkpointing"] == "blocks" else Block.output
-    if compute["compile"]:
+    output = plain = checkpointed_output if compute.activation_checkpointing == "blocks" else Block.output
+    if compute.compile:
         # What was compiled for earlier models of this process would count against the limit of recompilations.
         torch.compiler.reset()
         embed, output, finish = (torch.compile(form, dynamic=False) for form in (embed, plain, finish))
@@ -46,17 +44,17 @@ def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Te
 def training_step(
     model: Backbone,
     optimizer: torch.optim.Optimizer,
-    settings: Mapping[str, Any],
-    compute: Mapping[str, Any],
+    train: Train,
+    compute: Compute,
     *,
     flops: float,
 ) -> Step:
-    """The step of a model that stands on its device. settings: those of `train`. flops: what a step costs, about.
+    """The step of a model that stands on its device. flops: what a step costs, about.
 
     Raises ValueError for a graph that was asked for and can't be.
     """
-    step = EagerStep(model, optimizer, settings)
-    asked = compute["cuda_graph"]
+    step = EagerStep(model, optimizer, train)
+    asked = compute.cuda_graph
     draws = any(block.mixer.draws for block in model.blocks)
     if asked is True and draws:
         raise ValueError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")

@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from suite.compute.settings import Train
 from models.rglru import BlockDiagonalLinear
 
 
-def build_optimizer(model: nn.Module, train: Mapping[str, Any]) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
     """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
 
     On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
     """
     decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)}
     groups = [
-        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train["weight_decay"]},
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train.weight_decay},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
     device = next(model.parameters()).device
-    settings = {"betas": tuple(train["betas"]), "eps": train["eps"], "fused": True}
+    settings = {"betas": train.betas, "eps": train.eps, "fused": True}
     if device.type == "cpu":
-        return torch.optim.AdamW(groups, lr=train["lr"], **settings)
-    return torch.optim.AdamW(groups, lr=torch.tensor(train["lr"], device=device), **settings)
+        return torch.optim.AdamW(groups, lr=train.lr, **settings)
+    return torch.optim.AdamW(groups, lr=torch.tensor(train.lr, device=device), **settings)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -40,13 +39,13 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-def learning_rate(step: int, train: Mapping[str, Any]) -> float:
+def learning_rate(step: int, train: Train) -> float:
     """Of the step numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
-    warmup, steps, low = train["warmup_steps"], train["steps"], train["final_lr_fraction"]
+    warmup, steps, low = train.warmup_steps, train.steps, train.final_lr_fraction
     if step < warmup:
-        return train["lr"] * (step + 1) / warmup
+        return train.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
-    return train["lr"] * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+    return train.lr * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
 def example_indices(step: int, *, batch_size: int, num_examples: int | None, seed: int) -> list[int]:

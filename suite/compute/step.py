@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from models.backbone import Backbone
+from suite.compute.settings import Train
 from suite.compute.scoring import TrainingInputs, loss
 
 # Before a capture a step is taken so often as it is: kernels are tuned and the optimiser's state is there afterwards.
@@ -25,13 +25,13 @@ class Step(Protocol):
 
 
 class EagerStep:
-    """A Step, operation by operation. settings: those of `train`."""
+    """A Step, operation by operation."""
 
-    def __init__(self, model: Backbone, optimizer: torch.optim.Optimizer, settings: Mapping[str, Any]) -> None:
+    def __init__(self, model: Backbone, optimizer: torch.optim.Optimizer, train: Train) -> None:
         self.model, self.optimizer = model, optimizer
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        self.autocast, self.clip = settings["autocast"] == "bfloat16", settings["gradient_clip"]
+        self.autocast, self.clip = train.autocast == "bfloat16", train.gradient_clip
 
     def __call__(self, inputs: TrainingInputs) -> Tensor:
         there = inputs.map(lambda x: x.to(self.device, non_blocking=True))

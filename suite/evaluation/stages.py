@@ -41,7 +41,7 @@ def studies_by_name() -> dict[str, ModuleType]:
 
 def read_eval(values: Mapping[str, Any]) -> tuple[Eval, dict[str, Settings]]:
     """The settings in conf/eval: what all evaluations share, and by study its own. Raises RequestError."""
-    kinds = {name: module.Settings for name, module in studies_by_name().items() if fields(module.Settings)}
+    kinds = {name: getattr(module, "Settings", Settings) for name, module in studies_by_name().items()}
     owner = {field: name for name, kind in kinds.items() for field in fields(kind)}
     known = {*fields(Eval), *owner}
     for key in values:
@@ -52,8 +52,8 @@ def read_eval(values: Mapping[str, Any]) -> tuple[Eval, dict[str, Settings]]:
         if name not in stage_names():
             raise unknown("evaluation in eval.stages", name, stage_names())
     own = {
-        name: module.Settings.read({key: value for key, value in values.items() if owner.get(key) == name}, "eval")
-        for name, module in studies_by_name().items()
+        name: kind.read({key: value for key, value in values.items() if owner.get(key) == name}, "eval")
+        for name, kind in kinds.items()
         if name in shared.stages or any(owner.get(key) == name for key in values)
     }
     return shared, own
@@ -115,13 +115,17 @@ def _of_benchmarks(shared: Eval, task: Task) -> Planned:
     from suite.evaluation.lm_eval import check_shots
     from suite.evaluation.lm_eval_names import task_versions
 
-    versions = task_versions(shared.tasks or "", shared.include_path)
+    versions = task_versions(_listed(shared.tasks), shared.include_path)
     for name, version in versions.items():
         check_shots(name, version, shared.include_path, shared.num_fewshot, shared.fewshot_seed)
     options = {"include_path": shared.include_path, "batch_size": shared.batch_size}
     asked = {key: getattr(shared, key) for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
     for name, version in versions.items():
         yield {"tasks": name, "version": version, **asked}, options
+
+
+def _listed(tasks: tuple[str, ...] | str) -> list[str] | str:
+    return tasks if isinstance(tasks, str) else list(tasks)
 
 
 def evaluate(stage: Stage, subject: Subject, *, batch_size: int) -> Sequence[Measurement]:

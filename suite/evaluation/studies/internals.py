@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced_with_spectrum
 from suite.evaluation.studies.rows import placed, places, row
 from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Subject
-from tasks.task import Measurement, Task
+from tasks.task import Measurement
 
 # Metric: its name in an observation.
 MEANS = {
@@ -24,9 +25,9 @@ MEANS = {
 }
 
 
-def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
+def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage, for a model with Mesa layers."""
-    return [] if own_mesa(config["model"]) is None else [{}]
+    return [] if own_mesa(asked.config.model) is None else [{}]
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from models.ops import mesa
-from models.ops.solvers import Solver, build_solver
+from models.ops.solvers import Solver, SolverSettings, build_solver
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Subject
 from tasks.in_context_regression import InContextRegression
@@ -26,12 +27,12 @@ from tasks.task import Batch, Measurement, Task
 DECAYS = tuple(1.0 - 0.02 * i for i in range(13))
 
 
-def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
+def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage on in-context regression, for a model with Mesa layers, whose solver, chunks and floor of Lambda it takes."""
-    own = own_mesa(config["model"])
-    if own is None or not isinstance(task, InContextRegression):
+    own = own_mesa(asked.config.model)
+    if own is None or not isinstance(asked.task, InContextRegression):
         return []
-    return [{"solver": dict(own["solver"]), "chunk_size": own["chunk_size"], "floor": own["regularizer_floor"]}]
+    return [{"solver": own.solver.plain(), "chunk_size": own.chunk_size, "floor": own.regularizer_floor}]
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     there; forgetting_error, of one that is not told; floored_error, of one that is not told and whose Lambda is not below
     what the layer permits. Then the gammas, operator_decay, forgetting_decay and floored_decay.
     """
-    task, solver = subject.task, build_solver(settings["solver"])
+    task, solver = subject.task, build_solver(SolverSettings.read(settings["solver"]))
     splits = ("validation", "test")
     validation, test = (subject.on_device(task.batch(split, range(task.num_examples(split)))) for split in splits)
     best_lambda = task.regularizer

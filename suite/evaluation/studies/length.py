@@ -9,40 +9,45 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf import settings
 from models.mesanet import Mesa
 from models.mixer import State
 from suite.compute.scoring import score_features
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import Observations, joined, observed, traced, traced_with_spectrum
 from suite.evaluation.studies.rows import Place, mean_of_layers, nll_row, placed, places, row
-from suite.evaluation.studies.subject import TOKENS_AT_ONCE, Subject, resized
-from tasks.language import Language
+from suite.evaluation.studies.subject import TOKENS_AT_ONCE, Subject
 from tasks.task import IGNORE, Batch, Measurement, Task
 
 # The eigenvalues take longer than all else: they are computed of one in so many sequences.
 SPECTRUM_EVERY = 4
 
 
-def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """One stage a factor of eval.length_factors, for language. Raises ValueError where the text has no such sequence."""
-    factors = config["eval"]["length_factors"]
-    if not (factors and isinstance(task, Language)):
+class Settings(settings.Settings, kw_only=True):
+    """length_factors: sequences of so many times the training length, a stage a factor."""
+
+    length_factors: tuple[settings.Count, ...]
+
+
+def planned(asked: Asked) -> list[dict[str, Any]]:
+    """One stage a factor of eval.length_factors, for a task of any length. Raises ValueError where the data has none so long."""
+    factors, window = asked.own.length_factors, math.lcm(*asked.own.length_factors)
+    if not factors or asked.task.resized(seq_len=window * asked.task.seq_len, examples=1) is None:
         return []
-    window = math.lcm(*factors)
-    resized(config, task, seq_len=window * task.seq_len, examples=1)
     return [{"length_factor": factor, "window": window} for factor in factors]
 
 
 @torch.no_grad()
-def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
+def measure(subject: Subject, wanted: Mapping[str, Any]) -> list[Measurement]:
     """Overall and by range of positions: nll, perplexity, and of a model with Mesa layers solver_steps and condition.
 
     The text is that of windows of `window` times the training length, cut into sequences of `length_factor` times; so it
     is the same for every factor, and the values of the examples, one a window, can be compared in pairs.
     condition: the median, of one sequence in SPECTRUM_EVERY.
     """
-    factor, trained = settings["length_factor"], subject.task.seq_len
-    longest = settings["window"] * trained
-    windows = resized(subject.config, subject.task, seq_len=longest, examples=max(1, settings["tokens"] // longest))
+    factor, trained = wanted["length_factor"], subject.task.seq_len
+    longest = wanted["window"] * trained
+    windows = subject.task.resized(seq_len=longest, examples=max(1, wanted["tokens"] // longest))
     count, size = windows.num_examples("validation"), max(1, TOKENS_AT_ONCE // longest)
     losses, asked = [], []
     with observed(subject.model, _observe) as seen:
@@ -66,7 +71,7 @@ def _observe(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None)
     return {"steps": traced(mixer, x, state, starts)["steps"], "condition": with_spectrum["condition"]}
 
 
-def _cut(task: Language, batch: Batch, length: int) -> Batch:
+def _cut(task: Task, batch: Batch, length: int) -> Batch:
     """The text of a batch in sequences of `length` tokens, each an example of its own that begins with BOS."""
     bos = task.tokenizer.bos
     text = torch.where(batch.asked, batch.targets, bos).view(-1, length)

@@ -12,30 +12,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from conf import settings
 from models.mesanet import Mesa
 from models.mixer import State
 from suite.compute.scoring import score, score_features
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.exact import read_out, readout_error
 from suite.evaluation.studies.layers import joined, observed, traced_with_spectrum
 from suite.evaluation.studies.rows import mean_row, nll_row, placed, row
 from suite.evaluation.studies.settings import own_mesa
-from suite.evaluation.studies.subject import Sample, Subject, resized
-from tasks.language import Language
+from suite.evaluation.studies.subject import Sample, Subject
 from tasks.task import Batch, Measurement, Task
 
 
-def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """One stage an entry of eval.run_lengths, for language. Raises ValueError where the text has no sequence for a run."""
-    if own_mesa(config["model"]) is None or not isinstance(task, Language):
+class Settings(settings.Settings, kw_only=True):
+    """run_lengths: one token repeated so often, a stage a length."""
+
+    run_lengths: tuple[settings.Natural, ...]
+
+
+def planned(asked: Asked) -> list[dict[str, Any]]:
+    """One stage an entry of eval.run_lengths, for a task of text. Raises ValueError where the text has no sequence for a run."""
+    if own_mesa(asked.config.model) is None or asked.task.tokenizer is None:
         return []
-    lengths = config["eval"]["run_lengths"]
-    for length in lengths:
-        resized(config, task, seq_len=_seq_len(task, length), examples=1)
-    return [{"run_length": length} for length in lengths]
+    for length in asked.own.run_lengths:
+        asked.task.resized(seq_len=_seq_len(asked.task, length), examples=1)
+    return [{"run_length": length} for length in asked.own.run_lengths]
 
 
 @torch.no_grad()
-def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
+def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     """What becomes of held-out text in which one token takes the place of `run_length` others.
 
     The run begins at a third of the training length. A run after which less than another third is left makes the
@@ -43,9 +49,9 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     positions where nothing was replaced. From the run on: readout_error, its mean and readout_error_worst, the largest;
     the largest condition number and read-out; the mean of solver_steps; finite, the share of the logits that are.
     """
-    run_length, start = settings["run_length"], subject.task.seq_len // 3
+    run_length, start = asked["run_length"], subject.task.seq_len // 3
     seq_len = _seq_len(subject.task, run_length)
-    task = resized(subject.config, subject.task, seq_len=seq_len, examples=max(1, settings["tokens"] // seq_len))
+    task = subject.task.resized(seq_len=seq_len, examples=max(1, asked["tokens"] // seq_len))
     sample = Sample(task, "validation", task.num_examples("validation"))
     # Of the run's own examples, so that it is the same token for every run length.
     every = Sample(subject.task, "validation", subject.task.num_examples("validation"))
@@ -92,13 +98,13 @@ def _observe(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None)
     return {"steps": seen["steps"], "condition": seen["condition"], "error": readout_error(inputs), "readout": readout}
 
 
-def _seq_len(task: Language, run_length: int) -> int:
+def _seq_len(task: Task, run_length: int) -> int:
     """The fewest times the training length in which the run has a third of the training length before and after it."""
     needed = run_length + 2 * (task.seq_len // 3)
     return task.seq_len * math.ceil(needed / task.seq_len)
 
 
-def _with_run(task: Language, batch: Batch, token: int, start: int, run_length: int) -> Batch:
+def _with_run(task: Task, batch: Batch, token: int, start: int, run_length: int) -> Batch:
     """The batch with `token` at the run's positions of the text, which is what targets say and inputs repeat one later."""
     tokens, targets = batch.tokens.clone(), batch.targets.clone()
     targets[:, start : start + run_length] = token
@@ -106,7 +112,7 @@ def _with_run(task: Language, batch: Batch, token: int, start: int, run_length: 
     return Batch(tokens, targets, None if batch.starts is None else tokens == task.tokenizer.bos)
 
 
-def commonest_space(task: Language, batches: Iterable[Batch]) -> int:
+def commonest_space(task: Task, batches: Iterable[Batch]) -> int:
     """The id that occurs most often in these batches among those whose text is white space; of all, if none is.
 
     For bytes it is the blank.

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from suite.evaluation.studies.layers import Observations
 from suite.evaluation.studies.subject import Sample
-from tasks.language import Language
 from tasks.positions import position_bands
 from tasks.task import Measurement, Scored, Task
 
@@ -57,8 +56,8 @@ def placed(rows: Iterable[Measurement], place: Mapping[str, Any], task: Task) ->
 
 
 def score_rows(sample: Sample, scored: Sequence[Scored]) -> list[Measurement]:
-    """The task's scores, and those of language by range of positions."""
+    """The task's scores, and where it has others by position, those by range of positions."""
     rows = sample.task.measure(sample.split, scored)
-    if isinstance(sample.task, Language):
+    if sample.task.measures_positions:
         rows += [each for each in sample.task.measure_positions(sample.split, scored) if "position_low" in each.slice]
     return rows

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from models.build import mixer_class
-from models.mesanet import Mesa
-from suite.request.overrides import unknown
+from conf.settings import Settings
+from models.build import Model
+from models.mesa.mixer import Mesa
+from models.ops.solvers import SolverSettings
 
 
-def own_mesa(model: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The first Mesa mixer in the pattern of a model's configuration; None for a model without."""
-    mixers = (model[name] for name in model["pattern"])
-    return next((mixer for mixer in mixers if issubclass(mixer_class(mixer["type"]), Mesa)), None)
+def own_mesa(model: Model) -> Mesa.Settings | None:
+    """The settings of the first Mesa mixer in a model's pattern; None for a model without."""
+    return next((mixer for mixer in model.mixers if isinstance(mixer, Mesa.Settings)), None)
 
 
-def merged(key: str, own: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """An entry of the list `key` laid over the settings of the model's own solver (and decoder).
-
-    Raises RequestError for a setting that these do not have; the values are of their types already.
-    """
-    for name in entry:
-        if name not in own:
-            raise unknown(f"setting in {key}", name, own)
-    return {**own, **entry}
+def solver_of(own: SolverSettings, entry: Settings) -> dict[str, Any]:
+    """The settings of a model's own solver with an entry of eval.solvers laid over them. Raises RequestError."""
+    return own.replace(entry.plain()).plain()

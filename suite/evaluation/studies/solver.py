@@ -7,35 +7,40 @@ from typing import Any
 
 import torch
 
+from conf import settings
 from models.mesa_layers import solver_replaced
-from models.ops.solvers import build_solver
+from models.ops.solvers import SolverSettings
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced
 from suite.evaluation.studies.rows import mean_of_layers, mean_row, placed, score_rows
-from suite.evaluation.studies.settings import merged, own_mesa
+from suite.evaluation.studies.settings import own_mesa, solver_of
 from suite.evaluation.studies.subject import Sample, Subject
 from suite.evaluation.studies.timing import TIMED_REPEATS, TIMED_TOKENS, alternate
-from tasks.task import Measurement, Task
+from tasks.task import Measurement
+
+SolverChange = settings.partial("SolverChange", SolverSettings, __name__)
 
 
-def planned(config: Mapping[str, Any], task: Task) -> list[dict[str, Any]]:
-    """One stage an entry of eval.solvers. Raises ValueError for an entry that makes no solver."""
-    mixer = own_mesa(config["model"])
-    if mixer is None:
-        return []
-    solvers = [merged("eval.solvers", mixer["solver"], entry) for entry in config["eval"]["solvers"]]
-    for solver in solvers:
-        build_solver(solver)
-    return [{"solver": solver} for solver in solvers]
+class Settings(settings.Settings, kw_only=True):
+    """solvers: settings laid over the model's own solver, a stage an entry; an empty one is the model's own."""
+
+    solvers: tuple[SolverChange, ...]
+
+
+def planned(asked: Asked) -> list[dict[str, Any]]:
+    """One stage an entry of eval.solvers. Raises RequestError for an entry that makes no solver."""
+    mixer = own_mesa(asked.config.model)
+    return [] if mixer is None else [{"solver": solver_of(mixer.solver, entry)} for entry in asked.own.solvers]
 
 
 @torch.no_grad()
-def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
+def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     """The task's scores with this solver in every Mesa layer, and what it spends.
 
     solver_steps, solver_chunk_steps (each token counts the most of its chunk) and solver_residual: means over tokens,
     heads and layers. relative_time: of a forward pass, to one with the model's own solver.
     """
-    solver, sample = settings["solver"], subject.sample(settings["tokens"])
+    solver, sample = asked["solver"], subject.sample(asked["tokens"])
     with solver_replaced(subject.model, solver):
         scored, layers = score_and_observe(subject, sample, traced)
     rows = score_rows(sample, scored)

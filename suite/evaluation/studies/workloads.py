@@ -15,7 +15,7 @@ from models.mesa_layers import mesa_layers
 from models.mixer import SequenceMixer
 from suite.compute.acceleration import accelerate, training_step
 from suite.request.cost import product_dtype
-from suite.compute.optimization import build_optimizer
+from suite.compute.optimization import build_optimizer, set_learning_rate
 from suite.compute.scoring import TrainingInputs, loss, training_inputs
 from suite.evaluation.studies.roofline import total_bytes
 from suite.evaluation.studies.subject import Subject
@@ -45,7 +45,7 @@ class Cell:
     @property
     def dtype(self) -> torch.dtype:
         """Of the matrix products."""
-        return product_dtype(self.subject.config["train"]["autocast"])
+        return product_dtype(self.subject.config.train.autocast)
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.subject.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
@@ -106,7 +106,7 @@ def layer_backward(cell: Cell) -> Work:
 
 def _layers(cell: Cell) -> list[SequenceMixer]:
     """One mixer of each kind that the blocks take in turn; a layer's time is their mean."""
-    return [block.mixer for block in cell.model.blocks[: len(cell.subject.config["model"]["pattern"])]]
+    return [block.mixer for block in cell.model.blocks[: len(cell.subject.config.model.pattern)]]
 
 
 def _layer_input(cell: Cell) -> Tensor:
@@ -151,10 +151,12 @@ def model_backward(cell: Cell) -> Work:
 
 def whole_training_step(cell: Cell) -> Work:
     """With clipping and the optimiser, as a run trains, at a learning rate of 0."""
-    config, model, inputs = cell.subject.config, _trained(cell), cell.inputs()
-    settings = {**config["train"], "lr": 0.0}
+    model, inputs = _trained(cell), cell.inputs()
     flops = TRAINING_FLOPS * cell.tokens * flops_per_token(cell)
-    step = training_step(model, build_optimizer(model, settings), settings, config["compute"], flops=flops)
+    train = cell.subject.config.train
+    optimizer = build_optimizer(model, train)
+    set_learning_rate(optimizer, 0.0)
+    step = training_step(model, optimizer, train, cell.subject.compute, flops=flops)
     weights = weight_bytes([model])
     # Besides, the optimiser reads the gradients, and reads and writes the weights and two moments.
     return Work(lambda: step(inputs), flops, 10 * weights + 2 * cell.batch_bytes, aside_bytes=weights)
@@ -163,7 +165,7 @@ def whole_training_step(cell: Cell) -> Work:
 def _trained(cell: Cell) -> Backbone:
     """A copy of the model for training, compiled and checkpointed as `compute` says."""
     model = copy.deepcopy(cell.model).train()
-    accelerate(model, cell.subject.config["compute"])
+    accelerate(model, cell.subject.compute)
     return model
 
 
