@@ -21,8 +21,10 @@ from tasks.tokenizer import Tokenizer, load_tokenizer
 # What is asked when nothing is said; the other keys are those of every configuration. solver_steps: of the Mesa layers.
 ASKED: dict[str, Any] = {"run": None, "prompt": "", "tokens": 100, "temperature": 1.0, "top_k": None, "solver_steps": None}
 NUMBERS = {
-    "tokens": between(int, 1, 2**31 - 1), "temperature": between(float, 0, 1e38),
-    "top_k": between(int, 1, 2**31 - 1) | None, "solver_steps": between(int, 0, 2**31 - 1) | None,
+    "tokens": between(int, 1, 2**31 - 1),
+    "temperature": between(float, 0, 1e38),
+    "top_k": between(int, 1, 2**31 - 1) | None,
+    "solver_steps": between(int, 0, 2**31 - 1) | None,
 }
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
 
