@@ -17,12 +17,12 @@ from suite.compute.interface import Interface
 from suite.compute.settings import Compute
 from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
-from suite.request.overrides.compose import Composer, compose_one
+from suite.request.compose import Composer, compose_one
 from suite.request.cost import Cost, model_cost
 from suite.request.identity import flat_settings, group_id, identity, run_id
 from suite.request.match import match
 from suite.request.overrides import Request, read_request, values
-from suite.request.overrides.schema import Composed, Config, Paths
+from suite.request.schema import Composed, Config, Paths
 from suite.stage import Stage
 from tasks.build import build_task
 from tasks.task import Task

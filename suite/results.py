@@ -20,9 +20,9 @@ from typing import Any
 
 import pandas as pd
 
+from suite.canonical import canonical_json, digest
 from suite.store.code_state import age
 from suite.store.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
-from suite.request.identity import canonical_json, digest
 from suite.store.status import Status, read_status
 from suite.store.versions import measured, superseded
 from tasks.files import read_regular

@@ -14,10 +14,10 @@ from models.backends import settle
 from models.build import computing_backends
 from suite.compute.interface import build_backbone, interface_of
 from suite.plan import Run, task_of
-from suite.request.overrides.compose import compose_one
+from suite.request.compose import compose_one
 from suite.request.cost import Cost
 from suite.request.identity import group_id, identity, run_id
-from suite.request.overrides.schema import Composed, saved_config
+from suite.request.schema import Composed, saved_config
 from suite.stage import TRAINING
 from suite.store.checkpoint import load_final
 from suite.store.foreign import parse_yaml, reason_of

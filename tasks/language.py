@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 import conf.settings
-from conf.settings import Count, Name, Refusal, UserPath, UserPaths, between
+from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, between
 from tasks.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.ngram import trigram_bits, unigram_bits
 from tasks.positions import position_bands
@@ -30,11 +30,11 @@ class DataSettings(conf.settings.Settings, kw_only=True):
     None for bytes. validation_fraction: of the characters. cache: a folder.
     """
 
-    name: Name
-    path: UserPaths | None
-    tokenizer: UserPath | None
+    name: Annotated[Name, OUTSIDE]
+    path: Annotated[UserPaths | None, OUTSIDE]
+    tokenizer: Annotated[UserPath | None, OUTSIDE]
     validation_fraction: Annotated[float, between(0, 1)]
-    cache: UserPath
+    cache: Annotated[UserPath, OUTSIDE]
 
     def __post_init__(self) -> None:
         stdlib = self.name == "stdlib"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from suite.compute.settings import Train
 from models.rglru import BlockDiagonalLinear
+from suite.compute.settings import Train
 
 
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from suite.compute.settings import Train
 from suite.compute.scoring import TrainingInputs, loss
+from suite.compute.settings import Train
 
 # Before a capture a step is taken so often as it is: kernels are tuned and the optimiser's state is there afterwards.
 WARM_UP_STEPS = 3

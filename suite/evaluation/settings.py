@@ -7,7 +7,7 @@ from typing import Annotated
 
 from conf.settings import Count, Settings, UserPath, within
 from suite.compute.settings import Compute, Seed
-from suite.request.overrides.schema import Config
+from suite.request.schema import Config
 from tasks.task import Task
 
 

@@ -13,17 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from conf.settings import Settings, fields, unknown
-from models.backbone import Backbone
-from models.mesa.layers import mesa_layers
+from models.mesa_layers import mesa_layers
 from suite.compute.scoring import score_split, to_device
 from suite.compute.settings import Compute
 from suite.evaluation import studies
 from suite.evaluation.settings import Asked, Eval
 from suite.evaluation.studies.subject import Subject
-from suite.request.overrides.schema import Config
+from suite.request.schema import Config
 from suite.stage import Stage
 from tasks.task import Measurement, Task
 
@@ -159,9 +156,7 @@ def _test(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, A
     return [*task.measure("test", scored), *task.references("test", reach=model.reach)]
 
 
-def _lm_eval(
-    subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int
-) -> Sequence[Measurement]:
+def _lm_eval(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> Sequence[Measurement]:
     from suite.evaluation.lm_eval import evaluate_benchmarks
     from suite.evaluation.lm_eval_names import task_versions
 

@@ -39,7 +39,7 @@ def package_versions() -> dict[str, str | None]:
 
 def git_commit() -> str | None:
     """The commit of this checkout, with "+" where files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     # An installed package may lie within a checkout of something else.
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""What a CUDA machine is found to do, by doing it: python -m suite.machine.probes NAME tries one thing and fails if it does not work.
+"""What a CUDA machine is found to do, by doing it: python -m suite.machine.probes NAME tries one thing, or fails.
 
 `probe_all` runs each in a process of its own, so that one which crashes or hangs says nothing of the others.
 """
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from models.backends import obstacle
 from models.ops import decayed_linear_attention, rglru, ssd
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Form = Callable[..., tuple[Tensor, Tensor]]
 
 

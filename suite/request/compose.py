@@ -23,7 +23,7 @@ from conf.settings import RequestError, Settings, fields, flat, home, near, text
 from models.build import Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import CONF, Assignment, assignment, groups, options
-from suite.request.overrides.schema import Chosen, Composed, Config, Experiment, Match, Paths
+from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
 from tasks.build import read_task
 from tasks.language import DataSettings
 

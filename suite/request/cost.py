@@ -9,7 +9,7 @@ import torch
 
 from models.build import Model, Size
 from suite.compute.interface import Interface, build_backbone
-from suite.request.overrides.schema import Config
+from suite.request.schema import Config
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from conf.settings import flat, text
 from suite.canonical import digest
-from suite.request.overrides.schema import Config
+from suite.request.schema import Config
 
 SCHEMA = 1
 

@@ -12,7 +12,7 @@ from conf.settings import RequestError
 from models.build import Size
 from suite.compute.interface import Interface
 from suite.request.cost import Cost, model_cost
-from suite.request.overrides.schema import Composed
+from suite.request.schema import Composed
 
 # From WIDE on a width is a multiple of ALIGNED, which moves no budget by more than 0.4 %: a GPU is several times slower at
 # products of bfloat16 rows that do not begin at 16 bytes, and an arm would be slow for how it was matched. Narrower widths

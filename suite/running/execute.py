@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import traceback
 from collections.abc import Callable, Sequence
@@ -11,21 +10,27 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
+import yaml
 
 from models.backbone import Backbone
-from suite.store.checkpoint import FINAL, remove_checkpoints
+from suite.evaluation.stages import evaluate
+from suite.evaluation.studies.subject import Subject
 from suite.machine.devices import select_device
-from suite.evaluation.stages import Evaluation, evaluate
-from suite.store.foreign import reason_of
-from suite.running.health import Diverged
-from suite.store.lock import Locked, Superseded
 from suite.plan import Run, task_of
-from suite.saved import saved_task
-from suite.store.status import Status
+from suite.request.identity import flat_settings
+from suite.running.health import Diverged
+from suite.running.train import Pulse, train
+from suite.saved import saved_task, trained_model
+from suite.stage import TRAINING, Stage
+from suite.store.checkpoint import FINAL, remove_checkpoints
+from suite.store.code_state import recorded
+from suite.store.foreign import reason_of
+from suite.store.lock import Locked, Superseded
 from suite.store.run_directory import Damaged, RunDirectory
-from suite.running.train import Pulse, train, trained_model
+from suite.store.status import Status
 
 FAILED = ("diverged", "out_of_memory", "error")
 TRACEBACKS = "tracebacks.log"
@@ -60,10 +65,10 @@ class Command:
 Listener = Callable[[Event], None]
 
 
-def missing_stages(run: Run, directory: RunDirectory) -> list[Evaluation | None]:
-    """What is not there, or not whole, of a run; None stands for training."""
+def missing_stages(run: Run, directory: RunDirectory) -> list[Stage]:
+    """The stages of a run that are not there, or not whole."""
     missing = []
-    for stage in (None, *run.evaluations):
+    for stage in (TRAINING, *run.stages):
         with contextlib.suppress(Damaged):
             if directory.read_stage(stage) is not None:
                 continue
@@ -84,14 +89,14 @@ class Recorder(AbstractContextManager):
     An error stops here, so that what stands beside the stage goes on; an interruption and the loss of the run do not.
     """
 
-    def __init__(self, work: Work, stage: Evaluation | None) -> None:
+    def __init__(self, work: Work, stage: Stage) -> None:
         self.work, self.stage, self.is_made = work, stage, False
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
         self.is_made = error is None
         if error is None or isinstance(error, Superseded):
             return False
-        work, name = self.work, stage_name(self.stage)
+        work, name = self.work, self.stage.title
         if not isinstance(error, Exception | SystemExit):
             work.write_status("interrupted", reason=type(error).__name__, stage=name)
             return False
@@ -99,17 +104,17 @@ class Recorder(AbstractContextManager):
         reason = str(error) if isinstance(error, Diverged | Damaged) else reason_of(error)
         if isinstance(error, Damaged):
             reason += f"; it is made again by: {work.directory.command()}"
-        if self.stage is None:
+        if self.stage == TRAINING:
             step = error.step if isinstance(error, Diverged) else None
             work.write_status(status, reason=reason, stage=name, step=step)
         else:
             failure = {"title": name, "status": status, "reason": reason, "attempt": work.command.token}
-            work.failures[Path(self.stage.file_name).stem] = failure
+            work.failures[self.stage.stem] = failure
         if status == "error" and not isinstance(error, OSError | Damaged):
             with contextlib.suppress(OSError):
                 work.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
                 reason += f" (its traceback is in {work.directory.path / TRACEBACKS})"
-        work.say("failed" if self.stage is None else "note", f"{name}: {status}, {reason}")
+        work.say("failed" if self.stage == TRAINING else "note", f"{name}: {status}, {reason}")
         return True
 
 
@@ -121,11 +126,10 @@ def _kind(error: BaseException) -> str:
     return "out_of_memory" if allocator or isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
 
 
-def stage_name(stage: Evaluation | None) -> str:
-    """What a stage is called for people: training, an evaluation, or one of benchmarks with the name of its task."""
-    if stage is None:
-        return "train"
-    return " ".join([stage.name, *([tasks] if (tasks := json.loads(stage.settings).get("tasks")) else [])])
+def _about(run: Run) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """What a run's folder says of it: names, configuration, and the state of the code."""
+    names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
+    return names, yaml.safe_dump(run.written, sort_keys=False, allow_unicode=True).encode(), recorded(run.config)
 
 
 class Work:
@@ -135,7 +139,7 @@ class Work:
         self.run, self.directory, self.command, self.listener = run, directory, command, listener
         self.before = directory.status()
         self.failures = dict(self.before.failures)
-        self.remade: set[Evaluation] = set()
+        self.remade: set[Stage] = set()
         self._model: Backbone | None = None
 
     def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
@@ -146,35 +150,35 @@ class Work:
 
     def do(self) -> None:
         """All that is left of the run. Raises KeyboardInterrupt, Superseded, and OSError where the store can't be written."""
-        self.directory.begin(self.run)
+        self.directory.begin(*_about(self.run))
         left = self._left()
-        if None in left and self._is_given_up():
+        if TRAINING in left and self._is_given_up():
             self.say("failed", f"{self.before.status}: {self.before.reason}")
             return
-        torch.set_num_threads(self.run.config["compute"]["threads"])
+        torch.set_num_threads(self.run.compute.threads)
         for stage in left:
-            if not self._attempt(stage) and stage is None:
+            if not self._attempt(stage) and stage == TRAINING:
                 return
         self._settle(is_new=bool(left))
 
-    def _left(self) -> list[Evaluation | None]:
+    def _left(self) -> list[Stage]:
         """The stages to be made, training first; what is not whole is said and set aside."""
-        left = [stage for stage in (None, *self.run.evaluations) if self._is_left(stage)]
-        trained = self.run.config["train"]["steps"] > 0
-        if left and None not in left and trained and self.command.trains and not self._has_weights():
-            left.insert(0, None)
+        left = [stage for stage in (TRAINING, *self.run.stages) if self._is_left(stage)]
+        trained = self.run.config.train.steps > 0
+        if left and TRAINING not in left and trained and self.command.trains and not self._has_weights():
+            left.insert(0, TRAINING)
         return left
 
-    def _is_left(self, stage: Evaluation | None) -> bool:
+    def _is_left(self, stage: Stage) -> bool:
         try:
             made = self.directory.read_stage(stage)
         except Damaged as error:
             self.say("note", f"{error}; it is made again")
             self.directory.set_aside(self.directory.stage_file(stage))
             made = None
-        if stage is None:
+        if stage == TRAINING:
             return made is None
-        failure = self.failures.get(Path(stage.file_name).stem, {})
+        failure = self.failures.get(stage.stem, {})
         if failure.get("attempt") == self.command.token:
             return False
         left = made is None or (self.command.force and made.get("attempt") != self.command.token)
@@ -189,7 +193,7 @@ class Work:
             self.model()
         except Damaged as error:
             self.say("note", f"{error}; the run is trained again")
-            for path in (self.directory.checkpoints / FINAL, self.directory.stage_file(None)):
+            for path in (self.directory.checkpoints / FINAL, self.directory.stage_file(TRAINING)):
                 self.directory.set_aside(path)
             return False
         return True
@@ -199,16 +203,17 @@ class Work:
         failed = self.before.status in FAILED and self.before.stage in ("train", "")
         return self.before.status == "diverged" or (failed and self.before.attempt == self.command.token)
 
-    def _attempt(self, stage: Evaluation | None) -> bool:
+    def _attempt(self, stage: Stage) -> bool:
         """Makes a stage; whether that went well."""
-        self.write_status("running", stage=stage_name(stage))
-        self.say("started" if stage is None else "stage", stage_name(stage))
+        self.write_status("running", stage=stage.title)
+        self.say("started" if stage == TRAINING else "stage", stage.title)
         with Recorder(self, stage) as recorder:
-            if stage is None:
+            if stage == TRAINING:
                 self._train()
             else:
-                device = select_device(self.run.config["compute"]["device"])
-                measured = evaluate(stage, self.model(), saved_task(self.run), self.run.config, batch_size=64, device=device)
+                device = select_device(self.run.compute.device)
+                subject = Subject(self.model(), saved_task(self.run), self.run.config, self.run.compute, device)
+                measured = evaluate(stage, subject, batch_size=64)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
                 self.directory.write_stage(stage, measured, attempt=self.command.token)
@@ -217,25 +222,25 @@ class Work:
     def _train(self) -> None:
         measured = train(
             self.run,
-            task_of(self.run.config),
+            task_of(self.run.config.task, self.run.config.seed),
             self.directory,
-            device=select_device(self.run.config["compute"]["device"]),
+            device=select_device(self.run.compute.device),
             on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
             on_note=lambda text: self.say("note", text),
         )
-        self.directory.write_stage(None, measured, attempt=self.command.token)
+        self.directory.write_stage(TRAINING, measured, attempt=self.command.token)
         remove_checkpoints(self.directory)
 
     def model(self) -> Backbone:
         """The trained model; one serves all stages, since none of them leaves it changed. Raises Damaged."""
         if self._model is None:
-            self._model = trained_model(self.run, self.directory, select_device(self.run.config["compute"]["device"]))
+            self._model = trained_model(self.run, self.directory, select_device(self.run.compute.device))
         return self._model
 
     def _settle(self, *, is_new: bool) -> None:
         """Says how the run ended, and tidies what a kill after its last stage left."""
-        missing = {Path(stage.file_name).stem for stage in missing_stages(self.run, self.directory) if stage is not None}
-        asked = {Path(stage.file_name).stem for stage in self.run.evaluations}
+        missing = {stage.stem for stage in missing_stages(self.run, self.directory)}
+        asked = {stage.stem for stage in self.run.stages}
         self.failures = {stem: failure for stem, failure in self.failures.items() if stem in missing or stem not in asked}
         if is_new or (self.before.status, dict(self.before.failures)) != ("done", self.failures):
             self.write_status("done")

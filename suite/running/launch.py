@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from conf.settings import RequestError
+from suite.request.overrides import CONF, Request, is_hydra, quoted
 from suite.store.foreign import say
-from suite.request.overrides import CONF, RequestError, is_hydra, parse, quoted
 
 # Hydra launches and owns nothing else: no log files, no folders, no change of directory.
 QUIET = (
@@ -26,12 +27,12 @@ QUIET = (
 )
 
 
-def launcher_of(arguments: Sequence[str]) -> Callable[[Sequence[Sequence[str]]], None] | None:
+def launcher_of(request: Request) -> Callable[[Sequence[Sequence[str]]], None] | None:
     """What runs cells as hydra/launcher=NAME asks for, and waits for all of them; None when nothing is asked.
 
     Raises RequestError for a launcher that is not installed.
     """
-    hydra_overrides = [override.input_line for override in parse(arguments) if is_hydra(override)]
+    hydra_overrides = [override.input_line for override in request.overrides if is_hydra(override)]
     if not hydra_overrides:
         return None
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
@@ -66,7 +67,7 @@ def _job(config: DictConfig) -> None:
     # The launcher brings its own Hydra along, and planning composes anew.
     GlobalHydra.instance().clear()
     runs = plan(list(config.cell))
-    train_all(runs, Path(runs[0].config["paths"]["results"]))
+    train_all(runs, Path(runs[0].paths.results))
 
 
 def _as_override(cell: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from suite.machine.devices import count_cores, select_device
-from suite.running.execute import Command, Event, Listener, execute_all
 from suite.plan import Run
+from suite.running.execute import Command, Event, Listener, execute_all
 from suite.running.signals import stop_once
 
 PR_SET_PDEATHSIG = 1
@@ -26,12 +26,12 @@ PR_SET_PDEATHSIG = 1
 
 def count_jobs(runs: Sequence[Run]) -> int:
     """How many workers a request gets: `compute.jobs`, or one a core (GPU), but no more than there are runs."""
-    compute = runs[0].config["compute"]
-    if compute["jobs"] != "auto":
-        return min(compute["jobs"], len(runs))
-    if select_device(compute["device"]).type == "cuda":
+    compute = runs[0].compute
+    if compute.jobs != "auto":
+        return min(compute.jobs, len(runs))
+    if select_device(compute.device).type == "cuda":
         return min(_count_gpus(), len(runs))
-    return max(1, min(count_cores() // compute["threads"], len(runs)))
+    return max(1, min(count_cores() // compute.threads, len(runs)))
 
 
 def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:

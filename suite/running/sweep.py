@@ -15,24 +15,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from conf.settings import RequestError
 from models.backends import obstacle
-from suite.store.code_state import age
+from suite.evaluation.stages import planned_stages, studies_by_name
 from suite.machine.devices import select_device
-from suite.evaluation.stages import STUDIES, Evaluation, planned_evaluations
-from suite.running.execute import FAILED, Command, Event, is_done, missing_stages
-from suite.store.foreign import check_no_link, say
+from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task
+from suite.request.compose import Composer
 from suite.request.identity import digest
+from suite.request.overrides import Request, read_request
+from suite.request.schema import Composed
+from suite.running.execute import FAILED, Command, Event, is_done, missing_stages
 from suite.running.launch import launcher_of
-from suite.plan import Run, check_one_place, check_uses, plan, task_of
 from suite.running.pool import count_jobs, work
 from suite.running.progress import ProgressDisplay
-from suite.ranges import check_graph, check_values
-from suite.request.overrides import RequestError, compose_config, expand, parse
 from suite.saved import saved_run, saved_task, trained_ids
-from suite.store.status import Status
+from suite.stage import TRAINING, Stage
+from suite.store.code_state import age
+from suite.store.foreign import check_no_link, say
 from suite.store.run_directory import Damaged, RunDirectory, as_json
+from suite.store.status import Status
 from tasks.files import remove_temporaries, write_atomically
 
 SUCCESS, FAILURE, HELD = 0, 1, 3
@@ -43,14 +44,15 @@ LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
 
 def sweep(arguments: Sequence[str]) -> int:
     """Makes every run of a request; returns the exit status."""
-    runs = plan(arguments)
-    launch = launcher_of(arguments)
-    for run in runs:
-        task_of(run.config).prepare()
-    results = results_folder(runs[0].config["paths"]["results"])
+    request = read_request(arguments)
+    runs = plan_request(request)
+    launch = launcher_of(request)
+    for settings in dict.fromkeys(run.config.task for run in runs):
+        planned_task(settings)[0].prepare()
+    results = results_folder(runs[0].paths.results)
     write_request(runs, results, arguments)
     if launch is not None:
-        launch(expand(arguments))
+        launch(request.cells)
         return _summary(runs, results, ())
     return train_all(runs, results)
 
@@ -68,58 +70,57 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     if own["force"] not in ([], ["true"], ["false"]):
         raise RequestError(f"force={','.join(own['force'])} is unknown, permitted are true and false")
     cells = [argument for argument in arguments if not argument.startswith(("run=", "force="))]
-    asked = [compose_config(cell) for cell in _evaluation_cells(cells)]
+    request = _evaluation_request(cells)
+    composer = Composer(request.cells)
+    asked = [composer.compose(cell) for cell in request.cells]
     results = Path(asked[0].paths.results)
-    for config in asked:
-        check_values(config)
-        check_one_place(asked[0].compute, config.compute)
+    for composed in asked:
+        check_one_place(asked[0].compute, composed.compute)
     moved = [key.partition(".")[2] for key in MOVED if any(a.startswith(f"{key}=") for a in arguments)]
-    places = {"cache": asked[0].paths.cache, **{key: asked[0].data[key] for key in moved}}
+    places = {"cache": asked[0].paths.cache, **{key: getattr(asked[0].data, key) for key in moved}}
     every = own["run"] == ["all"]
     runs, refused = [], []
     for run_id in trained_ids(results) if every else own["run"][0].split(","):
         try:
-            runs.append(_with_evaluations(saved_run(results, run_id), asked, places))
+            runs.append(_with_stages(saved_run(results, run_id, asked[0]), asked, places))
         except ValueError as error:
             if not every:
                 raise RequestError(str(error)) from error
             refused.append(f"{run_id}: {error}")
     if not runs:
         raise RequestError(refused[0] if refused else f"no trained runs under {results}")
-    check_uses(cells, runs)
+    check_uses(request, runs)
     for reason in refused:
         say(reason)
     status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=own["force"] == ["true"]))
     return FAILURE if refused else status
 
 
-def _with_evaluations(run: Run, asked: Sequence[DictConfig], places: Mapping[str, str]) -> Run:
+def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str]) -> Run:
     """A saved run with the evaluations asked for; where things lie and how they are computed is this command's to say."""
-    config = {**run.config, "compute": OmegaConf.to_container(asked[0].compute)}
-    if "data" in config["task"]:
-        config["task"] = {**config["task"], "data": {**config["task"]["data"], **places}}
+    config = run.config
+    if hasattr(config.task, "data"):
+        config = replace(config, task=config.task.replace({"data": {**config.task.data.plain(), **places}}))
     here = replace(run, config=config)
     # A run is evaluated by what it was trained with, or its numbers would not be of one thing.
-    reason = obstacle(config["backend"], select_device(config["compute"]["device"]).type)
+    reason = obstacle(config.backend, select_device(run.compute.device).type)
     if reason is not None:
-        raise RequestError(f"run {run.run_id} has backend={config['backend']!r}, which can't run here: {reason}")
-    task = saved_task(here)
-    cells = [
-        {**config, **{key: OmegaConf.to_container(each[key], resolve=True) for key in ("eval", "compute")}} for each in asked
-    ]
-    for cell in cells:
-        check_graph(cell)
-    evaluations = [evaluation for cell in cells for evaluation in planned_evaluations(cell, task)]
-    return replace(here, evaluations=tuple(dict.fromkeys(evaluations)))
+        raise RequestError(f"run {run.run_id} has backend={config.backend!r}, which can't run here: {reason}")
+    task, stages = saved_task(here), []
+    for each in asked:
+        check_compute(config, each.compute)
+        stages += planned_stages(config, each.compute, each.evaluation, task)
+    return replace(here, stages=tuple(dict.fromkeys(stages)))
 
 
-def _evaluation_cells(arguments: Sequence[str]) -> list[list[str]]:
-    for override in parse(arguments):
+def _evaluation_request(arguments: Sequence[str]) -> Request:
+    request = read_request(arguments)
+    for override in request.overrides:
         key = override.key_or_group
         if key.split(".")[0] not in ("eval", "paths", "compute") and key not in MOVED:
             permitted = f"eval, paths, compute, {', '.join(MOVED)}"
             raise RequestError(f"{override.input_line!r} can't be changed in a finished run, permitted are {permitted}")
-    return expand(arguments)
+    return request
 
 
 def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
@@ -143,7 +144,7 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
             work(left, results, count_jobs(left), listen, command)
             # Nobody here came to these, or they were lost: another process holds them, or did.
             left = [run for run in left if ends.get(run.run_id, "lost") == "lost"]
-            if not runs[0].config["compute"]["wait"]:
+            if not runs[0].compute.wait:
                 break
             _wait(left, results)
     finally:
@@ -157,9 +158,9 @@ def _print_ages(runs: Sequence[Run], results: Path) -> None:
     for run in runs:
         directory = RunDirectory(results, run.run_id)
         with contextlib.suppress(Damaged):
-            if directory.read_stage(None) is not None:
+            if directory.read_stage(TRAINING) is not None:
                 ages[age(directory.read()[0].get("code"))] += 1
-        for each in run.evaluations:
+        for each in run.stages:
             older += len(directory.other_versions({"stage": each.name, "settings": json.loads(each.settings)}))
     told = {"another": "by another state of the code than today's", "unknown": "by an unknown state of the code"}
     parts = [f"{ages[kind]} {words}" for kind, words in told.items() if ages[kind]]
@@ -212,11 +213,10 @@ def _summary(runs: Sequence[Run], results: Path, failed_now: Collection[str]) ->
     return FAILURE if failed else HELD if held else SUCCESS
 
 
-def _reasons(missing: Sequence[Evaluation | None], status: Status) -> list[str]:
+def _reasons(missing: Sequence[Stage], status: Status) -> list[str]:
     """Why a run is not done: how training ended, or which of its evaluations failed."""
-    stems = [Path(each.file_name).stem for each in missing if each is not None]
-    failures = [status.failures[stem] for stem in stems if stem in status.failures]
-    if None not in missing and failures:
+    failures = [status.failures[each.stem] for each in missing if each.stem in status.failures]
+    if TRAINING not in missing and failures:
         return [f"{each.get('title')}: {each.get('status')}, {each.get('reason')}" for each in failures]
     name = status.status if status.status in FAILED else "interrupted"
     return [f"{name}, {status.reason or 'its process died'}"]
@@ -236,7 +236,7 @@ def results_folder(path: str) -> Path:
 
 def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) -> None:
     """Records what an experiment asked for, so that its report can say what is missing."""
-    experiment = runs[0].config["experiment"]["name"]
+    experiment = runs[0].experiment
     if experiment is None:
         return
     request: dict[str, Any] = {
@@ -254,15 +254,16 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
 
 def _studies(run: Run) -> list[str]:
     """The names of the files of the studies asked for: experiments that share a run may ask the same study otherwise."""
-    return [Path(each.file_name).stem for each in run.evaluations if each.name in STUDIES]
+    return [each.stem for each in run.stages if each.name in studies_by_name()]
 
 
 def print_plan(arguments: Sequence[str]) -> int:
     """Prints what every run of a request would be; trains and writes nothing."""
-    launcher_of(arguments)
-    for run in plan(arguments):
+    request = read_request(arguments)
+    launcher_of(request)
+    for run in plan_request(request):
         facts = run.facts
-        directory = RunDirectory(Path(run.config["paths"]["results"]), run.run_id)
+        directory = RunDirectory(Path(run.paths.results), run.run_id)
         print(
             f"{run.run_id}  {run.title}: {facts['parameters']:,} parameters, {facts['state_bytes']:,} state bytes and "
             f"{facts['flops_per_token']:,.0f} forward FLOPs per token at T={facts['seq_len']}, backend {facts['backend']}, "

@@ -13,14 +13,14 @@ import torch
 
 from models.backbone import Backbone
 from suite.compute.acceleration import accelerate, training_step
-from suite.store.checkpoint import Progress, load_checkpoint, load_final, save_checkpoint, save_final
-from suite.store.foreign import reason_of
-from suite.running.health import Diverged, Health, Readings
-from suite.compute.interface import build_backbone
 from suite.compute.optimization import build_optimizer, example_indices, learning_rate, set_learning_rate
-from suite.plan import Run
 from suite.compute.prefetch import count_workers, prefetched
 from suite.compute.scoring import TrainingInputs, score_split, training_inputs
+from suite.plan import Run
+from suite.running.health import Diverged, Health, Readings
+from suite.saved import new_model
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, save_final
+from suite.store.foreign import reason_of
 from suite.store.run_directory import RunDirectory
 from tasks.task import Measurement, Task
 
@@ -52,23 +52,6 @@ class Stopwatch:
         self.seconds += time.perf_counter() - start
 
 
-def new_model(run: Run, device: torch.device) -> Backbone:
-    """The run's model with its initial weights, which depend on the seed alone and not on the device."""
-    with torch.device("meta"):
-        model = build_backbone(run.interface, run.config["model"], run.config["size"], backend=run.config["backend"])
-    model.to_empty(device=device)
-    model.reset_parameters(run.config["seed"])
-    return model
-
-
-def trained_model(run: Run, directory: RunDirectory, device: torch.device) -> Backbone:
-    """The run's model as training left it, in evaluation mode; with train.steps=0, as it was initialised. Raises Damaged."""
-    model = new_model(run, device)
-    if run.config["train"]["steps"]:
-        load_final(directory, model)
-    return model.eval()
-
-
 def train(
     run: Run,
     task: Task,
@@ -84,8 +67,8 @@ def train(
     repeats no step. With train.steps=0 there is nothing to train and nothing to measure. A log line or a checkpoint that
     can't be written is left out; on_note is told of what is not whole. Raises Diverged, and OSError for the weights.
     """
-    settings, compute = run.config["train"], run.config["compute"]
-    steps, tokens_per_step = settings["steps"], settings["batch_size"] * task.seq_len
+    settings, compute = run.config.train, run.compute
+    steps, tokens_per_step = settings.steps, settings.batch_size * task.seq_len
     if steps == 0:
         return []
     model = new_model(run, device)
@@ -101,7 +84,7 @@ def train(
     saved = logged = began = time.perf_counter()
     with closing(batches(run, task, range(progress.step, steps), device=device)) as made:
         for step, inputs in enumerate(made, progress.step):
-            model.begin_step(seed=run.config["seed"], step=step)
+            model.begin_step(seed=run.config.seed, step=step)
             rate = learning_rate(step, settings)
             set_learning_rate(optimizer, rate)
             with work():
@@ -109,8 +92,8 @@ def train(
                 for reading in readings.arrived():
                     health.check(*reading)
             now = time.perf_counter()
-            logs = now - logged >= compute["log_seconds"] or step in (0, steps - 1)
-            saves = now - saved >= max(compute["checkpoint_seconds"], saving.seconds / CHECKPOINT_SHARE) or step == steps - 1
+            logs = now - logged >= compute.log_seconds or step in (0, steps - 1)
+            saves = now - saved >= max(compute.checkpoint_seconds, saving.seconds / CHECKPOINT_SHARE) or step == steps - 1
             if not (logs or saves):
                 continue
             with work():
@@ -156,14 +139,14 @@ def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:
 
 def batches(run: Run, task: Task, steps: range, *, device: torch.device) -> Generator[TrainingInputs]:
     """What the steps of a run read, in order, in memory from which a GPU copies by itself."""
-    settings, num_examples = run.config["train"], task.num_examples("train")
+    settings, num_examples = run.config.train, task.num_examples("train")
 
     def make(step: int) -> TrainingInputs:
-        indices = example_indices(step, batch_size=settings["batch_size"], num_examples=num_examples, seed=run.config["seed"])
+        indices = example_indices(step, batch_size=settings.batch_size, num_examples=num_examples, seed=run.config.seed)
         inputs = training_inputs(task.batch("train", indices))
         return inputs if device.type == "cpu" else inputs.map(lambda x: x.contiguous().pin_memory())
 
-    return prefetched(make, steps, workers=count_workers(run.config["compute"]["prefetch"], device))
+    return prefetched(make, steps, workers=count_workers(run.compute.prefetch, device))
 
 
 def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measurement]:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from suite.canonical import canonical_json
 from suite.store.foreign import check_no_link, parse_json, reason_of
-from suite.request.identity import canonical_json
 from suite.store.run_directory import READING, Damaged, RunDirectory
 from tasks.files import read_regular
 

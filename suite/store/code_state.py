@@ -12,17 +12,21 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from suite.store.contents import parsed, sources
 
-ROOT = Path(__file__).resolve().parent.parent
+if TYPE_CHECKING:
+    # Whoever only reads results does without torch, which configurations import.
+    from suite.request.schema import Config
+
+ROOT = Path(__file__).resolve().parents[2]
 BACKENDS = ROOT / "models" / "backends"
-TABLE = ROOT / "suite" / "code_states.json"
+TABLE = Path(__file__).with_name("code_states.json")
 """Per model and task of conf/ the states with equal golden losses: lists of them, the newest last."""
-TRAINING = ("train", "step", "scoring", "optimization", "health", "acceleration", "interface")
+TRAINING = ("running/train", "running/health", "compute/step", "compute/scoring", "compute/optimization")
+TRAINING += ("compute/acceleration", "compute/interface")
 
 
 class Definition(NamedTuple):
@@ -32,17 +36,16 @@ class Definition(NamedTuple):
     mentions: frozenset[str]
 
 
-def code_state(config: Mapping[str, Any]) -> str:
+def code_state(config: Config) -> str:
     """The state of the code that trains a run of this settled configuration; worked out once a process."""
     return _state(*_parts(config))
 
 
-def _parts(config: Mapping[str, Any]) -> tuple[tuple[str, ...], str, str]:
-    model = config["model"]
-    return tuple(sorted({model[name]["type"] for name in model["pattern"]})), config["task"]["type"], config["backend"]
+def _parts(config: Config) -> tuple[tuple[str, ...], str, str]:
+    return tuple(sorted({mixer.type for mixer in config.model.mixers})), config.task.type, config.backend
 
 
-def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+def recorded(config: Config) -> dict[str, Any]:
     """What a run keeps of the code that trains it: its state, and of what it is the state."""
     mixers, task, backend = _parts(config)
     return {"states": [_state(mixers, task, backend)], "mixers": list(mixers), "task": task, "backend": backend}
@@ -91,18 +94,32 @@ def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str
         return path if permitted else None
 
     training = [ROOT / "suite" / f"{name}.py" for name in TRAINING]
-    modules = [f"models.{name}" for name in mixers] + [f"tasks.{task}"]
-    files = sources([*training, *(ROOT / f"{name.rpartition('.')[0].replace('.', '/')}.py" for name in modules)], find)
+    classes = [_declaring("models", "name", mixer) for mixer in mixers] + [_declaring("tasks", "type", task)]
+    files = sources([*training, *(path for path, _ in classes)], find)
     pool: dict[str, list[Definition]] = {}
     for path in files:
         for name, definition in definitions(path).items():
             pool.setdefault(name, []).append(definition)
-    digests, names = set(), ["train", *(name.rpartition(".")[2] for name in modules)]
+    digests, names = set(), ["train", *(name for _, name in classes)]
     for name in names:
         for definition in pool.pop(name, ()):
             digests.add(definition.digest)
             names += definition.mentions & pool.keys()
     return digests
+
+
+def _declaring(package: str, attribute: str, value: str) -> tuple[Path, str]:
+    """The file and the name of the class that says `attribute = value`. Raises ValueError where none does."""
+    for path in sorted((ROOT / package).rglob("*.py")):
+        for node in parsed(path).body:
+            if isinstance(node, ast.ClassDef) and (attribute, value) in _constants(node):
+                return path, node.name
+    raise ValueError(f"no class of {package} declares {attribute} = {value!r}")
+
+
+def _constants(node: ast.ClassDef) -> set[tuple[str, Any]]:
+    simple = (each for each in node.body if isinstance(each, ast.Assign) and isinstance(each.value, ast.Constant))
+    return {(name.id, each.value.value) for each in simple for name in each.targets if isinstance(name, ast.Name)}
 
 
 @functools.cache

@@ -19,7 +19,7 @@ from typing import Any, TextIO
 
 import yaml
 
-from suite.request.identity import canonical_json, digest
+from suite.canonical import canonical_json, digest
 from tasks.files import read_regular
 
 MOST_JSON, MOST_YAML, MOST_LOG = 2**26, 2**17, 2**28

@@ -22,11 +22,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from suite.store.code_state import recorded
 from suite.machine.environment import environment
-from suite.evaluation.stages import Evaluation
+from suite.request.identity import identity, run_id
+from suite.request.schema import saved_config
+from suite.stage import TRAINING, Stage
 from suite.store.foreign import (
     MOST_YAML,
     check_no_link,
@@ -39,9 +38,7 @@ from suite.store.foreign import (
     reason_of,
     sealed,
 )
-from suite.request.identity import identity, run_id, with_neutral
 from suite.store.lock import RunLock
-from suite.plan import Run
 from suite.store.status import Status, read_status
 from suite.store.versions import measured, superseded
 from tasks.files import read_regular, remove_temporaries, write_atomically
@@ -95,15 +92,18 @@ class RunDirectory:
                 check_no_link(folder, self.root)
                 remove_temporaries(folder)
 
-    def begin(self, run: Run) -> None:
-        """Writes what the run is where that is missing or damaged, and removes what killed writers left."""
+    def begin(self, names: Mapping[str, Any], config: bytes, code: Mapping[str, Any]) -> None:
+        """Writes what the run is where that is missing or damaged, and removes what killed writers left.
+
+        names: run_id, group_id, facts and settings. config: what config.yaml holds. code: the state of the code that trains it.
+        """
         self.tidy()
         for folder in (self.checkpoints, self.path / "eval"):
             if os.path.lexists(folder) and not folder.is_dir():
                 self.set_aside(folder)
         # Where a run was trained, and by which code, is only known before it is.
-        is_trained = os.path.lexists(self.stage_file(None))
-        environment_file, code = self.path / "environment.json", recorded(run.config)
+        is_trained = os.path.lexists(self.stage_file(TRAINING))
+        environment_file = self.path / "environment.json"
         try:
             self._own(read_json(environment_file, self.root))
         except (OSError, ValueError):
@@ -119,11 +119,9 @@ class RunDirectory:
                 whole["code"] = {**code, "states": [*states, *code["states"]]}
                 self.write(self.path / "run.json", as_json(whole))
             return
-        config = OmegaConf.to_yaml(run.config).encode()
         self.write(self.path / "config.yaml", config)
-        names = {"schema": SCHEMA, "run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}
-        names |= {"config": hashlib.sha256(config).hexdigest(), **({} if is_trained else {"code": code})}
-        self.write(self.path / "run.json", as_json(names))
+        whole = {"schema": SCHEMA, **names, "config": hashlib.sha256(config).hexdigest()}
+        self.write(self.path / "run.json", as_json(whole if is_trained else {**whole, "code": code}))
 
     def read(self) -> tuple[dict[str, Any], bytes]:
         """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
@@ -134,7 +132,7 @@ class RunDirectory:
                 fits = whole["config"] == hashlib.sha256(config).hexdigest()
             else:
                 # Written before there were digests: a configuration that gives another name is another run's.
-                settled = with_neutral(parse_yaml(config))
+                settled = saved_config(parse_yaml(config))
                 fits = run_id(identity(settled, data_fingerprint=whole["facts"]["data_fingerprint"])) == self.run_id
             if not fits:
                 raise ValueError("its configuration belongs to a run of another name")
@@ -155,21 +153,22 @@ class RunDirectory:
                 return inert(shlex.join(["python", "-m", "suite", *typed[1:]]))
         return "python -m suite run, with the keys of its config.yaml"
 
-    def stage_file(self, evaluation: Evaluation | None) -> Path:
-        """The result file of an evaluation, or of training."""
-        return self.path / "train.json" if evaluation is None else self.path / "eval" / evaluation.file_name
+    def stage_file(self, stage: Stage) -> Path:
+        return self.path / stage.file_name
 
-    def read_stage(self, evaluation: Evaluation | None) -> dict[str, Any] | None:
+    def read_stage(self, stage: Stage) -> dict[str, Any] | None:
         """What a finished stage left; None where there is nothing, or a newer result by another version of its benchmark.
 
         Raises Damaged for what is not whole.
         """
-        path = self.stage_file(evaluation)
+        path = self.stage_file(stage)
         if not os.path.lexists(path):
             return None
         try:
             content = self._own(self._content(path))
-            if (content["stage"], content["settings"]) != _named(evaluation) or not isinstance(content["rows"], list):
+            if (content["stage"], content["settings"]) != (stage.name, json.loads(stage.settings)) or not isinstance(
+                content["rows"], list
+            ):
                 raise ValueError("it belongs to another stage")
         except READING as error:
             raise Damaged(f"{path.relative_to(self.path)} is not whole ({reason_of(error)})") from error
@@ -194,19 +193,19 @@ class RunDirectory:
                     found.append(other)
         return found
 
-    def write_stage(self, evaluation: Evaluation | None, measurements: Sequence[Measurement], *, attempt: str) -> None:
+    def write_stage(self, stage: Stage, measurements: Sequence[Measurement], *, attempt: str) -> None:
         """What a stage measured. Where another worker was first, its numbers stay. Raises Superseded and OSError."""
-        stage, settings = _named(evaluation)
         made = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        whole = {"schema": SCHEMA, "run_id": self.run_id, "stage": stage, "settings": settings, "made": made, "attempt": attempt}
-        if evaluation is None:
+        named = {"stage": stage.name, "settings": json.loads(stage.settings)}
+        whole = {"schema": SCHEMA, "run_id": self.run_id, **named, "made": made, "attempt": attempt}
+        if stage == TRAINING:
             with contextlib.suppress(OSError, ValueError):
                 whole["log_lines"] = len(read_lines(self.path / "metrics.jsonl", self.root)) - 1
         content = as_json({**whole, "rows": [_row(measurement) for measurement in measurements]})
         try:
-            self.write(self.stage_file(evaluation), content, replace=False)
+            self.write(self.stage_file(stage), content, replace=False)
         except FileExistsError:
-            if not os.path.lexists(self.stage_file(evaluation)):
+            if not os.path.lexists(self.stage_file(stage)):
                 raise
 
     def set_aside(self, path: Path) -> None:
@@ -274,11 +273,6 @@ class RunDirectory:
             with contextlib.suppress(OSError):
                 self.write(path, b"".join(line for logged, line in kept if logged <= step))
         return len(lines) - len(kept)
-
-
-def _named(evaluation: Evaluation | None) -> tuple[str, dict[str, Any]]:
-    """What a result file calls its stage, and its settings."""
-    return ("train", {}) if evaluation is None else (evaluation.name, json.loads(evaluation.settings))
 
 
 def _row(measurement: Measurement) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How far a run is: what its status.json says, written by `suite.store.run_directory` and read by whoever asks. Imports no torch."""
+"""How far a run is: what its status.json says, which a RunDirectory writes and anybody may read. Imports no torch."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from suite.request.identity import canonical_json
+from suite.canonical import canonical_json
 
 
 def measured(stage: Mapping[str, Any]) -> str:

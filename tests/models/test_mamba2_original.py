@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from suite.optimization import build_optimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.mamba2_original import Mamba2
 from models.ops import ssd
-<<<<<<< HEAD
-from suite.compute.optimization import build_optimizer
-=======
-from suite.compute.optimization import build_optimizer
 from tests.models import built
->>>>>>> w-models
 from tests.models.tolerances import assert_near
 
 MIXER = {

@@ -17,17 +17,17 @@ import suite.compute.scoring
 import suite.compute.step
 from models.backbone import Block
 from suite import pool
-from suite.compute.acceleration import accelerate, training_step
-from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
-from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
+from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, set_learning_rate
-from suite.plan import Run, plan, task_of
-from suite.request.overrides import RequestError
 from suite.compute.scoring import PLACES_MULTIPLE, loss, training_inputs
 from suite.compute.step import CapturedStep, EagerStep
-from suite.store.run_directory import RunDirectory
+from suite.plan import Run, plan, task_of
+from suite.request.overrides import RequestError
+from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
 from suite.running.train import batches, new_model
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.run_directory import RunDirectory
 from tasks.task import IGNORE, Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -18,9 +18,9 @@ import torch
 
 import suite
 from suite.cli import VERBS, WHAT, main
+from suite.request.overrides import RequestError, options
 from suite.running.execute import Event
 from suite.running.progress import ProgressDisplay, duration
-from suite.request.overrides import RequestError, options
 from suite.running.train import Pulse
 from tests.suite.conftest import ROOT, SMALL
 

@@ -14,14 +14,21 @@ import torch
 import suite
 from suite.cli import main
 from suite.evaluation.stages import evaluate
-from suite.plan import Run, plan, task_of
-from suite.request.overrides import RequestError
-from suite.results import load_results
 from suite.evaluation.studies import efficiency, prompts, workloads
 from suite.evaluation.studies.roofline import Ceilings, measured_ceilings
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.timing import FEWEST_REPEATS, MOST_REPEATS, timed
-from suite.evaluation.studies.workloads import Cell, layer_backward, layer_forward, model_backward, model_forward, whole_training_step
+from suite.evaluation.studies.workloads import (
+    Cell,
+    layer_backward,
+    layer_forward,
+    model_backward,
+    model_forward,
+    whole_training_step,
+)
+from suite.plan import Run, plan, task_of
+from suite.request.overrides import RequestError
+from suite.results import load_results
 from suite.running.train import new_model
 
 CPU = torch.device("cpu")

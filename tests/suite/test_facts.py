@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from suite.compute.interface import build_backbone
-from suite.plan import MIXER_FACTS, mixer_facts, plan, task_of
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.workloads import Cell, state_bytes
+from suite.plan import MIXER_FACTS, mixer_facts, plan, task_of
 
 MESA = {"forget_gate_init": 0.98, "forget_cap": None, "solver": {"max_steps": 30, "tolerance": 1e-4}}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.evaluation.stages import Evaluation, evaluate
-from suite.request.identity import canonical_json
+from suite.canonical import canonical_json
 from suite.evaluation.lm_eval_names import _documents, task_versions
+from suite.evaluation.stages import Evaluation, evaluate
 from suite.store.versions import superseded
 
 ROWS = [{"q": f"A {i}", "c": [" yes", " no"], "a": i % 2} for i in range(4)]

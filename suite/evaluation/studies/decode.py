@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,8 +19,8 @@ from models.mesa_layers import decoder_replaced, solver_replaced
 from models.mesanet import Mesa
 from models.mixer import State
 from models.ops.solvers import SolverSettings
-from suite.evaluation.settings import Asked
 from suite.compute.scoring import score_features
+from suite.evaluation.settings import Asked
 from suite.evaluation.studies.exact import read_out, readout_error
 from suite.evaluation.studies.layers import joined, observed, traced
 from suite.evaluation.studies.rows import mean_row, placed, places, row, score_rows
@@ -36,8 +36,8 @@ TIMED_STEPS = 64
 class Decoder(SolverSettings, kw_only=True):
     """How single tokens are solved: a solver, and what Mesa's settings say of decoding."""
 
-    decode: settings.fields(Mesa.Settings)["decode"]
-    refresh: settings.fields(Mesa.Settings)["refresh"]
+    decode: Literal["solver", "sherman_morrison"]
+    refresh: settings.Count | None
 
 
 DecoderChange = settings.partial("DecoderChange", Decoder, __name__)

@@ -15,13 +15,21 @@ import torch
 from conf import settings
 from suite.compute.settings import Compute
 from suite.evaluation.settings import Asked
-from suite.machine.devices import select_device
 from suite.evaluation.studies.prompts import NotCaptured, decode, decode_eagerly, prefill
 from suite.evaluation.studies.roofline import Ceilings, measured_ceilings
 from suite.evaluation.studies.rows import placed
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.timing import Times, timed
-from suite.evaluation.studies.workloads import Cell, Work, layer_backward, layer_forward, model_backward, model_forward, whole_training_step
+from suite.evaluation.studies.workloads import (
+    Cell,
+    Work,
+    layer_backward,
+    layer_forward,
+    model_backward,
+    model_forward,
+    whole_training_step,
+)
+from suite.machine.devices import select_device
 from tasks.task import Measurement
 
 # What `compute` says of how a model is trained.

@@ -21,7 +21,7 @@ from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Subject
 from tasks.in_context_regression import InContextRegression
 from tasks.positions import rows_by_position
-from tasks.task import Batch, Measurement, Task
+from tasks.task import Batch, Measurement
 
 # The gammas of which the one with the smallest error on the validation split is taken.
 DECAYS = tuple(1.0 - 0.02 * i for i in range(13))

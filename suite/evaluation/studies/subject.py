@@ -10,7 +10,7 @@ import torch
 from models.backbone import Backbone
 from suite.compute.scoring import to_device
 from suite.compute.settings import Compute
-from suite.request.overrides.schema import Config
+from suite.request.schema import Config
 from tasks.task import Batch, Task
 
 # Tokens of one forward pass: bounds the memory; the scores agree to rounding for any number.

@@ -14,11 +14,11 @@ from models.backbone import Backbone
 from models.mesa_layers import mesa_layers
 from models.mixer import SequenceMixer
 from suite.compute.acceleration import accelerate, training_step
-from suite.request.cost import product_dtype
 from suite.compute.optimization import build_optimizer, set_learning_rate
 from suite.compute.scoring import TrainingInputs, loss, training_inputs
 from suite.evaluation.studies.roofline import total_bytes
 from suite.evaluation.studies.subject import Subject
+from suite.request.cost import product_dtype
 
 # The backward pass has two contractions for every one of the forward pass.
 TRAINING_FLOPS = 3.0
