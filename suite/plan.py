@@ -100,9 +100,13 @@ def data_name(task: Task.Settings) -> str:
     return "synthetic" if data is None else data.name
 
 
+def task_of(config: Config) -> Task:
+    """The task of a configuration; built once, since reading a text takes seconds. Raises RequestError."""
+    return _task(config.task, config.seed)
+
+
 @functools.cache
-def task_of(settings: Task.Settings, seed: int) -> Task:
-    """The task of typed settings; built once, since reading a text takes seconds. Raises RequestError."""
+def _task(settings: Task.Settings, seed: int) -> Task:
     try:
         return build_task(settings, seed=seed)
     except (TypeError, OSError) as error:
@@ -112,7 +116,7 @@ def task_of(settings: Task.Settings, seed: int) -> Task:
 @functools.cache
 def planned_task(settings: Task.Settings) -> tuple[Task, str]:
     """A task for what planning asks, which no seed decides, and the fingerprint of its data. Raises ValueError."""
-    task = task_of(settings, 0)
+    task = _task(settings, 0)
     task.check()
     return task, task.fingerprint()
 

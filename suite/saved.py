@@ -82,7 +82,7 @@ def saved_task(run: Run) -> Task:
     Raises RequestError where its splits, or its tokenizer, are not what they were.
     """
     try:
-        task = task_of(run.config.task, run.config.seed)
+        task = task_of(run.config)
         reason = (
             "" if task.fingerprint() == run.data_fingerprint else "its text or tokenizer is another one than it was trained on"
         )

@@ -222,7 +222,7 @@ class Work:
     def _train(self) -> None:
         measured = train(
             self.run,
-            task_of(self.run.config.task, self.run.config.seed),
+            task_of(self.run.config),
             self.directory,
             device=select_device(self.run.compute.device),
             on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
