@@ -12,7 +12,21 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import models
-from conf.settings import LARGEST, Count, Line, Name, Positive, Refusal, RequestError, Settings, above, unknown, within, words
+from conf.settings import (
+    LARGEST,
+    OUTSIDE,
+    Count,
+    Line,
+    Name,
+    Positive,
+    Refusal,
+    RequestError,
+    Settings,
+    above,
+    unknown,
+    within,
+    words,
+)
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.mixer import SequenceMixer
@@ -25,7 +39,7 @@ Width = Annotated[int, within(1, 2**20)]
 class Size(Settings, kw_only=True):
     """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
 
-    name: Name
+    name: Annotated[Name, OUTSIDE]
     d_model: Width
     num_blocks: Annotated[int, within(1, 2**10)]
     num_heads: Width

@@ -28,7 +28,7 @@ from models.backbone.language_model import LanguageModel
 from models.backends import obstacle
 from models.build import Size, build_model, read_model
 from models.mixer import State
-from suite.request import compose_config
+from suite.request.overrides import compose_config
 
 FIXED = ("model.mixer.solver.tolerance=0.0",)
 # Name: model, backend on a GPU, overrides.
