@@ -29,6 +29,7 @@ from conf.settings import (
 )
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
+from models.backends import check
 from models.mixer import SequenceMixer
 from models.ops.cross_entropy import MAX_SOFT_CAP
 
@@ -136,11 +137,7 @@ def mixer_class(name: str) -> type[SequenceMixer]:
 def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str) -> SequenceMixer:
     """One mixer. Raises RequestError for a backend that does not compute a mixer of these settings."""
     mixer = mixer_class(settings.type)
-    permitted = mixer.backends(settings)
-    if backend not in permitted:
-        raise RequestError(
-            f"backend={backend} does not compute {settings.type} with its settings, permitted are {', '.join(permitted)}"
-        )
+    check(backend, mixer.backends(settings))
     return mixer(settings, d_model=d_model, backend=backend)
 
 

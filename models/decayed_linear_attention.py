@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from models.backends import fla, form
+from models.backends import resolve
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import decayed_linear_attention
@@ -20,21 +20,12 @@ class DecayedLinearAttention(LinearRNN):
     """G_t = gamma_t G_{t-1} + beta_t v_t k_t^T, o_t = G_t q_t (Table 1, rows Mamba2 and GLA)."""
 
     name = "gated_linear_attention.DecayedLinearAttention"
-
-    @classmethod
-    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
-        return ("fla", "torch")
+    op = decayed_linear_attention
 
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        op = form(
-            decayed_linear_attention,
-            backend=self.backend,
-            length=q.shape[1],
-            chunk_size=self.chunk_size,
-            adapters={"fla": fla.decayed_linear_attention},
-        )
+        op = resolve(decayed_linear_attention, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
         o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
         return o, {"G": G}
 
