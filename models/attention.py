@@ -159,10 +159,8 @@ class Attention(SequenceMixer):
         return seq_len if self.window is None else min(seq_len, self.window - 1)
 
     def init_state(self, batch_size: int) -> State:
-        weight = self.output_projection.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        empty = torch.zeros(batch_size, 0, self.num_heads, self.key_dim, dtype=dtype, device=weight.device)
-        return {"k": empty, "v": empty, "position": torch.zeros(batch_size, dtype=torch.int64, device=weight.device)}
+        empty = self.zeros(batch_size, 0, self.num_heads, self.key_dim)
+        return {"k": empty, "v": empty, "position": torch.zeros(batch_size, dtype=torch.int64, device=empty.device)}
 
     def state_elements(self, seq_len: int) -> int:
         return 2 * self._tokens_held(seq_len) * self.num_heads * self.key_dim + 1

@@ -8,11 +8,7 @@ beta beta (input gate), state G.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from models.backends import resolve
 from models.linear_rnn import LinearRNN
-from models.mixer import State
 from models.ops import decayed_linear_attention
 
 
@@ -21,13 +17,6 @@ class DecayedLinearAttention(LinearRNN):
 
     name = "gated_linear_attention.DecayedLinearAttention"
     op = decayed_linear_attention
-
-    def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        op = resolve(decayed_linear_attention, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
-        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
-        return o, {"G": G}
 
     def recurrence_flops_per_token(self) -> float:
         """The outer product written into G and the read-out."""

@@ -6,11 +6,7 @@ beta beta (writing strength), state G (S in both).
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from models.backends import resolve
 from models.linear_rnn import LinearRNN
-from models.mixer import State
 from models.ops import delta_rule
 
 
@@ -19,23 +15,6 @@ class DeltaNet(LinearRNN):
 
     name = "deltanet.DeltaNet"
     op = delta_rule
-
-    def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        op = resolve(delta_rule, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
-        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=self.writing_strength(k, beta), state=state["G"])
-        return o, {"G": G}
-
-    def recurrence_(self, inputs: dict[str, Tensor], state: State) -> Tensor:
-        if self.kernel is None:
-            return super().recurrence_(inputs, state)
-        beta = self.writing_strength(inputs["k"], inputs["beta"])
-        return self.kernel.in_place(**inputs | {"beta": beta}, state=state["G"])
-
-    def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
-        """How far G k is moved towards v, [B, T, H] in [0, 1 / |k|^2]."""
-        return beta
 
     def recurrence_flops_per_token(self) -> float:
         """What G returns for the key, the outer product written into it and the read-out."""

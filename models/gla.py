@@ -83,9 +83,7 @@ class GatedLinearAttention(SequenceMixer):
         return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.decay_temperature
 
     def init_state(self, batch_size: int) -> State:
-        weight = self.output_projection.weight
-        shape = (batch_size, self.num_heads, self.value_dim, self.key_dim)
-        return {"G": torch.zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)}
+        return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}
 
     def state_elements(self, seq_len: int) -> int:
         return self.num_heads * self.value_dim * self.key_dim

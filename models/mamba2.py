@@ -140,8 +140,7 @@ class Mamba2(SequenceMixer):
         return torch.promote_types(self.skip.dtype, torch.float32)
 
     def init_state(self, batch_size: int) -> State:
-        shape = (batch_size, self.num_heads, self.value_dim, self.key_dim)
-        h = torch.zeros(shape, dtype=self._wide, device=self.skip.device)
+        h = self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)
         return {"conv": self.convolution.init_state(batch_size), "h": h}
 
     def state_elements(self, seq_len: int) -> int:

@@ -70,6 +70,11 @@ class SequenceMixer(nn.Module, ABC):
     def init_state(self, batch_size: int) -> State:
         """The state before the first token, on the device of the parameters, in float32 or wider."""
 
+    def zeros(self, batch_size: int, *shape: int) -> Tensor:
+        """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""
+        weight = self.output_projection.weight
+        return torch.zeros(batch_size, *shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
+
     @abstractmethod
     def state_elements(self, seq_len: int) -> int:
         """Numbers held per sequence after seq_len tokens: constant for an RNN, linear for attention."""

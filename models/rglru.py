@@ -87,9 +87,7 @@ class RGLRU(SequenceMixer):
         return -self.decay_power * F.softplus(self.decay_parameter) * recurrence_gate, input_gate
 
     def init_state(self, batch_size: int) -> State:
-        dtype = torch.promote_types(self.decay_parameter.dtype, torch.float32)
-        h = torch.zeros(batch_size, self.width, dtype=dtype, device=self.decay_parameter.device)
-        return {"conv": self.convolution.init_state(batch_size), "h": h}
+        return {"conv": self.convolution.init_state(batch_size), "h": self.zeros(batch_size, self.width)}
 
     def state_elements(self, seq_len: int) -> int:
         return self.convolution.state_elements() + self.width

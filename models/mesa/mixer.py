@@ -23,7 +23,8 @@ from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import mesa
 from models.ops.mesa import sherman_morrison
-from models.ops.solvers import IterativeSolver, Solver, SolverSettings, build_solver
+from models.ops.solvers import Solver, SolverSettings, build_solver
+from models.ops.solvers.iteration import IterativeSolver
 
 SMALLEST_DECAY = 1e-6
 """Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
@@ -80,7 +81,6 @@ class Mesa(LinearRNN):
         if settings.signed_decay and self.forget_gate is not None:
             self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
         self.forget_cap, self.signed_decay = settings.forget_cap, settings.signed_decay
-        self.regularizer_floor = settings.regularizer_floor
         self.steps_of_batch: int | None = None
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
         self.solve_by(settings)
@@ -94,7 +94,7 @@ class Mesa(LinearRNN):
     def regularizer(self) -> Tensor:
         """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
         logit = self.regularizer_logit
-        return self.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+        return self.settings.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
 
     def begin_step(self, *, seed: int, step: int) -> None:
         if self.settings.random_steps is not None:
