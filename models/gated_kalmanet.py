@@ -50,7 +50,7 @@ class GatedKalmaNet(LinearRNN):
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
-        self.regularizer_ratio, self.solver = settings.regularizer_ratio, build_solver(settings.solver)
+        self.solver = build_solver(settings.solver)
         self.alpha_gate = ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=settings.alpha_init)
 
     @property
@@ -67,12 +67,12 @@ class GatedKalmaNet(LinearRNN):
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
         regularizer = self.regularizer(k=k, log_decay=log_decay, beta=beta, H=state["H"]).unsqueeze(-1).expand(q.shape)
-        solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.chunk_size)
+        solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
         solved, after = solve(**inputs, regularizer=regularizer, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver)
         if q.shape[1] == 1:
             unsolved = torch.einsum("bhvk,bthk->bthv", after.G, q.to(after.G.dtype))
         else:
-            unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.chunk_size)
+            unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.settings.chunk_size)
         return torch.lerp(unsolved, solved, alpha.unsqueeze(-1).to(solved.dtype)), {"G": after.G, "H": after.H}
 
     def regularizer(self, *, k: Tensor, log_decay: Tensor, beta: Tensor, H: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class GatedKalmaNet(LinearRNN):
             k_t = k[:, 0].unsqueeze(-1).to(H.dtype)
             norm = torch.linalg.matrix_norm(decay_t * H + (beta_t * k_t) @ k_t.mT).unsqueeze(1)
         else:
-            norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.chunk_size)
-        return self.regularizer_ratio * norm + SMALLEST_REGULARIZER
+            norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.settings.chunk_size)
+        return self.settings.regularizer_ratio * norm + SMALLEST_REGULARIZER
 
     def init_recurrent_state(self, batch_size: int) -> State:
         H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)

@@ -138,10 +138,9 @@ def mesa(
 ) -> tuple[Tensor, MesaState]:
     """By `mesa_net`, which solves in solver.max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
 
-    Here for comparison. It breaks a compiled graph. Raises ValueError where V differs from K, or as all adapters do.
+    Here for comparison. It breaks a compiled graph.
     """
-    if v.shape[-1] != k.shape[-1]:
-        raise ValueError(f"value_dim is {v.shape[-1]}, permitted with fla's Mesa is key_dim, {k.shape[-1]}")
+    assert v.shape[-1] == k.shape[-1]
     from fla.ops.mesa_net import chunk_mesa_net
 
     q, k, v = _operands(q, k, v)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from models.ops.solvers.iteration import IterativeSolver, dot, step
 from models.ops.solvers.operator import Operator, Preconditioner
 
 
-@dataclass(frozen=True, kw_only=True)
 class PreconditionedConjugateGradients(IterativeSolver):
     """Conjugate gradients for M^-1 A, with the operator's own M near A; plain ones for tokens that have none.
 
