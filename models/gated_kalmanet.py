@@ -29,8 +29,8 @@ class GatedKalmaNet(LinearRNN):
 
     The condition number is at most (a + 1) / a whatever the keys and gates are, so there is neither a cap of gamma nor a
     learned penalty. alpha_t = sigmoid(w e_t + b) mixes in the read-out of gated linear attention.
-    The gradient goes through lambda_t into keys, gates and the state before; of the solution it is the implicit one, by the
-    same iteration on the cotangent, and the range of eigenvalues that the iteration is told counts as a constant.
+    The gradient goes through lambda_t into keys, gates and the state before. The solution is differentiated implicitly, by
+    the iteration that solved, on the cotangent; the range of eigenvalues that the iteration is told counts as a constant.
     Ours against the authors': beta weighs k k^T and v k^T once (theirs scales k and v, so it weighs twice), sigmoid
     gates as in all arms, no convolution of v and no gate of the output.
     """
@@ -59,7 +59,7 @@ class GatedKalmaNet(LinearRNN):
         return False
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
-        """Those of the base class, and alpha in (0, 1)."""
+        """The gates of the base class, and alpha in (0, 1)."""
         return {**super().gates(x), "alpha": torch.sigmoid(self.alpha_gate(x))}
 
     def recurrence(

@@ -42,7 +42,7 @@ def obstacle() -> str | None:
 
 
 def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, int]) -> str | None:
-    """The same for these versions, None where not installed, and the device's compute capability."""
+    """Why these versions (None: not installed) can't run on a device of this compute capability, with the remedy."""
     if fla is None:
         return 'flash-linear-attention is not installed: pip install "flash-linear-attention>=0.6,<0.7"'
     # The operators call functions that are not its public interface.
@@ -160,7 +160,7 @@ def mesa(
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, smallest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same with zeros behind, K and V from `smallest` up and V aligned: a key of zeros reads and writes nothing."""
+    """The tensors with zeros behind, K and V from `smallest` up and V aligned: a key of zeros reads and writes nothing."""
     more_keys = max(0, smallest - k.shape[-1])
     more_values = max(-v.shape[-1] % ALIGNED, smallest - v.shape[-1])
     if not more_keys and not more_values:

@@ -27,7 +27,7 @@ from models.ops.solvers import Solver, SolverSettings, build_solver
 from models.ops.solvers.iteration import IterativeSolver
 
 SMALLEST_DECAY = 1e-6
-"""Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
+"""The least |gamma| of a gate that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would overflow."""
 
 
 class Mesa(LinearRNN):
@@ -113,7 +113,7 @@ class Mesa(LinearRNN):
         return self.solver
 
     def gates(self, x: Tensor) -> dict[str, Tensor | None]:
-        """Those of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
+        """The gates of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
         sign = None
         if self.settings.signed_decay and self.forget_gate is not None:
             gamma = torch.tanh(self.forget_gate(x))

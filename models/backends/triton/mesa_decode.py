@@ -14,7 +14,7 @@ from torch import Tensor
 from models.backends.triton.mesa import refuse_dtypes
 
 ELEMENTS_PER_WARP = 2048
-"""Of H, or of G where that is larger: 64 registers a thread. With 128 in all, two programs share a multiprocessor."""
+"""Numbers of H, or of G where that is larger: 64 registers a thread. With 128 in all, two programs share a multiprocessor."""
 
 
 def mesa_decode_(

@@ -47,6 +47,6 @@ class PreconditionedConjugateGradients(IterativeSolver):
             p = advance(p, rz / rz_before.masked_fill(~active, float("inf")), z)
 
     def flops(self, dim: int, steps: float | None = None) -> float:
-        """Of the form for one token: a factorisation, two triangular solves a step and for the first guess, and the products."""
+        """A factorisation for one token, two triangular solves a step and for the first guess, and the products."""
         products = self._products(steps)
         return dim**3 / 3 + 2.0 * dim**2 * 2 * products
