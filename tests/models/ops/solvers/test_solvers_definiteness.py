@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.models.mesa_forms import B, H, K, Tensors, built, chunked, decoded, draw, gradients, recurrent, trace
+from tests.models.ops.mesa.mesa_forms import B, H, K, Tensors, built, chunked, decoded, draw, gradients, recurrent, trace
 
 ITERATIVE = ("cg", "preconditioned_cg", "chebyshev")
 

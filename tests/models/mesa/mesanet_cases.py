@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.backbone import LanguageModel
-from models.mesanet import Mesa
+from models.backbone.language_model import LanguageModel
+from models.mesa.mixer import Mesa
 from tests.models import built
 
 B, H = 2, 2

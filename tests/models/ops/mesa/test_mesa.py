@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from models.ops.solvers import Solver
-from tests.models.mesa_forms import (
+from tests.models.ops.mesa.mesa_forms import (
     CHUNK_SIZE,
     EXACT,
     NAMES,
@@ -29,7 +29,7 @@ from tests.models.mesa_forms import (
     recurrent,
     worst_error,
 )
-from tests.models.solver_cases import Case, draw_case
+from tests.models.ops.solvers.solver_cases import Case, draw_case
 
 cg = partial(built, "cg")
 SOLVERS = [EXACT, built("preconditioned_cg", 60), built("chebyshev", 400, 1e-13), built("cholesky", 0)]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mlstm
+from models.ops import decayed_linear_attention, delta_rule, gla, mlstm
 from models.ops.decay import chunk_decays
 from tests.models.tolerances import assert_near
 
@@ -91,7 +91,7 @@ def op(name: str, draw: Callable[[int], Tensors], wrap: Callable[..., Run], modu
 OPS = [
     op("decayed_linear_attention", draw_gated, matrix_state, decayed_linear_attention),
     op("delta_rule", draw_gated, matrix_state, delta_rule),
-    op("gated_linear_attention", draw_vector_gated, matrix_state, gated_linear_attention),
+    op("gla", draw_vector_gated, matrix_state, gla),
     op("mlstm", draw_mlstm, normalised_state, mlstm),
 ]
 FORMS = [pytest.param(form, op.draw, id=f"{op.name}-{n}") for op in OPS for n, form in enumerate((op.recurrent, op.chunked))]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone import LanguageModel
-from models.mesa_layers import mesa_layers, solver_replaced
-from tests.models.mesanet_cases import LAYER, build_layer
+from models.backbone.language_model import LanguageModel
+from models.mesa.layers import mesa_layers, solver_replaced
+from tests.models.mesa.mesanet_cases import LAYER, build_layer
 
 STEPS, VOCAB_SIZE, RUN = 12, 256, 100
 SOLVER = LAYER["solver"] | {"tolerance": 1e-4, "max_steps": 30}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from models.ops import mesa
-from models.ops.mesa_operators import ChunkOperator
-from models.ops.mesa_preconditioners import ANCHORS
+from models.ops.mesa.operators import ChunkOperator
+from models.ops.mesa.preconditioners import ANCHORS
 from models.ops.solvers import Cholesky
-from tests.models.mesa_forms import VARIANTS, Tensors, built, draw
-from tests.models.solver_cases import CASES, Case, draw_case
+from tests.models.ops.mesa.mesa_forms import VARIANTS, Tensors, built, draw
+from tests.models.ops.solvers.solver_cases import CASES, Case, draw_case
 
 
 def chunk_operator(inputs: Tensors, chunk_size: int) -> tuple[Tensor, ChunkOperator]:

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from models.backbone import Backbone
-from models.mesanet import Mesa
+from models.mesa.mixer import Mesa
 
 
 def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:

@@ -9,9 +9,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
+from models.backbone.regressor import Regressor
 from models.build import build_regressor
-from models.regressor import Regressor
 from tests.models import built
 
 SIZE = {"d_model": 16, "num_blocks": 2, "mlp_dim": 24, "norm_eps": 1e-6}

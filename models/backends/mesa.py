@@ -12,7 +12,7 @@ from models.ops.mesa import MesaState
 from models.ops.solvers import ConjugateGradients
 
 if TYPE_CHECKING:
-    from models.mesanet import Mesa
+    from models.mesa.mixer import Mesa
 
 LARGEST_DIM = 128
 FLA_DIMS = ((64, 64), (128, 128))
@@ -24,7 +24,7 @@ SMALLEST_TOLERANCE = 2e-7
 
 
 def computing(settings: Mesa.Settings) -> tuple[str, ...]:
-    """The backends that compute `models.mesanet.Mesa` with these settings, fastest first.
+    """The backends that compute `models.mesa.mixer.Mesa` with these settings, fastest first.
 
     triton: conjugate gradients from any guess of their own, differentiated at the solution, on unit keys of up to 128,
         with a Lambda that float16 holds.

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, scan_states, split_heads
-from models.ops.mesa_operators import ChunkOperator, TokenOperator
-from models.ops.mesa_readout import MesaOperator, read, solve_and_read
+from models.ops.mesa.operators import ChunkOperator, TokenOperator
+from models.ops.mesa.readout import MesaOperator, read, solve_and_read
 from models.ops.solvers import Solver
 
 

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.backbone import Backbone, Block, LanguageModel
+from models.backbone import Backbone
+from models.backbone.blocks import Block
+from models.backbone.language_model import LanguageModel
 from models.compilation import allow_many_shapes
 from models.components import linear_maps
 

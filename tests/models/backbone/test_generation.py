@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone import LanguageModel
+from models.backbone.generation import captured, compile_step, draw, generate, narrow
+from models.backbone.language_model import LanguageModel
 from models.build import build_model
-from models.generation import captured, compile_step, draw, generate, narrow
-from models.mesa_layers import solver_replaced
+from models.mesa.layers import solver_replaced
 from tests.models import built
 from tests.models.test_laws import MODELS, VARIANTS, VOCAB_SIZE, config, draw_tokens, stirred
 

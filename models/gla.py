@@ -16,7 +16,7 @@ from models.components import HeadRMSNorm
 from models.initialization import fan_in_normal_
 from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
-from models.ops import gated_linear_attention
+from models.ops import gla
 
 
 class GatedLinearAttention(SequenceMixer):
@@ -73,8 +73,8 @@ class GatedLinearAttention(SequenceMixer):
         log_decay = self.log_decay(x)
         if starts is not None:
             log_decay = log_decay.masked_fill(starts[..., None, None], float("-inf"))
-        adapters = {"fla": fla.gated_linear_attention}
-        op = form(gated_linear_attention, backend=self.backend, length=x.shape[1], chunk_size=self.chunk_size, adapters=adapters)
+        adapters = {"fla": fla.gla}
+        op = form(gla, backend=self.backend, length=x.shape[1], chunk_size=self.chunk_size, adapters=adapters)
         # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
             o, G = op(q=q, k=k, v=v, log_decay=log_decay, state=G)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone import LanguageModel
-from models.mesa_layers import decoder_replaced, mesa_layers, solver_replaced
-from models.mesanet import Mesa
-from models.ops.sherman_morrison import invert
-from tests.models.mesanet_cases import LAYER, B, H, build_layer, build_model, draw_tokens, draw_x
+from models.backbone.language_model import LanguageModel
+from models.mesa.layers import decoder_replaced, mesa_layers, solver_replaced
+from models.mesa.mixer import Mesa
+from models.ops.mesa.sherman_morrison import invert
+from tests.models.mesa.mesanet_cases import LAYER, B, H, build_layer, build_model, draw_tokens, draw_x
 from tests.models.tolerances import assert_near
 
 

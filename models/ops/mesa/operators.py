@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from models.ops.mesa_preconditioners import (
+from models.ops.mesa.preconditioners import (
     ChunkPreconditioner,
     TokenPreconditioner,
     precondition_chunks,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from models.ops.mesa_operators import ChunkOperator, TokenOperator
+from models.ops.mesa.operators import ChunkOperator, TokenOperator
 from models.ops.solvers import Solution, Solver
 from models.ops.solvers.operator import select, widened
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.ops.solvers import Solver
-from tests.models.mesa_forms import NAMES, VARIANTS, Tensors, built, chunked, decoded, draw, gradients, recurrent
+from tests.models.ops.mesa.mesa_forms import NAMES, VARIANTS, Tensors, built, chunked, decoded, draw, gradients, recurrent
 
 ITERATIVE = ("cg", "preconditioned_cg", "chebyshev")
 INITIAL = ("zero", "diagonal", "query", "previous_token")

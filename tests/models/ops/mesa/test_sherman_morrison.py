@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import sherman_morrison
-from models.ops.sherman_morrison import InverseState, invert
+from models.ops.mesa import sherman_morrison
+from models.ops.mesa.sherman_morrison import InverseState, invert
 from tests.models.tolerances import assert_near
 
 B, H, K, V, LENGTH = 2, 3, 6, 5, 40

@@ -13,8 +13,8 @@ import pytest
 from torch import Tensor
 
 from models.ops.solvers import Solver
-from tests.models.mesa_forms import NAMES, Tensors, built, chunked, trace, with_gradients
-from tests.models.solver_cases import CASES, Case, draw_case
+from tests.models.ops.mesa.mesa_forms import NAMES, Tensors, built, chunked, trace, with_gradients
+from tests.models.ops.solvers.solver_cases import CASES, Case, draw_case
 
 EXACT = built("cholesky", 0)
 # A tolerance below what float32 can hold asks for a remainder.

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import LARGEST, Count, Neutral, Positive, Refusal, above, between, within, words
-from models import mesa_backends
 from models.attention import positions_in_document
+from models.backends import mesa as mesa_backends
 from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
-from models.ops import mesa, sherman_morrison
+from models.ops import mesa
+from models.ops.mesa import sherman_morrison
 from models.ops.solvers import IterativeSolver, Solver, SolverSettings, build_solver
 
 SMALLEST_DECAY = 1e-6
@@ -42,9 +43,9 @@ class Mesa(LinearRNN):
             all layers), or None for the solver as it is. Evaluation has the solver as it is.
         signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
             forget_gate_init is gamma at the start, and H + Lambda may lose its definiteness: `observe` tells.
-        decode: how a single token is solved, by the "solver" or by "sherman_morrison" (models/ops/sherman_morrison.py), which
-            is another function where gates forget. refresh: n, by which that inverts anew at every n-th token of a
-            document, or None.
+        decode: how a single token is solved, by the "solver" or by "sherman_morrison" (ops/mesa/sherman_morrison.py), which is
+            another function where gates forget. refresh: n, by which that inverts anew at every n-th token of a document,
+            or None.
         """
 
         forget_gate_init: Annotated[float, between(-1, 1)] | None
