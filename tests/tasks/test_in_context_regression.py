@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.in_context_regression import BLOCK, InContextRegression
-from tasks.least_squares import kalman, ridge
+from tasks.in_context_regression import InContextRegression
+from tasks.synthetic.blocks import BLOCK
+from tasks.synthetic.least_squares import kalman, ridge
 from tasks.task import Scored, Vectors
 from tests.tasks.composed import build
 

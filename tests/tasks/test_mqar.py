@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.mqar import BLOCK, FILLER, MQAR
-from tasks.reachable import MOST_DRAWS, reachable
+from tasks.mqar import FILLER, MQAR
+from tasks.synthetic.blocks import BLOCK
+from tasks.synthetic.reachable import MOST_DRAWS, reachable
 from tasks.task import IGNORE, Batch, Scored
 from tests.tasks.composed import build
 
@@ -82,9 +83,9 @@ def test_threads_that_ask_for_one_block_draw_it_once(monkeypatch):
     drawn = []
     original = MQAR._draw_block
 
-    def draw(self, split, num_pairs, block):
-        drawn.append((split, num_pairs, block))
-        return original(self, split, num_pairs, block)
+    def draw(self, split, stream, block):
+        drawn.append((split, stream, block))
+        return original(self, split, stream, block)
 
     monkeypatch.setattr(MQAR, "_draw_block", draw)
     made = task()
@@ -211,7 +212,7 @@ def best_answer(examples, reach, pairs):
     [(8, 12, 2, 0.01, False), (8, 12, 3, 2.0, False), (8, 14, 3, 0.5, False), (6, 12, 2, 0.5, True), (6, 10, 2, 0.01, True)],
 )
 def test_reachable_accuracy_is_that_of_bayes_answer(monkeypatch, vocab_size, seq_len, pairs, power_a, random, reach, most_draws):
-    monkeypatch.setattr("tasks.reachable.MOST_DRAWS", most_draws)
+    monkeypatch.setattr("tasks.synthetic.reachable.MOST_DRAWS", most_draws)
     examples = all_examples(vocab_size, seq_len, pairs, power_a, random)
     tokens, targets = (torch.from_numpy(np.stack(part)) for part in list(zip(*examples, strict=True))[1:])
     batch = Batch(tokens, targets, slices={"num_pairs": [pairs] * len(tokens)})

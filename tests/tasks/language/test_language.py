@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conf.settings import Refusal
-from tasks.language import Language, WithoutText
+from tasks.language.task import Language, WithoutText
 from tasks.task import IGNORE, Scored
 from tests.tasks.composed import build, settings
 
