@@ -72,16 +72,6 @@ def test_splits_share_no_document(make_task):
     assert all(texts) and not texts[0] & texts[1]
 
 
-def test_examples_are_pure(make_task):
-    task, again = make_task(seed=0), make_task(seed=1)
-    torch.manual_seed(0)
-    whole = task.batch("train", range(10))
-    torch.rand(7)
-    np.random.seed(5)
-    backwards = again.batch("train", range(9, -1, -1))
-    assert (whole.tokens == backwards.tokens.flip(0)).all() and (whole.targets == backwards.targets.flip(0)).all()
-
-
 def test_the_cache_is_written_when_the_task_is_prepared_and_read_by_the_next(make_task, tmp_path):
     task = make_task()
     assert not (tmp_path / "cache").exists()
