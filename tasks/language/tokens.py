@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tasks.files import open_regular, read_regular, remove_temporaries, write_atomically
-from tasks.tokenizer import Tokenizer
+from tasks.task import Tokenizer
 
 FORMAT = 2  # raised when the same text and tokenizer would give other files
 PIECE_CHARACTERS = 2**18
@@ -59,7 +59,7 @@ class Records:
 
 
 @dataclass
-class Tokens:
+class StoredTokens:
     """The tokens of one part of a text: in a file without a name until they are kept, else in the cache.
 
     digest: SHA-256 of all records. lost, total: how many UTF-8 bytes of the text no id predicts, and how many it has.
@@ -85,7 +85,7 @@ class Tokens:
             warn_once(f"tokens are not kept in paths.cache={str(path.parent)!r}, and made again next time: {error.strerror}")
 
 
-_unkept: weakref.WeakValueDictionary[Path, Tokens] = weakref.WeakValueDictionary()
+_unkept: weakref.WeakValueDictionary[Path, StoredTokens] = weakref.WeakValueDictionary()
 """What this process has tokenised and not kept, so that the runs of one request share it."""
 
 
@@ -96,7 +96,7 @@ def record_type(vocab_size: int) -> np.dtype:
 
 def load_tokens(
     folder: str, *, source: Sequence[object], documents: Callable[[], Iterable[str]], tokenizer: Tokenizer, seq_len: int
-) -> Tokens:
+) -> StoredTokens:
     """The tokens of `documents`, with BOS between any two of them, from the cache or else tokenised; `keep` writes them there.
 
     source: what decides the documents; with the tokenizer and FORMAT it names the cache file. A file that isn't whole
@@ -119,7 +119,7 @@ def load_tokens(
     return tokens
 
 
-def _from_cache(path: Path, dtype: np.dtype) -> Tokens | None:
+def _from_cache(path: Path, dtype: np.dtype) -> StoredTokens | None:
     """The tokens of a cache file if their SHA-256 is the one written beside it, else None."""
     try:
         written = read_regular(path.with_suffix(".sha256"), limit=1000, follow=True)
@@ -128,7 +128,7 @@ def _from_cache(path: Path, dtype: np.dtype) -> Tokens | None:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         records = Records(file, path, dtype, os.fstat(file.fileno()).st_size // dtype.itemsize)
         whole = digest == expected and written == _about(digest, int(lost), int(total))
-        return Tokens(records, digest, int(lost), int(total)) if whole else None
+        return StoredTokens(records, digest, int(lost), int(total)) if whole else None
     except (OSError, ValueError):
         return None
 
@@ -139,7 +139,7 @@ def _about(digest: str, lost: int, total: int) -> bytes:
     return f"{said} {hashlib.sha256(said.encode()).hexdigest()[:16]}".encode()
 
 
-def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> Tokens:
+def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> StoredTokens:
     """The tokens of documents, in a file without a name; `path` is where they are to be kept."""
     logger.info("tokenising for %s", path)
     documents = list(documents)
@@ -152,7 +152,7 @@ def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> To
         count += len(records)
         lost -= int(records["num_bytes"].sum())
     file.flush()
-    return Tokens(Records(file, path, record_type(tokenizer.vocab_size), count), digest.hexdigest(), lost, total)
+    return StoredTokens(Records(file, path, record_type(tokenizer.vocab_size), count), digest.hexdigest(), lost, total)
 
 
 def encode_documents(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

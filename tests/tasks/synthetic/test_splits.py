@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tasks.mqar import MQAR
-from tasks.splits import SPLIT_QUARTERS, TINY, belongs
+from tasks.synthetic.splits import SPLIT_QUARTERS, TINY, belongs
 from tests.tasks.composed import build
 
 SHARES = {split: len(quarters) / 4 for split, quarters in SPLIT_QUARTERS.items()}

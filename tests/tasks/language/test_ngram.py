@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tasks.ngram import trigram_bits, unigram_bits
+from tasks.language.ngram import trigram_bits, unigram_bits
 
 VOCAB = 5
 TRAIN = np.array([0, 1, 2, 0, 1, 3, 0, 1, 2, 4, 0, 0, 1])

@@ -14,25 +14,25 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tasks import tokens
-from tasks.tokenizer import ByteTokenizer, load_tokenizer
-from tasks.tokens import Tokens, encode_documents, load_tokens
+from tasks.language import tokens
+from tasks.language.tokenizer import ByteTokenizer, load_tokenizer
+from tasks.language.tokens import StoredTokens, encode_documents, load_tokens
 
 DOCUMENTS = ["first é\n", "second", "third\n" * 50]
 BYTES = ByteTokenizer()
 
 
-def load(folder, documents=DOCUMENTS, source=("x",), seq_len=4, tokenizer=BYTES) -> Tokens:
+def load(folder, documents=DOCUMENTS, source=("x",), seq_len=4, tokenizer=BYTES) -> StoredTokens:
     return load_tokens(str(folder), source=source, documents=lambda: documents, tokenizer=tokenizer, seq_len=seq_len)
 
 
-def keep(folder, **changes) -> Tokens:
+def keep(folder, **changes) -> StoredTokens:
     made = load(folder, **changes)
     made.keep()
     return made
 
 
-def from_cache(folder, **changes) -> Tokens:
+def from_cache(folder, **changes) -> StoredTokens:
     arguments = {"source": ("x",), "tokenizer": BYTES, "seq_len": 4} | changes
     return load_tokens(str(folder), documents=unexpected, **arguments)
 
@@ -45,7 +45,7 @@ def cache_files(folder, suffix):
     return sorted(path for path in folder.iterdir() if path.suffix == suffix)
 
 
-def all_of(made: Tokens) -> np.ndarray:
+def all_of(made: StoredTokens) -> np.ndarray:
     return np.concatenate(list(made.records.chunks()))
 
 
@@ -189,8 +189,8 @@ def test_a_failure_half_way_leaves_nothing(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from tasks import tokens
-from tasks.tokenizer import ByteTokenizer
+from tasks.language import tokens
+from tasks.language.tokenizer import ByteTokenizer
 load = tokens.load_tokens(sys.argv[1], source=("x",), documents=lambda: ["word " * 999], tokenizer=ByteTokenizer(), seq_len=4)
 def chunks(self):
     yield next(real(self))

@@ -13,12 +13,12 @@ import torch
 
 import conf.settings
 from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, between
-from tasks.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
-from tasks.ngram import trigram_bits, unigram_bits
+from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
+from tasks.language.ngram import trigram_bits, unigram_bits
+from tasks.language.tokenizer import load_tokenizer
+from tasks.language.tokens import load_tokens
 from tasks.positions import position_bands
-from tasks.task import IGNORE, Batch, Measurement, Scored, Task
-from tasks.tokenizer import Tokenizer, load_tokenizer
-from tasks.tokens import load_tokens
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task, Tokenizer
 
 TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from the start: bounds its time and memory
 
@@ -26,7 +26,7 @@ TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from th
 class DataSettings(conf.settings.Settings, kw_only=True):
     """A text, and how it becomes ids.
 
-    path: files, see tasks.text_files; None for the documentation of the installed Python. tokenizer: a tokenizer.json;
+    path: files, see tasks.language.text_files; None for the documentation of the installed Python. tokenizer: a tokenizer.json;
     None for bytes. validation_fraction: of the characters. cache: a folder.
     """
 
@@ -62,7 +62,6 @@ class Language(Task):
     """
 
     class Settings(Task.Settings, kw_only=True):
-        seq_len: Count
         data: DataSettings
         reset_at_bos: bool
         max_validation_examples: Count | None
@@ -101,7 +100,7 @@ class Language(Task):
     def _read_settings(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
         self.tokenizer = load_tokenizer(settings.data.tokenizer)
-        self.seq_len, self.vocab_size, self.reset_at_bos = settings.seq_len, self.tokenizer.vocab_size, settings.reset_at_bos
+        self.vocab_size, self.reset_at_bos = self.tokenizer.vocab_size, settings.reset_at_bos
 
     def prepare(self) -> None:
         for tokens in self._tokens.values():
@@ -183,8 +182,8 @@ class Language(Task):
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
         """Floors in bits per byte, at the level of this tokenizer's ids, on the scored part of `split`.
 
-        unigram: what the counts of the training text's ids give, smoothed as in tasks/ngram.py. trigram: what Witten-Bell
-        trigram counts of at most TRIGRAM_TOKENS training tokens give, from the same two tokens as the models see.
+        unigram: from the counts of the training text's ids, smoothed as in `unigram_bits`. trigram: from Witten-Bell trigram
+        counts of at most TRIGRAM_TOKENS training tokens, given the two tokens before, which the models see too.
         """
         train, bos = self._tokens["train"].records["id"], self.tokenizer.bos
         records = self._records(split, slice(None))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tasks.sampling import first_smallest, first_smallest_uniform
+from tasks.synthetic.sampling import first_smallest, first_smallest_uniform
 
 ROWS = 256
 

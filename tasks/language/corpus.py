@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.text_files import files_digest, text_documents
+from tasks.language.text_files import files_digest, text_documents
 
 STDLIB_VALIDATION_FRACTION = 0.1  # what conf/data/stdlib.yaml holds out
 STDLIB_EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conf.settings import Refusal
-from tasks.language import Language, WithoutText
+from tasks.language.task import Language, WithoutText
 from tasks.task import IGNORE, Scored
 from tests.tasks.composed import build, settings
 
@@ -70,16 +70,6 @@ def test_splits_share_no_document(make_task):
         set(bytes(i if i != task.tokenizer.bos else 0 for i in stream(task, split)).split(b"\0")[1:-1]) for split in task.splits
     ]
     assert all(texts) and not texts[0] & texts[1]
-
-
-def test_examples_are_pure(make_task):
-    task, again = make_task(seed=0), make_task(seed=1)
-    torch.manual_seed(0)
-    whole = task.batch("train", range(10))
-    torch.rand(7)
-    np.random.seed(5)
-    backwards = again.batch("train", range(9, -1, -1))
-    assert (whole.tokens == backwards.tokens.flip(0)).all() and (whole.targets == backwards.targets.flip(0)).all()
 
 
 def test_the_cache_is_written_when_the_task_is_prepared_and_read_by_the_next(make_task, tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from tasks.tokenizer import BOS_NAMES, ByteTokenizer, load_tokenizer
+from tasks.language.tokenizer import BOS_NAMES, ByteTokenizer, load_tokenizer
 
 TEXTS = ["", "plain text", "naïve café — 東京 😀\n\n  end", "a<|endoftext|>b<s>"]
 

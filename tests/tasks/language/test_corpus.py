@@ -18,8 +18,8 @@ import yaml
 import zstandard
 
 from conf.settings import UserPaths
-from tasks import corpus, text_files
-from tasks.corpus import (
+from tasks.language import corpus, text_files
+from tasks.language.corpus import (
     STDLIB_VALIDATION_FRACTION,
     heldout_stdlib_documents,
     split_documents,

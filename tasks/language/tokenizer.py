@@ -6,50 +6,17 @@ import contextlib
 import hashlib
 import itertools
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.files import read_regular
+from tasks.task import Tokenizer
 
 BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "[BOS]")
 MAX_FILE_BYTES = 2**28  # several times the largest that is known
-MAX_VOCAB_SIZE = 2**21  # three ids are one number below 2**63 in tasks.ngram
-
-
-class Tokenizer(ABC):
-    """vocab_size: number of ids. bos: the id that begins and separates documents, and that no text has.
-
-    fingerprint: hexadecimal digest. name: what `data.tokenizer` says, for messages.
-    """
-
-    name: str
-    vocab_size: int
-    bos: int
-    fingerprint: str
-
-    @abstractmethod
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, no special ones among them: their names are text like any other."""
-
-    @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special ids are left out, bytes that are not UTF-8 become U+FFFD."""
-
-    @abstractmethod
-    def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per text its ids [N] and how many of its UTF-8 bytes each id covers [N]; these add up to all bytes that are predicted.
-
-        They are all of them where the ids decode to the text. Else those that an id, or the few that share a character,
-        decode to just as they stand: not what a tokenizer drops, rewrites or calls unknown.
-        The bytes of a character that several ids share are counted at the first of them.
-        """
-
-    @abstractmethod
-    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """The ids of a text [N], and per id how many of the text's characters lie before its end [N]."""
+MAX_VOCAB_SIZE = 2**21  # three ids are one number below 2**63 in tasks.language.ngram
 
 
 class ByteTokenizer(Tokenizer):
