@@ -25,7 +25,7 @@ from suite.compute.settings import Compute, Train
 from suite.request.overrides import CONF, Assignment, assignment, groups, options
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
 from tasks.build import read_task
-from tasks.language import DataSettings
+from tasks.language.task import DataSettings
 
 READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
