@@ -20,8 +20,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from conf.groups import options
 from suite.cli import main as command
-from suite.request.overrides import compose_config, options
+from suite.request.overrides import compose_config
 from suite.results import load_curves
 from suite.store.code_state import TABLE, code_state
 

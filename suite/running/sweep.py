@@ -24,7 +24,7 @@ from suite.request.compose import Composer
 from suite.request.identity import digest
 from suite.request.overrides import Request, read_request
 from suite.request.schema import Composed
-from suite.running.execute import FAILED, Command, Event, is_done, missing_stages
+from suite.running.execute import FAILED, Command, Event, as_yaml, is_done, missing_stages
 from suite.running.launch import launcher_of
 from suite.running.pool import count_jobs, work
 from suite.running.progress import ProgressDisplay
@@ -263,10 +263,16 @@ def _studies(run: Run) -> list[str]:
 
 
 def print_plan(arguments: Sequence[str]) -> int:
-    """Prints what every run of a request would be; trains and writes nothing."""
-    request = read_request(arguments)
+    """Prints what every run of a request would be; trains and writes nothing. show=config: its whole configuration."""
+    shown = [argument.partition("=")[2] for argument in arguments if argument.startswith("show=")]
+    if shown not in ([], ["config"]):
+        raise RequestError(f"show={','.join(shown)} is unknown, permitted is show=config")
+    request = read_request([argument for argument in arguments if not argument.startswith("show=")])
     launcher_of(request)
     for run in plan_request(request):
+        if shown:
+            print(f"# run {run.run_id}\n{as_yaml(run.written)}")
+            continue
         facts = run.facts
         directory = RunDirectory(Path(run.paths.results), run.run_id)
         print(

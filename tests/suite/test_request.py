@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from conf.groups import CONF, options
 from suite.cli import main
 from suite.plan import plan
-from suite.request.overrides import CONF, RequestError, compose_config, expand, options
+from suite.request.overrides import RequestError, compose_config, expand
 
 
 def cells(*arguments: str) -> set[frozenset[str]]:
