@@ -13,6 +13,7 @@ from suite.evaluation.settings import Eval
 from suite.evaluation.stages import stage_names, studies_by_name
 from suite.generate import UNSAID, Asked
 from suite.request.compose import compose_one
+from suite.request.overrides import read_request
 from suite.request.schema import Chosen, Composed, Match, Paths
 from tasks.language.task import DataSettings
 
@@ -24,7 +25,7 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
 
     arguments: choices and values, e.g. model=mesanet, whose keys then are shown. Raises RequestError.
     """
-    composed = compose_one(arguments if verb in ("run", "check") else [])
+    composed = compose_one(read_request(arguments if verb in ("run", "check") else []).cells[0])
     lines = []
     if verb in ("run", "check"):
         lines += [f"  {group}={'|'.join(options(group))}" for group in groups() if group != "report"]
