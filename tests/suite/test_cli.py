@@ -18,8 +18,8 @@ import torch
 
 import suite
 from conf.groups import options
+from conf.settings import RequestError
 from suite.cli import VERBS, WHAT, main
-from suite.request.overrides import RequestError
 from suite.running.execute import Event
 from suite.running.progress import ProgressDisplay, duration
 from suite.running.train import Pulse
