@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from invented import decode_rows
-
-from reports.decoding import by_position, comparison, decoder_label
-from reports.parts import Frames, NoData, load_frames
+from reports.pages.mesa.decoding import by_position, comparison, decoder_label
+from reports.kit.parts import Frames, NoData, load_frames
 
 STARTS = ["solver, diagonal start", "solver, previous_token start"]
 FRESH = "fresh start, eps 1e-4"
