@@ -107,9 +107,8 @@ def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     known = runs.set_index("run_id").reindex(asked["run_id"]).reset_index(drop=True)
     both = asked.columns.intersection(known.columns)
     cells = pd.concat([asked.fillna(known[both]), known.drop(columns=both)], axis=1)
-    settings = [name for name in cells if "." in name]
-    others = cells.groupby("group_id")[settings].transform("first") if settings else cells[settings]
-    return cells.assign(**cells[settings].fillna(others))
+    settings = ["backend", *(name for name in cells if "." in name)]
+    return cells.assign(**cells[settings].fillna(cells.groupby("group_id")[settings].transform("first")))
 
 
 def varying(table: pd.DataFrame) -> list[str]:

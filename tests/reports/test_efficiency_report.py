@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from invented import efficiency_rows
-from reports.pages.efficiency import costs, lines, measured, scan
+
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import backend_dashes
-
+from reports.pages.efficiency import costs, lines, measured, scan
 from suite.cli import main
 from suite.studies.roofline import Ceilings
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from reports.pages.in_context import error_by_position, error_over_ridge, errors, ratios, variant_title
+
 from reports.kit.parts import NoData, load_frames
+from reports.pages.in_context import error_by_position, error_over_ridge, errors, ratios, variant_title
 
 VARIANTS = (
     {"task.noise": 0.5, "task.drift": 0.0, "task.segment_len": None},

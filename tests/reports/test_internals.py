@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from invented import internals_rows
-from reports.pages.mesa.internals import by_head, by_layer, by_position, head_rows
+
 from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.mesa.internals import by_head, by_layer, by_position, head_rows
 
 METRICS = ["beta", "gamma", "condition", "solver_steps", "readout_cosine"]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from reports.pages.mesa.regularization import broken
+
 from reports.kit.intervals import bootstrap_intervals, seed_interval, share_interval, standard_error, student_t, t_interval
 from reports.kit.rows import over_runs
 from reports.kit.tables import spread
+from reports.pages.mesa.regularization import broken
 from reports.pages.mesa.training_steps import _ahead
 
 

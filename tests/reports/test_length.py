@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from invented import length_rows
-from reports.pages.length import by_length, by_position, table
+
 from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.length import by_length, by_position, table
 
 METRICS = ["nll", "solver_steps", "condition"]
 

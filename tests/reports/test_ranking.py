@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.pages.sweep import curves, difference, ranking
 

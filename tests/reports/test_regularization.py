@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from invented import repeats_rows
+
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.pages.mesa.regularization import by_floor, by_floor_table, by_run_length
 
@@ -78,7 +79,8 @@ def test_what_is_not_finite_is_wrong_and_not_unmeasured(store) -> None:
         for row in rows if seed else ():
             row["value"] = None if row["metric"] in ("readout_error", "condition") else row["value"]
         stages = {"train": [store.row("nll", 1.5, "validation")], "repeats": rows}
-        store.run("mesanet", "language", seed=seed, stages=stages, varied={"model.mixer.regularizer_floor": 0.25, "model.mixer.forget_cap": 0.9975})
+        varied = {"model.mixer.forget_cap": 0.9975, "model.mixer.regularizer_floor": 0.25}
+        store.run("mesanet", "language", seed=seed, stages=stages, varied=varied)
     store.request()
     frames = load_frames(store.root, "quick")
     table = by_floor_table(frames, column=COLUMN, after=AFTER)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from reports.kit.build import bound_part, build_report, command_of, part_function
 from reports.kit.parts import load_frames
 

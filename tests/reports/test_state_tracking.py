@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from reports.kit.parts import NoData, load_frames
 from reports.pages.state_tracking import accuracy_by_length, accuracy_in_ranges, definiteness, length_scores
 

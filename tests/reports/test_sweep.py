@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
+
 from reports.kit.parts import Frames, NoData, Table, load_frames
 from reports.kit.style import style_of
 from reports.pages.sweep import curves, scores

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 import pytest
+
 from reports.kit.parts import NoData, Table, load_frames
 from reports.kit.render import scientific, signed, to_html, to_latex, to_markdown
 from reports.pages.tables import comparison
-
 from tests.reports.conftest import write
 
 COLUMNS = [

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 from invented import solver_rows
+
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.pages.mesa.training_steps import by_evaluated_steps, by_trained_steps, by_training, trained_table, training_names
 
