@@ -1,12 +1,23 @@
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
+PER_FILE = sed -n 's/:[0-9]*: error: .*//p' | LC_ALL=C sort | uniq -c
 
-.PHONY: demo test
+.PHONY: demo check types test
 
 demo: $(VENV)/.installed
 	$(RUN) -m suite run experiment=quick
 	$(RUN) -m suite report quick
+
+check: $(VENV)/.installed-dev
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy | $(PER_FILE) | diff .ci/mypy.txt - || { echo "< kept, > found: errors of mypy a file. More: mend them. Fewer: make types"; exit 1; }
+	$(VENV)/bin/codespell *.md docs .ci Makefile pyproject.toml conf models tasks suite reports tests
+
+# Keeps today's number of errors of every file: a number in a change may only be smaller.
+types: $(VENV)/.installed-dev
+	$(RUN) -m mypy | $(PER_FILE) > .ci/mypy.txt
 
 test: $(VENV)/.installed-dev
 	$(RUN) -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu"

@@ -1,0 +1,162 @@
+"""What the pages say: commands are planned, links and files exist, Python compiles, and extensions work when copied."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from suite.cli import MULTIRUN, VERBS
+from suite.cli import main as command
+from suite.plan import plan
+from suite.request import options
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+EXTENDING = ROOT / "docs" / "extending.md"
+# What a reader puts something of their own in the place of.
+PLACEHOLDER = re.compile(r"\b(ID|NAME|FOLDER|VALUE|KEY|MODULE)\b|<\w+>")
+# What commands make: it is not there before.
+MADE = ("results/", "reports/build", ".venv/")
+STARTS = ("python ", "make ", "pytest ", "pip ", "lrs ", ".venv/bin/python ", ".ci/run")
+
+
+class Block(NamedTuple):
+    """A fenced block. file: the path that its first line names in a comment, as `# models/retention.py`, or ""."""
+
+    page: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        found = re.match(r"# ([\w.-]+(?:/[\w.-]+)+)(?=\n|,)", self.text)
+        return found[1] if found else ""
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+    return [Block(page.name, language, text) for language, text in found]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command of a page's blocks and of its prose, comments left out."""
+    lines = [line for block in blocks(page) if not block.language for line in block.text.splitlines()]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", prose(page))]:
+        if line.startswith(STARTS):
+            yield shlex.split(line, comments=True)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+ADDED = {block.file: block for block in BLOCKS if block.page == EXTENDING.name and block.file}
+COMMANDS = {shlex.join(words): page for page in PAGES for words in commands(page)}
+REQUESTS = [text for text, page in COMMANDS.items() if text.startswith("python -m suite ") and page != EXTENDING]
+
+
+def named(page: Path) -> set[str]:
+    """Paths below a folder of the checkout that the page's prose has between backticks."""
+    words = {word for text in re.findall(r"`([^`\n]+)`", prose(page)) for word in text.split()}
+    tops = {path.name for path in ROOT.iterdir()}
+    paths = {word.rstrip(".,:") for word in words if re.fullmatch(r"[\w.*-]+/[\w.*/-]*", word)}
+    return {path for path in paths if path.split("/")[0] in tops and not PLACEHOLDER.search(path)}
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages take for granted, and an empty store."""
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "books").mkdir()
+    for name in ("books/one.txt", "news.txt"):
+        (tmp_path / name).write_text("words of a text that is long enough for one window and then some\n" * 2000)
+    subprocess.run(["xz", tmp_path / "books" / "one.txt"], check=True)
+    Tokenizer(models.BPE({chr(i): i for i in range(128)}, [])).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", REQUESTS)
+def test_a_command_is_one_that_the_suite_takes(text, elsewhere, capsys):
+    verb, *arguments = shlex.split(text)[3:]
+    if verb in ("run", "check"):
+        if not PLACEHOLDER.search(text):
+            assert plan([argument for argument in arguments if argument not in MULTIRUN])
+    elif verb in ("evaluate", "generate"):
+        # Everything is checked before the run is looked for.
+        assert command([verb, *arguments]) == 2 and re.search(r"no run|no trained runs|run ID", capsys.readouterr().err)
+    elif verb == "report":
+        assert arguments in [[name] for name in (*options("report"), "NAME")]
+    elif verb == "list":
+        assert arguments[0] in ("models", "tasks", "experiments", "reports", "runs")
+    else:
+        assert (verb in VERBS and not arguments) or verb == "VERB"
+
+
+@pytest.mark.parametrize("text", [text for text in COMMANDS if not text.startswith("python -m suite ")])
+def test_another_command_names_what_is_there(text):
+    words = shlex.split(text)
+    if words[0] == "make":
+        assert set(words[1:]) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for module in re.findall(r"-m (tests[.\w]+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+    for path in [word for word in words if word.startswith((".ci/", "tests/"))]:
+        assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in slugs(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    missing = [path for path in named(page) if path not in ADDED and not path.startswith(MADE) and not any(ROOT.glob(path))]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_sentences_begin_with_their_subject(page):
+    begins = re.findall(r"(?:^|[.!?:] |\n\n|\n- |\| )((?:That of|Of) .{0,40})", prose(page))
+    assert not [text for text in begins if page != ROOT / "CONTRIBUTING.md" or '"' not in text]
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.file or block.page)
+def test_python_compiles_and_its_imports_resolve(block):
+    """Imports of what extending.md adds itself are resolved where its files are copied."""
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.file)
+def test_yaml_is_read(block):
+    assert yaml.safe_load(block.text)
