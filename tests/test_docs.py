@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 import pytest
-import yaml
 
 from suite.cli import MULTIRUN, VERBS
 from suite.cli import main as command
@@ -62,7 +62,10 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-ADDED = {block.file: block for block in BLOCKS if block.page == EXTENDING.name and block.file}
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+# What extending.md adds, and the row of a table that is there.
+METRICS = "suite/metrics.py"
+ADDED = {block.file: block.text for block in BLOCKS if block.page == EXTENDING.name and block.file}
 COMMANDS = {shlex.join(words): page for page in PAGES for words in commands(page)}
 REQUESTS = [text for text, page in COMMANDS.items() if text.startswith("python -m suite ") and page != EXTENDING]
 
@@ -145,9 +148,8 @@ def test_sentences_begin_with_their_subject(page):
     assert not [text for text in begins if page != ROOT / "CONTRIBUTING.md" or '"' not in text]
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "python"], ids=lambda block: block.file or block.page)
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.file or block.page)
 def test_python_compiles_and_its_imports_resolve(block):
-    """Imports of what extending.md adds itself are resolved where its files are copied."""
     for node in ast.walk(ast.parse(block.text)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -157,6 +159,67 @@ def test_python_compiles_and_its_imports_resolve(block):
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
 
 
-@pytest.mark.parametrize("block", [block for block in BLOCKS if block.language == "yaml"], ids=lambda block: block.file)
-def test_yaml_is_read(block):
-    assert yaml.safe_load(block.text)
+class Checkout(NamedTuple):
+    """A copy of the packages to which everything that extending.md adds was added."""
+
+    root: Path
+
+    def suite(self, *arguments: str) -> str:
+        """What a command of the suite prints there; fails where it fails."""
+        call = [sys.executable, "-m", "suite", *arguments]
+        done = subprocess.run(call, cwd=self.root, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def arms(self, report: str, part: str) -> set[str]:
+        """The labels of what a part of a report compares."""
+        return set(pd.read_csv(self.root / "reports" / "build" / report / f"{part}.csv")["arm"])
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    root = tmp_path_factory.mktemp("extended")
+    for name in ("conf", "models", "tasks", "suite", "reports"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "build", "gallery"))
+    for file, text in ADDED.items():
+        if file == METRICS:
+            table = (root / file).read_text()
+            assert table.count("    for metric in (\n") == 1
+            text = table.replace("    for metric in (\n", f"    for metric in (\n{text}")
+        assert (root / file).exists() == (file == METRICS) and (root / file).parent.is_dir(), file
+        (root / file).write_text(text)
+    return Checkout(root)
+
+
+@pytest.mark.parametrize("text", [text for text, page in COMMANDS.items() if page == EXTENDING and " -m suite " in text])
+def test_a_command_on_what_was_added_is_one_that_the_suite_takes(text, extended):
+    verb, *arguments = shlex.split(text)[3:]
+    if verb in ("run", "check"):
+        assert extended.suite("check", *arguments)
+    else:
+        assert verb in ("evaluate", "report", "list")
+
+
+def test_what_was_added_is_swept_over_values_of_its_own_and_labelled_by_them(extended):
+    """A model, an evaluation and its figure, then a task; nothing but files that the page shows was added."""
+    quick = ("run", "experiment=quick", "train.steps=6", "train.warmup_steps=2", "compute.jobs=1")
+    extended.suite(
+        *quick, "task=mqar", "model=retention", "model.mixer.decay=0.9,0.99", "eval=corrupted", "eval.corrupted_shares=[0.1]"
+    )
+    extended.suite("evaluate", "run=all", "eval=corrupted", "eval.corrupted_shares=[0.4]")
+    extended.suite("report", "corrupted")
+    assert extended.arms("corrupted", "nll_by_share") == {"Retention, decay 0.9", "Retention, decay 0.99"}
+    shares = pd.read_csv(extended.root / "reports/build/corrupted/nll_by_share.csv")["share"]
+    assert set(shares) == {0.1, 0.4}
+    extended.suite(*quick, "task=copying", "model=gla", "task.num_symbols=4,16", "eval=none")
+    extended.suite("report", "quick")
+    assert extended.arms("quick", "training") == {"GLA, num symbols 4", "GLA, num symbols 16"}
+
+
+@pytest.mark.parametrize("path", ["tests/models/test_laws.py", "tests/tasks/test_laws.py"])
+def test_what_was_added_passes_the_laws(path, extended):
+    shutil.copytree(ROOT / "tests", extended.root / "tests", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", extended.root)
+    call = [sys.executable, "-m", "pytest", "-n", "0", "-q", path, "-k", "retention or copying", "-m", "not gpu"]
+    done = subprocess.run(call, cwd=extended.root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:]
