@@ -17,7 +17,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 # Letters of a value that an error shows.
 SHOWN = 100
@@ -49,6 +49,13 @@ class Neutral:
     """Marks a field that was added after runs existed: at this value it changes nothing and stays out of a run's name."""
 
     value: Any
+
+
+class Outside:
+    """Marks a field that says where something lies or what it is called, and stays out of a run's name."""
+
+
+OUTSIDE = Outside()
 
 
 def within(low: float, high: float) -> Meta:
@@ -141,14 +148,17 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The same settings with some values changed, checked anew. Raises RequestError."""
         return type(self).read({**self.plain(), **changes})
 
-    def without_neutral(self) -> dict[str, Any]:
-        """The settings as YAML holds them, less those that stand at their neutral value."""
+    def named(self, *, neutral: bool) -> dict[str, Any]:
+        """The settings that belong to a run's name, as YAML holds them: none that is OUTSIDE.
+
+        neutral: whether those that stand at their neutral value are among them.
+        """
         kept = {}
         for name, kind in fields(type(self)).items():
-            value = getattr(self, name)
-            if any(isinstance(mark, Neutral) and mark.value == value for mark in _marks(kind)):
+            value, marks = getattr(self, name), _marks(kind)
+            if OUTSIDE in marks or (not neutral and any(isinstance(mark, Neutral) and mark.value == value for mark in marks)):
                 continue
-            kept[name] = value.without_neutral() if isinstance(value, Settings) else value
+            kept[name] = value.named(neutral=neutral) if isinstance(value, Settings) else value
         return msgspec.to_builtins(kept, enc_hook=_plain)
 
 
@@ -163,6 +173,12 @@ def with_neutral(settings: type[Settings], values: Mapping[str, Any]) -> dict[st
         if isinstance(base, type) and issubclass(base, Settings) and isinstance(made.get(name), Mapping):
             made[name] = with_neutral(base, made[name])
     return made
+
+
+def partial(name: str, settings: type[Settings], module: str) -> type[Settings]:
+    """Settings of the same fields, each of which may be left out: what is laid over settings that are there."""
+    optional = [(field, kind | UnsetType, UNSET) for field, kind in fields(settings).items()]
+    return msgspec.defstruct(name, optional, bases=(Settings,), module=module, frozen=True, kw_only=True)
 
 
 @functools.cache
@@ -228,7 +244,7 @@ def words(kind: Any) -> str:
     if told:
         return told[-1]
     if get_origin(base) in (Union, UnionType):
-        return ", ".join(map(words, parts))
+        return ", ".join(words(part) for part in parts if part is not UnsetType)
     if get_origin(base) is Literal:
         return ", ".join(map(text, parts))
     if get_origin(base) is tuple:
@@ -273,7 +289,7 @@ def _refusal_of_settings(key: str, value: Mapping[str, Any], kind: type[Settings
     for name in value:
         if name not in known:
             return unknown("key", _joined(key, name), [_joined(key, field) for field in known])
-    for name in known:
+    for name in () if UNSET in kind.__struct_defaults__ else known:
         if name not in value:
             missing = _joined(key, name)
             return RequestError(f"{missing} is needed: give {missing}=VALUE, permitted are {words(known[name])}")

@@ -6,12 +6,14 @@ rope_base 10000 in theta_i = 10000^(-2i/d) (Su et al. 2021); window W (Beltagy e
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import Count, Positive
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State
 from models.ops import softmax_attention
@@ -66,26 +68,29 @@ def positions_in_document(position: Tensor, starts: Tensor) -> Tensor:
 class Attention(SequenceMixer):
     """Multi-head causal softmax attention without biases; its state is the cache of rotated keys and of values.
 
-    window: how many tokens an output sees, itself included, >= 1; None for all. rope_base: > 0.
     The state holds the window - 1 latest tokens that a later one can see, or all of them: k, v [B, S, H, K] and
     `position` [B] int64, the number of tokens since the last start, which hides what lies before it. k and v are kept as
     they were computed, in bfloat16 under autocast: nothing is added up in them, so a wider type would hold the same numbers.
-    Raises ValueError for values outside these ranges or an odd key_dim.
     """
 
-    def __init__(self, *, d_model: int, backend: str, num_heads: int, key_dim: int, window: int | None, rope_base: float) -> None:
-        super().__init__()
-        if num_heads < 1:
-            raise ValueError(f"num_heads is {num_heads}, permitted are whole numbers from 1")
-        if key_dim < 2 or key_dim % 2:
-            raise ValueError(f"key_dim is {key_dim}, permitted are even numbers from 2: rotary positions turn pairs")
-        if window is not None and window < 1:
-            raise ValueError(f"window is {window}, permitted are null and whole numbers from 1")
-        if rope_base <= 0:
-            raise ValueError(f"rope_base is {rope_base}, permitted are numbers above 0")
-        self.num_heads, self.key_dim, self.window, self.rope_base = num_heads, key_dim, window, rope_base
-        self.query_key_value_projection = nn.Linear(d_model, 3 * num_heads * key_dim, bias=False)
-        self.output_projection = nn.Linear(num_heads * key_dim, d_model, bias=False)
+    name = "attention.Attention"
+
+    class Settings(SequenceMixer.Settings, kw_only=True):
+        """window: how many tokens an output sees, itself included; None for all."""
+
+        num_heads: Count
+        key_dim: Annotated[
+            int, Meta(ge=2, le=2**31 - 1, multiple_of=2, description="even numbers from 2: rotary positions turn pairs")
+        ]
+        window: Count | None
+        rope_base: Positive
+
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        self.num_heads, self.key_dim = settings.num_heads, settings.key_dim
+        self.window, self.rope_base = settings.window, settings.rope_base
+        self.query_key_value_projection = nn.Linear(d_model, 3 * self.num_heads * self.key_dim, bias=False)
+        self.output_projection = nn.Linear(self.num_heads * self.key_dim, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         whole = state is None and starts is None

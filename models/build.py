@@ -1,118 +1,186 @@
-"""From a model's configuration to the model."""
+"""From the settings of a model to the model."""
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
+import pkgutil
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated, Any
 
+from msgspec import Meta
+
+import models
+from conf.settings import (
+    LARGEST,
+    OUTSIDE,
+    Count,
+    Line,
+    Name,
+    Positive,
+    Refusal,
+    RequestError,
+    Settings,
+    above,
+    unknown,
+    within,
+    words,
+)
 from models.backbone import LanguageModel
 from models.mixer import SequenceMixer
+from models.ops.cross_entropy import MAX_SOFT_CAP
 from models.regressor import Regressor
 
-RESERVED = ("d_model", "backend", "type")
+WITHOUT_MIXERS = ("models.ops", "models.backends")
+Width = Annotated[int, within(1, 2**20)]
 
 
-def mixer_class(type_name: str) -> type[SequenceMixer]:
-    """The class named "module.Class" in this package, e.g. "mesanet.Mesa".
+class Size(Settings, kw_only=True):
+    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
 
-    Raises ValueError for anything else: a configuration names a mixer, it can't name arbitrary code.
+    name: Annotated[Name, OUTSIDE]
+    d_model: Width
+    num_blocks: Annotated[int, within(1, 2**10)]
+    num_heads: Width
+    head_dim: Width
+    mlp_dim: Annotated[int, within(1, 2**24)]
+    norm_eps: Annotated[float, above(0, 1)]
+    logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
+
+
+class Labels(Settings, kw_only=True):
+    """What a model's YAML holds beside its mixers and learning rates.
+
+    version: raised when the model's numbers change. pattern: the keys of the mixers that consecutive blocks take, repeated
+    to the depth; [mixer] is one mixer throughout, [hawk, mesa] alternates two.
     """
-    module_name, _, class_name = type_name.rpartition(".")
-    if not module_name.isidentifier():
-        raise ValueError(f"mixer type {type_name!r} is not of the form module.Class, e.g. mesanet.Mesa")
+
+    name: Name
+    label: Line
+    version: Count
+    paper: Line | None
+    pattern: Annotated[tuple[Name, ...], Meta(min_length=1, description="lists of one mixer or more")]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model's YAML, read and checked. mixers: the settings of the mixers that `pattern` names, in its order."""
+
+    name: str
+    label: str
+    version: int
+    pattern: tuple[str, ...]
+    mixers: tuple[SequenceMixer.Settings, ...]
+
+
+def read_model(values: Mapping[str, Any], key: str = "model") -> Model:
+    """The model in a mapping from YAML, at the place `key` of the configuration. Raises RequestError.
+
+    Its keys are those of `Labels`, of which `paper` may be missing; `lr`, a table of learning rates by task and size, which
+    may be missing too; and mixers, each a mapping with a `type`.
+    """
+    given = {name: value for name, value in values.items() if name in Labels.__struct_fields__}
+    labels = Labels.read({"paper": None, **given}, key)
+    _check_rates(values.get("lr", {}), f"{key}.lr")
+    mixers = {name: _read_mixer(value, f"{key}.{name}") for name, value in values.items() if name not in given and name != "lr"}
+    for name in labels.pattern:
+        if name not in mixers:
+            raise RequestError(f"{key}.pattern=[{', '.join(labels.pattern)}] has {name!r}, permitted are {', '.join(mixers)}")
+    chosen = tuple(mixers[name] for name in labels.pattern)
+    return Model(labels.name, labels.label, labels.version, labels.pattern, chosen)
+
+
+def _check_rates(rates: object, key: str) -> None:
+    if not isinstance(rates, Mapping):
+        raise Refusal(key, rates, "mappings from tasks to mappings from sizes to learning rates")
+    for task, by_size in rates.items():
+        if not isinstance(by_size, Mapping):
+            raise Refusal(f"{key}.{task}", by_size, "mappings from sizes to learning rates")
+        for size, rate in by_size.items():
+            if type(rate) not in (int, float) or not 0 < rate <= LARGEST:
+                raise Refusal(f"{key}.{task}.{size}", rate, words(Positive))
+
+
+def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
+    if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
+        raise Refusal(key, values, "mappings with a type")
     try:
-        module = importlib.import_module(f"models.{module_name}")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"mixer type {type_name!r}: there is no module models/{module_name}.py") from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, SequenceMixer)) or inspect.isabstract(found):
-        raise ValueError(f"mixer type {type_name!r}: models/{module_name}.py has no SequenceMixer {class_name!r}")
-    return found
+        mixer = mixer_class(values["type"])
+    except RequestError as error:
+        raise RequestError(f"{key}.type: {error}") from error
+    return mixer.Settings.read(values, key)
 
 
-def mixer_settings(type_name: str) -> dict[str, Any]:
-    """The types of the settings of a mixer, as its constructor's annotations say. Raises ValueError as `mixer_class`."""
-    hints = get_type_hints(mixer_class(type_name).__init__)
-    return {key: hint for key, hint in hints.items() if key not in (*RESERVED, "return")}
+@functools.cache
+def mixer_classes() -> dict[str, type[SequenceMixer]]:
+    """Every mixer by the name that its class declares, from all modules of this package."""
+    found: dict[str, type[SequenceMixer]] = {}
+    for module in pkgutil.walk_packages(models.__path__, "models."):
+        if module.name.startswith(WITHOUT_MIXERS):
+            continue
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and issubclass(value, SequenceMixer) and "name" in vars(value):
+                assert found.setdefault(value.name, value) is value, f"{value.name} is declared twice"
+    return dict(sorted(found.items()))
 
 
-def build_mixer(config: Mapping[str, Any], *, d_model: int, backend: str) -> SequenceMixer:
-    """One mixer from its configuration: `type` names the class, the other keys are its constructor's arguments.
+def mixer_class(name: str) -> type[SequenceMixer]:
+    """The class that declares the name, which a model's YAML holds as `type`. Raises RequestError where none does."""
+    known = mixer_classes()
+    if name not in known:
+        raise unknown("mixer type", name, known)
+    return known[name]
 
-    Raises ValueError for a backend that does not compute a mixer of these settings.
-    """
-    permitted = _backends(config)
+
+def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str) -> SequenceMixer:
+    """One mixer. Raises RequestError for a backend that does not compute a mixer of these settings."""
+    mixer = mixer_class(settings.type)
+    permitted = mixer.backends(settings)
     if backend not in permitted:
-        raise ValueError(
-            f"backend={backend!r} does not compute {config['type']} with its settings: permitted are {', '.join(permitted)}"
+        raise RequestError(
+            f"backend={backend} does not compute {settings.type} with its settings, permitted are {', '.join(permitted)}"
         )
-    return mixer_class(config["type"])(d_model=d_model, backend=backend, **_arguments(config))
+    return mixer(settings, d_model=d_model, backend=backend)
 
 
-def _arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in RESERVED}
-
-
-def _backends(config: Mapping[str, Any]) -> tuple[str, ...]:
-    return mixer_class(config["type"]).backends(_arguments(config))
-
-
-def computing_backends(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """The backends that compute every mixer of a resolved `model` configuration, in the first mixer's order of speed."""
-    first, *others = [_backends(config) for config in _pattern(model)]
+def computing_backends(model: Model) -> tuple[str, ...]:
+    """The backends that compute every mixer of a model, in the first mixer's order of speed."""
+    first, *others = [mixer_class(settings.type).backends(settings) for settings in model.mixers]
     return tuple(name for name in first if all(name in other for other in others))
 
 
-def build_model(model: Mapping[str, Any], size: Mapping[str, Any], *, vocab_size: int, backend: str) -> LanguageModel:
-    """The language model of a resolved `model` and `size` configuration.
-
-    size: d_model, num_blocks, mlp_dim, norm_eps, logit_soft_cap. The rest is as in `build_mixers`.
-    Parameters are not filled: call `reset_parameters(seed)`.
-    """
+def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
+    """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`."""
     return LanguageModel(
         vocab_size=vocab_size,
-        d_model=size["d_model"],
-        mlp_dim=size["mlp_dim"],
+        d_model=size.d_model,
+        mlp_dim=size.mlp_dim,
         mixers=build_mixers(model, size, backend=backend),
-        norm_eps=size["norm_eps"],
-        logit_soft_cap=size["logit_soft_cap"],
+        norm_eps=size.norm_eps,
+        logit_soft_cap=size.logit_soft_cap,
     )
 
 
-def build_regressor(
-    model: Mapping[str, Any], size: Mapping[str, Any], *, input_dim: int, output_dim: int, backend: str
-) -> Regressor:
-    """The same for a task of vectors; size.logit_soft_cap has no meaning here."""
+def build_regressor(model: Model, size: Size, *, input_dim: int, output_dim: int, backend: str) -> Regressor:
+    """The model for a task of vectors, where size.logit_soft_cap has no meaning; otherwise as `build_model`."""
     return Regressor(
         input_dim=input_dim,
         output_dim=output_dim,
-        d_model=size["d_model"],
-        mlp_dim=size["mlp_dim"],
+        d_model=size.d_model,
+        mlp_dim=size.mlp_dim,
         mixers=build_mixers(model, size, backend=backend),
-        norm_eps=size["norm_eps"],
+        norm_eps=size.norm_eps,
     )
 
 
-def build_mixers(model: Mapping[str, Any], size: Mapping[str, Any], *, backend: str) -> list[SequenceMixer]:
-    """One mixer a block.
-
-    model: `pattern` lists which keys of `model` hold the mixers of consecutive blocks, repeated to the depth;
-    [mixer] is one mixer throughout, [hawk, mesa] alternates two. size: d_model, num_blocks.
-    """
-    pattern, mixers = _pattern(model), []
-    for i in range(size["num_blocks"]):
-        try:
-            mixers.append(build_mixer(pattern[i % len(pattern)], d_model=size["d_model"], backend=backend))
-        except ValueError as error:
-            raise ValueError(f"model.{model['pattern'][i % len(pattern)]}: {error}") from error
-    return mixers
+def build_mixers(model: Model, size: Size, *, backend: str) -> list[SequenceMixer]:
+    """One mixer a block. Raises RequestError for settings that do not go with size.d_model, or with the backend."""
+    return [_build(model, i % len(model.pattern), size, backend) for i in range(size.num_blocks)]
 
 
-def _pattern(model: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The configurations of the mixers that blocks take in turn."""
-    for name in model["pattern"]:
-        if name not in model or "type" not in model[name]:
-            raise ValueError(f"model.pattern names {name!r}, but model.{name} is not a mixer with a type")
-    return [model[name] for name in model["pattern"]]
+def _build(model: Model, place: int, size: Size, backend: str) -> SequenceMixer:
+    try:
+        return build_mixer(model.mixers[place], d_model=size.d_model, backend=backend)
+    except Refusal as refusal:
+        raise refusal.under(f"model.{model.pattern[place]}") from refusal

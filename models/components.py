@@ -6,7 +6,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import fan_in_normal_
+from models.initialization import fan_in_normal_, normal_
+
+
+class BlockDiagonalLinear(nn.Module):
+    """A linear map with bias of each block of channels by itself, [..., num_blocks * d_in] -> [..., num_blocks, d_out]."""
+
+    def __init__(self, *, num_blocks: int, d_in: int, d_out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_blocks, d_in, d_out))
+        self.bias = nn.Parameter(torch.empty(num_blocks, d_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("...hi,hio->...ho", x.unflatten(-1, self.weight.shape[:2]), self.weight) + self.bias
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        normal_(self.weight, std=self.weight.shape[1] ** -0.5, generator=generator)
+        nn.init.zeros_(self.bias)
+
+
+def linear_maps(model: nn.Module) -> list[nn.Linear | BlockDiagonalLinear]:
+    """The modules of a model whose `weight` is that of a linear map: training decays it, and decoding may keep it narrow."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)]
 
 
 class ShortConvolution(nn.Module):
@@ -76,8 +97,6 @@ class ScalarGate(nn.Module):
 
     def __init__(self, *, d_model: int, num_heads: int, initial: float) -> None:
         super().__init__()
-        if not 0.0 < initial < 1.0:
-            raise ValueError(f"the initial value of a gate is {initial}, permitted is a number between 0 and 1, both excluded")
         self.projection = nn.Linear(d_model, num_heads)
         self.initial = initial
 

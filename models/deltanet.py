@@ -6,9 +6,6 @@ beta beta (writing strength), state G (S in both).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from models.backends import fla, form
@@ -20,9 +17,11 @@ from models.ops import delta_rule
 class DeltaNet(LinearRNN):
     """G_t = gamma_t G_{t-1} (I - beta_t k_t k_t^T) + beta_t v_t k_t^T, o_t = G_t q_t; ungated without a forget gate."""
 
+    name = "deltanet.DeltaNet"
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        return ("fla", "torch") if settings["key_dim"] <= fla.LARGEST_KEY_OF_DELTA_RULE else ("torch",)
+    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
+        return ("fla", "torch") if settings.key_dim <= fla.LARGEST_KEY_OF_DELTA_RULE else ("torch",)
 
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State

@@ -11,8 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from conf.settings import Positive, Refusal
 from models.components import ScalarGate
-from models.linear_rnn import LinearRNN
+from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import decayed_linear_attention, mesa
 from models.ops.solvers import SolverSettings, build_solver
@@ -32,49 +33,25 @@ class GatedKalmaNet(LinearRNN):
     same iteration on the cotangent, and the range of eigenvalues that the iteration is told counts as a constant.
     Ours against the authors': beta weighs k k^T and v k^T once (theirs scales k and v, so it weighs twice), sigmoid
     gates as in all arms, no convolution of v and no gate of the output.
-
-    alpha_init: alpha at the start, in (0, 1). regularizer_ratio: a > 0. solver: its `name` and settings, see
-    models/ops/solvers; it can't start at the previous token.
-    The other arguments are those of LinearRNN. Raises ValueError for values outside these ranges.
     """
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        conv_width: int,
-        feature_map: str,
-        forget_gate_init: float | None,
-        input_gate_init: float | None,
-        alpha_init: float,
-        regularizer_ratio: float,
-        solver: SolverSettings,
-        norm_eps: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__(
-            d_model=d_model,
-            backend=backend,
-            num_heads=num_heads,
-            key_dim=key_dim,
-            value_dim=value_dim,
-            conv_width=conv_width,
-            feature_map=feature_map,
-            forget_gate_init=forget_gate_init,
-            input_gate_init=input_gate_init,
-            norm_eps=norm_eps,
-            chunk_size=chunk_size,
-        )
-        if regularizer_ratio <= 0.0:
-            raise ValueError(f"regularizer_ratio is {regularizer_ratio}, permitted are numbers above 0")
-        self.regularizer_ratio, self.solver = regularizer_ratio, build_solver(solver)
-        if self.solver.initial == "previous_token":
-            raise ValueError("solver.initial is 'previous_token', permitted for Gated KalmaNet are zero, diagonal and query")
-        self.alpha_gate = ScalarGate(d_model=d_model, num_heads=num_heads, initial=alpha_init)
+    name = "gated_kalmanet.GatedKalmaNet"
+
+    class Settings(LinearRNN.Settings, kw_only=True):
+        """alpha_init: alpha at the start. regularizer_ratio: a. solver: it can't start at the previous token."""
+
+        alpha_init: GateStart
+        regularizer_ratio: Positive
+        solver: SolverSettings
+
+        def __post_init__(self) -> None:
+            if self.solver.initial == "previous_token":
+                raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with Gated KalmaNet")
+
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        self.regularizer_ratio, self.solver = settings.regularizer_ratio, build_solver(settings.solver)
+        self.alpha_gate = ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=settings.alpha_init)
 
     @property
     def capturable(self) -> bool:

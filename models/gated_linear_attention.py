@@ -8,9 +8,6 @@ beta beta (input gate), state G.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from models.backends import fla, form
@@ -22,8 +19,10 @@ from models.ops import decayed_linear_attention
 class DecayedLinearAttention(LinearRNN):
     """G_t = gamma_t G_{t-1} + beta_t v_t k_t^T, o_t = G_t q_t (Table 1, rows Mamba2 and GLA)."""
 
+    name = "gated_linear_attention.DecayedLinearAttention"
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
         return ("fla", "torch")
 
     def recurrence(

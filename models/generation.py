@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone, Block, LanguageModel
 from models.compilation import allow_many_shapes
-from models.rglru import BlockDiagonalLinear
+from models.components import linear_maps
 
 
 @torch.no_grad()
@@ -96,9 +96,9 @@ def narrow(model: Backbone, dtype: torch.dtype) -> None:
 
     What acts on single numbers stays as it is, norms and the parameters of decays among it. So do states.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | BlockDiagonalLinear):
-            module.to(dtype)
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for module in (*linear_maps(model), *embeddings):
+        module.to(dtype)
 
 
 def compile_step(model: Backbone) -> None:

@@ -6,16 +6,15 @@ Glossary, our name to the paper's letter: query q, key k, value v, log_decay log
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import Count, Positive, Refusal
 from models.backends import fla, form
 from models.components import HeadRMSNorm
 from models.initialization import fan_in_normal_
+from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
 from models.ops import gated_linear_attention
 
@@ -26,47 +25,45 @@ class GatedLinearAttention(SequenceMixer):
     alpha_t = sigmoid(W_2 W_1 x_t + b)^(1 / tau), a forget gate for every key dimension, by a bottleneck of decay_rank numbers.
     There is no short convolution and no feature map. The norm of a head is RMSNorm, as in all arms and the authors' code
     (LayerNorm in the paper); it takes out the scale that they give q.
-
-    key_ratio: key_dim / value_dim of a head, so that key_dim is a whole number. decay_rank >= 1. decay_temperature: tau > 0.
-    chunk_size: tokens a chunk of the chunked form, >= 1. Raises ValueError for values outside these ranges.
     """
 
+    name = "gla_original.GatedLinearAttention"
+
+    class Settings(SequenceMixer.Settings, kw_only=True):
+        """key_ratio: key_dim / value_dim of a head. decay_temperature: tau. chunk_size: tokens a chunk of the chunked form."""
+
+        num_heads: Count
+        value_dim: Count
+        key_ratio: Positive
+        decay_rank: Count
+        decay_temperature: Positive
+        norm_eps: NormEps
+        chunk_size: Count
+
+        def __post_init__(self) -> None:
+            if self.key_dim < 1 or self.key_dim != self.value_dim * self.key_ratio:
+                told = f"numbers whose product with value_dim {self.value_dim} is whole"
+                raise Refusal("key_ratio", self.key_ratio, told)
+
+        @property
+        def key_dim(self) -> int:
+            return int(self.value_dim * self.key_ratio)
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
         return ("fla", "torch")
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        num_heads: int,
-        value_dim: int,
-        key_ratio: float,
-        decay_rank: int,
-        decay_temperature: float,
-        norm_eps: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__()
-        counts = (("num_heads", num_heads), ("value_dim", value_dim), ("decay_rank", decay_rank), ("chunk_size", chunk_size))
-        for name, count in counts:
-            if count < 1:
-                raise ValueError(f"{name} is {count}, permitted are whole numbers from 1")
-        key_dim = int(value_dim * key_ratio)
-        if key_dim < 1 or key_dim != value_dim * key_ratio:
-            raise ValueError(f"key_ratio is {key_ratio}, permitted are numbers whose product with value_dim {value_dim} is whole")
-        if decay_temperature <= 0.0:
-            raise ValueError(f"decay_temperature is {decay_temperature}, permitted are numbers above 0")
-        self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
-        self.decay_temperature, self.chunk_size, self.backend = decay_temperature, chunk_size, backend
-        keys, values = num_heads * key_dim, num_heads * value_dim
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        self.num_heads, self.key_dim, self.value_dim = settings.num_heads, settings.key_dim, settings.value_dim
+        self.decay_temperature, self.chunk_size = settings.decay_temperature, settings.chunk_size
+        keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
         self.query_key_projection = nn.Linear(d_model, 2 * keys, bias=False)
         self.value_projection = nn.Linear(d_model, values, bias=False)
-        self.decay_bottleneck = nn.Linear(d_model, decay_rank, bias=False)
-        self.decay_projection = nn.Linear(decay_rank, keys)
+        self.decay_bottleneck = nn.Linear(d_model, settings.decay_rank, bias=False)
+        self.decay_projection = nn.Linear(settings.decay_rank, keys)
         self.gate_projection = nn.Linear(d_model, values)
-        self.norm = HeadRMSNorm(num_heads=num_heads, dim=value_dim, eps=norm_eps)
+        self.norm = HeadRMSNorm(num_heads=self.num_heads, dim=self.value_dim, eps=settings.norm_eps)
         self.output_projection = nn.Linear(values, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:

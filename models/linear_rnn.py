@@ -7,14 +7,20 @@ state G (and H for Mesa).
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import Count, above, between
 from models.components import HeadRMSNorm, ScalarGate, ShortConvolution
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State, overwrite
+
+NormEps = Annotated[float, above(0, 1)]
+GateStart = Annotated[float, between(0, 1)]
+"""The sigmoid of a gate's bias at the start."""
 
 
 class LinearRNN(SequenceMixer):
@@ -23,43 +29,35 @@ class LinearRNN(SequenceMixer):
     q and k pass a causal convolution of width conv_width; `feature_map` is what follows: "silu_l2" (SiLU, then unit
     length), "silu" or "identity". The recurrence is the subclass's `recurrence`, on q, k [B, T, H, K], v [B, T, H, V]
     and the gates, log_decay and beta [B, T, H] and what else its `gates` returns.
-
-    forget_gate_init, input_gate_init: value of sigmoid(bias) at the start, in (0, 1), or None for no such gate
-    (log_decay = 0, beta = 1). chunk_size: tokens a chunk of the chunked form, >= 1.
-    Raises ValueError for values outside these ranges.
     """
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        conv_width: int,
-        feature_map: str,
-        forget_gate_init: float | None,
-        input_gate_init: float | None,
-        norm_eps: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__()
-        for name, size in (("num_heads", num_heads), ("key_dim", key_dim), ("value_dim", value_dim), ("conv_width", conv_width)):
-            if size < 1:
-                raise ValueError(f"{name} is {size}, permitted are whole numbers from 1")
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size is {chunk_size}, permitted are whole numbers from 1")
-        if feature_map not in ("silu_l2", "silu", "identity"):
-            raise ValueError(f"feature_map is {feature_map!r}, permitted are silu_l2, silu and identity")
+    class Settings(SequenceMixer.Settings, kw_only=True):
+        """forget_gate_init, input_gate_init: None is no such gate (log_decay = 0, beta = 1).
+
+        chunk_size: tokens a chunk of the chunked form.
+        """
+
+        num_heads: Count
+        key_dim: Count
+        value_dim: Count
+        conv_width: Count
+        feature_map: Literal["silu_l2", "silu", "identity"]
+        forget_gate_init: GateStart | None
+        input_gate_init: GateStart | None
+        norm_eps: NormEps
+        chunk_size: Count
+
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        num_heads, key_dim, value_dim = settings.num_heads, settings.key_dim, settings.value_dim
         self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
-        self.feature_map, self.chunk_size, self.backend = feature_map, chunk_size, backend
+        self.feature_map, self.chunk_size = settings.feature_map, settings.chunk_size
         self.query_key_projection = nn.Linear(d_model, 2 * num_heads * key_dim, bias=False)
         self.value_projection = nn.Linear(d_model, num_heads * value_dim, bias=False)
-        self.convolution = ShortConvolution(channels=2 * num_heads * key_dim, width=conv_width)
-        self.forget_gate = self._gate(d_model, forget_gate_init)
-        self.input_gate = self._gate(d_model, input_gate_init)
-        self.norm = HeadRMSNorm(num_heads=num_heads, dim=value_dim, eps=norm_eps)
+        self.convolution = ShortConvolution(channels=2 * num_heads * key_dim, width=settings.conv_width)
+        self.forget_gate = self._gate(d_model, settings.forget_gate_init)
+        self.input_gate = self._gate(d_model, settings.input_gate_init)
+        self.norm = HeadRMSNorm(num_heads=num_heads, dim=value_dim, eps=settings.norm_eps)
         self.output_projection = nn.Linear(num_heads * value_dim, d_model, bias=False)
 
     def _gate(self, d_model: int, initial: float | None) -> ScalarGate | None:

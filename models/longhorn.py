@@ -24,5 +24,7 @@ class Longhorn(DeltaNet):
     channel of v and no forget gate (gamma = 1); this is the whole update, with one beta a head as in all arms here.
     """
 
+    name = "longhorn.Longhorn"
+
     def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
         return beta / (1.0 + beta * k.to(beta.dtype).square().sum(-1))

@@ -7,15 +7,16 @@ value_dim P (head dimension), decay_rate -A, skip D.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import Count, Positive, Refusal
 from models.components import HeadRMSNorm, ShortConvolution
 from models.initialization import fan_in_normal_, uniform_
+from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
 from models.ops import ssd
 
@@ -39,53 +40,56 @@ class Mamba2(SequenceMixer):
 
     B and C are shared by the heads of a group, and the RMS of the norm is that of a group. Matrices and the convolution start
     as in every mixer here; the authors take PyTorch's uniform numbers.
-
-    expand: width / d_model; value_dim: width of a head, a divisor of the width; num_groups: a divisor of the number of heads.
-    step_size_min, step_size_max: range of dt at the start, log-uniform; decay_rate_min, decay_rate_max: range of -A at the
-    start, uniform; 0 < min <= max. conv_width, key_dim, chunk_size (tokens a chunk of the chunked form): >= 1.
-    Raises ValueError for values outside these ranges.
     """
 
+    name = "mamba2_original.Mamba2"
+
+    class Settings(SequenceMixer.Settings, kw_only=True):
+        """expand: width / d_model. value_dim: width of a head. chunk_size: tokens a chunk of the chunked form.
+
+        step_size_min, step_size_max: range of dt at the start, log-uniform. decay_rate_min, decay_rate_max: range of -A at
+        the start, uniform.
+        """
+
+        expand: Count
+        key_dim: Count
+        value_dim: Count
+        num_groups: Count
+        conv_width: Count
+        step_size_min: Positive
+        step_size_max: Positive
+        decay_rate_min: Positive
+        decay_rate_max: Positive
+        norm_eps: NormEps
+        chunk_size: Count
+
+        def __post_init__(self) -> None:
+            if self.step_size_min > self.step_size_max:
+                raise Refusal("step_size_min", self.step_size_min, f"numbers up to step_size_max, {self.step_size_max}")
+            if self.decay_rate_min > self.decay_rate_max:
+                raise Refusal("decay_rate_min", self.decay_rate_min, f"numbers up to decay_rate_max, {self.decay_rate_max}")
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
         return ("mamba_ssm", "torch")
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        expand: int,
-        key_dim: int,
-        value_dim: int,
-        num_groups: int,
-        conv_width: int,
-        step_size_min: float,
-        step_size_max: float,
-        decay_rate_min: float,
-        decay_rate_max: float,
-        norm_eps: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__()
-        for name, size in (("expand", expand), ("key_dim", key_dim), ("conv_width", conv_width), ("chunk_size", chunk_size)):
-            if size < 1:
-                raise ValueError(f"{name} is {size}, permitted are whole numbers from 1")
-        self.width, self.key_dim, self.value_dim, self.num_groups = expand * d_model, key_dim, value_dim, num_groups
-        _check_divides("value_dim", value_dim, self.width, "width")
-        self.num_heads = self.width // value_dim
-        _check_divides("num_groups", num_groups, self.num_heads, "number of heads")
-        self.step_sizes = _range("step_size", step_size_min, step_size_max)
-        self.decay_rates = _range("decay_rate", decay_rate_min, decay_rate_max)
-        self.backend, self.chunk_size = backend, chunk_size
-        channels = self.width + 2 * num_groups * key_dim
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        self.key_dim, self.value_dim, self.num_groups = settings.key_dim, settings.value_dim, settings.num_groups
+        self.width, self.chunk_size = settings.expand * d_model, settings.chunk_size
+        if self.width % self.value_dim:
+            raise Refusal("value_dim", self.value_dim, f"divisors of the width {self.width}")
+        self.num_heads = self.width // self.value_dim
+        if self.num_heads % self.num_groups:
+            raise Refusal("num_groups", self.num_groups, f"divisors of the number of heads {self.num_heads}")
+        channels = self.width + 2 * self.num_groups * self.key_dim
         self.input_projection = nn.Linear(d_model, self.width + channels + self.num_heads, bias=False)
-        self.convolution = ShortConvolution(channels=channels, width=conv_width)
+        self.convolution = ShortConvolution(channels=channels, width=settings.conv_width)
         self.convolution_bias = nn.Parameter(torch.empty(channels))
         self.step_size_bias = nn.Parameter(torch.empty(self.num_heads))
         self.log_decay_rate = nn.Parameter(torch.empty(self.num_heads))
         self.skip = nn.Parameter(torch.empty(self.num_heads))
-        self.norm = HeadRMSNorm(num_heads=num_groups, dim=self.width // num_groups, eps=norm_eps)
+        self.norm = HeadRMSNorm(num_heads=self.num_groups, dim=self.width // self.num_groups, eps=settings.norm_eps)
         self.output_projection = nn.Linear(self.width, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
@@ -163,22 +167,11 @@ class Mamba2(SequenceMixer):
             fan_in_normal_(linear.weight, generator=generator)
         self.convolution.reset_parameters(generator)
         nn.init.zeros_(self.convolution_bias)
-        low, high = (math.log(value) for value in self.step_sizes)
+        low, high = math.log(self.settings.step_size_min), math.log(self.settings.step_size_max)
         dt = uniform_(self.step_size_bias, low=low, high=high, generator=generator).exp()
         # softplus(x) = dt, hence x = log(exp(dt) - 1) = dt + log(1 - exp(-dt)), which is exact near 0.
         self.step_size_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
-        low, high = self.decay_rates
+        low, high = self.settings.decay_rate_min, self.settings.decay_rate_max
         uniform_(self.log_decay_rate, low=low, high=high, generator=generator).log_()
         nn.init.ones_(self.skip)
         self.norm.reset_parameters(generator)
-
-
-def _check_divides(name: str, size: int, whole: int, of: str) -> None:
-    if size < 1 or whole % size:
-        raise ValueError(f"{name} is {size}, permitted are divisors of the {of} {whole}")
-
-
-def _range(name: str, low: float, high: float) -> tuple[float, float]:
-    if not 0.0 < low <= high:
-        raise ValueError(f"{name}_min, {name}_max are {low}, {high}, permitted is 0 < {name}_min <= {name}_max")
-    return low, high

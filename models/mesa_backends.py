@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from models.ops.mesa import MesaState
-from models.ops.solvers import ConjugateGradients, build_solver
+from models.ops.solvers import ConjugateGradients
+
+if TYPE_CHECKING:
+    from models.mesanet import Mesa
 
 LARGEST_DIM = 128
 FLA_DIMS = ((64, 64), (128, 128))
@@ -20,31 +23,30 @@ SMALLEST_TOLERANCE = 2e-7
 """What float32 can tell of a residual; below it `models.ops.solvers` goes on in more digits, which no kernel does."""
 
 
-def computing(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Of `models.mesanet.Mesa` with these settings, fastest first.
+def computing(settings: Mesa.Settings) -> tuple[str, ...]:
+    """The backends that compute `models.mesanet.Mesa` with these settings, fastest first.
 
     triton: conjugate gradients from any guess of their own, differentiated at the solution, on unit keys of up to 128,
         with a Lambda that float16 holds.
     fla: the same from zero, in a fixed number of steps, with K = V = 64 or 128.
-    Raises ValueError for a solver that is not permitted.
     """
-    dims, solver = (settings["key_dim"], settings["value_dim"]), build_solver(settings["solver"])
+    dims, solver = (settings.key_dim, settings.value_dim), settings.solver
     fused = (
-        isinstance(solver, ConjugateGradients)
+        solver.name == "cg"
         and solver.gradient == "implicit"
         and solver.initial != "previous_token"
-        and settings["feature_map"] == "silu_l2"
-        and settings["decode"] == "solver"
-        and not settings["signed_decay"]
+        and settings.feature_map == "silu_l2"
+        and settings.decode == "solver"
+        and not settings.signed_decay
         and max(dims) <= LARGEST_DIM
-        and settings["regularizer_floor"] >= SMALLEST_REGULARIZER
-        and settings["regularizer_init"] < LARGEST_REGULARIZER
+        and settings.regularizer_floor >= SMALLEST_REGULARIZER
+        and settings.regularizer_init < LARGEST_REGULARIZER
     )
     if not fused:
         return ("torch",)
     fixed = solver.tolerance == 0.0
     by_triton = fixed or (solver.stop == "right_hand_side" and solver.tolerance >= SMALLEST_TOLERANCE)
-    by_fla = fixed and solver.initial == "zero" and settings["random_steps"] is None and dims in FLA_DIMS
+    by_fla = fixed and solver.initial == "zero" and settings.random_steps is None and dims in FLA_DIMS
     return ("triton",) * by_triton + ("fla",) * by_fla + ("torch",)
 
 

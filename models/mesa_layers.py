@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from models.backbone import Backbone
 from models.mesanet import Mesa
-from models.ops.solvers import build_solver
-
-SOLVER_SETTINGS = ("name", "max_steps", "tolerance", "stop", "initial", "gradient")
 
 
 def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
@@ -18,44 +15,36 @@ def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
     return [(i, block.mixer) for i, block in enumerate(model.blocks) if isinstance(block.mixer, Mesa)]
 
 
-@contextmanager
-def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> Iterator[None]:
+def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Within the block every Mesa layer solves with these settings laid over its own, e.g. {"max_steps": 5}.
 
-    Its backend stays where it computes that, and is torch elsewhere.
     A solver that starts at the token before needs a state that was begun within the block.
-    Raises ValueError for a setting or value that is not permitted.
+    Raises RequestError for a setting or value that is not permitted.
     """
-    for name in settings:
-        if name not in SOLVER_SETTINGS:
-            raise ValueError(f"solver.{name} is no setting, permitted are {', '.join(SOLVER_SETTINGS)}")
-    layers = [(mixer, mixer.solver, mixer.backend) for _, mixer in mesa_layers(model)]
-    merged = [{**mixer.solver_settings, **settings} for mixer, _, _ in layers]
-    solvers = [build_solver(solver) for solver in merged]
-    try:
-        for (mixer, _, backend), settings_of_layer, solver in zip(layers, merged, solvers, strict=True):
-            computing = Mesa.backends({**vars(mixer), "solver": settings_of_layer})
-            mixer.solver, mixer.backend = solver, backend if backend in computing else "torch"
-        yield
-    finally:
-        for mixer, own, backend in layers:
-            mixer.solver, mixer.backend = own, backend
+    own = [mixer.settings for _, mixer in mesa_layers(model)]
+    return _replaced(model, [each.replace({"solver": {**each.solver.plain(), **settings}}) for each in own])
+
+
+def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> AbstractContextManager[None]:
+    """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
+
+    Raises RequestError for values that are not permitted.
+    """
+    own = [mixer.settings for _, mixer in mesa_layers(model)]
+    return _replaced(model, [each.replace({"decode": decode, "refresh": refresh}) for each in own])
 
 
 @contextmanager
-def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> Iterator[None]:
-    """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
-
-    Its backend stays where single tokens are solved by the solver, and is torch elsewhere.
-    Raises ValueError for values that are not permitted.
-    """
-    layers = [(mixer, {"decode": mixer.decode, "refresh": mixer.refresh}, mixer.backend) for _, mixer in mesa_layers(model)]
+def _replaced(model: Backbone, settings: Sequence[Mesa.Settings]) -> Iterator[None]:
+    """A layer's backend stays where it computes the layer with its new settings, and is torch elsewhere."""
+    layers = [mixer for _, mixer in mesa_layers(model)]
+    own = [(mixer.settings, mixer.solver, mixer.backend) for mixer in layers]
     try:
-        for mixer, _, _ in layers:
-            mixer.set_decoder(decode=decode, refresh=refresh)
-            mixer.backend = mixer.backend if decode == "solver" else "torch"
+        for mixer, new in zip(layers, settings, strict=True):
+            mixer.solve_by(new)
+            mixer.backend = mixer.backend if mixer.backend in Mesa.backends(new) else "torch"
         yield
     finally:
-        for mixer, own, backend in layers:
-            mixer.set_decoder(**own)
-            mixer.backend = backend
+        for mixer, (before, solver, backend) in zip(layers, own, strict=True):
+            mixer.solve_by(before)
+            mixer.solver, mixer.backend = solver, backend

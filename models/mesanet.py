@@ -8,114 +8,90 @@ inverse of H + Lambda.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import LARGEST, Count, Neutral, Positive, Refusal, above, between, within, words
 from models import mesa_backends
 from models.attention import positions_in_document
-from models.linear_rnn import LinearRNN
+from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import mesa, sherman_morrison
-from models.ops.solvers import Solver, SolverSettings, build_solver
+from models.ops.solvers import IterativeSolver, Solver, SolverSettings, build_solver
 
 SMALLEST_DECAY = 1e-6
 """Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
 
 
 class Mesa(LinearRNN):
-    """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E).
+    """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E)."""
 
-    forget_cap: b in |gamma| (1 - (1 - b) beta^2), in (0, 1], or None for no cap; it bounds H where one key repeats.
-    regularizer_floor: the least a Lambda can become, >= 0; regularizer_init: every Lambda at the start, above the floor.
-    solver: its `name` and settings, see models/ops/solvers.
-    random_steps: k >= 1, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number
-        for all layers), or None for the solver as it is. Evaluation has the solver as it is.
-    signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
-        forget_gate_init, gamma at the start, is in (-1, 1), and H + Lambda may lose its definiteness: `observe` tells.
-    decode: how a single token is solved, by the "solver" or by "sherman_morrison" (models/ops/sherman_morrison.py), which
-        is another function where gates forget. refresh: n >= 1, by which that inverts anew at every n-th token of a
-        document, or None.
-    The other arguments are those of LinearRNN. Raises ValueError for values outside these ranges.
-    """
+    name = "mesanet.Mesa"
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        num_heads: int,
-        key_dim: int,
-        value_dim: int,
-        conv_width: int,
-        feature_map: str,
-        forget_gate_init: float | None,
-        input_gate_init: float | None,
-        forget_cap: float | None,
-        regularizer_floor: float,
-        regularizer_init: float,
-        solver: SolverSettings,
-        random_steps: int | None,
-        signed_decay: bool,
-        decode: str,
-        refresh: int | None,
-        norm_eps: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__(
-            d_model=d_model,
-            backend=backend,
-            num_heads=num_heads,
-            key_dim=key_dim,
-            value_dim=value_dim,
-            conv_width=conv_width,
-            feature_map=feature_map,
-            forget_gate_init=_sigmoid_where_tanh_is(forget_gate_init) if signed_decay else forget_gate_init,
-            input_gate_init=input_gate_init,
-            norm_eps=norm_eps,
-            chunk_size=chunk_size,
-        )
-        if forget_cap is not None and not 0.0 < forget_cap <= 1.0:
-            raise ValueError(f"forget_cap is {forget_cap}, permitted are null and numbers above 0, up to 1")
-        if not 0.0 <= regularizer_floor < regularizer_init:
-            raise ValueError(
-                f"regularizer_floor is {regularizer_floor} and regularizer_init {regularizer_init}, "
-                "permitted are a floor from 0 and an initial value above it"
-            )
-        self.forget_cap, self.solver_settings, self.solver = forget_cap, dict(solver), build_solver(solver)
-        if random_steps is not None and not (_is_count(random_steps) and hasattr(self.solver, "max_steps")):
-            raise ValueError(
-                f"random_steps is {random_steps}, permitted are null and, with a solver that has max_steps, whole numbers from 1"
-            )
-        self.regularizer_floor, self.regularizer_init = regularizer_floor, regularizer_init
-        self.random_steps, self.steps_of_batch = random_steps, None
-        self.signed_decay = signed_decay
-        if decode == "sherman_morrison" and self.solver.initial == "previous_token":
-            raise ValueError("solver.initial is 'previous_token', permitted with decode sherman_morrison are the other ones")
-        self.set_decoder(decode=decode, refresh=refresh)
-        self.regularizer_logit = nn.Parameter(torch.empty(num_heads, key_dim))
+    class Settings(LinearRNN.Settings, kw_only=True):
+        """forget_cap: b in |gamma| (1 - (1 - b) beta^2), None for no cap; it bounds H where one key repeats.
+
+        regularizer_floor: the least a Lambda can become; regularizer_init: every Lambda at the start, above the floor.
+        random_steps: k, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number for
+            all layers), or None for the solver as it is. Evaluation has the solver as it is.
+        signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
+            forget_gate_init is gamma at the start, and H + Lambda may lose its definiteness: `observe` tells.
+        decode: how a single token is solved, by the "solver" or by "sherman_morrison" (models/ops/sherman_morrison.py), which
+            is another function where gates forget. refresh: n, by which that inverts anew at every n-th token of a
+            document, or None.
+        """
+
+        forget_gate_init: Annotated[float, between(-1, 1)] | None
+        forget_cap: Annotated[float, above(0, 1)] | None
+        regularizer_floor: Annotated[float, within(0, LARGEST)]
+        regularizer_init: Positive
+        solver: SolverSettings
+        random_steps: Annotated[Count | None, Neutral(None)]
+        signed_decay: Annotated[bool, Neutral(False)]
+        decode: Annotated[Literal["solver", "sherman_morrison"], Neutral("solver")]
+        refresh: Annotated[Count | None, Neutral(None)]
+
+        def __post_init__(self) -> None:
+            start = self.forget_gate_init
+            if start is not None and start <= 0.0 and not self.signed_decay:
+                raise Refusal("forget_gate_init", start, f"without signed_decay {words(GateStart)}, null")
+            if self.regularizer_floor >= self.regularizer_init:
+                raise Refusal(
+                    "regularizer_init", self.regularizer_init, f"numbers above regularizer_floor, {self.regularizer_floor}"
+                )
+            if self.random_steps is not None and self.solver.name == "cholesky":
+                raise Refusal("random_steps", self.random_steps, "null with solver.name=cholesky, which takes no steps")
+            if self.decode == "solver" and self.refresh is not None:
+                raise Refusal("refresh", self.refresh, "null with decode=solver")
+            if self.decode == "sherman_morrison" and self.signed_decay:
+                raise Refusal("decode", self.decode, "solver with signed_decay: Lambda would turn negative")
+            if self.decode == "sherman_morrison" and self.solver.initial == "previous_token":
+                raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with decode=sherman_morrison")
+
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        if settings.signed_decay and self.forget_gate is not None:
+            self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
+        self.forget_cap, self.signed_decay = settings.forget_cap, settings.signed_decay
+        self.regularizer_floor = settings.regularizer_floor
+        self.steps_of_batch: int | None = None
+        self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
+        self.solve_by(settings)
 
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
         return mesa_backends.computing(settings)
 
-    def set_decoder(self, *, decode: str, refresh: int | None) -> None:
-        """How single tokens are solved from now on; a state from before may lack what that needs. Raises ValueError."""
-        if decode not in ("solver", "sherman_morrison"):
-            raise ValueError(f"decode is {decode!r}, permitted are solver and sherman_morrison")
-        if decode == "sherman_morrison" and self.signed_decay:
-            raise ValueError(
-                "decode is 'sherman_morrison', permitted with signed_decay is solver: its Lambda would turn negative"
-            )
-        if refresh is not None and not (_is_count(refresh) and decode == "sherman_morrison"):
-            raise ValueError(f"refresh is {refresh}, permitted are null and, with sherman_morrison, whole numbers from 1")
-        self.decode, self.refresh = decode, refresh
+    def solve_by(self, settings: Settings) -> None:
+        """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need."""
+        self.settings, self.solver = settings, build_solver(settings.solver)
+        self.decode, self.refresh = settings.decode, settings.refresh
 
     @property
     def regularizer(self) -> Tensor:
@@ -124,13 +100,13 @@ class Mesa(LinearRNN):
         return self.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
 
     def begin_step(self, *, seed: int, step: int) -> None:
-        if self.random_steps is not None:
+        if self.settings.random_steps is not None:
             generator = np.random.Generator(np.random.Philox(key=[seed, step]))
-            self.steps_of_batch = int(generator.integers(self.random_steps + 1))
+            self.steps_of_batch = int(generator.integers(self.settings.random_steps + 1))
 
     @property
     def draws(self) -> bool:
-        return self.random_steps is not None
+        return self.settings.random_steps is not None
 
     @property
     def capturable(self) -> bool:
@@ -139,7 +115,7 @@ class Mesa(LinearRNN):
 
     def solver_in_use(self) -> Solver:
         """The layer's solver, in training with the steps drawn for the batch."""
-        if self.training and self.steps_of_batch is not None:
+        if self.training and self.steps_of_batch is not None and isinstance(self.solver, IterativeSolver):
             return replace(self.solver, max_steps=self.steps_of_batch)
         return self.solver
 
@@ -160,19 +136,18 @@ class Mesa(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
+        before = mesa.MesaState(state["G"], state["H"], state.get("x"))
         if self.backend != "torch":
-            before = mesa.MesaState(state["G"], state["H"])
             o, after = mesa_backends.RECURRENCES[self.backend](inputs, state=before, solver=self.solver_in_use())
             return o, {"G": after.G, "H": after.H}
         single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
         if single and by_inverse:
-            before = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
+            inverse = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
             due = age["age"] == 0 if age else torch.zeros(len(q), dtype=torch.bool, device=q.device)
-            o, after = sherman_morrison.decode(**inputs, state=before, due=due)
+            o, after = sherman_morrison.decode(**inputs, state=inverse, due=due)
         else:
             op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.chunk_size)
-            before = mesa.MesaState(state["G"], state["H"], state.get("x"))
             o, after = op(**inputs, sign=sign, state=before, solver=self.solver_in_use())
         held = {name: x for name, x in after._asdict().items() if x is not None} | age
         if by_inverse and not single:
@@ -253,16 +228,10 @@ class Mesa(LinearRNN):
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
         # The inverse of the softplus, log(exp(y) - 1), in a form that does not overflow.
-        above = self.regularizer_init - self.regularizer_floor
-        nn.init.constant_(self.regularizer_logit, above + math.log(-math.expm1(-above)))
+        over = self.settings.regularizer_init - self.settings.regularizer_floor
+        nn.init.constant_(self.regularizer_logit, over + math.log(-math.expm1(-over)))
 
 
-def _sigmoid_where_tanh_is(gamma: float | None) -> float | None:
+def _sigmoid_where_tanh_is(gamma: float) -> float:
     """sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start."""
-    if gamma is not None and not -1.0 < gamma < 1.0:
-        raise ValueError(f"forget_gate_init is {gamma}, permitted with signed_decay is a number between -1 and 1, both excluded")
-    return None if gamma is None else 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
+    return 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))

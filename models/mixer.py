@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+
+import conf.settings
+from conf.settings import Name
 
 State = dict[str, Tensor]
 """What a mixer remembers: every tensor is [B, ...], every key is the paper's symbol."""
@@ -16,16 +18,33 @@ State = dict[str, Tensor]
 class SequenceMixer(nn.Module, ABC):
     """A causal map of sequences that carries a state.
 
-    Constructors are keyword-only and have no default values: a value lives in one place, the model's YAML.
-    Every mixer takes `d_model` and `backend` beside its own hyper-parameters, and ends in the linear map
-    `output_projection` back to the residual stream, whose initial variance the backbone scales.
+    A class that can be built declares its `name`, the `type` in a model's YAML, and the `Settings` that the YAML holds. It
+    is built by `Class(settings, d_model=..., backend=...)`, and ends in the linear map `output_projection` back to the
+    residual stream, whose initial variance the backbone scales.
+
+    The members stand in three groups. Core: what every mixer is asked for. Decoding in place: what generation asks for,
+    which has a neutral answer here. Draws while training: for a mixer that computes something else at every step.
     """
 
+    name: ClassVar[str]
+    """It goes into the names of runs: it stays as it is when a class or its file gets another name."""
+
+    class Settings(conf.settings.Settings, kw_only=True):
+        """What a mixer's YAML holds, without `d_model` and the backend."""
+
+        type: Name
+
+    settings: Settings
     output_projection: nn.Linear
 
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        """Raises Refusal for a setting that does not go with d_model."""
+        super().__init__()
+        self.settings, self.backend = settings, backend
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
-        """The backends that compute a mixer of these settings (its constructor's arguments), fastest first.
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
+        """The backends that compute a mixer of these settings, fastest first.
 
         torch computes everything and stands last. Whether one can run on this machine is not asked here.
         """
@@ -60,33 +79,29 @@ class SequenceMixer(nn.Module, ABC):
         """
 
     def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
-        """The same for this very input [B, T, d_model]: less where a solver stops early."""
+        """The contractions that this very input [B, T, d_model] takes: fewer where a solver stops early."""
         return self.forward_flops_per_token(x.shape[1])
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device."""
 
-    def begin_step(self, *, seed: int, step: int) -> None:
-        """Called before the batch of every training step, for a mixer that draws something anew for each.
-
-        What it draws is a pure function of (seed, step), so that a resumed run draws the same. Does nothing here.
-        """
-
     @property
-    def draws(self) -> bool:
-        """Whether `begin_step` changes what a step computes: then one step can't be captured and replayed for all."""
-        return False
+    def reach(self) -> int | None:
+        """How many earlier tokens an output can depend on; None when there is no bound."""
+        return None
 
     def step(self, x_t: Tensor, state: State) -> tuple[Tensor, State]:
         """One token: x_t [B, d_model] -> [B, d_model] and the new state; equals `forward` on a sequence of one."""
         y, state = self(x_t.unsqueeze(1), state)
         return y.squeeze(1), state
 
-    def reserve(self, state: State, num_tokens: int) -> State:
-        """The same state in tensors that `step_` may write num_tokens tokens into, num_tokens >= 1; `state` is given up.
+    # Decoding in place.
 
-        For an RNN the state itself, each tensor contiguous, as kernels that write in place have it.
+    def reserve(self, state: State, num_tokens: int) -> State:
+        """The state in tensors that `step_` may write num_tokens tokens into, num_tokens >= 1; `state` is given up.
+
+        An RNN's state itself is returned, each tensor contiguous, as kernels that write in place need it.
         """
         return {name: value.contiguous() for name, value in state.items()}
 
@@ -104,10 +119,18 @@ class SequenceMixer(nn.Module, ABC):
         """Whether `step_` asks the host nothing, such as whether to go on, so that a CUDA graph can hold it."""
         return True
 
+    # Draws while training.
+
+    def begin_step(self, *, seed: int, step: int) -> None:
+        """Called before the batch of every training step, for a mixer that draws something anew for each.
+
+        A draw is a pure function of (seed, step), so that a resumed run repeats it. Nothing is drawn here.
+        """
+
     @property
-    def reach(self) -> int | None:
-        """How many earlier tokens an output can depend on; None when there is no bound."""
-        return None
+    def draws(self) -> bool:
+        """Whether `begin_step` changes what a step computes: then one step can't be captured and replayed for all."""
+        return False
 
 
 def overwrite(state: State, after: State) -> None:

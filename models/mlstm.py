@@ -7,8 +7,6 @@ logit, i = exp(log_beta), state G (C there), normaliser z (n there), stabiliser 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +23,10 @@ class MLSTM(LinearRNN):
     The input gate is exp(logit), not sigmoid(logit): at the start it is input_gate_init / (1 - input_gate_init).
     """
 
+    name = "mlstm.MLSTM"
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
         return ("fla", "torch")
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:

@@ -6,33 +6,17 @@ decay_parameter Lambda, decay_power c, width D_RNN.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.components import ShortConvolution
-from models.initialization import fan_in_normal_, normal_, uniform_
+from conf.settings import Count, Positive, Refusal, between
+from models.components import BlockDiagonalLinear, ShortConvolution
+from models.initialization import fan_in_normal_, uniform_
 from models.mixer import SequenceMixer, State
 from models.ops import rglru
-
-
-class BlockDiagonalLinear(nn.Module):
-    """A linear map with bias of each block of channels by itself, [..., num_blocks * d_in] -> [..., num_blocks, d_out]."""
-
-    def __init__(self, *, num_blocks: int, d_in: int, d_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_blocks, d_in, d_out))
-        self.bias = nn.Parameter(torch.empty(num_blocks, d_out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.einsum("...hi,hio->...ho", x.unflatten(-1, self.weight.shape[:2]), self.weight) + self.bias
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        normal_(self.weight, std=self.weight.shape[1] ** -0.5, generator=generator)
-        nn.init.zeros_(self.bias)
 
 
 class RGLRU(SequenceMixer):
@@ -45,47 +29,39 @@ class RGLRU(SequenceMixer):
     At a start h_{t-1} is zero and the input keeps its factor sqrt(1 - a_t^2), the paper's equation at t = 1, so that a
     document in a pack and the same one by itself are one; the authors' code lets a first token in at full size. Linear
     maps have biases as in their code; the convolution has none, as in every mixer here.
-
-    width_multiplier: width / d_model; the width is a whole multiple of num_heads. decay_min, decay_max: range of
-    a^c at the start, 0 < decay_min < decay_max < 1. conv_width, chunk_size: >= 1.
-    Raises ValueError for values outside these ranges.
     """
 
+    name = "rglru.RGLRU"
+
+    class Settings(SequenceMixer.Settings, kw_only=True):
+        """width_multiplier: width / d_model. decay_min, decay_max: range of a^c at the start. chunk_size: tokens a chunk."""
+
+        num_heads: Count
+        width_multiplier: Positive
+        conv_width: Count
+        decay_power: Positive
+        decay_min: Annotated[float, between(0, 1)]
+        decay_max: Annotated[float, between(0, 1)]
+        chunk_size: Count
+
+        def __post_init__(self) -> None:
+            if self.decay_min >= self.decay_max:
+                raise Refusal("decay_min", self.decay_min, f"numbers below decay_max, {self.decay_max}")
+
     @classmethod
-    def backends(cls, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
         return ("triton", "torch")
 
-    def __init__(
-        self,
-        *,
-        d_model: int,
-        backend: str,
-        num_heads: int,
-        width_multiplier: float,
-        conv_width: int,
-        decay_power: float,
-        decay_min: float,
-        decay_max: float,
-        chunk_size: int,
-    ) -> None:
-        super().__init__()
-        width = round(width_multiplier * d_model)
-        if num_heads < 1 or width < 1 or width % num_heads:
-            raise ValueError(
-                f"num_heads is {num_heads}, permitted are divisors of the width {width} = {width_multiplier} * d_model {d_model}"
-            )
-        if not 0.0 < decay_min < decay_max < 1.0:
-            raise ValueError(f"decay_min, decay_max are {decay_min}, {decay_max}, permitted is 0 < decay_min < decay_max < 1")
-        for name, value in (("conv_width", conv_width), ("chunk_size", chunk_size)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}, permitted are whole numbers from 1")
-        if decay_power <= 0:
-            raise ValueError(f"decay_power is {decay_power}, permitted are numbers above 0")
-        self.width, self.chunk_size, self.backend = width, chunk_size, backend
-        self.decay_power, self.decay_min, self.decay_max = decay_power, decay_min, decay_max
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        num_heads, width = settings.num_heads, round(settings.width_multiplier * d_model)
+        if width < 1 or width % num_heads:
+            told = f"divisors of the width {width} = {settings.width_multiplier} * d_model {d_model}"
+            raise Refusal("num_heads", num_heads, told)
+        self.width, self.chunk_size, self.decay_power = width, settings.chunk_size, settings.decay_power
         self.gate_projection = nn.Linear(d_model, width)
         self.input_projection = nn.Linear(d_model, width)
-        self.convolution = ShortConvolution(channels=width, width=conv_width)
+        self.convolution = ShortConvolution(channels=width, width=settings.conv_width)
         self.gates = BlockDiagonalLinear(num_blocks=num_heads, d_in=width // num_heads, d_out=2 * width // num_heads)
         self.decay_parameter = nn.Parameter(torch.empty(width))
         self.output_projection = nn.Linear(width, d_model)
@@ -135,6 +111,7 @@ class RGLRU(SequenceMixer):
         self.convolution.reset_parameters(generator)
         self.gates.reset_parameters(generator)
         # a^c ~ U(decay_min, decay_max) where a = exp(-softplus(Lambda)), hence Lambda = log(exp(-log(a^c) / c) - 1).
-        uniform_(self.decay_parameter, low=self.decay_min, high=self.decay_max, generator=generator)
+        low, high = self.settings.decay_min, self.settings.decay_max
+        uniform_(self.decay_parameter, low=low, high=high, generator=generator)
         with torch.no_grad():
             self.decay_parameter.copy_(torch.log(torch.expm1(-torch.log(self.decay_parameter) / self.decay_power)))

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from suite.environment import git_commit, package_versions
-from suite.foreign import reason_of, say, silence
-from suite.signals import stop_once
-from suite.values import RequestError, unknown
+from conf.settings import RequestError, unknown
+from suite.machine.environment import git_commit, package_versions
+from suite.running.signals import stop_once
+from suite.store.foreign import reason_of, say, silence
 
 WHAT = {
     "run": "trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2",
@@ -106,13 +106,13 @@ def _check_words(arguments: Sequence[str]) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    from suite.sweep import sweep
+    from suite.running.sweep import sweep
 
     return sweep(arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> int:
-    from suite.sweep import add_evaluations
+    from suite.running.sweep import add_evaluations
 
     return add_evaluations(arguments)
 
@@ -129,27 +129,29 @@ def report(arguments: Sequence[str]) -> int:
 
     from reports.build import build_report
     from reports.parts import load_frames
-    from suite.request import CONF, compose_config, options
+    from suite.request.compose import compose_one
+    from suite.request.overrides import CONF, options
 
     names, overrides = _split(arguments)
     if len(names) != 1:
         raise RequestError(f"report takes one name (permitted: {', '.join(options('report'))})")
     if names[0] not in options("report"):
         raise unknown("report", names[0], options("report"))
-    config = compose_config(overrides)
+    paths = compose_one(overrides).paths
     page = yaml.safe_load((CONF / "report" / f"{names[0]}.yaml").read_text())
     try:
-        frames = load_frames(Path(config.paths.results), page["experiment"])
+        frames = load_frames(Path(paths.results), page["experiment"])
     except ValueError as error:
         raise RequestError(str(error)) from error
-    index = build_report(page, frames, Path(config.paths.reports) / names[0])
+    index = build_report(page, frames, Path(paths.reports) / names[0])
     missing = frames.cells[frames.cells["status"] != "done"]
     print(f"{index}  ({len(frames.cells)} runs asked for, {len(missing)} of them not done)")
     return OK
 
 
 def list_names(arguments: Sequence[str]) -> int:
-    from suite.request import compose_config, options
+    from suite.request.compose import compose_one
+    from suite.request.overrides import options
 
     kinds = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report"}
     names, overrides = _split(arguments)
@@ -158,7 +160,7 @@ def list_names(arguments: Sequence[str]) -> int:
     if names[0] == "runs":
         from suite.results import load_runs
 
-        results = Path(compose_config(overrides).paths.results)
+        results = Path(compose_one(overrides).paths.results)
         if not results.is_dir():
             raise RequestError(f"paths.results={results} is no folder; permitted is one that `run` has made")
         try:
@@ -175,13 +177,13 @@ def list_names(arguments: Sequence[str]) -> int:
 
 
 def check(arguments: Sequence[str]) -> int:
-    from suite.sweep import print_plan
+    from suite.running.sweep import print_plan
 
     return print_plan(arguments)
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    from suite.doctor import examine
+    from suite.machine.doctor import examine
 
     if arguments:
         raise RequestError(f"doctor takes no arguments, not {' '.join(arguments)!r}")

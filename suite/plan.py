@@ -4,128 +4,135 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+import torch
 
+from conf.settings import RequestError
 from models.backends import settle
-from models.build import computing_backends
-from suite.cost import Cost, model_cost
-from suite.devices import select_device
-from suite.evaluations import Evaluation, planned_evaluations
-from suite.identity import canonical_json, group_id, identity, run_id
-from suite.interface import Interface
-from suite.match import match
-from suite.ranges import check_values
-from suite.request import RequestError, compose_config, expand, parse, values
+from models.build import Model, computing_backends
+from suite.compute.interface import Interface
+from suite.compute.settings import Compute
+from suite.evaluation.stages import planned_stages
+from suite.machine.devices import select_device
+from suite.request.compose import Composer, compose_one
+from suite.request.cost import Cost, model_cost
+from suite.request.identity import flat_settings, group_id, identity, run_id
+from suite.request.match import match
+from suite.request.overrides import Request, read_request, values
+from suite.request.schema import Composed, Config, Paths
+from suite.stage import Stage
 from tasks.build import build_task
-from tasks.efficiency import Efficiency
 from tasks.task import Task
-
-# What an experiment may vary in a mixer, and where its configuration has it.
-MIXER_FACTS = {
-    "forget_gate_init": "forget_gate_init",
-    "forget_cap": "forget_cap",
-    "regularizer_floor": "regularizer_floor",
-    "solver_max_steps": "solver.max_steps",
-    "solver_tolerance": "solver.tolerance",
-    "solver_gradient": "solver.gradient",
-    "random_steps": "random_steps",
-}
-# The same of a task.
-TASK_FACTS = ("noise", "drift", "segment_len")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run to be made: its settled configuration, its names, what it costs, and what to evaluate afterwards."""
+    """One run to be made: its settled configuration, its names, what it costs, and what to evaluate afterwards.
 
-    config: dict[str, Any]
+    compute, paths, experiment: what the request asks besides. written: the whole as its config.yaml holds it.
+    """
+
+    config: Config
     run_id: str
     group_id: str
     data_fingerprint: str
     interface: Interface
     cost: Cost
-    evaluations: tuple[Evaluation, ...]
+    stages: tuple[Stage, ...]
+    compute: Compute
+    paths: Paths
+    experiment: str | None
+    written: Mapping[str, Any] = dataclasses.field(repr=False)
 
     @property
     def title(self) -> str:
         c = self.config
-        return f"{c['model']['name']} {c['size']['name']} {c['task']['name']} seed {c['seed']}"
+        return f"{c.model.name} {c.size.name} {c.task.name} seed {c.seed}"
 
     @property
-    def cell(self) -> dict[str, Any]:
-        """The columns by which a result is found again."""
+    def names(self) -> dict[str, Any]:
+        """What a run is called by."""
         c = self.config
         return {
             "run_id": self.run_id,
             "group_id": self.group_id,
-            "model": c["model"]["name"],
-            "model_label": c["model"]["label"],
-            "size": c["size"]["name"],
-            "task": c["task"]["name"],
-            "data": c["task"]["data"]["name"] if "data" in c["task"] else "synthetic",
-            "seed": c["seed"],
-            "head_dim": c["size"]["head_dim"],
-            "lr": c["train"]["lr"],
-            "backend": c["backend"],
-            **mixer_facts(c["model"]),
-            **{fact: c["task"].get(fact) for fact in TASK_FACTS},
+            "model": c.model.name,
+            "model_label": c.model.label,
+            "size": c.size.name,
+            "task": c.task.name,
+            "data": data_name(c.task),
+            "seed": c.seed,
+            "backend": c.backend,
         }
+
+    @property
+    def cell(self) -> dict[str, Any]:
+        """The columns by which a result is found again: names and every setting."""
+        return self.names | flat_settings(self.config)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What stands beside every result of the run."""
-        c, train = self.config, self.config["train"]
+        c, train = self.config, self.config.train
         return {
-            **{key: value for key, value in self.cell.items() if key not in ("run_id", "group_id")},
+            **{key: value for key, value in self.names.items() if key not in ("run_id", "group_id")},
+            "head_dim": c.size.head_dim,
+            "lr": train.lr,
             "data_fingerprint": self.data_fingerprint,
             **dataclasses.asdict(self.interface),
             "parameters": self.cost.parameters,
             "state_bytes": self.cost.state_bytes,
             "state_counted": "as held",
             "flops_per_token": self.cost.flops_per_token,
-            "seq_len": c["task"]["seq_len"],
-            "train_steps": train["steps"],
-            "batch_size": train["batch_size"],
-            "train_tokens": train["steps"] * train["batch_size"] * c["task"]["seq_len"],
+            "seq_len": c.task.seq_len,
+            "train_steps": train.steps,
+            "batch_size": train.batch_size,
+            "train_tokens": train.steps * train.batch_size * c.task.seq_len,
         }
 
 
-def mixer_facts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The MIXER_FACTS of a model, each from the first mixer of its pattern that has it; None where none has."""
-    mixers = [OmegaConf.create(model[name]) for name in model["pattern"]]
-    return {
-        name: next((value for mixer in mixers if (value := OmegaConf.select(mixer, key)) is not None), None)
-        for name, key in MIXER_FACTS.items()
-    }
+def data_name(task: Task.Settings) -> str:
+    """The name of the data behind a task; "synthetic" where it draws them."""
+    data = getattr(task, "data", None)
+    return "synthetic" if data is None else data.name
+
+
+def task_of(config: Config) -> Task:
+    """The task of a configuration; built once, since reading a text takes seconds. Raises RequestError."""
+    return _task(config.task, config.seed)
 
 
 @functools.cache
-def _task(canonical: str, seed: int) -> Task:
-    return build_task(json.loads(canonical), seed=seed)
-
-
-def task_of(config: Mapping[str, Any]) -> Task:
-    """The task of a settled configuration; built once, since reading its text takes seconds."""
+def _task(settings: Task.Settings, seed: int) -> Task:
     try:
-        return _task(canonical_json(config["task"]), config["seed"])
+        return build_task(settings, seed=seed)
     except (TypeError, OSError) as error:
-        raise RequestError(f"task={config['task']['name']}: {error}") from error
+        raise RequestError(f"task={settings.name}: {error}") from error
+
+
+@functools.cache
+def planned_task(settings: Task.Settings) -> tuple[Task, str]:
+    """A task for what planning asks, which no seed decides, and the fingerprint of its data. Raises ValueError."""
+    task = _task(settings, 0)
+    task.check()
+    return task, task.fingerprint()
 
 
 def plan(arguments: Sequence[str]) -> list[Run]:
-    """The runs of a request, each once, in the order of its cells.
+    """The runs of a command line, each once, in the order of its cells. Raises RequestError, before any run is written."""
+    return plan_request(read_request(arguments))
 
-    Raises RequestError, before any run is written.
-    """
+
+def plan_request(request: Request) -> list[Run]:
+    """The runs of a request, as `plan`."""
     runs: dict[str, Run] = {}
-    for cell in expand(arguments):
+    composer = Composer(request.cells)
+    for cell in request.cells:
         try:
-            run = plan_cell(cell)
+            run = _planned(composer, cell)
         except ValueError as error:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
             raise RequestError(str(error)) from error
@@ -134,65 +141,102 @@ def plan(arguments: Sequence[str]) -> list[Run]:
             raise RequestError(f"{' '.join(cell)} can't be built: {(str(error) or 'out of memory').splitlines()[0]}") from error
         known = runs.get(run.run_id)
         if known:
-            check_one_place(known.config["compute"], run.config["compute"])
-        evaluations = (*known.evaluations, *run.evaluations) if known else run.evaluations
-        runs[run.run_id] = replace(run, evaluations=tuple(dict.fromkeys(evaluations)))
-    check_uses(arguments, list(runs.values()))
+            check_one_place(known.compute, run.compute)
+        stages = (*known.stages, *run.stages) if known else run.stages
+        runs[run.run_id] = replace(run, stages=tuple(dict.fromkeys(stages)))
+    check_uses(request, list(runs.values()))
     return list(runs.values())
 
 
-def check_uses(arguments: Sequence[str], runs: Sequence[Run]) -> None:
+def check_uses(request: Request, runs: Sequence[Run]) -> None:
     """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
-    first, stages = runs[0].title, {evaluation.name for run in runs for evaluation in run.evaluations}
-    for override in parse(arguments):
+    first, stages = runs[0].title, {stage.name for run in runs for stage in run.stages}
+    reads_text = any(data_name(run.config.task) != "synthetic" for run in runs)
+    for override in request.overrides:
         group, _, key = override.key_or_group.partition(".")
         # What is the default may always be said.
-        if group == "data" and override.input_line != "data=stdlib" and not any("data" in run.config["task"] for run in runs):
+        if group == "data" and override.input_line != "data=stdlib" and not reads_text:
             raise RequestError(f"{override.input_line}: no run reads a text, not {first}; permitted with it is data=stdlib")
         for value in values(override) if group == "eval" and key in ("", "stages") else ():
-            asked = compose_config([f"{override.key_or_group}={value}"]).eval.stages
+            asked = compose_one([f"{override.key_or_group}={value}"]).evaluation["stages"]
             idle = [stage for stage in asked if stage not in stages]
             if idle and len(idle) == len(asked):
                 raise RequestError(f"{override.key_or_group}={value}: {idle[0]} does not apply to any run, not to {first}")
 
 
-def check_one_place(compute: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+def check_one_place(compute: Compute, other: Compute) -> None:
     """Raises RequestError where two cells of one run ask for two devices or numbers of threads: it is computed once."""
     for key in ("device", "threads"):
-        if compute[key] != other[key]:
-            raise RequestError(f"compute.{key} is {compute[key]} and {other[key]} for one run, permitted is one value a request")
+        one, two = getattr(compute, key), getattr(other, key)
+        if one != two:
+            raise RequestError(f"compute.{key} is {one} and {two} for one run, permitted is one value a request")
 
 
-def plan_cell(overrides: Sequence[str]) -> Run:
+def check_compute(config: Config, compute: Compute) -> None:
+    """Raises RequestError for a device that is not here, and a CUDA graph of steps that differ, or of a CPU's."""
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
+    if compute.cuda_graph is not True:
+        return
+    if any(getattr(mixer, "random_steps", None) is not None for mixer in config.model.mixers):
+        raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+    if select_device(compute.device).type != "cuda":
+        raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
+
+
+def _planned(composer: Composer, cell: Sequence[str]) -> Run:
     """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
-    composed = compose_config(overrides)
-    check_values(composed)
-    model = OmegaConf.to_container(composed, resolve=True)["model"]
-    composed.backend = settle(composed.backend, computing_backends(model), select_device(composed.compute.device).type)
-    task = task_of(OmegaConf.to_container(composed, resolve=True))
-    # A task numbers itself where its settings decide; a configuration with a greater number renames.
-    composed.task.version = max(composed.task.version, task.version)
-    if composed.train.steps == 0 and not isinstance(task, Efficiency):
-        raise RequestError(f"train.steps=0 is out of range, permitted with task={composed.task.name} are whole numbers from 1")
+    composed = composer.compose(cell)
+    check_compute(composed.config, composed.compute)
+    config = composed.config
+    backend = _settled(config.backend, config.model, select_device(composed.compute.device).type)
+    task, fingerprint = planned_task(config.task)
+    if config.train.steps == 0 and task.trains:
+        raise RequestError(f"train.steps=0 is out of range, permitted with task={config.task.name} are whole numbers from 1")
+    composed = replace(composed, config=replace(config, backend=backend))
     if composed.match.by != "none":
-        composed = match(composed, _reference(composed, overrides), interface=task.interface)
-    return settled_run(OmegaConf.to_container(composed, resolve=True), task)
+        composed = match(
+            composed,
+            _reference_cost(composer, composed, cell, task),
+            interface=task.interface,
+            resized=functools.partial(composer.compose, cell),
+        )
+    # A task numbers itself where its settings decide; a configuration with a greater number renames.
+    version = max(config.task.version, task.version)
+    numbered = config.task if version == config.task.version else config.task.replace({"version": version})
+    return _run(replace(composed, config=replace(composed.config, backend=backend, task=numbered)), task, fingerprint)
 
 
-def settled_run(config: dict[str, Any], task: Task) -> Run:
-    """The run of a configuration in which nothing is left to settle."""
-    cost = model_cost(config, interface=task.interface)
-    fingerprint = task.fingerprint()
+@functools.cache
+def _settled(backend: str, model: Model, device: str) -> str:
+    return settle(backend, computing_backends(model), device)
+
+
+def _run(composed: Composed, task: Task, fingerprint: str) -> Run:
+    """The run of a cell in which nothing is left to settle."""
+    config = composed.config
     whole = identity(config, data_fingerprint=fingerprint)
-    evaluations = planned_evaluations(config, task)
-    return Run(config, run_id(whole), group_id(whole), fingerprint, task.interface, cost, evaluations)
+    stages = planned_stages(config, composed.compute, composed.evaluation, task)
+    written = {**composed.written, "backend": config.backend}
+    written["task"] = {**written["task"], "version": config.task.version}
+    return Run(
+        config=config,
+        run_id=run_id(whole),
+        group_id=group_id(whole),
+        data_fingerprint=fingerprint,
+        interface=task.interface,
+        cost=model_cost(config, interface=task.interface),
+        stages=stages,
+        compute=composed.compute,
+        paths=composed.paths,
+        experiment=composed.experiment,
+        written=written,
+    )
 
 
-def _reference(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The configuration that `match` measures against: the same request with the reference's model."""
-    others = [o for o in overrides if not o.startswith(("model=", "model."))]
-    reference = compose_config([*others, f"model={config.match.reference}"])
-    check_values(reference)
-    # What it costs is the same on every backend, and not every backend computes it.
-    reference.backend = "torch"
-    return reference
+def _reference_cost(composer: Composer, composed: Composed, cell: Sequence[str], task: Task) -> Cost:
+    """What `match` measures against: the cost of the same request with the reference's model."""
+    others = [each for each in cell if not each.startswith(("model=", "model.", "+model."))]
+    reference = composer.compose([*others, f"model={composed.match.reference}"])
+    # Every backend has the same cost, and not every backend computes the reference.
+    return model_cost(replace(reference.config, backend="torch"), interface=task.interface)

@@ -20,12 +20,12 @@ from typing import Any
 
 import pandas as pd
 
-from suite.code_state import age
-from suite.foreign import MOST_YAML, check_no_link, inert, parse_line, read_json, read_lines, reason_of
-from suite.identity import canonical_json, digest
-from suite.status import Status, read_status
-from suite.versions import measured, superseded
-from tasks.files import read_regular
+from conf.settings import flat, text
+from suite.canonical import canonical_json, digest
+from suite.store.code_state import age
+from suite.store.foreign import inert, parse_line, read_json, read_lines, read_yaml, reason_of
+from suite.store.status import Status, read_status
+from suite.store.versions import measured, superseded
 
 SCHEMA = 1
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
@@ -36,9 +36,10 @@ CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second
 
 
 def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """One row a run: RUN_COLUMNS, `reason`, `failed_stage` and `failed_step` of its status, every fact, MACHINE_COLUMNS.
+    """One row a run: RUN_COLUMNS, `reason`, `failed_stage` and `failed_step` of its status, every fact, MACHINE_COLUMNS, and
+    every setting that decides its numbers by its dotted key, such as "train.lr" and "model.mixer.key_dim".
 
-    code: whether "today"'s code trained the run, "another" state of it, or one that is "unknown" (see suite.code_state).
+    code: whether "today"'s code trained the run, "another" state of it, or one that is "unknown" (see suite.store.code_state).
 
     run_ids: only these runs; None for all. Raises ValueError when there is none.
     """
@@ -48,7 +49,7 @@ def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.Da
 
 
 def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """Tidy rows: RUN_COLUMNS, the facts, one column a slice (`position`, `num_pairs`, `benchmark`, ...), ROW_COLUMNS.
+    """Tidy rows: RUN_COLUMNS, facts and settings as in `load_runs`, one column a slice (`position`, `num_pairs`, `benchmark`, ...), ROW_COLUMNS.
 
     `superseded` says that a newer result measured the same by another version of its benchmark, or of the data behind it.
     `slice` spells the slices out ("benchmark=recall, shots=1") and is empty for a score over the whole split;
@@ -184,20 +185,37 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
             _skip(path, error)
             continue
         found = True
+        settings = _settings(content, folder, root)
         if "state_counted" not in facts:
-            facts["state_counted"] = "as float32" if _is_narrow(folder / "config.yaml", root) else "as held"
-        yield folder, facts | names | {"code": age(content.get("code"))} | _status(folder, root)
+            facts["state_counted"] = "as float32" if settings.get("train.autocast") == "bfloat16" else "as held"
+        yield folder, settings | facts | names | {"code": age(content.get("code"))} | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
 
 
-def _is_narrow(path: Path, root: Path) -> bool:
-    """Whether a run, of a version that did not say how its state was counted, kept some of it in bfloat16."""
-    try:
-        check_no_link(path, root)
-        return b"autocast: bfloat16" in read_regular(path, limit=MOST_YAML)
-    except (OSError, ValueError):
-        return False
+def _settings(content: dict[str, Any], folder: Path, root: Path) -> dict[str, Any]:
+    """Every setting that decides the numbers of a run, by its dotted key; lists as text.
+
+    A run of a version that did not write them has them in its config.yaml.
+    """
+    written = content.get("settings")
+    if not isinstance(written, dict):
+        try:
+            written = _of_a_configuration(read_yaml(folder / "config.yaml", root))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            _skip(folder / "config.yaml", error)
+            return {}
+    return {_shown(key): _shown(value) for key, value in written.items() if "." in key and _is_scalar(value)}
+
+
+def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
+    model, task = whole["model"], dict(whole["task"])
+    if "data" in task:
+        # The rest says where the text lies.
+        task["data"] = {"validation_fraction": task["data"]["validation_fraction"]}
+    mixers = {name: model[name] for name in ("name", "version", "pattern", *model["pattern"])}
+    chosen = {"model": mixers, "size": whole["size"], "task": task, "train": whole["train"]}
+    return {key: text(value) if isinstance(value, list) else value for key, value in flat(chosen)}
 
 
 def _machine(folder: Path, root: Path) -> dict[str, Any]:

@@ -8,23 +8,26 @@ from pathlib import Path
 
 import torch
 
+from conf.settings import RequestError, unknown
 from models.backbone import Backbone
 from models.backends import settle
 from models.build import computing_backends
-from suite.cost import Cost
-from suite.foreign import parse_yaml, reason_of
-from suite.identity import group_id, identity, run_id, with_neutral
-from suite.interface import interface_of
+from suite.compute.interface import build_backbone, interface_of
 from suite.plan import Run, task_of
-from suite.request import RequestError, unknown
-from suite.store import READING, Damaged, RunDirectory
-from suite.train import trained_model
+from suite.request.compose import compose_one
+from suite.request.cost import Cost
+from suite.request.identity import group_id, identity, run_id
+from suite.request.schema import Composed, saved_config
+from suite.stage import TRAINING
+from suite.store.checkpoint import load_final
+from suite.store.foreign import parse_yaml, reason_of
+from suite.store.run_directory import READING, Damaged, RunDirectory
 from tasks.language import WithoutText
 from tasks.task import Task
 
 
-def saved_run(results: Path, beginning: str) -> Run:
-    """A run from the beginning of its id, with no evaluations.
+def saved_run(results: Path, beginning: str, here: Composed) -> Run:
+    """A run from the beginning of its id, with no evaluations. here: where and how it is computed now.
 
     Raises RequestError for one that is not there, not trained or not readable.
     """
@@ -36,17 +39,18 @@ def saved_run(results: Path, beginning: str) -> Run:
         raise unknown("run", beginning, known)
     directory = RunDirectory(results, matching[0])
     try:
-        directory.read_stage(None)
-        return _read(directory)
+        directory.read_stage(TRAINING)
+        return _read(directory, here)
     except Damaged as error:
         raise RequestError(f"{error}; it is made again by: {directory.command()}") from error
 
 
-def _read(directory: RunDirectory) -> Run:
+def _read(directory: RunDirectory, here: Composed) -> Run:
     """Raises Damaged where what the folder says of itself does not agree with its name."""
-    whole, written = directory.read()
+    whole, text = directory.read()
     try:
-        config, facts = with_neutral(parse_yaml(written)), whole["facts"]
+        written, facts = parse_yaml(text), whole["facts"]
+        config = saved_config(written)
         named = identity(config, data_fingerprint=facts["data_fingerprint"])
         if run_id(named) != directory.run_id:
             raise ValueError("its configuration belongs to a run of another name")
@@ -57,7 +61,11 @@ def _read(directory: RunDirectory) -> Run:
             data_fingerprint=facts["data_fingerprint"],
             interface=interface_of(facts),
             cost=Cost(facts["parameters"], facts["state_bytes"], facts["flops_per_token"]),
-            evaluations=(),
+            stages=(),
+            compute=here.compute,
+            paths=here.paths,
+            experiment=None,
+            written=written,
         )
     except READING as error:
         raise Damaged(f"run {directory.run_id} can't be read: {reason_of(error)}") from error
@@ -82,19 +90,36 @@ def saved_task(run: Run) -> Task:
         reason = str(error)
     if reason:
         return _without_text(run, f"run {run.run_id}: {reason}")
-    if run.config["task"]["version"] < task.version:
-        raise RequestError(f"run {run.run_id}: its splits are those of an older version of {task.name}, so it can't be scored")
+    if run.config.task.version < task.version:
+        name = run.config.task.name
+        raise RequestError(f"run {run.run_id}: its splits are those of an older version of {name}, so it can't be scored")
     return task
 
 
 def _without_text(run: Run, reason: str) -> Task:
-    settings = run.config["task"]
-    if "data" not in settings:
+    if not hasattr(run.config.task, "data"):
         raise RequestError(reason)
-    task = WithoutText(seq_len=settings["seq_len"], data=settings["data"], reset_at_bos=settings["reset_at_bos"], reason=reason)
+    task = WithoutText(run.config.task, reason=reason)
     if task.vocab_size != run.interface.vocab_size:
         raise RequestError(f"run {run.run_id}: its tokenizer has {run.interface.vocab_size} ids, this one has {task.vocab_size}")
     return task
+
+
+def new_model(run: Run, device: torch.device) -> Backbone:
+    """The run's model with its initial weights, which depend on the seed alone and not on the device."""
+    with torch.device("meta"):
+        model = build_backbone(run.interface, run.config.model, run.config.size, backend=run.config.backend)
+    model.to_empty(device=device)
+    model.reset_parameters(run.config.seed)
+    return model
+
+
+def trained_model(run: Run, directory: RunDirectory, device: torch.device) -> Backbone:
+    """The run's model as training left it, in evaluation mode; with train.steps=0, as it was initialised. Raises Damaged."""
+    model = new_model(run, device)
+    if run.config.train.steps:
+        load_final(directory, model)
+    return model.eval()
 
 
 def load_model(beginning: str, results: str | Path = "results", device: str = "cpu", backend: str = "auto") -> Backbone:
@@ -103,9 +128,9 @@ def load_model(beginning: str, results: str | Path = "results", device: str = "c
     backend: what computes it here, "auto" the fastest that can, whatever it was trained with: the weights are the same.
     Raises RequestError, a ValueError, for a run that is not there or not trained; ValueError for a backend that can't run.
     """
-    run = saved_run(Path(results), beginning)
-    settled = settle(backend, computing_backends(run.config["model"]), torch.device(device).type)
-    run = replace(run, config={**run.config, "backend": settled})
+    run = saved_run(Path(results), beginning, compose_one([]))
+    settled = settle(backend, computing_backends(run.config.model), torch.device(device).type)
+    run = replace(run, config=replace(run.config, backend=settled))
     directory = RunDirectory(Path(results), run.run_id)
     try:
         return trained_model(run, directory, torch.device(device))

@@ -1,39 +1,57 @@
-"""From a task's configuration to the task."""
+"""From a task's settings to the task: a class is found by the `type` that it declares, wherever its file lies."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Mapping
-from typing import Any, get_type_hints
+import pkgutil
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import tasks
+from conf.settings import RequestError, unknown
 from tasks.task import Task
 
 
-def task_class(type_name: str) -> type[Task]:
-    """The class named "module.Class" in this package, e.g. "mqar.MQAR".
+def task_types() -> tuple[str, ...]:
+    """Every `type` that a class in this package declares, sorted."""
+    return tuple(sorted(_classes()))
 
-    Raises ValueError for anything else: a configuration names a task, it can't name arbitrary code.
-    """
-    module_name, _, class_name = type_name.rpartition(".")
-    if not module_name.isidentifier():
-        raise ValueError(f"task type {type_name!r} is not of the form module.Class, e.g. mqar.MQAR")
-    try:
-        module = importlib.import_module(f"tasks.{module_name}")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"task type {type_name!r}: there is no module tasks/{module_name}.py") from error
-    found = getattr(module, class_name, None)
-    if not (isinstance(found, type) and issubclass(found, Task)) or inspect.isabstract(found):
-        raise ValueError(f"task type {type_name!r}: tasks/{module_name}.py has no Task {class_name!r}")
+
+def task_class(type_name: str) -> type[Task]:
+    """The class that declares this `type`, e.g. "parity.Parity". Raises RequestError where none does."""
+    if type_name not in _classes():
+        raise unknown("task.type", type_name, task_types())
+    return _classes()[type_name]
+
+
+def read_task(values: Mapping[str, Any], key: str = "task") -> Task.Settings:
+    """The typed settings of a `task` configuration at the place `key`. Raises RequestError."""
+    if not isinstance(type_name := values.get("type"), str):
+        raise RequestError(f"{key}.type is needed: give {key}.type=VALUE, permitted are {', '.join(task_types())}")
+    return task_class(type_name).Settings.read(values, key)
+
+
+def build_task(settings: Task.Settings, *, seed: int) -> Task:
+    """The task of these settings. Raises ValueError for data that can't be read."""
+    return task_class(settings.type)(settings, seed=seed)
+
+
+@functools.cache
+def _classes() -> dict[str, type[Task]]:
+    found = {}
+    for each in _declared():
+        assert found.setdefault(each.type, each) is each, f"{each} and {found[each.type]} declare one type"
     return found
 
 
-def task_settings(type_name: str) -> dict[str, Any]:
-    """The types of the settings of a task, as its constructor's annotations say. Raises ValueError as `task_class`."""
-    return {key: hint for key, hint in get_type_hints(task_class(type_name).__init__).items() if key not in ("seed", "return")}
-
-
-def build_task(config: Mapping[str, Any], *, seed: int) -> Task:
-    """The task of a resolved `task` configuration: `type` names the class, the other keys are its arguments."""
-    arguments = {key: value for key, value in config.items() if key not in ("type", "name", "version")}
-    return task_class(config["type"])(seed=seed, **arguments)
+def _declared() -> Iterator[type[Task]]:
+    """The classes of all modules here that say a `type` of their own."""
+    for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
+        # Benchmarks for lm-eval, which reads them by libraries that take long to import.
+        if module.name.startswith("tasks.offline."):
+            continue
+        for each in vars(importlib.import_module(module.name)).values():
+            if isinstance(each, type) and issubclass(each, Task) and "type" in vars(each) and not inspect.isabstract(each):
+                yield each

@@ -27,23 +27,20 @@ class Corpus:
     read: Callable[[], list[str]]
 
 
-def open_corpus(name: str, path: str | Sequence[str] | None) -> Corpus:
-    """The corpus of a `data` configuration; its text isn't read yet.
+def open_corpus(paths: Sequence[str] | None) -> Corpus:
+    """The corpus in these files, or, for None, in the documentation of the installed Python; its text isn't read yet.
 
-    name: "stdlib" for the documentation of the installed Python (path is then None), any other name for files.
-    Raises ValueError when the two contradict each other and when no file matches.
+    Raises ValueError when no file matches.
     """
-    if name == "stdlib":
-        if path is not None:
-            raise ValueError(f"data.path={path!r} has no meaning with data=stdlib; files are read with data=text")
+    if paths is None:
         modules = [(str(module), module.stat().st_size, module.stat().st_mtime_ns) for module in stdlib_modules()]
         return Corpus(hashlib.sha256(repr(modules).encode()).hexdigest(), stdlib_documents)
-    digest = files_digest(path)
+    digest = files_digest(paths)
 
     def read() -> list[str]:
-        documents = text_documents(path)
-        if files_digest(path) != digest:
-            raise ValueError(f"data.path={path!r} has changed while it was read")
+        documents = text_documents(paths)
+        if files_digest(paths) != digest:
+            raise ValueError(f"data.path={','.join(paths)!r} has changed while it was read")
         return documents
 
     return Corpus(digest, read)
@@ -117,10 +114,7 @@ def split_documents(documents: Sequence[str], validation_fraction: float) -> dic
     Held out are the documents whose SHA-256 digests are smallest, whatever their order, up to validation_fraction of
     all characters. The document that crosses this limit is cut at white space and its tail is held out; so a single
     document gives both parts, and a larger fraction holds out all that a smaller one does.
-    Raises ValueError unless 0 < validation_fraction < 1.
     """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"data.validation_fraction={validation_fraction} must be above 0 and below 1")
     budget = round(validation_fraction * sum(map(len, documents)))
     # Copies of a document share its fate, or one would be trained on and the other held out.
     copies, heads = Counter(documents), {document: document for document in documents}

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from tasks.task import Batch, Measurement, Scored, Task, check_count
+from conf.settings import Count
+from tasks.task import Batch, Measurement, Scored, Task
 
 SPLITS = ("train", "validation")
 
@@ -17,17 +18,20 @@ class Efficiency(Task):
 
     seq_len: of an example, and the length for which a run's facts give its state and FLOPs; `draw` has any length.
     An example is drawn from a Philox generator keyed by (seed, split) and counted by its index.
-    Raises ValueError for a setting out of range.
     """
 
-    name = "efficiency"
+    class Settings(Task.Settings, kw_only=True):
+        vocab_size: Count
+        seq_len: Count
+
+    type = "efficiency.Efficiency"
     version = 1
     splits = SPLITS
+    trains = False
 
-    def __init__(self, *, vocab_size: int, seq_len: int, seed: int) -> None:
-        check_count("task.vocab_size", vocab_size)
-        check_count("task.seq_len", seq_len)
-        self.vocab_size, self.seq_len, self.seed = vocab_size, seq_len, seed
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self.vocab_size, self.seq_len = settings.vocab_size, settings.seq_len
 
     def num_examples(self, split: str) -> int | None:
         # One says what there is to say of the loss: it is that of guessing.
@@ -47,9 +51,6 @@ class Efficiency(Task):
     def _ids(self, stream: int, index: int, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, 0, index]))
         return rng.integers(self.vocab_size, size=shape)
-
-    def fingerprint(self) -> str:
-        return ""
 
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """The nll over all tokens."""

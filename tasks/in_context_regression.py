@@ -9,15 +9,16 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from conf.settings import Count, Positive, below
 from tasks.least_squares import kalman, ridge
 from tasks.positions import rows_by_position
-from tasks.task import Batch, Measurement, Scored, Task, Vectors, check_count
+from tasks.task import Batch, Measurement, Scored, Task, Vectors
 
 BLOCK = 256  # examples drawn at once
 
@@ -43,41 +44,30 @@ class InContextRegression(Task):
     W_t [output_dim, input_dim] has entries of N(0, 1/n), n = input_dim, so that each number of W_t x_t has variance 1 at
     every t. x of one length lose nothing in a mixer that brings its keys to unit length.
 
-    noise: above 0. drift: in [0, 1), W_t = sqrt(1 - drift^2) W_{t-1} + drift F_t with F_t a fresh draw: a random walk
+    noise: a standard deviation. drift: W_t = sqrt(1 - drift^2) W_{t-1} + drift F_t with F_t a fresh draw, a random walk
     that keeps its scale. segment_len: W is drawn afresh at every multiple of it; None for never.
     An example is drawn from a Philox generator keyed by (seed, split) and counted by the block of the index.
-    Raises ValueError for a setting out of range.
     """
 
-    name = "in_context_regression"
+    class Settings(Task.Settings, kw_only=True):
+        input_dim: Count
+        output_dim: Count
+        seq_len: Count
+        noise: Positive
+        drift: Annotated[float, below(0, 1)]
+        segment_len: Count | None
+        num_validation: Count
+        num_test: Count
+
+    type = "in_context_regression.InContextRegression"
     version = 1
     splits = ("train", "validation", "test")
 
-    def __init__(
-        self,
-        *,
-        input_dim: int,
-        output_dim: int,
-        seq_len: int,
-        noise: float,
-        drift: float,
-        segment_len: int | None,
-        num_validation: int,
-        num_test: int,
-        seed: int,
-    ) -> None:
-        sizes = {"input_dim": input_dim, "output_dim": output_dim, "seq_len": seq_len}
-        for key, value in (sizes | {"num_validation": num_validation, "num_test": num_test}).items():
-            check_count(f"task.{key}", value)
-        if segment_len is not None:
-            check_count("task.segment_len", segment_len)
-        if not (isinstance(noise, int | float) and 0 < noise < math.inf):
-            raise ValueError(f"task.noise={noise} must be a number above 0")
-        if not (isinstance(drift, int | float) and 0 <= drift < 1):
-            raise ValueError(f"task.drift={drift} must be a number from 0 to below 1")
-        self.input_dim, self.output_dim, self.seq_len, self.seed = input_dim, output_dim, seq_len, seed
-        self.noise, self.drift, self.segment_len = noise, drift, segment_len
-        self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self.input_dim, self.output_dim, self.seq_len = settings.input_dim, settings.output_dim, settings.seq_len
+        self.noise, self.drift = settings.noise, settings.drift
+        self._num_examples = {"train": None, "validation": settings.num_validation, "test": settings.num_test}
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._block = functools.lru_cache(maxsize=4)(self._draw_block)
 
@@ -97,7 +87,7 @@ class InContextRegression(Task):
     @property
     def restarts(self) -> np.ndarray:
         """[T] bool: where W is drawn afresh."""
-        return np.arange(self.seq_len) % (self.segment_len or self.seq_len) == 0
+        return np.arange(self.seq_len) % (self.settings.segment_len or self.seq_len) == 0
 
     def num_examples(self, split: str) -> int | None:
         return self._num_examples[split]
@@ -112,9 +102,6 @@ class InContextRegression(Task):
         before = torch.cat([x, y], dim=-1).roll(1, dims=1)
         before[:, 0] = 0.0
         return Batch(torch.cat([before, x], dim=-1), y)
-
-    def fingerprint(self) -> str:
-        return ""
 
     def _draw_block(self, split: str, block: int) -> tuple[np.ndarray, np.ndarray]:
         """x [BLOCK, T, input_dim] and y [BLOCK, T, output_dim]."""

@@ -5,20 +5,47 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
 
+import conf.settings
+from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, between
 from tasks.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.ngram import trigram_bits, unigram_bits
 from tasks.positions import position_bands
-from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
-from tasks.tokenizer import load_tokenizer
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task
+from tasks.tokenizer import Tokenizer, load_tokenizer
 from tasks.tokens import load_tokens
 
 TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from the start: bounds its time and memory
+
+
+class DataSettings(conf.settings.Settings, kw_only=True):
+    """A text, and how it becomes ids.
+
+    path: files, see tasks.text_files; None for the documentation of the installed Python. tokenizer: a tokenizer.json;
+    None for bytes. validation_fraction: of the characters. cache: a folder.
+    """
+
+    name: Annotated[Name, OUTSIDE]
+    path: Annotated[UserPaths | None, OUTSIDE]
+    tokenizer: Annotated[UserPath | None, OUTSIDE]
+    validation_fraction: Annotated[float, between(0, 1)]
+    cache: Annotated[UserPath, OUTSIDE]
+
+    def __post_init__(self) -> None:
+        stdlib = self.name == "stdlib"
+        if stdlib and self.path is not None:
+            raise Refusal("path", self.path, "null with data=stdlib; files are read with data=text")
+        if not stdlib and self.path is None:
+            raise Refusal("path", None, "paths of text files, e.g. data.path='books/*.txt.xz'")
+        if stdlib and self.validation_fraction < STDLIB_VALIDATION_FRACTION:
+            permitted = f"numbers from {STDLIB_VALIDATION_FRACTION} to below 1 with data=stdlib"
+            reason = ": the offline benchmarks are made of that share of it"
+            raise Refusal("validation_fraction", self.validation_fraction, permitted, reason)
 
 
 class Language(Task):
@@ -27,35 +54,33 @@ class Language(Task):
     Example i of a split predicts the i-th run s from [BOS, s_0, ..., s_{T-2}]: every position 0 to T-1 has a target,
     and no target is lost between examples. Predicting BOS isn't asked (IGNORE).
 
-    data: name, path, tokenizer, validation_fraction (see tasks.corpus and tasks.tokenizer) and cache, a folder.
+    data: see `DataSettings`.
     reset_at_bos: whether the state is reset at BOS, so that no document sees the one before it.
     max_validation_examples: how many runs of the held-out text are scored, spread evenly over it; None for all.
     seed: has no effect; the order of examples belongs to the training loop.
-    Raises ValueError for a setting out of range, for data that can't be read and for a text shorter than seq_len.
+    Raises ValueError for data that can't be read and for a text shorter than seq_len.
     """
 
-    name = "language"
+    class Settings(Task.Settings, kw_only=True):
+        seq_len: Count
+        data: DataSettings
+        reset_at_bos: bool
+        max_validation_examples: Count | None
+
+    type = "language.Language"
     version = 1
     splits = ("train", "validation")
+    measures_positions = True
+    tokenizer: Tokenizer
 
-    def __init__(
-        self, *, seq_len: int, data: Mapping[str, Any], reset_at_bos: bool, max_validation_examples: int | None, seed: int
-    ) -> None:
-        check_count("task.seq_len", seq_len)
-        if max_validation_examples is not None:
-            check_count("task.max_validation_examples", max_validation_examples)
-        self.tokenizer = load_tokenizer(data["tokenizer"])
-        self.seq_len, self.vocab_size, self.reset_at_bos = seq_len, self.tokenizer.vocab_size, reset_at_bos
-        corpus, fraction = open_corpus(data["name"], data["path"]), data["validation_fraction"]
-        if data["name"] == "stdlib" and fraction < STDLIB_VALIDATION_FRACTION:
-            raise ValueError(
-                f"data.validation_fraction={fraction} must be at least {STDLIB_VALIDATION_FRACTION} with data=stdlib: "
-                "the offline benchmarks are made of that share of it"
-            )
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        self._read_settings(settings, seed=seed)
+        data, seq_len = settings.data, settings.seq_len
+        corpus, fraction = open_corpus(data.path), data.validation_fraction
         documents = functools.cache(lambda: split_documents(corpus.read(), fraction))
         self._tokens = {
             split: load_tokens(
-                data["cache"],
+                data.cache,
                 source=(corpus.digest, fraction, split),
                 documents=lambda split=split: documents()[split],
                 tokenizer=self.tokenizer,
@@ -66,12 +91,17 @@ class Language(Task):
         }
         self._runs = {split: np.arange(tokens.records.count // seq_len) for split, tokens in self._tokens.items()}
         held_out = len(self._runs["validation"])
-        scored = min(held_out, max_validation_examples or held_out)
+        scored = min(held_out, settings.max_validation_examples or held_out)
         self._runs["validation"] = np.arange(scored) * held_out // scored
         for split, runs in self._runs.items():
             if not any(self._records(split, [i])["num_bytes"].any() for i in range(len(runs))):
                 given = f"of {len(runs)} examples the ids of data.tokenizer={self.tokenizer.name!r} give no byte back"
                 raise ValueError(f"data.path: the {split} text asks nothing, {given}")
+
+    def _read_settings(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self.tokenizer = load_tokenizer(settings.data.tokenizer)
+        self.seq_len, self.vocab_size, self.reset_at_bos = settings.seq_len, self.tokenizer.vocab_size, settings.reset_at_bos
 
     def prepare(self) -> None:
         for tokens in self._tokens.values():
@@ -104,6 +134,13 @@ class Language(Task):
         """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""
         parts = [self.tokenizer.fingerprint, *(self._tokens[split].digest for split in self.splits)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+    def resized(self, *, seq_len: int, examples: int) -> Language:
+        other = self.settings.replace({"seq_len": seq_len, "max_validation_examples": examples})
+        sibling = _built(other, self.seed)
+        if sibling.fingerprint() != self.fingerprint():
+            raise ValueError(f"data={self.settings.data.name}: its text has changed since the run was planned")
+        return sibling
 
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """nll and perplexity per token, and bits_per_byte: all nats over ln 2 over the UTF-8 bytes that they predict."""
@@ -171,9 +208,9 @@ class WithoutText(Language):
     reason: what whoever asks for an example is told, in a ValueError.
     """
 
-    def __init__(self, *, seq_len: int, data: Mapping[str, Any], reset_at_bos: bool, reason: str) -> None:
-        self.tokenizer, self.reason = load_tokenizer(data["tokenizer"]), reason
-        self.seq_len, self.vocab_size, self.reset_at_bos = seq_len, self.tokenizer.vocab_size, reset_at_bos
+    def __init__(self, settings: Language.Settings, *, reason: str) -> None:
+        self._read_settings(settings, seed=0)
+        self.reason = reason
 
     def num_examples(self, split: str) -> int:
         raise ValueError(self.reason)
@@ -184,8 +221,17 @@ class WithoutText(Language):
     def fingerprint(self) -> str:
         raise ValueError(self.reason)
 
+    def resized(self, *, seq_len: int, examples: int) -> Language:
+        raise ValueError(self.reason)
+
     def prepare(self) -> None:
         pass
+
+
+@functools.cache
+def _built(settings: Language.Settings, seed: int) -> Language:
+    """Kept, since reading a text takes seconds and several studies ask for one length."""
+    return Language(settings, seed=seed)
 
 
 def _gather(scored: Iterable[Scored]) -> tuple[np.ndarray, np.ndarray]:

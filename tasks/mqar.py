@@ -7,16 +7,18 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from msgspec import Meta
 from torch import Tensor
 
+from conf.settings import Count, Neutral, Positive, Refusal
 from tasks.reachable import reachable
 from tasks.sampling import first_smallest, first_smallest_uniform
 from tasks.splits import TINY, belongs, belongs_of
-from tasks.task import IGNORE, Batch, Measurement, Scored, Task, check_count
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task
 
 BLOCK = 256  # examples drawn at once
 CACHED_BLOCKS = 32  # of each K: as many as threads that make batches ahead may read at a time
@@ -53,42 +55,47 @@ class MQAR(Task):
     num_train: None for training examples without end, or how many there are, read anew every epoch (Arora et al.: 100,000).
     random_non_queries: whether other places hold uniform tokens, which may be keys or values of the example too (the
     first occurrence of a key is always its pair), or FILLER.
-    Raises ValueError for a setting out of range.
     """
 
-    name = "mqar"
-    version = 1
+    class Settings(Task.Settings, kw_only=True):
+        vocab_size: Count
+        seq_len: Count
+        num_pairs: Annotated[tuple[Count, ...], Meta(min_length=1, description="lists of whole numbers from 1, such as [4,8]")]
+        power_a: Positive
+        random_non_queries: bool
+        num_validation: Count
+        num_test: Count
+        num_train: Annotated[Count | None, Neutral(None)]
+
+        def __post_init__(self) -> None:
+            most = max(self.num_pairs)
+            if self.seq_len % 2 or self.seq_len < 4 * most:
+                raise Refusal("seq_len", self.seq_len, f"even numbers of at least 4 times num_pairs, here {4 * most}")
+            if self.vocab_size // 2 - 1 < most:
+                raise Refusal("vocab_size", self.vocab_size, f"whole numbers from {2 * most + 2}, for {most} different keys")
+
+    type = "mqar.MQAR"
     splits = ("train", "validation", "test")
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        seq_len: int,
-        num_pairs: Sequence[int],
-        power_a: float,
-        random_non_queries: bool,
-        num_validation: int,
-        num_test: int,
-        num_train: int | None,
-        seed: int,
-    ) -> None:
-        _check(vocab_size, seq_len, num_pairs, power_a)
-        check_count("task.num_validation", num_validation)
-        check_count("task.num_test", num_test)
-        if num_train is not None:
-            check_count("task.num_train", num_train)
-        self.vocab_size, self.seq_len, self.num_pairs, self.seed = vocab_size, seq_len, tuple(num_pairs), seed
-        self.power_a, self.random_non_queries = power_a, random_non_queries
-        self._num_examples = {"train": num_train, "validation": num_validation, "test": num_test}
-        self._belongs = {pairs: belongs_of(self._lists(pairs)) for pairs in num_pairs if self._num_lists(pairs) <= TINY}
-        self.version = 2 if self._belongs else 1
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self.vocab_size, self.seq_len, self.num_pairs = settings.vocab_size, settings.seq_len, settings.num_pairs
+        num_validation, num_test = settings.num_validation, settings.num_test
+        self._num_examples = {"train": settings.num_train, "validation": num_validation, "test": num_test}
+        self.version = 2 if any(self._num_lists(pairs) <= TINY for pairs in self.num_pairs) else 1
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._cached = functools.lru_cache(maxsize=CACHED_BLOCKS * len(self.num_pairs))(self._undrawn)
+        self._belongs = functools.cache(self._rule)
+        # All training examples of a bounded split: every epoch reads them all, in another order.
+        self._whole_train = _DrawnOnce(lambda: self._drawn("train", range(settings.num_train)))
+
+    def check(self) -> None:
         for split, pairs in itertools.product(self.splits, self.num_pairs):
             self._block(split, pairs, 0)
-        # All training examples of a bounded split: every epoch reads them all, in another order.
-        self._whole_train = _DrawnOnce(lambda: self._drawn("train", range(num_train)))
+
+    def _rule(self, pairs: int) -> Callable[[np.ndarray, str], np.ndarray]:
+        """What says which lists of so many pairs are of a split."""
+        return belongs_of(self._lists(pairs)) if self._num_lists(pairs) <= TINY else belongs
 
     def _num_lists(self, pairs: int) -> int:
         half = self.vocab_size // 2
@@ -137,16 +144,13 @@ class MQAR(Task):
         slices = {"num_pairs": [self.num_pairs[place] for place in places.tolist()]}
         return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), slices=slices)
 
-    def fingerprint(self) -> str:
-        return ""
-
     def _draw_block(self, split: str, num_pairs: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens and targets [BLOCK, T]: the first candidates of the block's stream whose pairs belong to the split."""
         rng = np.random.Generator(np.random.Philox(key=[self.seed, num_pairs], counter=[0, 0, 0, block]))
         parts, found = [], 0
         while found < BLOCK:
             tokens, targets = self._draw(rng, num_pairs)
-            mine = self._belongs.get(num_pairs, belongs)(tokens[:, : 2 * num_pairs], split)
+            mine = self._belongs(num_pairs)(tokens[:, : 2 * num_pairs], split)
             parts.append((tokens[mine], targets[mine]))
             found += int(mine.sum())
             if not found and len(parts) == MAX_BARREN:
@@ -165,7 +169,7 @@ class MQAR(Task):
         # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
         slots = first_smallest(rng.exponential(size=(BLOCK, num_slots)) / self._rates(num_slots), num_pairs)
         shape = (BLOCK, self.seq_len)
-        tokens = rng.integers(self.vocab_size, size=shape) if self.random_non_queries else np.full(shape, FILLER)
+        tokens = rng.integers(self.vocab_size, size=shape) if self.settings.random_non_queries else np.full(shape, FILLER)
         targets = np.full(shape, IGNORE)
         tokens[:, 0 : 2 * num_pairs : 2], tokens[:, 1 : 2 * num_pairs : 2] = keys, values
         queries = 2 * num_pairs + 2 * slots
@@ -174,7 +178,7 @@ class MQAR(Task):
         return tokens, targets
 
     def _rates(self, num_slots: int) -> np.ndarray:
-        return np.arange(1, num_slots + 1) ** (self.power_a - 1)
+        return np.arange(1, num_slots + 1) ** (self.settings.power_a - 1)
 
     def oracle(self, batch: Batch) -> Tensor:
         """Predictions [B, T] from the tokens alone: what followed the first occurrence of the present token.
@@ -216,7 +220,7 @@ class MQAR(Task):
             batch,
             vocab_size=self.vocab_size,
             weights=self._rates(self.seq_len // 2),
-            fill=1 / self.vocab_size if self.random_non_queries else 0.0,
+            fill=1 / self.vocab_size if self.settings.random_non_queries else 0.0,
             reach=self.seq_len if reach is None else reach,
         )
         rows = []
@@ -230,20 +234,3 @@ class MQAR(Task):
 
 def _mean(metric: str, split: str, place: dict[str, int | float | str], examples: Sequence[float]) -> Measurement:
     return Measurement(metric, sum(examples) / len(examples), split, place, len(examples), tuple(examples))
-
-
-def _check(vocab_size: int, seq_len: int, num_pairs: Sequence[int], power_a: float) -> None:
-    check_count("task.seq_len", seq_len)
-    check_count("task.vocab_size", vocab_size)
-    if seq_len % 2:
-        raise ValueError(f"task.seq_len={seq_len} must be even and at least 4 times task.num_pairs")
-    if isinstance(num_pairs, int | str) or not num_pairs:
-        raise ValueError(f"task.num_pairs={num_pairs!r} must be a list of one number or more, e.g. [4,8]")
-    for pairs in num_pairs:
-        check_count("task.num_pairs", pairs)
-        if 4 * pairs > seq_len:
-            raise ValueError(f"task.seq_len={seq_len} must be at least 4 times task.num_pairs={pairs}")
-        if pairs > vocab_size // 2 - 1:
-            raise ValueError(f"task.vocab_size={vocab_size} must be at least {2 * pairs + 2} for {pairs} pairs")
-    if not power_a > 0:
-        raise ValueError(f"task.power_a={power_a} must be above 0")

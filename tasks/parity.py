@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from conf.settings import Count, Refusal
 from tasks.positions import rows_by_position
 from tasks.splits import TINY, belongs, belongs_of
-from tasks.task import Batch, Measurement, Scored, Task, check_count
+from tasks.task import Batch, Measurement, Scored, Task
 
 BEGIN = 2
 BLOCK = 256  # examples drawn at once
@@ -28,28 +29,38 @@ class Parity(Task):
     Every example is drawn from a Philox generator keyed by (seed, length) and counted by the block of the index. A hash
     of the first seq_len tokens says to which split an example belongs, so no two splits share these, under any seed. Where
     there are no more than TINY beginnings the hash is another one, of all bits but the first, and the version 2.
-    Raises ValueError for a setting out of range.
     """
 
-    name = "parity"
-    version = 1
+    class Settings(Task.Settings, kw_only=True):
+        seq_len: Count
+        test_seq_len: Count
+        num_validation: Count
+        num_test: Count
+
+        def __post_init__(self) -> None:
+            if self.test_seq_len < self.seq_len:
+                raise Refusal("test_seq_len", self.test_seq_len, f"whole numbers from seq_len, here {self.seq_len}")
+
+    type = "parity.Parity"
     vocab_size = 3
     splits = ("train", "validation", "test")
 
-    def __init__(self, *, seq_len: int, test_seq_len: int, num_validation: int, num_test: int, seed: int) -> None:
-        check_count("task.seq_len", seq_len)
-        check_count("task.num_validation", num_validation)
-        check_count("task.num_test", num_test)
-        if not isinstance(test_seq_len, int) or test_seq_len < seq_len:
-            raise ValueError(f"task.test_seq_len={test_seq_len} must be a whole number of at least task.seq_len={seq_len}")
-        self.seq_len, self.test_seq_len, self.seed = seq_len, test_seq_len, seed
-        self._num_examples = {"train": None, "validation": num_validation, "test": num_test}
-        self._belongs, self._hashed = belongs, slice(0, seq_len)
-        if 2 ** (seq_len - 1) <= TINY:
-            # A first bit turns all targets: as examples that differ in it share a split, each target is as often 0 as 1 there.
-            self._belongs, self._hashed, self.version = belongs_of(_sequences(seq_len - 2)), slice(2, seq_len), 2
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self.seq_len = settings.seq_len
+        self._num_examples = {"train": None, "validation": settings.num_validation, "test": settings.num_test}
+        # A first bit turns all targets: as examples that differ in it share a split, each target is as often 0 as 1 there.
+        few = 2 ** (self.seq_len - 1) <= TINY
+        self.version, self._hashed = (2, slice(2, self.seq_len)) if few else (1, slice(0, self.seq_len))
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
         self._block = functools.lru_cache(maxsize=8)(self._draw_block)
+
+    @functools.cached_property
+    def _belongs(self) -> Callable[[np.ndarray, str], np.ndarray]:
+        """What says which beginnings are of a split."""
+        return belongs_of(_sequences(self.seq_len - 2)) if self.version == 2 else belongs
+
+    def check(self) -> None:
         for split in self.splits:
             self._block(split, 0)
 
@@ -58,7 +69,7 @@ class Parity(Task):
 
     def length(self, split: str) -> int:
         """The tokens of an example of the split."""
-        return self.test_seq_len if split == "test" else self.seq_len
+        return self.settings.test_seq_len if split == "test" else self.seq_len
 
     def example(self, split: str, index: int) -> np.ndarray:
         """The tokens [T] of one example."""
@@ -68,9 +79,6 @@ class Parity(Task):
         tokens = torch.from_numpy(np.stack([self.example(split, i) for i in indices]))
         # BEGIN is even.
         return Batch(tokens, tokens.cumsum(1) % 2)
-
-    def fingerprint(self) -> str:
-        return ""
 
     def _draw_block(self, split: str, block: int) -> np.ndarray:
         """Tokens [BLOCK, T]: the first candidates of the block's stream that belong to the split."""

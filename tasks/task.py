@@ -6,10 +6,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
+
+import conf.settings
+from conf.settings import Count, Name
+from tasks.tokenizer import Tokenizer
 
 IGNORE = -100
 """The target of a position that asks nothing."""
@@ -80,24 +84,34 @@ class Scored(NamedTuple):
     prediction: Tensor
 
 
-def check_count(key: str, value: int) -> None:
-    """Raises ValueError unless value, the user's setting `key`, is a whole number of at least 1."""
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key}={value} must be a whole number of at least 1")
-
-
 class Task(ABC):
     """What a model is trained on and scored by.
 
-    An example is a pure function of (configuration, seed, split, index): never of a global generator, of the model
-    or of the order of calls.
+    An example is a pure function of (settings, seed, split, index): never of a global generator, of the model or of the
+    order of calls. To build a task is cheap; what takes time is drawn or read when it is first asked for.
+
+    type: the name under which a configuration asks for the class. It enters the name of every run, so it outlives moves
+    of the file and renames of the class.
     """
 
-    name: str
+    class Settings(conf.settings.Settings, kw_only=True):
+        """What a task's YAML says. name: for titles. version: see `Task.version`."""
+
+        type: Name
+        name: Name
+        version: Count
+
+    type: ClassVar[str]
     version: int  # raised when the task's numbers change; part of a run's identity
     vocab_size: int  # of a task of ids; one of vectors says its `interface`
     seq_len: int
     splits: tuple[str, ...]  # "train" and "validation", and "test" where hyper-parameters are chosen on validation
+    tokenizer: Tokenizer | None = None  # with which a prompt or a benchmark is read; None for a task without text
+    trains: bool = True  # whether there is anything to learn, so that no training at all makes no sense
+    measures_positions: bool = False  # whether `measure_positions` has anything to add to `measure`
+
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        self.settings, self.seed = settings, seed
 
     @property
     def interface(self) -> Tokens | Vectors:
@@ -108,6 +122,10 @@ class Task(ABC):
     def guessing_loss(self) -> float:
         """The mean loss of answers that know nothing."""
         return math.log(self.vocab_size)
+
+    def check(self) -> None:
+        """Raises ValueError for settings of which only drawing shows that they permit no example. Any seed tells."""
+        return
 
     def prepare(self) -> None:
         """Keeps what it would cost to make the examples again; called once the request is accepted, by any number of runs."""
@@ -121,16 +139,28 @@ class Task(ABC):
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         """The examples at these indices."""
 
-    @abstractmethod
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty when there is none."""
+        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty where the settings say it all."""
+        return ""
+
+    def resized(self, *, seq_len: int, examples: int) -> Self | None:
+        """The task on the same data in sequences of another length, at most `examples` of them scored, spread over it.
+
+        None for a task that has one length. Raises ValueError where the data has no sequence of that length, or has
+        changed since this task was built.
+        """
+        return None
 
     @abstractmethod
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """The task's scores, from the scored batches of a split in order. Consumes the iterable once."""
 
+    def measure_positions(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
+        """Scores by position that `measure` does not give already. Consumes the iterable once."""
+        return []
+
     def groups(self, split: str) -> tuple[int, ...] | None:
-        """A number for every example: those of one number are parts of one thing. None where each stands by itself."""
+        """A number for every example: examples of one number are parts of one thing. None where each stands by itself."""
         return None
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:

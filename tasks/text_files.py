@@ -29,17 +29,16 @@ READ_BYTES = 2**20
 COMPRESSED_BYTES = 2**9  # so few at once, since they may become 16 MiB
 
 
-def matching_files(path: str | Sequence[str] | None) -> list[Path]:
-    """Files named by a path, a glob (** included), or several of them as a list or separated by commas, each once.
+def matching_files(paths: Sequence[str]) -> list[Path]:
+    """Files named by paths or globs (** included), each once.
 
     Raises ValueError, naming the part of data.path that matches nothing or is a folder.
     """
-    if path in (None, "", []):
-        raise ValueError("data.path is not set; name text files, e.g. data.path='books/*.txt.xz'")
-    if not isinstance(path, list | tuple):
-        path = [path] if os.path.exists(os.path.expanduser(str(path))) else str(path).split(",")
+    # A comma separates paths, or belongs to the name of one file.
+    if os.path.exists(whole := os.path.expanduser(",".join(paths))):
+        paths = [whole]
     files: list[str] = []
-    for pattern in (os.path.expanduser(str(part)) for part in path):
+    for pattern in (os.path.expanduser(part) for part in paths):
         pattern = pattern if os.path.exists(pattern) else os.path.expanduser(pattern.strip())
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if os.path.isdir(pattern):
@@ -51,15 +50,15 @@ def matching_files(path: str | Sequence[str] | None) -> list[Path]:
     return [Path(file) for file in dict.fromkeys(files)]
 
 
-def text_documents(path: str | Sequence[str]) -> list[str]:
+def text_documents(paths: Sequence[str]) -> list[str]:
     """The documents of text files, in order; a line that holds exactly <|endoftext|> ends a document.
 
-    path: see `matching_files`. Files are regular, UTF-8, compressed when they end in .gz, .xz or .zst, and hold at most
+    paths: see `matching_files`. Files are regular, UTF-8, compressed when they end in .gz, .xz or .zst, and hold at most
     `most_bytes` of text together.
     Raises ValueError, naming the file, when one can't be read, is empty, isn't text or seems to mark documents otherwise.
     """
     documents, left = [], most_bytes()
-    for file in matching_files(path):
+    for file in matching_files(paths):
         with _named(file):
             data = _whole(file, left)
             left -= len(data)
@@ -82,10 +81,10 @@ def _named(file: Path) -> Iterator[None]:
         raise ValueError(f"data.path: {str(file)!r} {reason}") from error
 
 
-def files_digest(path: str | Sequence[str]) -> str:
+def files_digest(paths: Sequence[str]) -> str:
     """A digest of files as they are, wherever they are kept."""
     source = []
-    for file in matching_files(path):
+    for file in matching_files(paths):
         with _named(file):
             digest = hashlib.sha256()
             for piece in _pieces(file, most_bytes(), READ_BYTES):

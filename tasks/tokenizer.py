@@ -47,7 +47,6 @@ class Tokenizer(ABC):
         The bytes of a character that several ids share are counted at the first of them.
         """
 
-
     @abstractmethod
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         """The ids of a text [N], and per id how many of the text's characters lie before its end [N]."""

@@ -21,9 +21,9 @@ import pandas as pd
 import torch
 
 from suite.cli import main as command
-from suite.code_state import TABLE, code_state
-from suite.request import compose_config, options
+from suite.request.overrides import compose_config, options
 from suite.results import load_curves
+from suite.store.code_state import TABLE, code_state
 
 LOSSES = Path(__file__).with_name("golden_losses.json")
 TOLERANCE = 1e-6

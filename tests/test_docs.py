@@ -19,7 +19,7 @@ import pytest
 from suite.cli import MULTIRUN, VERBS
 from suite.cli import main as command
 from suite.plan import plan
-from suite.request import options
+from suite.request.overrides import options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from suite.code_state import TABLE
+from suite.store.code_state import TABLE
 from tests.golden import CASES, LOSSES, declared, differences, losses
 
 GOLDEN = json.loads(LOSSES.read_text())

@@ -27,7 +27,7 @@ from omegaconf import OmegaConf
 
 from models.backends import obstacle
 from models.build import computing_backends
-from suite.request import compose_config, options
+from suite.request.overrides import compose_config, options
 from suite.results import load_results
 
 PERMITTED = 0.01

@@ -28,7 +28,7 @@ from models.backends import obstacle
 from models.build import build_model
 from models.generation import captured, compile_step, draw, narrow
 from models.mixer import State
-from suite.request import compose_config
+from suite.request.overrides import compose_config
 
 FIXED = ("model.mixer.solver.tolerance=0.0",)
 # Name: model, backend on a GPU, overrides.

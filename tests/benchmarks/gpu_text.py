@@ -30,8 +30,8 @@ from torch import Tensor
 
 from models.backbone import LanguageModel
 from models.build import build_model
-from suite.acceleration import accelerate
-from suite.request import compose_config
+from suite.compute.acceleration import accelerate
+from suite.request.overrides import compose_config
 
 PIECE_CHARACTERS = 20_000
 END = 50_256

@@ -40,14 +40,14 @@ from torch.nn import functional as F
 
 from models.attention import Rotation, rotate, rotation
 from models.build import build_model
-from suite.acceleration import accelerate, training_step
-from suite.health import Readings
-from suite.optimization import build_optimizer, learning_rate, set_learning_rate
+from suite.compute.acceleration import accelerate, training_step
+from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
+from suite.compute.scoring import TrainingInputs
+from suite.compute.step import Step
 from suite.plan import plan, task_of
-from suite.request import compose_config
-from suite.scoring import TrainingInputs
-from suite.step import Step
-from suite.train import batches, new_model
+from suite.request.overrides import compose_config
+from suite.running.health import Readings
+from suite.running.train import batches, new_model
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")

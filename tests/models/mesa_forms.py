@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.ops import mesa
-from models.ops.solvers import Solver, build_solver
+from models.ops.solvers import Solver
+from tests.models.built import solver
 
 B, H, K, V = 2, 2, 6, 5
 CHUNK_SIZE = 8
@@ -32,7 +33,7 @@ def built(
     gradient: str = "implicit",
 ) -> Solver:
     settings = {"max_steps": max_steps, "tolerance": tolerance, "stop": stop, "initial": initial, "gradient": gradient}
-    return build_solver({"name": name, **settings})
+    return solver({"name": name, **settings})
 
 
 EXACT = built("cg", 60)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.backbone import LanguageModel
 from models.mesanet import Mesa
+from tests.models import built
 
 B, H = 2, 2
 CHUNK_SIZE = 8
@@ -42,7 +43,7 @@ LAYER = {
 
 
 def build_layer(**changes: object) -> Mesa:
-    layer = Mesa(**{**LAYER, **changes})
+    layer = built.mixer(Mesa, {**LAYER, **changes})
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from models.attention import Attention, positions_in_document, rotate, rotation
 from models.ops.softmax_attention import BLOCKS_WORTH_SPLITTING, MIN_BLOCK, fused, masked, windowed
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 MIXER = {"d_model": 8, "backend": "torch", "num_heads": 2, "key_dim": 4, "window": None, "rope_base": 10000.0}
@@ -104,7 +105,7 @@ def test_rotary_turns_the_pair_i_by_the_position_times_base_to_the_minus_2i_over
 
 def test_a_compiled_layer_works_its_angles_out_once() -> None:
     """Fused into what reads them they would be worked out again for every head of q and of k, forwards and back."""
-    layer = Attention(d_model=16, backend="torch", num_heads=2, key_dim=8, window=None, rope_base=100.0)
+    layer = built.mixer(Attention, MIXER | {"d_model": 16, "key_dim": 8, "rope_base": 100.0})
     layer.reset_parameters(torch.Generator().manual_seed(0))
     x, graphs = draw(2, 9, 16, seed=0).float(), []
 
@@ -128,7 +129,7 @@ def test_positions_count_from_the_last_start() -> None:
 @pytest.mark.parametrize("window", [None, 4])
 @torch.no_grad()
 def test_a_state_keeps_nothing_but_what_it_holds(window: int | None) -> None:
-    mixer = Attention(**MIXER | {"window": window})
+    mixer = built.mixer(Attention, MIXER | {"window": window})
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     _, state = mixer(torch.randn(2, 50, MIXER["d_model"]))
     for name in ("k", "v"):
@@ -137,7 +138,7 @@ def test_a_state_keeps_nothing_but_what_it_holds(window: int | None) -> None:
 
 @pytest.mark.parametrize(("window", "mean_keys"), [(None, 3.0), (1, 1.0), (2, 9 / 5), (4, 14 / 5), (5, 3.0), (9, 3.0)])
 def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_keys: float) -> None:
-    mixer = Attention(**MIXER | {"window": window})
+    mixer = built.mixer(Attention, MIXER | {"window": window})
     assert mixer.forward_flops_per_token(5) == pytest.approx(2 * 4 * 8 * 8 + 2 * 2 * mean_keys * 8)
 
 
@@ -152,5 +153,5 @@ def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_ke
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: object, permitted: str) -> None:
-    with pytest.raises(ValueError, match=f"{key} is {value!r}.*{permitted}"):
-        Attention(**MIXER | {key: value})
+    with pytest.raises(ValueError, match=f"{key}={value!r}.*{permitted}"):
+        built.mixer(Attention, MIXER | {key: value})

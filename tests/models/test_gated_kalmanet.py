@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.gated_kalmanet import GatedKalmaNet
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 B, H, K, V, LENGTH, RATIO = 2, 2, 16, 8, 19, 0.02
@@ -40,7 +41,7 @@ Tensors = dict[str, Tensor]
 
 
 def build_layer(**changes: object) -> GatedKalmaNet:
-    layer = GatedKalmaNet(**{**LAYER, **changes})
+    layer = built.mixer(GatedKalmaNet, {**LAYER, **changes})
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer.double()
 
@@ -104,7 +105,7 @@ def authors_iteration(A: Tensor, q: Tensor, norm: Tensor, penalty: Tensor, steps
 def test_it_is_mesa_with_a_penalty_that_follows_the_keys() -> None:
     inputs = draw()
     expected = definition(inputs)
-    exact = build_layer(solver={"name": "cholesky"})
+    exact = build_layer(solver={**LAYER["solver"], "name": "cholesky"})
     torch.testing.assert_close(run(exact, inputs), expected, rtol=1e-4, atol=1e-5)
     # 31 steps leave ((sqrt(51) - 1) / (sqrt(51) + 1))^31 = 1.6e-4 of the error at most.
     iterated = run(build_layer(), inputs)
@@ -142,7 +143,7 @@ def test_the_condition_number_is_bounded_whatever_the_keys(keys: str) -> None:
 
 def test_the_gradient_goes_through_the_penalty() -> None:
     """By an exact solver, against finite differences: without the path through lambda it would fail."""
-    layer = build_layer(solver={"name": "cholesky"})
+    layer = build_layer(solver={**LAYER["solver"], "name": "cholesky"})
     names = [name for name in draw() if name != "H"]
 
     def outputs(*xs: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def test_the_gradient_goes_through_the_penalty() -> None:
 
 def test_the_iterated_gradient_is_near_the_exact_one() -> None:
     gradients = []
-    for layer in (build_layer(), build_layer(solver={"name": "cholesky"})):
+    for layer in (build_layer(), build_layer(solver={**LAYER["solver"], "name": "cholesky"})):
         leaves = {name: x.requires_grad_() for name, x in draw().items()}
         gradients.append(torch.autograd.grad(run(layer, leaves).square().sum(), list(leaves.values())))
     for iterated, exact in zip(*gradients, strict=True):

@@ -12,6 +12,7 @@ from models.backbone import LanguageModel
 from models.build import build_model
 from models.generation import captured, compile_step, draw, generate, narrow
 from models.mesa_layers import solver_replaced
+from tests.models import built
 from tests.models.test_laws import MODELS, VARIANTS, VOCAB_SIZE, config, draw_tokens, stirred
 
 SAMPLED = {"num_tokens": 6, "temperature": 1.0, "top_k": 5}
@@ -139,7 +140,7 @@ def test_a_compiled_and_captured_step_is_the_eager_one(name: str, backend: str) 
     """Of bfloat16 weights: rounding at other places, eight bits each, moves a logit by a per cent or so."""
     mixer = {**config(name)["model"]["mixer"], "key_dim": 64} | ({"value_dim": 64} if name != "transformer" else {})
     with torch.device("cuda"):
-        model = build_model({"pattern": ["mixer"], "mixer": mixer}, config(name)["size"], vocab_size=VOCAB_SIZE, backend=backend)
+        model = build_model(*built.uniform(mixer, config(name)["size"]), vocab_size=VOCAB_SIZE, backend=backend)
     model.reset_parameters(0)
     narrow(model.eval(), torch.bfloat16)
     tokens = draw_tokens(0).cuda()

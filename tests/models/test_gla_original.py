@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from models.gla_original import GatedLinearAttention
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 SETTINGS = {
@@ -25,7 +26,7 @@ SETTINGS = {
 
 
 def build(**changes: Any) -> GatedLinearAttention:
-    layer = GatedLinearAttention(**{**SETTINGS, **changes}).double()
+    layer = built.mixer(GatedLinearAttention, {**SETTINGS, **changes}).double()
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer
 
@@ -60,12 +61,12 @@ def test_a_gate_starts_near_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"key_ratio": 0.4}, "key_ratio is 0.4"),
-        ({"key_ratio": 0.0}, "key_ratio is 0.0"),
-        ({"decay_rank": 0}, "decay_rank is 0"),
-        ({"decay_temperature": 0.0}, "decay_temperature is 0.0"),
-        ({"num_heads": 0}, "num_heads is 0"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"key_ratio": 0.4}, "key_ratio=0.4"),
+        ({"key_ratio": 0.0}, "key_ratio=0.0"),
+        ({"decay_rank": 0}, "decay_rank=0"),
+        ({"decay_temperature": 0.0}, "decay_temperature=0.0"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
     ],
 )
 def test_what_the_layer_refuses(changes: dict[str, Any], said: str) -> None:

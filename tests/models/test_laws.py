@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone import LanguageModel
-from models.build import build_model
+from models.build import Size, build_model, read_model
 from models.mesa_layers import mesa_layers
 from tests.models.tolerances import assert_near
 
@@ -52,7 +52,7 @@ def build(name: str, *, solver_steps: int | None = None) -> LanguageModel:
     for mixer in (model[key] for key in model["pattern"]):
         if "solver" in mixer:
             mixer["solver"] |= {"tolerance": 0.0, "max_steps": solver_steps or mixer["solver"]["max_steps"]}
-    return build_model(model, config(name)["size"], vocab_size=VOCAB_SIZE, backend="torch")
+    return build_model(read_model(model), Size.read(config(name)["size"]), vocab_size=VOCAB_SIZE, backend="torch")
 
 
 def stirred(name: str, dtype: torch.dtype = torch.float64, *, solver_steps: int | None = None) -> LanguageModel:

@@ -8,24 +8,28 @@ from torch.nn import functional as F
 
 from models.longhorn import Longhorn
 from models.ops import delta_rule
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 B, H, K, V, LENGTH = 2, 2, 6, 5, 19
 
 
 def build_layer() -> Longhorn:
-    layer = Longhorn(
-        d_model=24,
-        backend="torch",
-        num_heads=H,
-        key_dim=K,
-        value_dim=V,
-        conv_width=4,
-        feature_map="silu",
-        forget_gate_init=None,
-        input_gate_init=0.5,
-        norm_eps=1e-6,
-        chunk_size=8,
+    layer = built.mixer(
+        Longhorn,
+        {
+            "d_model": 24,
+            "backend": "torch",
+            "num_heads": H,
+            "key_dim": K,
+            "value_dim": V,
+            "conv_width": 4,
+            "feature_map": "silu",
+            "forget_gate_init": None,
+            "input_gate_init": 0.5,
+            "norm_eps": 1e-6,
+            "chunk_size": 8,
+        },
     )
     layer.reset_parameters(torch.Generator().manual_seed(0))
     return layer.double()

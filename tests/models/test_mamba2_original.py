@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from suite.optimization import build_optimizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.mamba2_original import Mamba2
 from models.ops import ssd
-from suite.optimization import build_optimizer
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 MIXER = {
@@ -70,7 +71,7 @@ def test_both_forms_are_the_recurrence(length: int) -> None:
 
 def stirred() -> Mamba2:
     """A layer none of whose parameters is at a neutral value."""
-    mixer = Mamba2(**MIXER).double()
+    mixer = built.mixer(Mamba2, MIXER).double()
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -104,7 +105,7 @@ def test_the_layer_is_the_published_one() -> None:
 
 
 def test_step_sizes_and_decay_rates_start_in_their_ranges() -> None:
-    mixer = Mamba2(**MIXER | {"d_model": 1200, "num_groups": 1})
+    mixer = built.mixer(Mamba2, MIXER | {"d_model": 1200, "num_groups": 1})
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     dt, rates = F.softplus(mixer.step_size_bias), mixer.log_decay_rate.exp()
     assert 0.001 <= dt.min().item() < 0.0015 and 0.09 < dt.max().item() <= 0.1
@@ -115,7 +116,7 @@ def test_step_sizes_and_decay_rates_start_in_their_ranges() -> None:
 
 
 def test_weight_decay_is_for_its_linear_maps_alone() -> None:
-    mixer = Mamba2(**MIXER)
+    mixer = built.mixer(Mamba2, MIXER)
     decayed, _ = build_optimizer(mixer, {"weight_decay": 0.1, "lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-8}).param_groups
     assert {id(p) for p in decayed["params"]} == {id(mixer.input_projection.weight), id(mixer.output_projection.weight)}
 
@@ -123,20 +124,20 @@ def test_weight_decay_is_for_its_linear_maps_alone() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"value_dim": 5}, "value_dim is 5, permitted are divisors of the width 24"),
-        ({"value_dim": 0}, "value_dim is 0"),
-        ({"num_groups": 3}, "num_groups is 3, permitted are divisors of the number of heads 4"),
-        ({"num_groups": 0}, "num_groups is 0"),
-        ({"expand": 0}, "expand is 0"),
-        ({"key_dim": 0}, "key_dim is 0"),
-        ({"conv_width": 0}, "conv_width is 0"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"step_size_min": 0.0}, "0 < step_size_min"),
-        ({"step_size_min": 0.2}, "step_size_min <= step_size_max"),
-        ({"decay_rate_min": 0.0}, "0 < decay_rate_min"),
-        ({"decay_rate_max": 0.5}, "decay_rate_min <= decay_rate_max"),
+        ({"value_dim": 5}, "value_dim=5 is out of range, permitted are divisors of the width 24"),
+        ({"value_dim": 0}, "value_dim=0"),
+        ({"num_groups": 3}, "num_groups=3 is out of range, permitted are divisors of the number of heads 4"),
+        ({"num_groups": 0}, "num_groups=0"),
+        ({"expand": 0}, "expand=0"),
+        ({"key_dim": 0}, "key_dim=0"),
+        ({"conv_width": 0}, "conv_width=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"step_size_min": 0.0}, "step_size_min=0.0"),
+        ({"step_size_min": 0.2}, "step_size_min=0.2.*up to step_size_max"),
+        ({"decay_rate_min": 0.0}, "decay_rate_min=0.0"),
+        ({"decay_rate_max": 0.5}, "decay_rate_min=1.0.*up to decay_rate_max"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Mamba2(**MIXER | changes)
+        built.mixer(Mamba2, MIXER | changes)

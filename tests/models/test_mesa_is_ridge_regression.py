@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.ops import mesa
-from models.ops.solvers import build_solver
+from tests.models import built
 
 SETTINGS = {"tolerance": 1e-12, "stop": "right_hand_side", "initial": "diagonal", "gradient": "implicit"}
 LENGTH, INPUT_DIM, OUTPUT_DIM, HEADS = 45, 6, 4, 2
@@ -49,7 +49,7 @@ def test_every_form_of_the_op_is_ridge_regression_at_every_step(name, penalty):
         answers = mesa.recurrent(**inputs)[0]
     else:
         # Chebyshev's rate is that of its bounds, far behind CG's in so small a dimension.
-        solver = build_solver({"name": name, "max_steps": 3000 if name == "chebyshev" else 30, **SETTINGS})
+        solver = built.solver({"name": name, "max_steps": 3000 if name == "chebyshev" else 30, **SETTINGS})
         answers = mesa.chunked(**inputs, solver=solver, chunk_size=16)[0]
     assert np.abs(answers.numpy() - expected).max() < 1e-6
 
@@ -57,7 +57,7 @@ def test_every_form_of_the_op_is_ridge_regression_at_every_step(name, penalty):
 def test_stepped_it_is_the_same():
     penalties = np.full((HEADS, INPUT_DIM), 0.25)
     expected, inputs = ridge(*pairs(), penalties), op_inputs(penalties, torch.float64)
-    solver, state = build_solver({"name": "cg", "max_steps": 30, **SETTINGS}), inputs["state"]
+    solver, state = built.solver({"name": "cg", "max_steps": 30, **SETTINGS}), inputs["state"]
     for t in range(LENGTH):
         now = {key: value[:, t : t + 1] for key, value in inputs.items() if key in ("q", "k", "v", "log_decay", "beta")}
         o, state = mesa.decode(**now, regularizer=inputs["regularizer"], state=state, sign=None, solver=solver)

@@ -86,7 +86,7 @@ def stepped(model: LanguageModel, tokens: Tensor) -> tuple[Tensor, list[dict[str
 @torch.no_grad()
 def test_rank_one_decoding_differs_where_gates_forget_and_not_when_it_always_inverts() -> None:
     """The largest difference of a logit: never inverted, at every 4th token, at every token."""
-    model, tokens = build_model(solver={"name": "cholesky"}), draw_tokens(40)
+    model, tokens = build_model(solver={**LAYER["solver"], "name": "cholesky"}), draw_tokens(40)
     own, _ = stepped(model, tokens)
     differences = {}
     for refresh in (None, 4, 1):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from models.mlstm import MLSTM
 from models.ops import mlstm
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 B, T, H, K, V = 2, 19, 3, 5, 4
@@ -68,18 +69,21 @@ def test_the_stabiliser_follows_its_recursion(form) -> None:
 
 @pytest.mark.parametrize("length", [1, T])
 def test_the_mixer_divides_its_queries_by_the_root_of_the_key_size(length: int) -> None:
-    mixer = MLSTM(
-        d_model=8,
-        backend="torch",
-        num_heads=H,
-        key_dim=K,
-        value_dim=V,
-        conv_width=4,
-        feature_map="identity",
-        forget_gate_init=0.98,
-        input_gate_init=0.5,
-        norm_eps=1e-6,
-        chunk_size=8,
+    mixer = built.mixer(
+        MLSTM,
+        {
+            "d_model": 8,
+            "backend": "torch",
+            "num_heads": H,
+            "key_dim": K,
+            "value_dim": V,
+            "conv_width": 4,
+            "feature_map": "identity",
+            "forget_gate_init": 0.98,
+            "input_gate_init": 0.5,
+            "norm_eps": 1e-6,
+            "chunk_size": 8,
+        },
     )
     inputs = {name: x[:, :length] for name, x in draw().items()}
     expected, _ = mlstm.recurrent(**{**inputs, "q": inputs["q"] / math.sqrt(K)}, state=fresh())

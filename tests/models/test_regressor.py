@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.backbone import LanguageModel
 from models.build import build_regressor
 from models.regressor import Regressor
+from tests.models import built
 
 SIZE = {"d_model": 16, "num_blocks": 2, "mlp_dim": 24, "norm_eps": 1e-6}
 MIXER = {
@@ -30,7 +31,7 @@ MIXER = {
 
 def model() -> Regressor:
     """With a readout that is not zero, so that something can be seen."""
-    made = build_regressor({"pattern": ["mixer"], "mixer": MIXER}, SIZE, input_dim=5, output_dim=3, backend="torch").double()
+    made = build_regressor(*built.uniform(MIXER, SIZE), input_dim=5, output_dim=3, backend="torch").double()
     made.reset_parameters(0)
     torch.nn.init.normal_(made.readout.weight, generator=torch.Generator().manual_seed(1))
     return made
@@ -41,7 +42,7 @@ def inputs(length: int = 11) -> torch.Tensor:
 
 
 def test_a_fresh_regressor_answers_zero():
-    made = build_regressor({"pattern": ["mixer"], "mixer": MIXER}, SIZE, input_dim=5, output_dim=3, backend="torch")
+    made = build_regressor(*built.uniform(MIXER, SIZE), input_dim=5, output_dim=3, backend="torch")
     made.reset_parameters(0)
     answers, _ = made(inputs().float())
     assert answers.shape == (2, 11, 3) and (answers == 0).all()

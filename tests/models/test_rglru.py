@@ -4,8 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.components import BlockDiagonalLinear
 from models.ops.rglru import chunked, input_scale, recurrent
-from models.rglru import RGLRU, BlockDiagonalLinear
+from models.rglru import RGLRU
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 MIXER = {
@@ -89,7 +91,7 @@ def test_blocks_are_those_of_a_block_diagonal_matrix() -> None:
 
 
 def test_decays_start_in_their_range() -> None:
-    mixer = RGLRU(**MIXER | {"d_model": 800})
+    mixer = built.mixer(RGLRU, MIXER | {"d_model": 800})
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     decays = torch.exp(-8.0 * torch.nn.functional.softplus(mixer.decay_parameter))
     assert decays.min().item() == pytest.approx(0.9, abs=0.002)
@@ -100,16 +102,16 @@ def test_decays_start_in_their_range() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_heads": 3}, "num_heads is 3, permitted are divisors of the width 20"),
-        ({"num_heads": 0}, "num_heads is 0"),
-        ({"decay_min": 0.0}, "0 < decay_min"),
-        ({"decay_max": 1.0}, "decay_max < 1"),
-        ({"decay_min": 0.9995}, "decay_min < decay_max"),
-        ({"conv_width": 0}, "conv_width is 0"),
-        ({"chunk_size": 0}, "chunk_size is 0"),
-        ({"decay_power": 0.0}, "decay_power is 0.0"),
+        ({"num_heads": 3}, "num_heads=3 is out of range, permitted are divisors of the width 20"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"decay_min": 0.0}, "decay_min=0.0"),
+        ({"decay_max": 1.0}, "decay_max=1.0"),
+        ({"decay_min": 0.9995}, "decay_min=0.9995.*below decay_max"),
+        ({"conv_width": 0}, "conv_width=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"decay_power": 0.0}, "decay_power=0.0"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        RGLRU(**MIXER | changes)
+        built.mixer(RGLRU, MIXER | changes)

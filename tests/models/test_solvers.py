@@ -9,7 +9,8 @@ import torch
 
 from models.ops import mesa
 from models.ops.mesa_operators import TokenOperator
-from models.ops.solvers import Cholesky, Solver, build_solver
+from models.ops.solvers import Cholesky, Solver
+from tests.models.built import solver as solver_of
 from tests.models.mesa_forms import OVER_TIME, VARIANTS, B, H, K, Tensors, built, chunked, decoded, draw, run, trace, worst_error
 from tests.models.solver_cases import Case, draw_case
 
@@ -196,17 +197,17 @@ def test_the_cosine_compares_with_the_unsolved_read_out(initial: str) -> None:
 def test_a_wrong_value_is_named(changes: dict, named: str) -> None:
     for name in ITERATIVE:
         with pytest.raises(ValueError, match=named):
-            build_solver({"name": name, **SETTINGS, **changes})
+            solver_of({"name": name, **SETTINGS, **changes})
 
 
 def test_a_missing_setting_is_named() -> None:
-    with pytest.raises(ValueError, match="solver.gradient is missing"):
-        build_solver({"name": "cg", **{key: value for key, value in SETTINGS.items() if key != "gradient"}})
+    with pytest.raises(ValueError, match="solver.gradient is needed"):
+        solver_of({"name": "cg", **{key: value for key, value in SETTINGS.items() if key != "gradient"}})
 
 
 def test_a_solver_takes_its_own_settings() -> None:
-    assert build_solver({**SETTINGS, "name": "cholesky"}) == Cholesky()
-    assert build_solver({**SETTINGS, "name": "cg"}) == cg(5)
+    assert solver_of({**SETTINGS, "name": "cholesky"}) == Cholesky()
+    assert solver_of({**SETTINGS, "name": "cg"}) == cg(5)
 
 
 def test_the_bounds_of_chebyshev_hold_the_eigenvalues() -> None:

@@ -10,7 +10,7 @@ from reports.efficiency import costs, lines, measured, scan
 from reports.parts import Frames, NoData, load_frames
 from reports.style import backend_dashes
 from suite.cli import main
-from suite.studies.roofline import Ceilings
+from suite.evaluation.studies.roofline import Ceilings
 
 WORKS = ["layer forward", "training step", "prefill", "decode"]
 
@@ -111,8 +111,8 @@ def test_without_the_stage_there_is_nothing_to_show(store) -> None:
 def test_what_is_trained_in_two_ways_is_two_arms(tmp_path, monkeypatch) -> None:
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda form, **settings: compiled.append(form) or form)
-    monkeypatch.setattr("suite.studies.timing.TIMED_SECONDS", 0.0)
-    monkeypatch.setattr("suite.studies.efficiency.measured_ceilings", lambda device, dtype: Ceilings(1e9, 1e9))
+    monkeypatch.setattr("suite.evaluation.studies.timing.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("suite.evaluation.studies.efficiency.measured_ceilings", lambda device, dtype: Ceilings(1e9, 1e9))
     size = [f"size.{name}" for name in ("d_model=16", "num_blocks=1", "num_heads=2", "head_dim=8", "mlp_dim=16")]
     timed = ["eval.study_tokens=16", "eval.timed_lengths=[16]", "eval.prompt_lengths=[8]", "eval.decode_batch_sizes=[1]"]
     ways = ["compute.compile=false,true", "compute.cuda_graph=auto,false", "compute.activation_checkpointing=none,blocks"]

@@ -13,21 +13,21 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import suite.scoring
-import suite.step
+import suite.compute.scoring
+import suite.compute.step
 from models.backbone import Block
 from suite import pool
-from suite.acceleration import accelerate, training_step
-from suite.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
-from suite.health import MOST_UNREAD, Diverged, Health, Readings
-from suite.optimization import build_optimizer, set_learning_rate
+from suite.compute.acceleration import accelerate, training_step
+from suite.compute.optimization import build_optimizer, set_learning_rate
+from suite.compute.scoring import PLACES_MULTIPLE, loss, training_inputs
+from suite.compute.step import CapturedStep, EagerStep
 from suite.plan import Run, plan, task_of
-from suite.request import RequestError
-from suite.scoring import PLACES_MULTIPLE, loss, training_inputs
-from suite.step import CapturedStep, EagerStep
-from suite.store import RunDirectory
-from suite.train import batches, new_model
+from suite.request.overrides import RequestError
+from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
+from suite.running.train import batches, new_model
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.run_directory import RunDirectory
 from tasks.task import IGNORE, Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -236,7 +236,7 @@ def test_captured_steps_are_the_eager_ones(num_pairs: str, autocast: str, monkey
 
     With 2 or 8 pairs in turn the number of places is 322 or 328, each of which gets its own graph.
     """
-    monkeypatch.setattr(suite.scoring, "PLACES_MULTIPLE", 2)
+    monkeypatch.setattr(suite.compute.scoring, "PLACES_MULTIPLE", 2)
     run = make_run("transformer", f"task.num_pairs={num_pairs}", f"train.autocast={autocast}", "train.batch_size=65")
     eager, captured = (trained(run, GPU, PLAIN | {"cuda_graph": graph, "prefetch": 2}, 20) for graph in (False, True))
     near = {"rtol": 1e-4, "atol": 1e-5} if autocast == "none" else {"rtol": 2e-2, "atol": 2e-3}
@@ -252,7 +252,7 @@ def test_a_step_that_waits_for_the_device_stays_eager_and_says_so(monkeypatch, c
         found.item()
         return found
 
-    monkeypatch.setattr(suite.step, "loss", waits)
+    monkeypatch.setattr(suite.compute.step, "loss", waits)
     run = make_run("transformer")
     with caplog.at_level(logging.WARNING):
         numbers, _ = trained(run, GPU, PLAIN | {"cuda_graph": "auto"}, 6)

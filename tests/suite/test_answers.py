@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from models.build import build_model
-from suite.continuation import Prompt, continue_greedily, score_continuations
-from suite.lm_eval import BackboneLM, encode_pair
+from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
+from suite.evaluation.lm_eval import BackboneLM, encode_pair
 from tasks.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 TEXT = """The sky is black as night and the moon is blue. Good morning to you all, said the baker; naïve cafés of Łódź,
@@ -140,7 +140,7 @@ def test_an_answer_without_tokens_is_refused(bpe, tmp_path):
 def model_for(tokenizer: Tokenizer):
     from omegaconf import OmegaConf
 
-    from suite.request import compose_config
+    from suite.request.overrides import compose_config
 
     config = OmegaConf.to_container(compose_config(["model=gla", "size.d_model=32", "size.num_blocks=1"]), resolve=True)
     model = build_model(config["model"], config["size"], vocab_size=tokenizer.vocab_size, backend="torch")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.lm_eval import check_shots, evaluate_benchmarks
+from suite.evaluation.lm_eval import check_shots, evaluate_benchmarks
 from tasks.tokenizer import ByteTokenizer
 
 ROWS = [{"q": "A", "c": ["x", "y"], "a": 0}, {"q": "B", "c": ["x", "y", "z"], "a": 2}, {"q": "C", "c": ["x", "y"], "a": 1}]

@@ -18,10 +18,10 @@ import torch
 
 import suite
 from suite.cli import VERBS, WHAT, main
-from suite.execute import Event
-from suite.progress import ProgressDisplay, duration
-from suite.request import RequestError, options
-from suite.train import Pulse
+from suite.request.overrides import RequestError, options
+from suite.running.execute import Event
+from suite.running.progress import ProgressDisplay, duration
+from suite.running.train import Pulse
 from tests.suite.conftest import ROOT, SMALL
 
 
@@ -76,7 +76,7 @@ def test_list_of_a_store_that_there_is_not(tmp_path, capsys):
 
 
 def test_names_that_are_not_found_are_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("suite.request.CONF", tmp_path)
+    monkeypatch.setattr("suite.request.overrides.CONF", tmp_path)
     assert main(["list", "models"]) == 2
     assert f"there is no configuration in {tmp_path / 'model'}" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ from suite import code_state
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"model": {"pattern": ["mixer"], "mixer": {"type": "deltanet.DeltaNet"}}, "task": {"type": "mqar.MQAR"}, "backend": "torch"}
 SCRIPT = """import json, sys
-from suite.code_state import code_state
+from suite.store.code_state import code_state
 assert "torch" not in sys.modules and "models" not in sys.modules
 config = json.loads(sys.argv[1])
 print(*(code_state({**config, "backend": name}) for name in ("torch", "fla", "triton")))"""

@@ -18,14 +18,14 @@ import torch
 from old_store import unsealed
 from test_train import numbers, weights
 
-from suite.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
-from suite.execute import Command, execute_all
-from suite.optimization import build_optimizer
+from suite.compute.optimization import build_optimizer
 from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
-from suite.store import RunDirectory, as_json
-from suite.train import new_model
+from suite.running.execute import Command, execute_all
+from suite.running.train import new_model
+from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
+from suite.store.run_directory import RunDirectory, as_json
 from tasks.files import machine
 
 ROOT = Path(__file__).resolve().parents[2]

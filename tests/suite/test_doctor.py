@@ -10,8 +10,8 @@ import torch
 
 from models.backends import obstacle
 from suite import doctor, probes
-from suite.doctor import examine
-from suite.probes import PROBES, outcome
+from suite.machine.doctor import examine
+from suite.machine.probes import PROBES, outcome
 
 
 @pytest.mark.parametrize(

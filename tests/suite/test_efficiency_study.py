@@ -13,16 +13,23 @@ import torch
 
 import suite
 from suite.cli import main
-from suite.evaluations import evaluate
+from suite.evaluation.stages import evaluate
+from suite.evaluation.studies import efficiency, prompts, workloads
+from suite.evaluation.studies.roofline import Ceilings, measured_ceilings
+from suite.evaluation.studies.subject import Subject
+from suite.evaluation.studies.timing import FEWEST_REPEATS, MOST_REPEATS, timed
+from suite.evaluation.studies.workloads import (
+    Cell,
+    layer_backward,
+    layer_forward,
+    model_backward,
+    model_forward,
+    whole_training_step,
+)
 from suite.plan import Run, plan, task_of
-from suite.request import RequestError
+from suite.request.overrides import RequestError
 from suite.results import load_results
-from suite.studies import efficiency, prompts, workloads
-from suite.studies.roofline import Ceilings, measured_ceilings
-from suite.studies.subject import Subject
-from suite.studies.timing import FEWEST_REPEATS, MOST_REPEATS, timed
-from suite.studies.workloads import Cell, layer_backward, layer_forward, model_backward, model_forward, whole_training_step
-from suite.train import new_model
+from suite.running.train import new_model
 
 CPU = torch.device("cpu")
 TINY = (
@@ -54,8 +61,8 @@ TIMED = (
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suite.studies.timing.TIMED_SECONDS", 0.0)
-    monkeypatch.setattr("suite.studies.efficiency.measured_ceilings", lambda device, dtype: Ceilings(1e9, 1e9))
+    monkeypatch.setattr("suite.evaluation.studies.timing.TIMED_SECONDS", 0.0)
+    monkeypatch.setattr("suite.evaluation.studies.efficiency.measured_ceilings", lambda device, dtype: Ceilings(1e9, 1e9))
 
 
 def request(*more: str) -> list[str]:
@@ -269,8 +276,8 @@ def test_the_floor_is_the_longer_of_both():
 
 
 def test_ceilings_are_measured_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("suite.studies.roofline.PRODUCT_SIZE", {"cpu": 64})
-    monkeypatch.setattr("suite.studies.roofline.COPIED_BYTES", {"cpu": 2**16})
+    monkeypatch.setattr("suite.evaluation.studies.roofline.PRODUCT_SIZE", {"cpu": 64})
+    monkeypatch.setattr("suite.evaluation.studies.roofline.COPIED_BYTES", {"cpu": 2**16})
     measured_ceilings.cache_clear()
     found = measured_ceilings(CPU, torch.float32)
     assert found.flops_per_second > 1e6 and found.bytes_per_second > 1e6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from suite.interface import build_backbone
+from suite.compute.interface import build_backbone
+from suite.evaluation.studies.subject import Subject
+from suite.evaluation.studies.workloads import Cell, state_bytes
 from suite.plan import MIXER_FACTS, mixer_facts, plan, task_of
-from suite.studies.subject import Subject
-from suite.studies.workloads import Cell, state_bytes
 
 MESA = {"forget_gate_init": 0.98, "forget_cap": None, "solver": {"max_steps": 30, "tolerance": 1e-4}}
 

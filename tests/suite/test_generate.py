@@ -12,7 +12,7 @@ from old_store import unsealed
 import suite
 from models.generation import generate
 from suite.cli import main
-from suite.identity import identity, run_id
+from suite.request.identity import identity, run_id
 from suite.saved import saved_run, trained_ids
 
 TINY = ("size.d_model=16", "size.num_blocks=1", "size.num_heads=2", "size.head_dim=8", "size.mlp_dim=16", "eval=none")

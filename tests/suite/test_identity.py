@@ -6,8 +6,8 @@ import copy
 
 import pytest
 
-from suite.identity import canonical_json, group_id, identity, run_id, with_neutral, without_neutral
 from suite.plan import plan
+from suite.request.identity import canonical_json, group_id, identity, run_id, with_neutral, without_neutral
 
 CONFIG = {
     "model": {

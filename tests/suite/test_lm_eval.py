@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from models.backbone import LanguageModel
 from models.mixer import SequenceMixer, State
-from suite.continuation import Prompt, continue_greedily
-from suite.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
-from suite.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
+from suite.evaluation.continuation import Prompt, continue_greedily
+from suite.evaluation.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
+from suite.evaluation.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
 from tasks.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -286,7 +286,7 @@ def test_names_come_as_a_comma_list_or_a_sequence(tasks):
 )
 def test_a_wrong_request_is_one_line(monkeypatch, tasks, include_path, said):
     # The suggestion is the same without lm-eval's own 14,000 names, which take 10 s to read.
-    monkeypatch.setattr("suite.lm_eval_names.SHIPPED_TASKS", ())
+    monkeypatch.setattr("suite.evaluation.lm_eval_names.SHIPPED_TASKS", ())
     with pytest.raises(ValueError, match=said) as caught:
         task_versions(tasks, include_path)
     assert "\n" not in str(caught.value)
@@ -304,7 +304,7 @@ def test_a_task_that_cannot_be_loaded_is_one_line(model, tmp_path, line, said):
 def test_a_group_may_override_a_task_that_lm_eval_ships(model, folder, tmp_path, monkeypatch):
     # Stands for lm-eval's own folder, which takes 10 s to read.
     shipped = Path(lm_eval.tasks.__file__).parent / "hellaswag"
-    monkeypatch.setattr("suite.lm_eval_names.SHIPPED_TASKS", (str(shipped),))
+    monkeypatch.setattr("suite.evaluation.lm_eval_names.SHIPPED_TASKS", (str(shipped),))
     data = f'{{data_files: {{validation: "{folder}/data.jsonl"}}, cache_dir: "{folder}/cache"}}'
     changes = f"dataset_path: json, dataset_name: null, dataset_kwargs: {data}"
     changes += ", training_split: null, process_docs: null, doc_to_text: text"

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.evaluations import Evaluation, evaluate
-from suite.identity import canonical_json
-from suite.lm_eval_names import _documents, task_versions
-from suite.versions import superseded
+from suite.canonical import canonical_json
+from suite.evaluation.lm_eval_names import _documents, task_versions
+from suite.evaluation.stages import Evaluation, evaluate
+from suite.store.versions import superseded
 
 ROWS = [{"q": f"A {i}", "c": [" yes", " no"], "a": i % 2} for i in range(4)]
 CHOICE = "test_split: test\noutput_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\n"
@@ -152,7 +152,7 @@ LOCAL = {
 @pytest.fixture(autouse=True)
 def without_what_lm_eval_ships(monkeypatch) -> None:
     """It takes 10 s to read."""
-    monkeypatch.setattr("suite.lm_eval_names.SHIPPED_TASKS", ())
+    monkeypatch.setattr("suite.evaluation.lm_eval_names.SHIPPED_TASKS", ())
 
 
 def laid(folder: Path, files: dict[str, str]) -> Path:

@@ -13,21 +13,21 @@ import time
 
 import pytest
 
-from suite.lock import STALE_SECONDS, Locked, RunLock, Superseded
+from suite.store.lock import STALE_SECONDS, Locked, RunLock, Superseded
 from tasks.files import file_system_time
 
 # argv: the run's folder, what flock is there, the machine, and the seconds after which a claim is dead.
 PRELUDE = """
 import errno, fcntl, os, sys, time
 from pathlib import Path
-import suite.lock, tasks.files
+import suite.store.lock, tasks.files
 folder, kind, host, stale = Path(sys.argv[1]), sys.argv[2], sys.argv[3], float(sys.argv[4])
 def refused(*_):
     raise OSError(errno.ENOLCK, "No locks available")
 fcntl.flock = {"works": fcntl.flock, "permits everything": lambda *_: None, "is missing": refused}[kind]
-suite.lock.machine = lambda: host
-suite.lock.STALE_SECONDS, suite.lock.HEARTBEAT_SECONDS = stale, stale / 10
-from suite.lock import Locked, RunLock, Superseded
+suite.store.lock.machine = lambda: host
+suite.store.lock.STALE_SECONDS, suite.store.lock.HEARTBEAT_SECONDS = stale, stale / 10
+from suite.store.lock import Locked, RunLock, Superseded
 """
 HOLD = (
     PRELUDE
@@ -67,7 +67,7 @@ KINDS = ["works", "permits everything", "is missing"]
 
 def python(script, folder, kind="works", host="here", stale=STALE_SECONDS, prefix=()):
     """A process with this script. host: None for the machine's own name."""
-    script = script if host else script.replace("suite.lock.machine =", "_ =")
+    script = script if host else script.replace("suite.store.lock.machine =", "_ =")
     command = [*prefix, sys.executable, "-c", script, str(folder), kind, str(host), str(stale)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 

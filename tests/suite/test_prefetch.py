@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from suite.prefetch import count_workers, prefetched
+from suite.compute.prefetch import count_workers, prefetched
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -6,7 +6,7 @@ import pytest
 
 from suite.cli import main
 from suite.plan import plan
-from suite.request import CONF, RequestError, compose_config, expand, options
+from suite.request.overrides import CONF, RequestError, compose_config, expand, options
 
 
 def cells(*arguments: str) -> set[frozenset[str]]:

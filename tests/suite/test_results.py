@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from suite.results import load_curves, load_examples, load_request, load_results, load_runs
-from suite.store import _row
+from suite.store.run_directory import _row
 from tasks.task import Measurement
 
 ROWS = [

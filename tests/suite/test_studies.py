@@ -13,13 +13,13 @@ import torch
 
 from models.mesa_layers import mesa_layers
 from suite.cli import main
-from suite.evaluations import STUDIES, planned_evaluations
+from suite.evaluation.stages import STUDIES, planned_evaluations
+from suite.evaluation.studies.length import _cut
+from suite.evaluation.studies.repeats import _with_run, commonest_space
+from suite.evaluation.studies.rows import nll_row
+from suite.evaluation.studies.subject import Subject, resized
 from suite.plan import plan
 from suite.saved import load_model, saved_run, saved_task
-from suite.studies.length import _cut
-from suite.studies.repeats import _with_run, commonest_space
-from suite.studies.rows import nll_row
-from suite.studies.subject import Subject, resized
 from tasks.positions import position_bands
 from tasks.task import IGNORE, Measurement
 

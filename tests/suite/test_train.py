@@ -15,12 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from suite.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.cli import main
-from suite.optimization import build_optimizer, example_indices, learning_rate
+from suite.compute.optimization import build_optimizer, example_indices, learning_rate
 from suite.plan import plan
-from suite.store import RunDirectory
-from suite.train import new_model
+from suite.running.train import new_model
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from omegaconf import DictConfig, OmegaConf
+from suite.ranges import check_values, kinds
+from suite.values import fit
 
 from suite.cli import main
 from suite.plan import plan
-from suite.ranges import check_values, kinds
-from suite.request import RequestError, compose_config, options, parse
-from suite.values import fit
+from suite.request.overrides import RequestError, compose_config, options, parse
 
 # Between them they have every mixer and every task.
 PAIRS = [

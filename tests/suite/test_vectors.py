@@ -12,12 +12,12 @@ import suite
 from models.ops.solvers import build_solver
 from models.regressor import Regressor
 from suite.cli import main
-from suite.interface import interface_of
+from suite.compute.interface import interface_of
+from suite.evaluation.studies.least_squares import op_answers
 from suite.plan import Run, plan, task_of
 from suite.results import load_results
-from suite.store import RunDirectory
-from suite.studies.least_squares import op_answers
-from suite.train import train
+from suite.running.train import train
+from suite.store.run_directory import RunDirectory
 from tasks.task import Batch, Tokens, Vectors
 
 REQUEST = (

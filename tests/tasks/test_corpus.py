@@ -17,18 +17,28 @@ import pytest
 import yaml
 import zstandard
 
+from conf.settings import UserPaths
 from tasks import corpus, text_files
 from tasks.corpus import (
     STDLIB_VALIDATION_FRACTION,
     heldout_stdlib_documents,
-    open_corpus,
     split_documents,
     stdlib_documents,
-    text_documents,
 )
 
 TEXT = "first\nline <|endoftext|> inside\nand <|endoftext|>\n<|endoftext|>\nsecond é\n<|endoftext|>"
 DOCUMENTS = ["first\nline <|endoftext|> inside\nand <|endoftext|>\n", "second é\n"]
+
+
+def text_documents(path: object) -> list[str]:
+    """The documents of paths as a configuration has them: a list, or a text with commas."""
+    return text_files.text_documents(UserPaths.of(path))
+
+
+def open_corpus(path: str | None) -> corpus.Corpus:
+    return corpus.open_corpus(None if path is None else UserPaths.of(path))
+
+
 COMPRESS = {".txt": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor().compress}
 
 
@@ -129,7 +139,7 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch, kind):
     signal.alarm(10)
     try:
         with pytest.raises(ValueError, match=f"data.path: '{path}' .*{message}"):
-            open_corpus("text", path)
+            open_corpus(path)
         with pytest.raises(ValueError, match=f"data.path: '{path}' .*{message}"):
             text_documents(path)
     finally:
@@ -233,24 +243,22 @@ def test_a_file_that_is_not_text_is_named(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "path", "message"),
+    ("path", "message"),
     [
-        ("text", "nowhere/*.txt", r"data.path='nowhere/\*.txt' matches no file"),
-        ("text", "tests,nowhere", "data.path='tests' is a folder"),
-        ("text", None, "data.path is not set"),
-        ("stdlib", "a.txt", "data.path='a.txt' has no meaning"),
+        ("nowhere/*.txt", r"data.path='nowhere/\*.txt' matches no file"),
+        ("tests,nowhere", "data.path='tests' is a folder"),
     ],
 )
-def test_a_path_that_cannot_be_is_named(name, path, message):
+def test_a_path_that_cannot_be_is_named(path, message):
     with pytest.raises(ValueError, match=message):
-        open_corpus(name, path)
+        open_corpus(path)
 
 
 def test_digest_follows_the_content_and_not_the_place(tmp_path):
     (tmp_path / "a.txt").write_text("same")
     (tmp_path / "b.txt").write_text("same")
     (tmp_path / "c.txt").write_text("other")
-    a, b, c = (open_corpus("text", str(tmp_path / f"{name}.txt")).digest for name in "abc")
+    a, b, c = (open_corpus(str(tmp_path / f"{name}.txt")).digest for name in "abc")
     assert a == b != c
 
 
@@ -258,7 +266,7 @@ def test_a_text_that_changes_before_it_is_read_is_named(tmp_path):
     """What is tokenised would be kept under the digest of another text."""
     path = tmp_path / "a.txt"
     path.write_text("one")
-    opened = open_corpus("text", str(path))
+    opened = open_corpus(str(path))
     assert opened.read() == ["one"]
     path.write_text("two")
     with pytest.raises(ValueError, match=f"data.path='{path}' has changed while it was read"):
@@ -293,12 +301,6 @@ def test_a_larger_fraction_holds_out_all_that_a_smaller_one_does():
     small, large = ("".join(split_documents(documents, fraction)["validation"]) for fraction in (0.1, 0.4))
     assert all(document in large for document in documents if document in small)
     assert len(small) < len(large)
-
-
-@pytest.mark.parametrize("fraction", [0, 1, -0.1, 1.5])
-def test_fraction_out_of_range_is_named(fraction):
-    with pytest.raises(ValueError, match=f"validation_fraction={fraction}"):
-        split_documents(["text"], fraction)
 
 
 def test_stdlib_is_prose_and_its_held_out_part_is_unseen():
@@ -338,9 +340,9 @@ def test_stdlib_drops_what_it_had_and_what_is_no_documentation(library):
         (library / name).write_text(source)
     documents = [" ".join(dict.fromkeys(document.split())) for document in stdlib_documents()]
     assert documents == ["one two", "three", "four", "five"]
-    digest = open_corpus("stdlib", None).digest
+    digest = open_corpus(None).digest
     (library / "c.py").write_text(sources["c.py"].replace("one", "uno"))
-    assert open_corpus("stdlib", None).digest != digest
+    assert open_corpus(None).digest != digest
 
 
 def test_a_python_without_sources_is_told(library):

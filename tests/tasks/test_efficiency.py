@@ -5,17 +5,16 @@ import math
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from tasks.build import build_task
 from tasks.efficiency import Efficiency
 from tasks.task import Scored
+from tests.tasks.composed import build
 
-ARGUMENTS = {"vocab_size": 11, "seq_len": 16, "seed": 0}
+ARGUMENTS = {"vocab_size": 11, "seq_len": 16}
 
 
 def task(**changes) -> Efficiency:
-    return Efficiency(**(ARGUMENTS | changes))
+    return build("efficiency", **(ARGUMENTS | changes))
 
 
 def test_the_next_token_is_asked_at_every_token():
@@ -55,16 +54,3 @@ def test_ids_are_even_and_knowing_nothing_is_best():
     (row,) = made.measure("validation", [Scored(batch, nll, batch.targets)])
     assert row.value == pytest.approx(math.log(11)) and row.count == 4000
     assert made.references("validation", reach=None)[0].value == pytest.approx(1 / 11)
-
-
-@pytest.mark.parametrize("key", ["vocab_size", "seq_len"])
-def test_wrong_settings_are_named(key):
-    with pytest.raises(ValueError, match=f"task.{key}=0 must be"):
-        task(**{key: 0})
-
-
-def test_the_configuration_builds():
-    with open("conf/task/efficiency.yaml") as file:
-        configuration = yaml.safe_load(file)
-    made = build_task(configuration, seed=0)
-    assert configuration["version"] == made.version and made.num_examples("train") is None

@@ -5,12 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from tasks.build import build_task
 from tasks.in_context_regression import BLOCK, InContextRegression
 from tasks.least_squares import kalman, ridge
 from tasks.task import Scored, Vectors
+from tests.tasks.composed import build
 
 ARGUMENTS = {
     "input_dim": 3,
@@ -21,13 +20,12 @@ ARGUMENTS = {
     "segment_len": None,
     "num_validation": 30,
     "num_test": 40,
-    "seed": 0,
 }
 VARIANTS = {"noise": {}, "drift": {"drift": 0.4}, "piecewise": {"segment_len": 6}, "both": {"drift": 0.2, "segment_len": 5}}
 
 
 def task(**changes) -> InContextRegression:
-    return InContextRegression(**(ARGUMENTS | changes))
+    return build("in_context_regression", **(ARGUMENTS | changes))
 
 
 def values(rows, metric, *names):
@@ -158,28 +156,3 @@ def test_rows_of_a_model_and_of_the_references_stand_in_the_same_slices():
         assert values(known, "zero_error", *names).keys() == values(known, "bayes_error", *names).keys()
     assert values(known, "zero_error")[()] == pytest.approx(1.09, rel=0.15)
     assert {row.count for row in known} == {40} and (12, 16) in values(known, "ridge_error", "position_low", "position_high")
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"seq_len": 0}, "task.seq_len=0 must be"),
-        ({"input_dim": 0}, "task.input_dim=0 must be"),
-        ({"segment_len": 0}, "task.segment_len=0 must be"),
-        ({"noise": 0.0}, "task.noise=0.0 must be a number above 0"),
-        ({"noise": math.nan}, "task.noise=nan must be a number above 0"),
-        ({"noise": "loud"}, "task.noise=loud must be a number above 0"),
-        ({"drift": 1.0}, "task.drift=1.0 must be a number from 0"),
-        ({"num_test": 0}, "task.num_test=0 must be"),
-    ],
-)
-def test_wrong_settings_are_named(changes, message):
-    with pytest.raises(ValueError, match=message):
-        task(**changes)
-
-
-def test_the_configuration_builds_what_its_comments_say():
-    with open("conf/task/in_context_regression.yaml") as file:
-        configuration = yaml.safe_load(file)
-    made = build_task(configuration, seed=0)
-    assert configuration["version"] == made.version and made.num_examples("train") is None

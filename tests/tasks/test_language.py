@@ -6,11 +6,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tasks.language import Language
+from conf.settings import Refusal
+from tasks.language import Language, WithoutText
 from tasks.task import IGNORE, Scored
+from tests.tasks.composed import build, settings
 
 SEQ_LEN = 8
 
@@ -25,8 +26,9 @@ def make_task(tmp_path):
         path.write_text("<|endoftext|>\n".join(documents))
         data = {"name": "text", "path": str(path), "tokenizer": changes.pop("tokenizer", None)}
         data |= {"validation_fraction": 0.2, "cache": str(tmp_path / "cache")}
-        arguments = {"seq_len": SEQ_LEN, "reset_at_bos": False, "max_validation_examples": None, "seed": 0}
-        return Language(data=data, **(arguments | changes))
+        arguments = {"seq_len": SEQ_LEN, "reset_at_bos": False, "max_validation_examples": None}
+        seed = changes.pop("seed", 0)
+        return build("language", seed=seed, data=data, **(arguments | changes))
 
     return make
 
@@ -206,9 +208,7 @@ def test_unigram_floor_of_two_letters_is_one_bit(make_task):
 
 def test_unigram_floor_leaves_bos_out(make_task):
     task = make_task(seq_len=1)
-    counts, asked = (
-        Counter(i for i in stream(task, split) if i != task.tokenizer.bos) for split in ("train", "validation")
-    )
+    counts, asked = (Counter(i for i in stream(task, split) if i != task.tokenizer.bos) for split in ("train", "validation"))
     total, different = counts.total() + len(counts), len(counts) / task.vocab_size
     expected = -sum(n * math.log2((counts[i] + different) / total) for i, n in asked.items()) / asked.total()
     (unigram, _) = task.references("validation", reach=None)
@@ -249,10 +249,7 @@ def test_fingerprint_follows_the_text_the_split_and_the_tokenizer(make_task, mak
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seq_len": 0}, "task.seq_len=0 must be"),
-        ({"seq_len": "long"}, "task.seq_len=long must be"),
         ({"seq_len": 10_000}, "task.seq_len=10000 is more than the [0-9]+ tokens"),
-        ({"max_validation_examples": 0}, "task.max_validation_examples=0 must be"),
         ({"documents": ["x" * 30]}, "task.seq_len=8 is more than the [0-9] tokens"),
         ({"documents": ["short"]}, "task.seq_len=8 is more than the [0-9] tokens"),
     ],
@@ -263,6 +260,41 @@ def test_wrong_settings_are_named_and_write_nothing(make_task, tmp_path, changes
     assert not (tmp_path / "cache").exists()
 
 
-def test_version_is_the_one_in_the_configuration():
-    with open("conf/task/language.yaml") as file:
-        assert yaml.safe_load(file)["version"] == Language.version
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "stdlib", "path": "a.txt"}, "data.path=.* null with data=stdlib"),
+        ({"path": None}, "data.path=null .* paths of text files"),
+        ({"name": "stdlib", "path": None, "validation_fraction": 0.05}, "data.validation_fraction=0.05 .* from 0.1"),
+        ({"validation_fraction": 1.0}, "data.validation_fraction=1 .* below 1"),
+    ],
+)
+def test_a_text_and_its_source_that_contradict_each_other_are_refused(changes, message):
+    data = {"name": "text", "path": "a.txt", "tokenizer": None, "validation_fraction": 0.2, "cache": "cache"} | changes
+    with pytest.raises(Refusal, match=message):
+        settings("language", data=data)
+
+
+def test_other_lengths_are_of_the_same_text_and_spread_over_it(make_task):
+    task = make_task()
+    longer = task.resized(seq_len=2 * SEQ_LEN, examples=3)
+    assert longer.num_examples("validation") == 3 and longer.fingerprint() == task.fingerprint()
+    places = (np.arange(3) * (task.num_examples("validation") // 2)) // 3
+    whole = torch.tensor(stream(task, "validation"))[: len(stream(task, "validation")) // 16 * 16].view(-1, 2 * SEQ_LEN)
+    assert torch.equal(torch.tensor(stream(longer, "validation")).view(3, -1), whole[places])
+
+
+def test_a_text_that_has_changed_is_not_resized(make_task):
+    task = make_task()
+    make_task([f"another document {i}\n" for i in range(60)])
+    with pytest.raises(ValueError, match="data=text: its text has changed"):
+        task.resized(seq_len=SEQ_LEN, examples=2)
+
+
+def test_a_task_without_text_has_its_tokenizer_and_says_why_it_has_no_more(make_task):
+    without = WithoutText(make_task().settings, reason="the text is elsewhere")
+    assert without.tokenizer.bos == 256 and without.vocab_size == 257 and without.measures_positions
+    wanted = (without.fingerprint, lambda: without.batch("train", [0]), lambda: without.resized(seq_len=4, examples=1))
+    for ask in wanted:
+        with pytest.raises(ValueError, match="the text is elsewhere"):
+            ask()

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from suite.plan import plan, task_of
-from suite.request import RequestError
-from suite.saved import saved_task
 from tasks.mqar import MQAR
-from tasks.parity import Parity
 from tasks.splits import SPLIT_QUARTERS, TINY, belongs
+from tests.tasks.composed import build
 
 SHARES = {split: len(quarters) / 4 for split, quarters in SPLIT_QUARTERS.items()}
 
 
 def recall(vocab_size: int, pairs: int, **changes) -> MQAR:
-    settings = {"seq_len": 4 * pairs + 4, "power_a": 0.01, "random_non_queries": False, "num_train": None, "seed": 0}
-    settings |= {"num_validation": 4000, "num_test": 4000} | changes
-    return MQAR(vocab_size=vocab_size, num_pairs=[pairs], **settings)
+    counts = {"num_validation": 4000, "num_test": 4000} | changes
+    return build("mqar", vocab_size=vocab_size, seq_len=4 * pairs + 4, num_pairs=[pairs], **counts)
 
 
 def lists(vocab_size: int, pairs: int) -> np.ndarray:
@@ -57,7 +52,7 @@ def test_every_split_of_few_lists_has_its_share_and_no_value_is_missing(vocab_si
 
 @pytest.mark.parametrize("seq_len", [4, 5, 7, 8, 10, 17])
 def test_every_target_of_short_parity_is_as_often_0_as_1(seq_len):
-    made = Parity(seq_len=seq_len, test_seq_len=seq_len, num_validation=8000, num_test=8000, seed=0)
+    made = build("parity", seq_len=seq_len, test_seq_len=seq_len, num_validation=8000, num_test=8000)
     beginnings = set()
     for split, share in SHARES.items():
         batch = made.batch(split, range(8000))
@@ -81,18 +76,4 @@ def test_large_spaces_are_split_as_they_always_were():
     numbers = np.arange(48).reshape(6, 8) * 977 % 64
     assert belongs(numbers, "train").tolist() == [False, False, False, False, True, True]
     assert belongs(recall(64, 2).batch("test", range(100)).tokens[:, :4].numpy(), "test").all()
-    assert [Parity(seq_len=n, test_seq_len=n, num_validation=1, num_test=1, seed=0).version for n in (17, 18, 40)] == [2, 1, 1]
-
-
-def test_a_run_on_few_examples_has_another_name_and_no_other_run_has():
-    few = ["task.vocab_size=8", "task.num_pairs=[2]"]
-    tiny, usual = (plan(["model=gla", "task=mqar", *own, "eval=none"])[0] for own in (few, []))
-    assert (tiny.config["task"]["version"], usual.config["task"]["version"]) == (2, 1)
-    assert task_of(tiny.config).version == 2
-
-
-def test_weights_trained_on_other_splits_are_not_scored():
-    (run,) = plan(["model=gla", "task=parity", "task.seq_len=8", "task.test_seq_len=8", "eval=none"])
-    old = replace(run, config={**run.config, "task": {**run.config["task"], "version": 1}})
-    with pytest.raises(RequestError, match="older version of parity"):
-        saved_task(old)
+    assert [build("parity", seq_len=n, test_seq_len=n).version for n in (17, 18, 40)] == [2, 1, 1]

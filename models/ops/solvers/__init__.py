@@ -6,13 +6,14 @@ A solver is a frozen set of settings with one method, `solve`. It sees the matri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, TypedDict
+from typing import Annotated, Literal
 
+from conf.settings import Natural, Neutral, Settings, below
 from models.ops.solvers.chebyshev import Chebyshev
 from models.ops.solvers.cholesky import Cholesky
 from models.ops.solvers.conjugate_gradients import ConjugateGradients
+from models.ops.solvers.iteration import IterativeSolver
 from models.ops.solvers.operator import Operator, Preconditioner, Solution
 from models.ops.solvers.preconditioned import PreconditionedConjugateGradients
 
@@ -21,6 +22,7 @@ __all__ = [
     "Chebyshev",
     "Cholesky",
     "ConjugateGradients",
+    "IterativeSolver",
     "Operator",
     "PreconditionedConjugateGradients",
     "Preconditioner",
@@ -39,27 +41,18 @@ SOLVERS: dict[str, type[Solver]] = {
 }
 
 
-class SolverSettings(TypedDict):
-    """The settings of a solver in a model's YAML, those of `IterativeSolver` beside its name."""
+class SolverSettings(Settings, kw_only=True):
+    """The settings of a solver in a model's YAML: its name and what an `IterativeSolver` takes; Cholesky needs none of that."""
 
-    name: str
-    max_steps: int
-    tolerance: float
-    stop: str
-    initial: str
-    gradient: str
+    name: Literal["cg", "preconditioned_cg", "chebyshev", "cholesky"]
+    max_steps: Natural
+    tolerance: Annotated[float, below(0, 1)]
+    stop: Literal["right_hand_side", "initial_residual"]
+    initial: Annotated[Literal["zero", "diagonal", "query", "previous_token"], Neutral("diagonal")]
+    gradient: Annotated[Literal["implicit", "unrolled"], Neutral("implicit")]
 
 
-def build_solver(config: Mapping[str, Any]) -> Solver:
-    """The solver that `name` in a model's YAML stands for; the other keys are settings, of which it takes its own.
-
-    Raises ValueError for a name or a setting's value that is not permitted, and for a setting that is missing.
-    """
-    name = config["name"]
-    if name not in SOLVERS:
-        raise ValueError(f"solver.name is {name!r}, permitted are {', '.join(SOLVERS)}")
-    settings = [field.name for field in fields(SOLVERS[name])]
-    missing = [key for key in settings if key not in config]
-    if missing:
-        raise ValueError(f"solver.{missing[0]} is missing, {name} needs {', '.join(settings)}")
-    return SOLVERS[name](**{key: config[key] for key in settings})
+def build_solver(settings: SolverSettings) -> Solver:
+    """The solver that the settings name, with those of its own."""
+    solver = SOLVERS[settings.name]
+    return solver(**{field.name: getattr(settings, field.name) for field in fields(solver)})

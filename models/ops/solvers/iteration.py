@@ -14,16 +14,10 @@ from models.ops.solvers.operator import Operator, Solution, select, widened
 CACHED_ELEMENTS = 2**17
 """Of one [M, C, K] tensor in a block; conjugate gradients go through about eight of them in every step."""
 
-PERMITTED = {
-    "stop": ("right_hand_side", "initial_residual"),
-    "initial": ("zero", "diagonal", "query", "previous_token"),
-    "gradient": ("implicit", "unrolled"),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class IterativeSolver(ABC):
-    """Settings that every iteration takes.
+    """Settings that every iteration takes; `SolverSettings` checks them.
 
     max_steps: >= 0; 0 returns the first guess.
     tolerance: a token stops at |b - A x| <= tolerance * |reference|; 0 asks for max_steps, though rounding ends it too, and
@@ -33,7 +27,6 @@ class IterativeSolver(ABC):
         attention; "previous_token", see `solve`.
     gradient: "implicit", of the solution that the steps lead to, or "unrolled", of the steps that were taken.
     A token depends on its own matrix only, at any number of steps: one that has stopped is frozen while others go on.
-    Raises ValueError for values outside these.
     """
 
     max_steps: int
@@ -41,15 +34,6 @@ class IterativeSolver(ABC):
     stop: str
     initial: str
     gradient: str
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.max_steps, int) or self.max_steps < 0:
-            raise ValueError(f"solver.max_steps is {self.max_steps}, permitted are whole numbers from 0")
-        if not isinstance(self.tolerance, int | float) or not 0.0 <= self.tolerance < 1.0:
-            raise ValueError(f"solver.tolerance is {self.tolerance}, permitted are numbers from 0 to below 1")
-        for name, permitted in PERMITTED.items():
-            if getattr(self, name) not in permitted:
-                raise ValueError(f"solver.{name} is {getattr(self, name)!r}, permitted are {', '.join(permitted)}")
 
     def solve(self, operator: Operator, b: Tensor, guess: Tensor | None = None) -> Solution:
         """x with A x = b, both [M, C, K], as near as the settings ask.

@@ -14,7 +14,7 @@ from models import mesa_backends
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
 from models.ops import mesa
-from models.ops.solvers import build_solver
+from tests.models import built
 from tests.models.backends import mesa_kernel_cases as cases
 from tests.models.mesanet_cases import LAYER, build_layer
 
@@ -41,7 +41,7 @@ def test_equals_recurrent_form(length, dtype):
 @pytest.mark.parametrize(("initial", "max_steps"), [("zero", 2), ("diagonal", 2), ("query", 0)])
 def test_few_steps_start_where_they_should(initial, max_steps):
     inputs = draw(length=3, key_dim=16, value_dim=16, dtype=F32)
-    solver = build_solver(settings(max_steps, 0.0, initial))
+    solver = built.solver(settings(max_steps, 0.0, initial))
 
     def exact(tensors):
         over_time = {name: x for name, x in tensors.items() if name not in ("G", "H")}
@@ -88,7 +88,7 @@ def test_decode_is_the_step_of_the_op():
     G, H = inputs.pop("G"), inputs.pop("H")
     for initial in ("zero", "diagonal", "query"):
         for max_steps, tolerance in ((20, 1e-6), (2, 0.0)):
-            solver = build_solver(settings(max_steps, tolerance, initial))
+            solver = built.solver(settings(max_steps, tolerance, initial))
             state, held = mesa.MesaState(G.double(), H.double()), {"G": G.clone(), "H": H.clone()}
             for t in range(2):
                 token = {name: x if x.ndim == 2 else x[:, t : t + 1] for name, x in inputs.items()}
@@ -153,6 +153,6 @@ def test_dtypes_that_differ():
 
     widened = inputs | {name: inputs[name].float() for name in ("q", "k")}
     state = mesa.MesaState(widened.pop("G"), widened.pop("H"))
-    o, _ = mesa_backends.by_triton(widened, state=state, solver=build_solver(settings(30, 1e-6)))
+    o, _ = mesa_backends.by_triton(widened, state=state, solver=built.solver(settings(30, 1e-6)))
     assert o.dtype == torch.bfloat16
     torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)

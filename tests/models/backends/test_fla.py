@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla, settle
-from models.build import build_mixer
+from models.build import mixer_class
 from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mlstm
+from tests.models import built
 from tests.models.tolerances import assert_near
 
 B, T, H, K, V = 2, 9, 3, 6, 5
@@ -198,7 +199,10 @@ MIXERS = {
 
 def layers(name: str, *, d_model: int) -> tuple[Any, Any]:
     """The same layer on torch and on fla."""
-    torch_layer, fla_layer = (build_mixer(MIXERS[name], d_model=d_model, backend=backend) for backend in ("torch", "fla"))
+    torch_layer, fla_layer = (
+        built.mixer(mixer_class(MIXERS[name]["type"]), {**MIXERS[name], "d_model": d_model, "backend": backend})
+        for backend in ("torch", "fla")
+    )
     torch_layer.reset_parameters(torch.Generator().manual_seed(0))
     fla_layer.load_state_dict(torch_layer.state_dict())
     return torch_layer, fla_layer

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from models.backends import mamba_ssm, settle
 from models.mamba2_original import Mamba2
 from models.ops import ssd
+from tests.models import built
 from tests.models.test_mamba2_original import MIXER
 
 LENGTHS = (1, 63, 64, 65, 500, 1000)
@@ -76,9 +77,10 @@ def test_the_kernels_are_imported_past_the_package(tmp_path, monkeypatch: pytest
 
 
 def test_a_cpu_takes_torch() -> None:
-    assert settle("auto", Mamba2.backends(MIXER), "cpu") == "torch"
+    backends = Mamba2.backends(built.mixer(Mamba2, MIXER).settings)
+    assert settle("auto", backends, "cpu") == "torch"
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        settle("mamba_ssm", Mamba2.backends(MIXER), "cpu")
+        settle("mamba_ssm", backends, "cpu")
 
 
 def draw(length: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:
@@ -145,7 +147,7 @@ def test_the_layer_is_the_same_by_either_backend() -> None:
     x = torch.randn(B, 500, 128, generator=torch.Generator().manual_seed(0)).cuda()
     outputs = []
     for backend in ("torch", "mamba_ssm"):
-        mixer = Mamba2(**settings | {"backend": backend}).cuda()
+        mixer = built.mixer(Mamba2, settings | {"backend": backend}).cuda()
         mixer.reset_parameters(torch.Generator().manual_seed(0))
         with torch.autocast("cuda", torch.bfloat16):
             outputs.append(mixer(x)[0])
@@ -170,7 +172,7 @@ def test_a_step_in_place_is_one_of_the_recurrence() -> None:
 @needs_mamba_ssm
 @torch.no_grad()
 def test_steps_in_place_of_the_layer_are_its_forward_pass() -> None:
-    mixer = Mamba2(**MIXER | {"d_model": 128, "key_dim": K, "value_dim": V, "backend": "mamba_ssm"}).cuda()
+    mixer = built.mixer(Mamba2, MIXER | {"d_model": 128, "key_dim": K, "value_dim": V, "backend": "mamba_ssm"}).cuda()
     mixer.reset_parameters(torch.Generator().manual_seed(0))
     x = torch.randn(B, 9, 128, generator=torch.Generator().manual_seed(0)).cuda()
     state = mixer.init_state(B)

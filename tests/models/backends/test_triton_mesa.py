@@ -13,7 +13,7 @@ import torch
 from models.mesa_layers import decoder_replaced, mesa_layers, solver_replaced
 from models.mesanet import Mesa
 from models.ops import mesa
-from models.ops.solvers import build_solver
+from tests.models import built
 from tests.models.mesanet_cases import LAYER, build_layer, build_model
 from tests.models.solver_cases import CASES, draw_case
 
@@ -52,7 +52,7 @@ def test_interpreted():
         ({"solver": CG | {"initial": "previous_token"}}, ("torch",)),
         ({"solver": CG | {"gradient": "unrolled"}}, ("torch",)),
         ({"solver": CG | {"tolerance": 1e-10}}, ("torch",)),
-        ({"solver": {"name": "cholesky"}}, ("torch",)),
+        ({"solver": CG | {"name": "cholesky"}}, ("torch",)),
         ({"signed_decay": True}, ("torch",)),
         ({"decode": "sherman_morrison"}, ("torch",)),
         ({"key_dim": 129}, ("torch",)),
@@ -62,7 +62,7 @@ def test_interpreted():
     ],
 )
 def test_a_backend_is_named_for_what_it_computes(changes, expected):
-    assert Mesa.backends(SETTINGS | changes) == expected
+    assert Mesa.backends(build_layer(**SETTINGS | changes).settings) == expected
 
 
 def test_other_solvers_are_left_to_torch_for_a_while():
@@ -161,8 +161,8 @@ def test_decode_follows_the_op_over_many_tokens(key_dim, value_dim):
     from tests.models.backends import mesa_kernel_cases as cases
 
     for solver in (
-        build_solver(CG | {"tolerance": 1e-6, "max_steps": 60}),
-        build_solver(CG | {"tolerance": 0.0, "max_steps": 3}),
+        built.solver(CG | {"tolerance": 1e-6, "max_steps": 60}),
+        built.solver(CG | {"tolerance": 0.0, "max_steps": 3}),
     ):
         inputs = cases.draw(length=64, key_dim=key_dim, value_dim=value_dim, dtype=F32, device="cuda", batch_size=3)
         held = {name: inputs.pop(name) for name in ("G", "H")}

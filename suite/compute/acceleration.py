@@ -1,0 +1,65 @@
+"""How a run's model is made to train fast, from outside of it: its parameters keep their names and its numbers their meaning.
+
+compute.compile: every block's training output is compiled, but that of a mixer which draws for every batch
+(random_steps), and so are the embedding and the last norm; blocks of one shape share one compilation.
+compute.activation_checkpointing: "blocks" keeps only what enters a block, and computes the rest again on the way back.
+compute.cuda_graph: the whole step is one graph; auto does so on a GPU where a step is so small that launching its
+kernels takes longer than running them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.backbone import Backbone, Block, TrainingForms
+from suite.compute.settings import Compute, Train
+from suite.compute.step import CapturedStep, EagerStep, Step
+
+# A GPU that reaches 200 TFLOP/s is done with this in 5 ms, which is about what the host needs to launch a small model's
+# kernels one by one.
+SMALL_STEP_FLOPS = 1e12
+
+
+def accelerate(model: Backbone, compute: Compute) -> None:
+    """Compiles and checkpoints the parts of a model as `compute` says; for training alone, nothing else is changed."""
+    embed, finish = type(model).embed, type(model).finish
+    output = plain = checkpointed_output if compute.activation_checkpointing == "blocks" else Block.output
+    if compute.compile:
+        # What was compiled for earlier models of this process would count against the limit of recompilations.
+        torch.compiler.reset()
+        embed, output, finish = (torch.compile(form, dynamic=False) for form in (embed, plain, finish))
+    # What draws a number for every batch would be compiled anew for each.
+    outputs = [plain if block.mixer.draws else output for block in model.blocks]
+    model.training_forms = TrainingForms(embed, outputs, finish)
+
+
+def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
+    """Block.output, of which nothing but x is kept for the way back."""
+    # Nothing random is drawn within a block.
+    return checkpoint(block.output, x, starts=starts, use_reentrant=False, preserve_rng_state=False)
+
+
+def training_step(
+    model: Backbone,
+    optimizer: torch.optim.Optimizer,
+    train: Train,
+    compute: Compute,
+    *,
+    flops: float,
+) -> Step:
+    """The step of a model that stands on its device. flops: what a step costs, about.
+
+    Raises ValueError for a graph that was asked for and can't be.
+    """
+    step = EagerStep(model, optimizer, train)
+    asked = compute.cuda_graph
+    draws = any(block.mixer.draws for block in model.blocks)
+    if asked is True and draws:
+        raise ValueError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+    if asked is True and step.device.type != "cuda":
+        raise ValueError("compute.cuda_graph=true, permitted on a CPU are auto and false")
+    if asked is False or draws or step.device.type != "cuda" or (asked == "auto" and flops > SMALL_STEP_FLOPS):
+        return step
+    return CapturedStep(step, required=asked is True)

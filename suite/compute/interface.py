@@ -1,0 +1,26 @@
+"""Where a task's interface meets the backbone: ids are a LanguageModel's, vectors a Regressor's."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from models.backbone import Backbone
+from models.build import Model, Size, build_model, build_regressor
+from tasks.task import Tokens, Vectors
+
+Interface = Tokens | Vectors
+
+
+def build_backbone(interface: Interface, model: Model, size: Size, *, backend: str) -> Backbone:
+    """The model of typed settings that fits a task's interface; parameters are not filled."""
+    if isinstance(interface, Tokens):
+        return build_model(model, size, vocab_size=interface.vocab_size, backend=backend)
+    return build_regressor(model, size, input_dim=interface.input_dim, output_dim=interface.output_dim, backend=backend)
+
+
+def interface_of(facts: Mapping[str, Any]) -> Interface:
+    """The interface from the facts of a saved run, among which its numbers stand. Raises KeyError where they do not."""
+    kind = Tokens if "vocab_size" in facts else Vectors
+    return kind(*(facts[field.name] for field in dataclasses.fields(kind)))

@@ -1,0 +1,66 @@
+"""AdamW, its schedule and the order of the data (MesaNet, arXiv 2506.05233, App. G.5)."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.rglru import BlockDiagonalLinear
+from suite.compute.settings import Train
+
+
+def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
+    """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
+
+    On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
+    """
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)}
+    groups = [
+        {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train.weight_decay},
+        {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
+    ]
+    device = next(model.parameters()).device
+    settings = {"betas": train.betas, "eps": train.eps, "fused": True}
+    if device.type == "cpu":
+        return torch.optim.AdamW(groups, lr=train.lr, **settings)
+    return torch.optim.AdamW(groups, lr=torch.tensor(train.lr, device=device), **settings)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Of the next step, for all parameters."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
+
+
+def learning_rate(step: int, train: Train) -> float:
+    """Of the step numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
+    warmup, steps, low = train.warmup_steps, train.steps, train.final_lr_fraction
+    if step < warmup:
+        return train.lr * (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return train.lr * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
+
+
+def example_indices(step: int, *, batch_size: int, num_examples: int | None, seed: int) -> list[int]:
+    """The training examples of a step: a fresh permutation every epoch, a function of its arguments alone.
+
+    All models of a seed see the same examples in the same order. A split without a bound is read in order.
+    """
+    first = step * batch_size
+    if num_examples is None:
+        return list(range(first, first + batch_size))
+    epochs, places = np.divmod(np.arange(first, first + batch_size), num_examples)
+    orders = [_epoch_order(epoch, num_examples, seed)[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+    return np.concatenate(orders).tolist()
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(epoch: int, num_examples: int, seed: int) -> np.ndarray:
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_examples)

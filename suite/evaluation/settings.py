@@ -1,0 +1,36 @@
+"""What all evaluations share in conf/eval; what a study has for itself stands in its module."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from conf.settings import Count, Settings, UserPath, within
+from suite.compute.settings import Compute, Seed
+from suite.request.schema import Config
+from tasks.task import Task
+
+
+class Eval(Settings, kw_only=True):
+    """stages: which evaluations. study_tokens: how many tokens a study scores. The others are of lm_eval."""
+
+    stages: tuple[str, ...]
+    tasks: tuple[str, ...] | str
+    include_path: UserPath | None
+    num_fewshot: Annotated[int, within(0, 10**6)] | None
+    fewshot_seed: Seed
+    limit: Count | None
+    batch_size: Annotated[int, within(1, 2**20)]
+    max_length: Annotated[int, within(2, 2**31 - 1)] | None
+    study_tokens: Count
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a study plans its stages from. task: built of config.task. tokens: how many to score. own: the study's settings."""
+
+    config: Config
+    compute: Compute
+    task: Task
+    tokens: int
+    own: Settings

@@ -1,0 +1,188 @@
+"""What can be measured on a trained model, each a stage of its own that can be added to a finished run later.
+
+A study is a module of suite/evaluation/studies with `planned` and `measure`, found there by its name.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+from conf.settings import Settings, fields, unknown
+from models.mesa_layers import mesa_layers
+from suite.compute.scoring import score_split, to_device
+from suite.compute.settings import Compute
+from suite.evaluation import studies
+from suite.evaluation.settings import Asked, Eval
+from suite.evaluation.studies.subject import Subject
+from suite.request.schema import Config
+from suite.stage import Stage
+from tasks.task import Measurement, Task
+
+# Validation examples on which the cost of a solver that stops early is measured.
+COST_EXAMPLES = 16
+
+
+@functools.cache
+def studies_by_name() -> dict[str, ModuleType]:
+    """The studies, by the names of their modules."""
+    names = sorted(module.name for module in pkgutil.iter_modules(studies.__path__))
+    modules = {name: importlib.import_module(f"{studies.__name__}.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "planned") and hasattr(module, "measure")}
+
+
+def read_eval(values: Mapping[str, Any]) -> tuple[Eval, dict[str, Settings]]:
+    """The settings in conf/eval: what all evaluations share, and by study its own. Raises RequestError."""
+    kinds = {name: getattr(module, "Settings", Settings) for name, module in studies_by_name().items()}
+    owner = {field: name for name, kind in kinds.items() for field in fields(kind)}
+    known = {*fields(Eval), *owner}
+    for key in values:
+        if key not in known:
+            raise unknown("key", f"eval.{key}", [f"eval.{each}" for each in sorted(known)])
+    shared = Eval.read({key: value for key, value in values.items() if key in fields(Eval)}, "eval")
+    for name in shared.stages:
+        if name not in stage_names():
+            raise unknown("evaluation in eval.stages", name, stage_names())
+    own = {
+        name: kind.read({key: value for key, value in values.items() if owner.get(key) == name}, "eval")
+        for name, kind in kinds.items()
+        if name in shared.stages or any(owner.get(key) == name for key in values)
+    }
+    return shared, own
+
+
+@functools.cache
+def stage_names() -> tuple[str, ...]:
+    """The permitted names of eval.stages."""
+    return (*STAGES, *studies_by_name())
+
+
+@functools.lru_cache(maxsize=256)
+def _read(values: str) -> tuple[Eval, dict[str, Settings]]:
+    return read_eval(json.loads(values))
+
+
+def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], task: Task) -> tuple[Stage, ...]:
+    """The stages that the `eval` section of a request asks for and that apply to the run, each once.
+
+    lm_eval is one stage a name in eval.tasks, and a study one an entry of its list, so that adding another one later
+    repeats nothing. Raises RequestError for a stage or benchmark that is unknown, and ValueError for an entry that a study
+    does not permit.
+    """
+    shared, own = _read(json.dumps(values))
+    settings, stages = {"task_version": task.version}, []
+    for name in STAGES:
+        if name in shared.stages:
+            stages += [Stage.of(name, {**settings, **each}, options) for each, options in STAGES[name][0](shared, task)]
+    settings["tokens"] = shared.study_tokens
+    for name, study in studies_by_name().items():
+        if name in shared.stages:
+            asked = Asked(config, compute, task, shared.study_tokens, own[name])
+            stages += [Stage.of(name, {**settings, **each}, {}) for each in study.planned(asked)]
+    return tuple(dict.fromkeys(stages))
+
+
+Planned = Iterator[tuple[dict[str, Any], dict[str, Any]]]
+"""The settings and the options of each stage."""
+
+
+def _always(shared: Eval, task: Task) -> Planned:
+    yield {}, {}
+
+
+def _of_positions(shared: Eval, task: Task) -> Planned:
+    if task.measures_positions:
+        yield {}, {}
+
+
+def _of_a_test_split(shared: Eval, task: Task) -> Planned:
+    if "test" in task.splits:
+        yield {}, {}
+
+
+def _of_benchmarks(shared: Eval, task: Task) -> Planned:
+    if task.tokenizer is None:
+        return
+    # Imported here: lm-eval takes seconds to import, and most requests do without it.
+    from suite.evaluation.lm_eval import check_shots
+    from suite.evaluation.lm_eval_names import task_versions
+
+    versions = task_versions(_listed(shared.tasks), shared.include_path)
+    for name, version in versions.items():
+        check_shots(name, version, shared.include_path, shared.num_fewshot, shared.fewshot_seed)
+    options = {"include_path": shared.include_path, "batch_size": shared.batch_size}
+    asked = {key: getattr(shared, key) for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
+    for name, version in versions.items():
+        yield {"tasks": name, "version": version, **asked}, options
+
+
+def _listed(tasks: tuple[str, ...] | str) -> list[str] | str:
+    return tasks if isinstance(tasks, str) else list(tasks)
+
+
+def evaluate(stage: Stage, subject: Subject, *, batch_size: int) -> Sequence[Measurement]:
+    """Runs one stage on a trained model that stands on its device in evaluation mode."""
+    settings, options = json.loads(stage.settings), json.loads(stage.options)
+    if stage.name in STAGES:
+        return STAGES[stage.name][1](subject, settings, options, batch_size)
+    return studies_by_name()[stage.name].measure(subject, settings)
+
+
+def _cost(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
+    model, task = subject.model, subject.task
+    if not mesa_layers(model):
+        # Only a solver that stops early depends on what it reads.
+        flops = model.forward_flops_per_token(task.seq_len)
+        return [Measurement("measured_flops_per_token", flops, "validation", {}, task.seq_len)]
+    count = min(COST_EXAMPLES, task.num_examples("validation"))
+    batch = to_device(task.batch("validation", range(count)), subject.device)
+    flops = model.measured_flops_per_token(batch.tokens, starts=batch.starts)
+    return [Measurement("measured_flops_per_token", flops, "validation", {}, count * task.seq_len)]
+
+
+def _position(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
+    scored = score_split(subject.model, subject.task, "validation", batch_size=batch_size, device=subject.device)
+    return subject.task.measure_positions("validation", scored)
+
+
+def _test(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
+    model, task = subject.model, subject.task
+    scored = score_split(model, task, "test", batch_size=batch_size, device=subject.device)
+    return [*task.measure("test", scored), *task.references("test", reach=model.reach)]
+
+
+def _lm_eval(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> Sequence[Measurement]:
+    from suite.evaluation.lm_eval import evaluate_benchmarks
+    from suite.evaluation.lm_eval_names import task_versions
+
+    name, include_path = settings["tasks"], options["include_path"]
+    measurements = evaluate_benchmarks(
+        subject.model,
+        subject.task.tokenizer,
+        tasks=name,
+        include_path=include_path,
+        num_fewshot=settings["num_fewshot"],
+        limit=settings["limit"],
+        batch_size=options["batch_size"],
+        max_length=settings["max_length"],
+        device=subject.device,
+        seed=settings["fewshot_seed"],
+    )
+    if task_versions(name, include_path)[name] != settings["version"]:
+        raise ValueError(f"lm-eval task {name!r} changed since this command began; the same command evaluates it as it is now")
+    return measurements
+
+
+Measured = Callable[[Subject, Mapping[str, Any], Mapping[str, Any], int], Sequence[Measurement]]
+STAGES: dict[str, tuple[Callable[[Eval, Task], Planned], Measured]] = {
+    "cost": (_always, _cost),
+    "position": (_of_positions, _position),
+    "test": (_of_a_test_split, _test),
+    "lm_eval": (_of_benchmarks, _lm_eval),
+}
+"""Evaluations of every model: which stages apply, and what each measures."""

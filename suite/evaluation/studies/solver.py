@@ -1,0 +1,72 @@
+"""What a trained model makes of another solver (MesaNet, arXiv 2506.05233, Fig. 5): scores, steps and time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from conf import settings
+from models.mesa_layers import solver_replaced
+from models.ops.solvers import SolverSettings
+from suite.evaluation.settings import Asked
+from suite.evaluation.studies.layers import score_and_observe, traced
+from suite.evaluation.studies.rows import mean_of_layers, mean_row, placed, score_rows
+from suite.evaluation.studies.settings import own_mesa, solver_of
+from suite.evaluation.studies.subject import Sample, Subject
+from suite.evaluation.studies.timing import TIMED_REPEATS, TIMED_TOKENS, alternate
+from tasks.task import Measurement
+
+SolverChange = settings.partial("SolverChange", SolverSettings, __name__)
+
+
+class Settings(settings.Settings, kw_only=True):
+    """solvers: settings laid over the model's own solver, a stage an entry; an empty one is the model's own."""
+
+    solvers: tuple[SolverChange, ...]
+
+
+def planned(asked: Asked) -> list[dict[str, Any]]:
+    """One stage an entry of eval.solvers. Raises RequestError for an entry that makes no solver."""
+    mixer = own_mesa(asked.config.model)
+    return [] if mixer is None else [{"solver": solver_of(mixer.solver, entry)} for entry in asked.own.solvers]
+
+
+@torch.no_grad()
+def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
+    """The task's scores with this solver in every Mesa layer, and what it spends.
+
+    solver_steps, solver_chunk_steps (each token counts the most of its chunk) and solver_residual: means over tokens,
+    heads and layers. relative_time: of a forward pass, to one with the model's own solver.
+    """
+    solver, sample = asked["solver"], subject.sample(asked["tokens"])
+    with solver_replaced(subject.model, solver):
+        scored, layers = score_and_observe(subject, sample, traced)
+    rows = score_rows(sample, scored)
+    rows += [
+        mean_row(metric, mean_of_layers(layers, name), sample.split, {})
+        for metric, name in (("solver_steps", "steps"), ("solver_chunk_steps", "chunk_steps"), ("solver_residual", "residual"))
+    ]
+    rows += _times(subject, sample, solver)
+    place = {"solver": solver["name"], **{key: solver[key] for key in ("initial", "max_steps", "tolerance")}}
+    return placed(rows, place, sample.task)
+
+
+def _times(subject: Subject, sample: Sample, solver: Mapping[str, Any]) -> list[Measurement]:
+    count = min(sample.count, max(1, TIMED_TOKENS // sample.task.seq_len))
+    batch = subject.on_device(sample.task.batch(sample.split, range(count)))
+
+    def own() -> None:
+        subject.model.features(batch.tokens, starts=batch.starts)
+
+    def replaced() -> None:
+        with solver_replaced(subject.model, solver):
+            own()
+
+    ratio, seconds = alternate(replaced, own, subject.device)
+    per_token = 1e6 * seconds / (count * sample.task.seq_len)
+    return [
+        Measurement("relative_time", ratio, sample.split, {}, TIMED_REPEATS),
+        Measurement("microseconds_per_token", per_token, sample.split, {}, TIMED_REPEATS),
+    ]

@@ -1,0 +1,216 @@
+"""From the cells of a request to typed settings. Hydra composes each option of a group once, however many cells have it.
+
+A configuration is made of sections, the keys at its top. A section depends on the options and values that a cell has for
+it, and through interpolations on other sections; each is composed, resolved and checked once for all cells that agree on
+these.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from conf.settings import RequestError, Settings, fields, flat, home, near, text
+from models.build import Size, read_model
+from suite.compute.settings import Compute, Train
+from suite.request.overrides import CONF, Assignment, assignment, groups, options
+from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
+from tasks.build import read_task
+from tasks.language import DataSettings
+
+READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
+    **{
+        name: functools.partial(kind.read, key=name)
+        for name, kind in (("match", Match), ("paths", Paths), ("size", Size), ("train", Train), ("compute", Compute))
+    },
+    "data": functools.partial(DataSettings.read, key="data"),
+    "task": read_task,
+    "model": read_model,
+    # Read by the evaluations, which know what belongs to each of them.
+    "eval": dict,
+}
+SINGLE = tuple(fields(Chosen))
+Variant = tuple[str, tuple[str, ...], tuple[str, ...]]
+"""A section's name, and the choices and assignments of a cell that make it."""
+
+
+class Composer:
+    """Composes the cells of one request. cells: all of them, by which it is decided how the options are composed."""
+
+    def __init__(self, cells: Sequence[Sequence[str]]) -> None:
+        combinations = {tuple(_choices(cell)) for cell in cells}
+        single = {choice for combination in combinations for choice in combination}
+        # Composing an option alone pays once there are more combinations than options.
+        self._separately = len(combinations) > len(single) + 1
+        self._plain: dict[Variant, Any] = {}
+        self._read: dict[tuple[Variant, ...], tuple[Any, Any]] = {}
+
+    def compose(self, cell: Sequence[str], size: Mapping[str, int] | None = None) -> Composed:
+        """The settings of a cell, with some values of `size` changed. Raises RequestError."""
+        changed = [Assignment(f"size.{key}={value}", f"size.{key}", value, False, False) for key, value in (size or {}).items()]
+        choices, assigned = _choices(cell), [each for each in map(assignment, cell) if not each.is_choice] + changed
+        names = list(_composed(()))
+        for each in assigned:
+            if each.key.partition(".")[0] not in names:
+                raise self._unknown(each, choices)
+        variants = {name: self._variant(name, choices, assigned) for name in names}
+        read = {name: self._section(name, variants) for name in (*SINGLE, *READERS)}
+        chosen = Chosen.read({name: read[name][0] for name in SINGLE})
+        made = {name: read[name][0] for name in READERS}
+        config = Config(made["model"], made["size"], made["task"], made["train"], chosen.backend, chosen.seed)
+        written = {name: _written(*read[name]) for name in names}
+        evaluation = made["eval"]
+        return Composed(
+            config, made["experiment"].name, made["match"], made["paths"], made["compute"], made["data"], evaluation, written
+        )
+
+    def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:
+        own = tuple(each for each in assigned if each.key.partition(".")[0] == name)
+        if self._separately:
+            experiment = tuple(choice for choice in choices if choice.startswith("experiment="))
+            others = (choice for choice in choices if choice not in experiment)
+            choices = (*experiment, *(choice for choice in others if name in _touched(experiment, choice)))
+        variant = name, tuple(choices), tuple(each.typed for each in own)
+        if variant not in self._plain:
+            section = copy.deepcopy(_composed(variant[1])[name])
+            for each in own:
+                section = self._assigned(section, each, choices)
+            if name == "paths" and section["cache"] is None:
+                section["cache"] = _cache()
+            self._plain[variant] = section
+        return variant
+
+    def _assigned(self, section: Any, each: Assignment, choices: Sequence[str]) -> Any:
+        """The section with a value in its place, which must be there unless it is new."""
+        *outer, last = each.key.split(".")[1:] or [""]
+        if not last:
+            return each.value
+        place = section
+        for part in outer:
+            place = place.get(part) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or not (each.is_new or last in place):
+            raise self._unknown(each, choices)
+        there, value = place.get(last), each.value
+        for shape in (dict, list):
+            if there is not None and isinstance(there, shape) != isinstance(value, shape) and not _refers(there):
+                raise RequestError(f"{each.typed} is out of range, permitted are values such as {text(there)[:100]}")
+        place[last] = _merged(there, value) if isinstance(there, dict) else value
+        return section
+
+    def _unknown(self, each: Assignment, choices: Sequence[str]) -> RequestError:
+        known = [key for name, section in _composed(tuple(choices)).items() for key in _keys(name, section)]
+        siblings = sorted(key for key in known if key.rpartition(".")[0] == each.key.rpartition(".")[0])
+        nearest = near(each.key, [*known, *groups()])
+        return RequestError(f"unknown key {each.key!r}{nearest} (permitted beside it: {', '.join(siblings)})")
+
+    def _section(self, name: str, variants: Mapping[str, Variant]) -> tuple[Any, Any]:
+        """A section as its type, and as plain values."""
+        read = self._needed(name, variants)
+        key = tuple(variants[each] for each in (name, *sorted(read - {name})))
+        if key not in self._read:
+            plain = self._plain[variants[name]]
+            if read:
+                whole = {each: self._plain[variants[each]] for each in {name, *read}}
+                try:
+                    plain = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)[name]
+                except OmegaConfBaseException as error:
+                    raise RequestError(f"{name}: {_first_line(error)}") from error
+            for place, value in flat({name: plain}):
+                if value == "???":
+                    raise RequestError(f"{place} is needed: give {place}=VALUE")
+            if name in READERS and not isinstance(plain, dict):
+                raise RequestError(f"{name}={text(plain)[:100]} is out of range, permitted are {', '.join(_options(name))}")
+            self._read[key] = (READERS[name](plain) if name in READERS else plain), plain
+        return self._read[key]
+
+    def _needed(self, name: str, variants: Mapping[str, Variant]) -> set[str]:
+        """The sections that a section's interpolations name, and those that these name in turn; empty where it has none."""
+        found, left = set[str](), [name]
+        while left:
+            for each in _mentioned(self._plain[variants[left.pop()]]):
+                if each in variants and each not in found:
+                    found.add(each)
+                    left.append(each)
+        return found | ({name} if found or _refers(self._plain[variants[name]]) else set())
+
+
+def compose_one(overrides: Sequence[str]) -> Composed:
+    """The settings of a single cell. Raises RequestError."""
+    return Composer([overrides]).compose(overrides)
+
+
+def _choices(cell: Sequence[str]) -> list[str]:
+    return [f"{each.key}={each.value}" for each in map(assignment, cell) if each.is_choice]
+
+
+@functools.cache
+def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
+    """Hydra's composition of these options, interpolations kept."""
+    try:
+        with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+            return OmegaConf.to_container(compose(config_name="config", overrides=list(choices)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise RequestError(_first_line(error)) from error
+
+
+@functools.cache
+def _touched(experiment: tuple[str, ...], choice: str) -> frozenset[str]:
+    """The sections that an option changes; an experiment, and the training that follows a task, lie outside its own."""
+    before, after = _composed(experiment), _composed((*experiment, choice))
+    return frozenset(name for name in after if after[name] != before[name])
+
+
+def _first_line(error: BaseException) -> str:
+    """Where, what went wrong and why, the first line of each: the value is in the one, the reason in the other."""
+    told = [str(each).strip() for each in (getattr(error, "full_key", None), error, error.__cause__) if each]
+    return ": ".join(dict.fromkeys(line.splitlines()[0] for line in told if line))
+
+
+def _refers(value: Any) -> bool:
+    return "${" in str(value)
+
+
+def _mentioned(section: Any) -> set[str]:
+    """Every word of the interpolations in a section, among which are the sections that they name."""
+    texts = (value for _, value in flat({"": section}) if isinstance(value, str | list) and _refers(value))
+    return {word for value in texts for word in re.findall(r"\w+", str(value))}
+
+
+def _merged(there: dict[str, Any], value: Any) -> Any:
+    if not (isinstance(there, dict) and isinstance(value, dict)):
+        return value
+    return {**there, **{key: _merged(there.get(key, {}), each) for key, each in value.items()}}
+
+
+def _keys(name: str, section: Any) -> list[str]:
+    """The dotted keys of a section, those of its inner mappings among them."""
+    inner = section.items() if isinstance(section, dict) else ()
+    return [name, *(key for part, each in inner for key in _keys(f"{name}.{part}", each))]
+
+
+def _options(name: str) -> list[str]:
+    return options(name) if name in groups() else ["mappings"]
+
+
+def _cache() -> str:
+    """Where tokenised text is kept if nothing is said: where nobody is at home, in the folder of the command."""
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    return os.path.join(shared if os.path.isabs(shared) else f"{home() or '.'}/.cache", "linear-rnn-suite")
+
+
+def _written(read: Any, plain: Any) -> Any:
+    """A section as config.yaml holds it: every value of its type. read: a section of several parts has them as members."""
+    if isinstance(read, Settings):
+        return {**plain, **read.plain()}
+    mixers = zip(read.pattern, read.mixers, strict=True) if hasattr(read, "mixers") else ()
+    return plain if not isinstance(plain, dict) else {**plain, **{name: mixer.plain() for name, mixer in mixers}}

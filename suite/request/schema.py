@@ -1,0 +1,97 @@
+"""The settings of a request, typed: what decides a run's numbers, and what is asked of it besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from conf.settings import Name, Refusal, Settings, Share, UserPath, near, with_neutral
+from models.backends import BACKENDS
+from models.build import Model, Size, mixer_class, read_model
+from suite.compute.settings import Compute, Seed, Train
+from suite.request.overrides import options
+from tasks.build import read_task, task_class
+from tasks.task import Task
+
+
+class Paths(Settings, kw_only=True):
+    """Where things lie. cache: of tokenised text."""
+
+    results: UserPath
+    reports: UserPath
+    cache: UserPath
+
+
+class Match(Settings, kw_only=True):
+    """How the arms of a comparison are made equal, see suite/request/match.py."""
+
+    by: Literal["none", "parameters", "flops", "state"]
+    reference: Name
+    tolerance: Share
+
+    def __post_init__(self) -> None:
+        if self.reference not in options("model"):
+            models = options("model")
+            raise Refusal("reference", self.reference, ", ".join(models), near(self.reference, models))
+
+
+class Chosen(Settings, kw_only=True):
+    """The settings that stand by themselves at the top of conf/config.yaml."""
+
+    seed: Seed
+    backend: Literal["auto", *BACKENDS]
+
+
+class Experiment(Settings, kw_only=True):
+    """The name of an experiment, None where a request is of none."""
+
+    name: Name | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides the numbers of a run but its data, settled: what a run is named after."""
+
+    model: Model
+    size: Size
+    task: Task.Settings
+    train: Train
+    backend: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A cell of a request: its configuration, and what is asked besides.
+
+    evaluation: the settings in conf/eval, which evaluations read. written: the whole as YAML holds it.
+    """
+
+    config: Config
+    experiment: str | None
+    match: Match
+    paths: Paths
+    compute: Compute
+    data: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    written: Mapping[str, Any]
+
+
+def saved_config(written: Mapping[str, Any]) -> Config:
+    """The configuration of a saved run. Keys that were added since are at their neutral values, so that its name stays.
+
+    Raises ValueError, KeyError and TypeError for what is no configuration.
+    """
+    model = dict(written["model"])
+    for name in model["pattern"]:
+        model[name] = with_neutral(mixer_class(model[name]["type"]).Settings, model[name])
+    task = with_neutral(task_class(written["task"]["type"]).Settings, written["task"])
+    return Config(
+        model=read_model(model),
+        size=Size.read(written["size"], "size"),
+        task=read_task(task),
+        train=Train.read(written["train"], "train"),
+        backend=written["backend"],
+        seed=written["seed"],
+    )

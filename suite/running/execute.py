@@ -1,0 +1,277 @@
+"""Brings runs to their end: claims one, trains it, evaluates it, and records whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+
+from models.backbone import Backbone
+from suite.evaluation.stages import evaluate
+from suite.evaluation.studies.subject import Subject
+from suite.machine.devices import select_device
+from suite.plan import Run, task_of
+from suite.request.identity import flat_settings
+from suite.running.health import Diverged
+from suite.running.train import Pulse, train
+from suite.saved import saved_task, trained_model
+from suite.stage import TRAINING, Stage
+from suite.store.checkpoint import FINAL, remove_checkpoints
+from suite.store.code_state import recorded
+from suite.store.foreign import reason_of
+from suite.store.lock import Locked, Superseded
+from suite.store.run_directory import Damaged, RunDirectory
+from suite.store.status import Status
+
+FAILED = ("diverged", "out_of_memory", "error")
+TRACEBACKS = "tracebacks.log"
+# What a CPU's allocator says in a plain RuntimeError.
+NO_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happened to a run: `kind` is started, pulse, stage, note, done, skipped, failed or lost."""
+
+    run_id: str
+    title: str
+    kind: str
+    text: str = ""
+    pulse: Pulse | None = None
+
+
+@dataclass(frozen=True)
+class Command:
+    """What one command asks of all its workers.
+
+    token: its own name; what has failed under it is not tried again. trains: whether it may train.
+    force: whether evaluations that are there are made again.
+    """
+
+    token: str
+    trains: bool
+    force: bool
+
+
+Listener = Callable[[Event], None]
+
+
+def missing_stages(run: Run, directory: RunDirectory) -> list[Stage]:
+    """The stages of a run that are not there, or not whole."""
+    missing = []
+    for stage in (TRAINING, *run.stages):
+        with contextlib.suppress(Damaged):
+            if directory.read_stage(stage) is not None:
+                continue
+        missing.append(stage)
+    return missing
+
+
+def is_done(run: Run, directory: RunDirectory) -> bool:
+    """Whether nothing is missing, the status says so, and what the run is stands there whole."""
+    with contextlib.suppress(Damaged):
+        return not missing_stages(run, directory) and directory.status().status == "done" and bool(directory.read())
+    return False
+
+
+class Recorder(AbstractContextManager):
+    """Records how a stage ends, in one line, and its traceback in the run's folder.
+
+    An error stops here, so that what stands beside the stage goes on; an interruption and the loss of the run do not.
+    """
+
+    def __init__(self, work: Work, stage: Stage) -> None:
+        self.work, self.stage, self.is_made = work, stage, False
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        self.is_made = error is None
+        if error is None or isinstance(error, Superseded):
+            return False
+        work, name = self.work, self.stage.title
+        if not isinstance(error, Exception | SystemExit):
+            work.write_status("interrupted", reason=type(error).__name__, stage=name)
+            return False
+        status = _kind(error)
+        reason = str(error) if isinstance(error, Diverged | Damaged) else reason_of(error)
+        if isinstance(error, Damaged):
+            reason += f"; it is made again by: {work.directory.command()}"
+        if self.stage == TRAINING:
+            step = error.step if isinstance(error, Diverged) else None
+            work.write_status(status, reason=reason, stage=name, step=step)
+        else:
+            failure = {"title": name, "status": status, "reason": reason, "attempt": work.command.token}
+            work.failures[self.stage.stem] = failure
+        if status == "error" and not isinstance(error, OSError | Damaged):
+            with contextlib.suppress(OSError):
+                work.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
+                reason += f" (its traceback is in {work.directory.path / TRACEBACKS})"
+        work.say("failed" if self.stage == TRAINING else "note", f"{name}: {status}, {reason}")
+        return True
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, Diverged):
+        return "diverged"
+    told = error if error.__cause__ is None else error.__cause__
+    allocator = isinstance(told, RuntimeError) and any(words in str(told) for words in NO_MEMORY)
+    return "out_of_memory" if allocator or isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
+
+
+def _about(run: Run) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
+    """What a run's folder says of it: names, configuration, and the state of the code."""
+    names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
+    return names, yaml.safe_dump(run.written, sort_keys=False, allow_unicode=True).encode(), recorded(run.config)
+
+
+class Work:
+    """What one worker does on a run that it holds."""
+
+    def __init__(self, run: Run, directory: RunDirectory, command: Command, listener: Listener) -> None:
+        self.run, self.directory, self.command, self.listener = run, directory, command, listener
+        self.before = directory.status()
+        self.failures = dict(self.before.failures)
+        self.remade: set[Stage] = set()
+        self._model: Backbone | None = None
+
+    def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
+        self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse))
+
+    def write_status(self, status: str, *, reason: str = "", stage: str = "", step: int | None = None) -> None:
+        self.directory.write_status(Status(status, reason, stage, step, self.command.token, self.failures))
+
+    def do(self) -> None:
+        """All that is left of the run. Raises KeyboardInterrupt, Superseded, and OSError where the store can't be written."""
+        self.directory.begin(*_about(self.run))
+        left = self._left()
+        if TRAINING in left and self._is_given_up():
+            self.say("failed", f"{self.before.status}: {self.before.reason}")
+            return
+        torch.set_num_threads(self.run.compute.threads)
+        for stage in left:
+            if not self._attempt(stage) and stage == TRAINING:
+                return
+        self._settle(is_new=bool(left))
+
+    def _left(self) -> list[Stage]:
+        """The stages to be made, training first; what is not whole is said and set aside."""
+        left = [stage for stage in (TRAINING, *self.run.stages) if self._is_left(stage)]
+        trained = self.run.config.train.steps > 0
+        if left and TRAINING not in left and trained and self.command.trains and not self._has_weights():
+            left.insert(0, TRAINING)
+        return left
+
+    def _is_left(self, stage: Stage) -> bool:
+        try:
+            made = self.directory.read_stage(stage)
+        except Damaged as error:
+            self.say("note", f"{error}; it is made again")
+            self.directory.set_aside(self.directory.stage_file(stage))
+            made = None
+        if stage == TRAINING:
+            return made is None
+        failure = self.failures.get(stage.stem, {})
+        if failure.get("attempt") == self.command.token:
+            return False
+        left = made is None or (self.command.force and made.get("attempt") != self.command.token)
+        if left and os.path.lexists(self.directory.stage_file(stage)):
+            # An older version, or asked for again: it makes room when the new one is there.
+            self.remade.add(stage)
+        return left
+
+    def _has_weights(self) -> bool:
+        """Whether the trained weights can be read. Where not, training brings them back, and its result is made again."""
+        try:
+            self.model()
+        except Damaged as error:
+            self.say("note", f"{error}; the run is trained again")
+            for path in (self.directory.checkpoints / FINAL, self.directory.stage_file(TRAINING)):
+                self.directory.set_aside(path)
+            return False
+        return True
+
+    def _is_given_up(self) -> bool:
+        """Whether training failed before, and would again: what has diverged, or failed under this command."""
+        failed = self.before.status in FAILED and self.before.stage in ("train", "")
+        return self.before.status == "diverged" or (failed and self.before.attempt == self.command.token)
+
+    def _attempt(self, stage: Stage) -> bool:
+        """Makes a stage; whether that went well."""
+        self.write_status("running", stage=stage.title)
+        self.say("started" if stage == TRAINING else "stage", stage.title)
+        with Recorder(self, stage) as recorder:
+            if stage == TRAINING:
+                self._train()
+            else:
+                device = select_device(self.run.compute.device)
+                subject = Subject(self.model(), saved_task(self.run), self.run.config, self.run.compute, device)
+                measured = evaluate(stage, subject, batch_size=64)
+                if stage in self.remade:
+                    self.directory.set_aside(self.directory.stage_file(stage))
+                self.directory.write_stage(stage, measured, attempt=self.command.token)
+        return recorder.is_made
+
+    def _train(self) -> None:
+        measured = train(
+            self.run,
+            task_of(self.run.config),
+            self.directory,
+            device=select_device(self.run.compute.device),
+            on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
+            on_note=lambda text: self.say("note", text),
+        )
+        self.directory.write_stage(TRAINING, measured, attempt=self.command.token)
+        remove_checkpoints(self.directory)
+
+    def model(self) -> Backbone:
+        """The trained model; one serves all stages, since none of them leaves it changed. Raises Damaged."""
+        if self._model is None:
+            self._model = trained_model(self.run, self.directory, select_device(self.run.compute.device))
+        return self._model
+
+    def _settle(self, *, is_new: bool) -> None:
+        """Says how the run ended, and tidies what a kill after its last stage left."""
+        missing = {stage.stem for stage in missing_stages(self.run, self.directory)}
+        asked = {stage.stem for stage in self.run.stages}
+        self.failures = {stem: failure for stem, failure in self.failures.items() if stem in missing or stem not in asked}
+        if is_new or (self.before.status, dict(self.before.failures)) != ("done", self.failures):
+            self.write_status("done")
+        remove_checkpoints(self.directory)
+        failed = [each["title"] for each in self.failures.values() if each.get("attempt") == self.command.token]
+        if failed:
+            self.say("failed", f"is trained; failed: {', '.join(failed)}")
+        else:
+            self.say("done" if is_new else "skipped", "" if is_new else "is done already")
+
+
+def execute(run: Run, results: Path, listener: Listener, *, command: Command) -> None:
+    """Does what is left of one run, or says why there is nothing to do.
+
+    Raises Locked or Superseded where another worker has it, and OSError where the store can't be written.
+    """
+    directory = RunDirectory(results, run.run_id)
+    directory.make()
+    with directory.lock:
+        Work(run, directory, command, listener).do()
+
+
+def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, command: Command) -> None:
+    """Goes through the runs, past those that another worker holds."""
+    for run in runs:
+        try:
+            execute(run, results, listener, command=command)
+        except OSError as error:
+            # The disk or the folder: other runs may lie elsewhere, or find room again.
+            listener(Event(run.run_id, run.title, "failed", f"error: {reason_of(error)}"))
+        except Locked:
+            continue
+        except Superseded as error:
+            listener(Event(run.run_id, run.title, "lost", str(error)))

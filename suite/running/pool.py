@@ -1,0 +1,109 @@
+"""Several runs at the same time on one machine.
+
+Every worker goes through the same list and claims what nobody holds: the runs' locks are the schedule, within one
+command as between two.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from suite.machine.devices import count_cores, select_device
+from suite.plan import Run
+from suite.running.execute import Command, Event, Listener, execute_all
+from suite.running.signals import stop_once
+
+PR_SET_PDEATHSIG = 1
+
+
+def count_jobs(runs: Sequence[Run]) -> int:
+    """How many workers a request gets: `compute.jobs`, or one a core (GPU), but no more than there are runs."""
+    compute = runs[0].compute
+    if compute.jobs != "auto":
+        return min(compute.jobs, len(runs))
+    if select_device(compute.device).type == "cuda":
+        return min(_count_gpus(), len(runs))
+    return max(1, min(count_cores() // compute.threads, len(runs)))
+
+
+def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:
+    """Goes through the runs with `jobs` worker processes, or in this process with one."""
+    if jobs == 1:
+        execute_all(runs, results, listener, command=command)
+        return
+    context = multiprocessing.get_context("spawn")
+    devices = _visible_devices()
+    workers: dict[Connection, BaseProcess] = {}
+    for i in range(jobs):
+        # A pipe for each: one that they shared could be left locked by a worker that is killed.
+        reader, writer = context.Pipe(duplex=False)
+        arguments = (devices[i % len(devices)], os.getpid(), runs, results, command, writer)
+        workers[reader] = context.Process(target=_worker, args=arguments)
+        workers[reader].start()
+        writer.close()
+    readers = list(workers)
+    try:
+        _listen(readers, listener)
+    finally:
+        # Interrupted: what they say while they end is read, or they would wait for a reader.
+        for reader in readers:
+            workers[reader].terminate()
+        _listen(readers, lambda event: None)
+        for worker in workers.values():
+            worker.join()
+
+
+def _listen(readers: list[Connection], listener: Listener) -> None:
+    """Passes the workers' events on until the last of them has ended; takes the readers of those that have out of the list."""
+    while readers:
+        for reader in wait(readers):
+            try:
+                listener(reader.recv())
+            except (EOFError, OSError):
+                readers.remove(reader)
+
+
+def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, command: Command, events: Connection) -> None:
+    stop_once()
+    _die_with(parent)
+    os.environ["CUDA_VISIBLE_DEVICES"] = device
+
+    def tell(event: Event) -> None:
+        try:
+            events.send(event)
+        except OSError:
+            # Nobody reads any more: the command was killed where the kernel does not end its workers.
+            raise KeyboardInterrupt from None
+
+    try:
+        execute_all(runs, results, tell, command=command)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _die_with(parent: int) -> None:
+    """A worker whose parent was killed would hold its lock on: the kernel ends it too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def _visible_devices() -> list[str]:
+    """The GPUs that the command itself may see, which workers take in turn: several share one where there are more of them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible is not None else [str(i) for i in range(_count_gpus())] or [""]
+
+
+def _count_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,29 @@
+"""Mixers, models and solvers from values as a model's YAML holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from models.build import Model, Size, read_model
+from models.mixer import SequenceMixer
+from models.ops.solvers import Solver, SolverSettings, build_solver
+
+Mixer = TypeVar("Mixer", bound=SequenceMixer)
+
+
+def mixer(kind: type[Mixer], values: Mapping[str, Any]) -> Mixer:
+    """values: the settings without their type, and d_model and backend."""
+    settings = {name: value for name, value in values.items() if name not in ("d_model", "backend")}
+    return kind(kind.Settings.read({"type": kind.name, **settings}), d_model=values["d_model"], backend=values["backend"])
+
+
+def solver(values: Mapping[str, Any]) -> Solver:
+    return build_solver(SolverSettings.read(values, "solver"))
+
+
+def uniform(values: Mapping[str, Any], size: Mapping[str, Any]) -> tuple[Model, Size]:
+    """A model with one mixer throughout, and its size, of which heads need not be said: a mixer has its own."""
+    read = read_model({"name": "model", "label": "Model", "version": 1, "pattern": ["mixer"], "mixer": values})
+    heads = {"name": "size", "num_heads": 1, "head_dim": 1, "logit_soft_cap": 30.0}
+    return read, Size.read({**heads, **size}, "size")
