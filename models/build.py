@@ -27,10 +27,10 @@ from conf.settings import (
     within,
     words,
 )
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
+from models.backbone.regressor import Regressor
 from models.mixer import SequenceMixer
 from models.ops.cross_entropy import MAX_SOFT_CAP
-from models.regressor import Regressor
 
 WITHOUT_MIXERS = ("models.ops", "models.backends")
 Width = Annotated[int, within(1, 2**20)]

@@ -22,7 +22,6 @@ class Efficiency(Task):
 
     class Settings(Task.Settings, kw_only=True):
         vocab_size: Count
-        seq_len: Count
 
     type = "efficiency.Efficiency"
     version = 1
@@ -31,7 +30,7 @@ class Efficiency(Task):
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
-        self.vocab_size, self.seq_len = settings.vocab_size, settings.seq_len
+        self.vocab_size = settings.vocab_size
 
     def num_examples(self, split: str) -> int | None:
         # One says what there is to say of the loss: it is that of guessing.

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import conf.settings
 from conf.settings import Count, Name
-from tasks.tokenizer import Tokenizer
 
 IGNORE = -100
 """The target of a position that asks nothing."""
@@ -84,6 +84,40 @@ class Scored(NamedTuple):
     prediction: Tensor
 
 
+class Tokenizer(ABC):
+    """From text to ids and back.
+
+    vocab_size: number of ids. bos: the id that begins and separates documents, and that no text has.
+    fingerprint: hexadecimal digest. name: what `data.tokenizer` says, for messages.
+    """
+
+    name: str
+    vocab_size: int
+    bos: int
+    fingerprint: str
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, no special ones among them: their names are text like any other."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special ids are left out, bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per text its ids [N], and per id the number of the text's UTF-8 bytes that it is credited with [N].
+
+        The numbers add up to all bytes of the text where the ids decode to it. Otherwise a byte counts only where an id,
+        or the few ids that share a character, decode to it as it stands: not where a tokenizer drops, rewrites or does
+        not know it. The bytes of a character that several ids share are counted at the first of them.
+        """
+
+    @abstractmethod
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text [N], and per id how many of the text's characters lie before its end [N]."""
+
+
 class Task(ABC):
     """What a model is trained on and scored by.
 
@@ -95,11 +129,12 @@ class Task(ABC):
     """
 
     class Settings(conf.settings.Settings, kw_only=True):
-        """What a task's YAML says. name: for titles. version: see `Task.version`."""
+        """What a task's YAML says. name: for titles. version: see `Task.version`. seq_len: tokens of an example."""
 
         type: Name
         name: Name
         version: Count
+        seq_len: Count
 
     type: ClassVar[str]
     version: int  # raised when the task's numbers change; part of a run's identity
@@ -111,7 +146,7 @@ class Task(ABC):
     measures_positions: bool = False  # whether `measure_positions` has anything to add to `measure`
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.seq_len = settings, seed, settings.seq_len
 
     @property
     def interface(self) -> Tokens | Vectors:

@@ -93,7 +93,7 @@ def mlstm(
     return by_linear_attention(decayed_linear_attention, **inputs, state=state)
 
 
-def gated_linear_attention(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def gla(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """By `gla`; log_decay is [B, T, H, K]."""
     q, k, v = _operands(q, k, v)
     if _is_decoding(q):

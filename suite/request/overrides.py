@@ -53,6 +53,10 @@ class Assignment:
     is_choice: bool
     is_new: bool
 
+    @property
+    def section(self) -> str:
+        return self.key.partition(".")[0]
+
 
 def read_request(arguments: Sequence[str]) -> Request:
     """The request of a command line. Raises RequestError."""

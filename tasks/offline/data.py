@@ -14,10 +14,12 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import datasets
+from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, heldout_stdlib_documents, split_documents, stdlib_documents
 
-from tasks.corpus import STDLIB_VALIDATION_FRACTION, heldout_stdlib_documents, split_documents, stdlib_documents
+if TYPE_CHECKING:
+    import datasets
 
 PROSE = re.compile(r"""[("'`*]*[A-Za-z]+(?:['/-][A-Za-z]+)*[)"'`*]*[.,;:?!]?""")
 """A word of prose with the punctuation around it; code and tables consist of other things."""
@@ -82,6 +84,9 @@ def contains(document: Document, results: Sequence[str]) -> dict[str, float]:
 
 
 def _splits(documents: Sequence[Document], examples: Sequence[Document] = ()) -> dict[str, datasets.Dataset]:
+    # It takes a second to import, and a search for tasks passes here.
+    import datasets
+
     splits = {"test": documents, "examples": examples}
     return {name: datasets.Dataset.from_list(list(split)) for name, split in splits.items() if split}
 

@@ -26,7 +26,7 @@ import torch
 from omegaconf import OmegaConf
 
 from models.backends import obstacle
-from models.build import computing_backends
+from models.build import computing_backends, read_model
 from suite.request.overrides import compose_config, options
 from suite.results import load_results
 
@@ -66,7 +66,7 @@ def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
         of_seed = []
         for model in models:
             config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=True)["model"]
-            able = tuple(name for name in computing_backends(config) if obstacle(name, device) is None)
+            able = tuple(name for name in computing_backends(read_model(config)) if obstacle(name, device) is None)
             of_seed.append(Job(model, seed, able, "backends"))
             chunk_size = config.get("mixer", {}).get("chunk_size")
             if len(able) > 1 and chunk_size is not None:

@@ -130,7 +130,7 @@ def fla_gated_linear_attention(x: Tensors) -> Tensor:
     from models.backends import fla
 
     inputs = {"q": x["q"], "k": x["k"], "v": x["v"], "log_decay": x["channel_log_decay"]}
-    return fla.gated_linear_attention(**inputs, state=state_like(x["v"]))[0]
+    return fla.gla(**inputs, state=state_like(x["v"]))[0]
 
 
 def fla_mesa(steps: int) -> Run:

@@ -28,8 +28,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from models.backbone import LanguageModel
-from models.build import build_model
+from models.backbone.language_model import LanguageModel
+from models.build import Size, build_model, read_model
 from suite.compute.acceleration import accelerate
 from suite.request.overrides import compose_config
 
@@ -87,7 +87,7 @@ def example_order(count: int, needed: int) -> Tensor:
 def build(name: str, backend: str, size: dict[str, int], vocab_size: int, device: torch.device) -> LanguageModel:
     overrides = [f"model={name}", "size=small", *(f"size.{key}={value}" for key, value in size.items())]
     config = OmegaConf.to_container(compose_config(overrides), resolve=True)
-    model = build_model(config["model"], config["size"], vocab_size=vocab_size, backend=backend)
+    model = build_model(read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=vocab_size, backend=backend)
     model.reset_parameters(0)
     return model.to(device)
 

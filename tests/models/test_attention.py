@@ -149,7 +149,7 @@ def test_flops_are_those_of_the_keys_seen_on_average(window: int | None, mean_ke
         ("key_dim", 3, "even"),
         ("key_dim", 0, "even"),
         ("window", 0, "null"),
-        ("rope_base", 0.0, "above 0"),
+        ("rope_base", 0, "above 0"),
     ],
 )
 def test_values_out_of_range_are_named(key: str, value: object, permitted: str) -> None:

@@ -190,8 +190,8 @@ def test_alpha_starts_where_it_is_told() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"regularizer_ratio": 0.0}, "0.0"),
-        ({"alpha_init": 1.0}, "1.0"),
+        ({"regularizer_ratio": 0.0}, "regularizer_ratio=0 "),
+        ({"alpha_init": 1.0}, "alpha_init=1 "),
         ({"solver": {**LAYER["solver"], "initial": "previous_token"}}, "previous_token"),
     ],
 )

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
 from models.build import Size, build_model, read_model
-from models.mesa_layers import mesa_layers
+from models.mesa.layers import mesa_layers
 from tests.models.tolerances import assert_near
 
 CONF = Path(__file__).parents[2] / "conf"

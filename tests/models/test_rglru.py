@@ -104,12 +104,12 @@ def test_decays_start_in_their_range() -> None:
     [
         ({"num_heads": 3}, "num_heads=3 is out of range, permitted are divisors of the width 20"),
         ({"num_heads": 0}, "num_heads=0"),
-        ({"decay_min": 0.0}, "decay_min=0.0"),
-        ({"decay_max": 1.0}, "decay_max=1.0"),
+        ({"decay_min": 0.0}, "decay_min=0 is"),
+        ({"decay_max": 1.0}, "decay_max=1 is"),
         ({"decay_min": 0.9995}, "decay_min=0.9995.*below decay_max"),
         ({"conv_width": 0}, "conv_width=0"),
         ({"chunk_size": 0}, "chunk_size=0"),
-        ({"decay_power": 0.0}, "decay_power=0.0"),
+        ({"decay_power": 0.0}, "decay_power=0 is"),
     ],
 )
 def test_values_out_of_range_are_named(changes: dict, message: str) -> None:

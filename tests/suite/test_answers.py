@@ -14,7 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from models.build import build_model
 from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
 from suite.evaluation.lm_eval import BackboneLM, encode_pair
-from tasks.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
+from tasks.language.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 TEXT = """The sky is black as night and the moon is blue. Good morning to you all, said the baker; naïve cafés of Łódź,
 東京 and Köln open at seven... "computer", he bought a new comma in the list, and hello world goes on and on and on."""

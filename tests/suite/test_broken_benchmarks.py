@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from suite.evaluation.lm_eval import check_shots, evaluate_benchmarks
-from tasks.tokenizer import ByteTokenizer
+from tasks.language.tokenizer import ByteTokenizer
 
 ROWS = [{"q": "A", "c": ["x", "y"], "a": 0}, {"q": "B", "c": ["x", "y", "z"], "a": 2}, {"q": "C", "c": ["x", "y"], "a": 1}]
 CHOICE = "output_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\n"

@@ -10,7 +10,7 @@ import torch
 from old_store import unsealed
 
 import suite
-from models.generation import generate
+from models.backbone.generation import generate
 from suite.cli import main
 from suite.request.identity import identity, run_id
 from suite.saved import saved_run, trained_ids

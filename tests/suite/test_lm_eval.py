@@ -13,12 +13,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from torch import Tensor, nn
 
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
 from models.mixer import SequenceMixer, State
 from suite.evaluation.continuation import Prompt, continue_greedily
 from suite.evaluation.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
 from suite.evaluation.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
-from tasks.tokenizer import ByteTokenizer
+from tasks.language.tokenizer import ByteTokenizer
 
 TOKENIZER = ByteTokenizer()
 SENTENCES = ["the cat sat on the mat", "the dog ran to the sea", "rain and rain", "a much longer sentence, about the dog"]

@@ -262,7 +262,7 @@ class Agreeing(torch.nn.Module):
 
 
 class Bytes:
-    from tasks.tokenizer import ByteTokenizer
+    from tasks.language.tokenizer import ByteTokenizer
 
     tokenizer = ByteTokenizer()
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.mesa_layers import mesa_layers
+from models.mesa.layers import mesa_layers
 from suite.cli import main
 from suite.evaluation.stages import STUDIES, planned_evaluations
 from suite.evaluation.studies.length import _cut

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import suite
+from models.backbone.regressor import Regressor
 from models.ops.solvers import build_solver
-from models.regressor import Regressor
 from suite.cli import main
 from suite.compute.interface import interface_of
 from suite.evaluation.studies.least_squares import op_answers

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from conf import settings
 from models.backbone import Backbone
-from models.mesa_layers import decoder_replaced, solver_replaced
-from models.mesanet import Mesa
+from models.mesa.layers import decoder_replaced, solver_replaced
+from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops.solvers import SolverSettings
 from suite.compute.scoring import score_features

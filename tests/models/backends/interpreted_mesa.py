@@ -10,13 +10,13 @@ import torch
 from tests.models.backends import triton_interpreter  # noqa: F401 - before the kernels
 
 # isort: split
-from models import mesa_backends
+from models.backends import mesa as mesa_backends
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
 from models.ops import mesa
 from tests.models import built
 from tests.models.backends import mesa_kernel_cases as cases
-from tests.models.mesanet_cases import LAYER, build_layer
+from tests.models.mesa.mesanet_cases import LAYER, build_layer
 
 draw = partial(cases.draw, device="cpu")
 F32 = torch.float32

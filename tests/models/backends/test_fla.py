@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.backends import fla, settle
 from models.build import mixer_class
-from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mlstm
+from models.ops import decayed_linear_attention, delta_rule, gla, mlstm
 from tests.models import built
 from tests.models.tolerances import assert_near
 
@@ -43,8 +43,8 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ones = torch.ones_like(log_decay)
         return decayed_linear_attention.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=ones, state=state)
 
-    def gla(q, k, v, log_decay, state):
-        return gated_linear_attention.recurrent(q=q, k=k, v=v, log_decay=log_decay, state=state)
+    def vector_gated(q, k, v, log_decay, state):
+        return gla.recurrent(q=q, k=k, v=v, log_decay=log_decay, state=state)
 
     def gated_delta_rule(q, k, v, log_decay, beta, state):
         return (*delta_rule.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state), None)
@@ -55,10 +55,10 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return o
 
     def recurrent(q, k, v, log_decay, key_log_decay, state):
-        return simple_gla(q, k, v, log_decay, state) if key_log_decay is None else gla(q, k, v, key_log_decay, state)
+        return simple_gla(q, k, v, log_decay, state) if key_log_decay is None else vector_gated(q, k, v, key_log_decay, state)
 
     kernels = {"simple_gla": simple_gla, "gated_delta_rule": gated_delta_rule, "delta_rule_": delta_rule_, "recurrent": recurrent}
-    for name, kernel in (kernels | {"gla": lambda *x: (*gla(*x), None)}).items():
+    for name, kernel in (kernels | {"gla": lambda *x: (*vector_gated(*x), None)}).items():
         monkeypatch.setattr(fla.operators, name, checked(name, kernel))
     return called
 
@@ -74,11 +74,11 @@ def draw(length: int, *, vector: bool = False) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("length", [1, T])
-@pytest.mark.parametrize("name", ["decayed_linear_attention", "delta_rule", "gated_linear_attention"])
+@pytest.mark.parametrize("name", ["decayed_linear_attention", "delta_rule", "gla"])
 @torch.no_grad()
 def test_an_adapter_is_the_op_of_its_name(plain_kernels: list[str], name: str, length: int) -> None:
-    op = {"decayed_linear_attention": decayed_linear_attention, "delta_rule": delta_rule}.get(name, gated_linear_attention)
-    inputs = draw(length, vector=op is gated_linear_attention)
+    op = {"decayed_linear_attention": decayed_linear_attention, "delta_rule": delta_rule}.get(name, gla)
+    inputs = draw(length, vector=op is gla)
     state = torch.randn(B, H, K, V, generator=torch.Generator().manual_seed(0)).mT
     for actual, expected in zip(getattr(fla, name)(**inputs, state=state), op.recurrent(**inputs, state=state), strict=True):
         assert_near(actual, expected, "float32")

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla
-from models.mesa_backends import FLA_DIMS
-from models.ops import decayed_linear_attention, delta_rule, gated_linear_attention, mesa, mlstm
+from models.backends.mesa import FLA_DIMS
+from models.ops import decayed_linear_attention, delta_rule, gla, mesa, mlstm
 
 pytestmark = pytest.mark.gpu
 
@@ -109,9 +109,7 @@ CASES = {
     "decayed_linear_attention": Case(
         draw_gated, matrix_state(decayed_linear_attention.recurrent), matrix_state(fla.decayed_linear_attention), 0.01
     ),
-    "gated_linear_attention": Case(
-        draw_vector_gated, matrix_state(gated_linear_attention.recurrent), matrix_state(fla.gated_linear_attention), 0.01
-    ),
+    "gla": Case(draw_vector_gated, matrix_state(gla.recurrent), matrix_state(fla.gla), 0.01),
     "delta_rule": Case(draw_gated, matrix_state(delta_rule.recurrent), matrix_state(fla.delta_rule), 0.02),
     "mlstm": Case(draw_mlstm, normalised_state(mlstm.recurrent), normalised_state(fla.mlstm), 0.1),
     "mesa": Case(draw_mesa, two_states(mesa.recurrent), two_states(partial(fla.mesa, max_steps=30)), 0.02),

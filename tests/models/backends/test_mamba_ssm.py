@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import mamba_ssm, settle
-from models.mamba2_original import Mamba2
+from models.mamba2 import Mamba2
 from models.ops import ssd
 from tests.models import built
-from tests.models.test_mamba2_original import MIXER
+from tests.models.test_mamba2 import MIXER
 
 LENGTHS = (1, 63, 64, 65, 500, 1000)
 B, H, G, K, V = 2, 4, 2, 64, 64

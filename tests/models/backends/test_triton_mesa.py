@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.mesa_layers import decoder_replaced, mesa_layers, solver_replaced
-from models.mesanet import Mesa
+from models.mesa.layers import decoder_replaced, mesa_layers, solver_replaced
+from models.mesa.mixer import Mesa
 from models.ops import mesa
 from tests.models import built
-from tests.models.mesanet_cases import LAYER, build_layer, build_model
-from tests.models.solver_cases import CASES, draw_case
+from tests.models.mesa.mesanet_cases import LAYER, build_layer, build_model
+from tests.models.ops.solvers.solver_cases import CASES, draw_case
 
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[3]

@@ -1,0 +1,175 @@
+"""Everything that is the same in all arms of the comparison (MesaNet, arXiv 2506.05233, App. E and G).
+
+Blocks between an embedding and a head, which make its two faces: language_model.py has tokens in and logits out,
+regressor.py vectors in and out.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone.blocks import Block, RMSNorm
+from models.initialization import fan_in_normal_
+from models.mixer import SequenceMixer, State
+
+
+class TrainingForms(NamedTuple):
+    """What computes the parts of a model in training: `Backbone.embed`, `Block.output` for every block and `Backbone.finish`, or
+    faster forms of these.
+
+    All are functions that take the model or the block. A bound method would hold the model that holds it, and such a cycle
+    keeps the memory of a model that nobody uses any more.
+    """
+
+    embed: Callable[[Backbone, Tensor], Tensor]
+    outputs: Sequence[Callable[..., Tensor]]
+    finish: Callable[[Backbone, Tensor], Tensor]
+
+
+class Backbone(nn.Module, ABC):
+    """One block per mixer, between an embedding of the tokens and a head, which are a subclass's.
+
+    A token is an id or a vector; a position that asks something has a target, and the loss is what its answer costs.
+
+    embedding: what `embed` reads tokens with. mixers: one per block, in order.
+    """
+
+    def __init__(
+        self, *, embedding: nn.Module, d_model: int, mlp_dim: int, mixers: Sequence[SequenceMixer], norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.embedding = embedding
+        self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
+        self.final_norm = RMSNorm(d_model, eps=norm_eps)
+        self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), type(self).finish)
+
+    @abstractmethod
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, T, ...] -> what the first block reads [B, T, d_model]."""
+
+    @abstractmethod
+    def head(self, features: Tensor) -> Tensor:
+        """Features [..., d_model] -> answers [..., what a target has]. Apply it only where a target is asked."""
+
+    @abstractmethod
+    def head_flops_per_token(self) -> float:
+        """Contractions of the embedding and the head."""
+
+    @abstractmethod
+    def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of the answers to N positions: features [N, d_model], targets [N, ...]; differentiable.
+
+        A target id below 0 asks nothing. Where nothing is asked, the loss and its gradients are 0.
+        """
+
+    @abstractmethod
+    def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss [N] of each answer, and the answers in the shape of the targets [N, ...]; not differentiable."""
+
+    def features(
+        self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Tokens [B, T, ...] -> what the head reads [B, T, d_model], and the state of every block after the last token."""
+        x = self.embed(tokens)
+        states = []
+        for i, block in enumerate(self.blocks):
+            x, block_state = block(x, None if state is None else state[i], starts=starts)
+            states.append(block_state)
+        return self.finish(x), states
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What the last block gives -> what the head reads, both [..., d_model]."""
+        return self.final_norm(x)
+
+    def training_features(self, tokens: Tensor, *, starts: Tensor | None) -> Tensor:
+        """The same features of whole sequences alone, through `training_forms`, which training accelerates."""
+        embed, outputs, finish = self.training_forms
+        x = embed(self, tokens)
+        for block, output in zip(self.blocks, outputs, strict=True):
+            x = output(block, x, starts=starts)
+        return finish(self, x)
+
+    def forward(
+        self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None
+    ) -> tuple[Tensor, list[State]]:
+        """Tokens [B, T, ...] -> answers [B, T, ...] and the state of every block after the last token."""
+        features, state = self.features(tokens, state, starts=starts)
+        return self.head(features), state
+
+    def step(self, tokens: Tensor, state: list[State]) -> tuple[Tensor, list[State]]:
+        """One token a sequence: tokens [B, ...] -> answers [B, ...] and the new state."""
+        answers, state = self(tokens.unsqueeze(1), state)
+        return answers.squeeze(1), state
+
+    def reserve(self, state: list[State], num_tokens: int) -> list[State]:
+        """The same state in tensors that `step_` may write num_tokens tokens into."""
+        return [block.mixer.reserve(each, num_tokens) for block, each in zip(self.blocks, state, strict=True)]
+
+    def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
+        """As `step`, but the new state is written into the tensors of `state`, which is from `reserve`; for decoding."""
+        x_t = self.embed(tokens.unsqueeze(1)).squeeze(1)
+        for block, block_state in zip(self.blocks, state, strict=True):
+            x_t = block.step_(x_t, block_state)
+        return self.answer(x_t)
+
+    def answer(self, x: Tensor) -> Tensor:
+        """What the last block gives [..., d_model] -> answers [..., what a target has]."""
+        return self.head(self.finish(x))
+
+    @property
+    def capturable(self) -> bool:
+        """Whether `step_` asks the host nothing in any block, so that a CUDA graph can hold it."""
+        return all(block.mixer.capturable for block in self.blocks)
+
+    def begin_step(self, *, seed: int, step: int) -> None:
+        """Called before the batch of every training step. All blocks get the same seed, so what they draw is one draw."""
+        for block in self.blocks:
+            block.mixer.begin_step(seed=seed, step=step)
+
+    def init_state(self, batch_size: int) -> list[State]:
+        return [block.mixer.init_state(batch_size) for block in self.blocks]
+
+    @torch.no_grad()
+    def reset_parameters(self, seed: int) -> None:
+        """Fills every parameter; the same seed gives the same weights on every device."""
+        generator = torch.Generator().manual_seed(seed)
+        fan_in_normal_(self.embedding.weight, generator=generator)
+        for block in self.blocks:
+            block.reset_parameters(generator, output_variance_scale=2.0 / len(self.blocks))
+        self.final_norm.reset_parameters(generator)
+
+    def state_elements(self, seq_len: int) -> int:
+        """Numbers held per sequence after seq_len tokens, over all blocks."""
+        return sum(block.mixer.state_elements(seq_len) for block in self.blocks)
+
+    def state_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
+        """Bytes that the states of all blocks hold per sequence, see `SequenceMixer.state_bytes`."""
+        return sum(block.mixer.state_bytes(seq_len, dtype) for block in self.blocks)
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Contractions per token of the forward pass: mixers, MLPs, embedding and head."""
+        blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)
+        return blocks + self.head_flops_per_token()
+
+    @torch.no_grad()
+    def measured_flops_per_token(self, tokens: Tensor, *, starts: Tensor | None = None) -> float:
+        """The same for these very tokens [B, T, ...]: less where a solver stops early."""
+        x, saved = self.embed(tokens), 0.0
+        for block in self.blocks:
+            mixed = block.mixer_norm(x)
+            declared = block.mixer.forward_flops_per_token(tokens.shape[1])
+            saved += declared - block.mixer.measured_flops_per_token(mixed, starts=starts)
+            x, _ = block(x, None, starts=starts)
+        return self.forward_flops_per_token(tokens.shape[1]) - saved
+
+    @property
+    def reach(self) -> int | None:
+        """How many earlier tokens an answer can depend on, over all blocks; None when there is no bound."""
+        reaches = [block.mixer.reach for block in self.blocks]
+        return None if None in reaches else sum(reaches)

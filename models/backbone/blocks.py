@@ -1,0 +1,81 @@
+"""A pre-norm residual block of a sequence mixer and a SwiGLU (MesaNet, arXiv 2506.05233, App. E)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.initialization import fan_in_normal_
+from models.mixer import SequenceMixer, State
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; computed in float32 (Zhang & Sennrich 2019)."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).to(x.dtype)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        nn.init.ones_(self.weight)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases (Shazeer 2020)."""
+
+    def __init__(self, *, d_model: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.gate_projection = nn.Linear(d_model, mlp_dim, bias=False)
+        self.up_projection = nn.Linear(d_model, mlp_dim, bias=False)
+        self.output_projection = nn.Linear(mlp_dim, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output_projection(F.silu(self.gate_projection(x)) * self.up_projection(x))
+
+    def forward_flops_per_token(self) -> float:
+        return 2.0 * sum(p.weight.numel() for p in (self.gate_projection, self.up_projection, self.output_projection))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        for projection in (self.gate_projection, self.up_projection, self.output_projection):
+            fan_in_normal_(projection.weight, generator=generator)
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, *, mixer: SequenceMixer, d_model: int, mlp_dim: int, norm_eps: float) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(d_model, eps=norm_eps)
+        self.mixer = mixer
+        self.mlp_norm = RMSNorm(d_model, eps=norm_eps)
+        self.mlp = SwiGLU(d_model=d_model, mlp_dim=mlp_dim)
+
+    def forward(self, x: Tensor, state: State | None, *, starts: Tensor | None) -> tuple[Tensor, State]:
+        mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)
+        x = x + mixed
+        return x + self.mlp(self.mlp_norm(x)), state
+
+    def output(self, x: Tensor, *, starts: Tensor | None) -> Tensor:
+        """What `forward` makes of whole sequences, without the state: a compiler leaves out what only that needs."""
+        return self(x, None, starts=starts)[0]
+
+    def step_(self, x_t: Tensor, state: State) -> Tensor:
+        """One token [B, d_model], the new state written into the tensors of `state`."""
+        x_t = x_t + self.mixer.step_(self.mixer_norm(x_t), state)
+        return x_t + self.mlp(self.mlp_norm(x_t))
+
+    def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
+        for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
+            part.reset_parameters(generator)
+        for part in (self.mixer, self.mlp):
+            # The stream sums two contributions a block; scaling their variance keeps it near 1 at any depth.
+            with torch.no_grad():
+                part.output_projection.weight.mul_(math.sqrt(output_variance_scale))

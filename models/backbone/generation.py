@@ -1,0 +1,129 @@
+"""Text from a trained model, token by token with the state it carries."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbone import Backbone
+from models.backbone.blocks import Block
+from models.backbone.language_model import LanguageModel
+from models.compilation import allow_many_shapes
+from models.components import linear_maps
+
+
+@torch.no_grad()
+def generate(
+    model: LanguageModel, prompt: Tensor, *, num_tokens: int, temperature: float, top_k: int | None, seed: int
+) -> Tensor:
+    """The tokens that follow each prompt [B, num_tokens]: the prompts are read at once, then every token is one step.
+
+    On a CUDA device the step and the draw are captured once as a CUDA graph and replayed, where the model is capturable. A
+    solver with other steps is `with mesa_layers.solver_replaced(model, {"max_steps": 5}):` around the call; fewer bytes and
+    fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it.
+
+    model: in evaluation mode. prompt: ids [B, T], T >= 1, all prompts of one length. temperature: of the softmax that is
+    drawn from, >= 0; 0 takes the most likely token. top_k: draws among so many most likely tokens, None for all.
+    seed: the same seed gives the same tokens on the same device. Raises ValueError for values outside these ranges.
+    """
+    _check(prompt, num_tokens=num_tokens, temperature=temperature, top_k=top_k)
+    generator = torch.Generator(prompt.device).manual_seed(seed)
+    features, state = model.features(prompt)
+    state = model.reserve(state, num_tokens)
+    token = draw(model.head(features[:, -1]), temperature=temperature, top_k=top_k, generator=generator)
+
+    def advance() -> None:
+        logits = model.step_(token, state)
+        token.copy_(draw(logits, temperature=temperature, top_k=top_k, generator=generator))
+
+    generated = [token.clone()]
+    if prompt.is_cuda and model.capturable and num_tokens > 1:
+        advance = captured(advance, [token, *(x for block in state for x in block.values())], generator)
+    for _ in range(num_tokens - 1):
+        advance()
+        generated.append(token.clone())
+    return torch.stack(generated, dim=1)
+
+
+def draw(logits: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> Tensor:
+    """A token for each row of logits [B, V] -> [B], as `generate` says."""
+    if temperature == 0.0:
+        return logits.argmax(-1)
+    logits = logits.float() / temperature
+    if top_k is not None and top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    # The largest of p_i / e_i, e_i exponential, is i with probability p_i: unlike `multinomial`, no wait for the device.
+    return (logits.softmax(-1) / torch.empty_like(logits).exponential_(generator=generator)).argmax(-1)
+
+
+class Recorded(NamedTuple):
+    """A call as a CUDA graph; the call is kept with it, since the graph reads and writes the memory of what it names."""
+
+    graph: torch.cuda.CUDAGraph
+    advance: Callable[[], None]
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
+def captured(advance: Callable[[], None], changed: Sequence[Tensor], generator: torch.Generator) -> Recorded:
+    """`advance` as a CUDA graph, which reads and writes the same memory whenever it is called.
+
+    changed: the tensors that a call changes; they and the generator are left as they were.
+    """
+    with torch.cuda.device(changed[0].device):
+        before, drawn = [x.clone() for x in changed], generator.get_state()
+        # What is compiled, tuned or allocated at a first call can't be while a graph is recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            advance()
+        torch.cuda.current_stream().wait_stream(side)
+        for x, value in zip(changed, before, strict=True):
+            x.copy_(value)
+        generator.set_state(drawn)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(generator)
+        with torch.cuda.graph(graph):
+            advance()
+    return Recorded(graph, advance)
+
+
+def narrow(model: Backbone, dtype: torch.dtype) -> None:
+    """Keeps the weights of linear maps and of the embedding in `dtype`, in place, since their bytes are what a token costs.
+
+    What acts on single numbers stays as it is, norms and the parameters of decays among it. So do states.
+    """
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    for module in (*linear_maps(model), *embeddings):
+        module.to(dtype)
+
+
+def compile_step(model: Backbone) -> None:
+    """Lets torch.compile fuse the step of every block and the head, in place: one compilation serves all blocks of a kind.
+
+    It takes up to a minute at the first step of every batch size and, for attention, of every size of its cache, so it
+    pays for many tokens. A block that is not capturable stays as it is.
+    """
+    allow_many_shapes()
+    step, answer = (torch.compile(f, fullgraph=True, dynamic=False) for f in (Block.step_, Backbone.answer))
+    model.answer = types.MethodType(answer, model)
+    for block in model.blocks:
+        if block.mixer.capturable:
+            block.step_ = types.MethodType(step, block)
+
+
+def _check(prompt: Tensor, *, num_tokens: int, temperature: float, top_k: int | None) -> None:
+    if not isinstance(prompt, Tensor) or prompt.ndim != 2 or 0 in prompt.shape:
+        shape = list(prompt.shape) if isinstance(prompt, Tensor) else type(prompt).__name__
+        raise ValueError(f"prompt is {shape}, permitted is a tensor of ids [B, T], prompts of one length from 1")
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens is {num_tokens}, permitted are whole numbers from 1")
+    if not temperature >= 0.0:
+        raise ValueError(f"temperature is {temperature}, permitted are numbers from 0")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}, permitted are null and whole numbers from 1")

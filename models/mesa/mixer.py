@@ -1,0 +1,238 @@
+"""MesaNet (arXiv 2506.05233): a mixer that solves a regularised least-squares problem over the past at every token.
+
+Glossary, our name to the paper's letter: query q, key k, value v, log_decay log(|gamma|) and sign that of gamma, beta beta
+(input gate), states G and H, regularizer Lambda, forget_cap b_gamma. Beside the paper's: x the last solution, R the
+inverse of H + Lambda.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conf.settings import LARGEST, Count, Neutral, Positive, Refusal, above, between, within, words
+from models.attention import positions_in_document
+from models.backends import mesa as mesa_backends
+from models.linear_rnn import GateStart, LinearRNN
+from models.mixer import State
+from models.ops import mesa
+from models.ops.mesa import sherman_morrison
+from models.ops.solvers import IterativeSolver, Solver, SolverSettings, build_solver
+
+SMALLEST_DECAY = 1e-6
+"""Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
+
+
+class Mesa(LinearRNN):
+    """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E)."""
+
+    name = "mesanet.Mesa"
+
+    class Settings(LinearRNN.Settings, kw_only=True):
+        """forget_cap: b in |gamma| (1 - (1 - b) beta^2), None for no cap; it bounds H where one key repeats.
+
+        regularizer_floor: the least a Lambda can become; regularizer_init: every Lambda at the start, above the floor.
+        random_steps: k, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number for
+            all layers), or None for the solver as it is. Evaluation has the solver as it is.
+        signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
+            forget_gate_init is gamma at the start, and H + Lambda may lose its definiteness: `observe` tells.
+        decode: how a single token is solved, by the "solver" or by "sherman_morrison" (ops/mesa/sherman_morrison.py), which is
+            another function where gates forget. refresh: n, by which that inverts anew at every n-th token of a document,
+            or None.
+        """
+
+        forget_gate_init: Annotated[float, between(-1, 1)] | None
+        forget_cap: Annotated[float, above(0, 1)] | None
+        regularizer_floor: Annotated[float, within(0, LARGEST)]
+        regularizer_init: Positive
+        solver: SolverSettings
+        random_steps: Annotated[Count | None, Neutral(None)]
+        signed_decay: Annotated[bool, Neutral(False)]
+        decode: Annotated[Literal["solver", "sherman_morrison"], Neutral("solver")]
+        refresh: Annotated[Count | None, Neutral(None)]
+
+        def __post_init__(self) -> None:
+            start = self.forget_gate_init
+            if start is not None and start <= 0.0 and not self.signed_decay:
+                raise Refusal("forget_gate_init", start, f"without signed_decay {words(GateStart)}, null")
+            if self.regularizer_floor >= self.regularizer_init:
+                raise Refusal(
+                    "regularizer_init", self.regularizer_init, f"numbers above regularizer_floor, {self.regularizer_floor}"
+                )
+            if self.random_steps is not None and self.solver.name == "cholesky":
+                raise Refusal("random_steps", self.random_steps, "null with solver.name=cholesky, which takes no steps")
+            if self.decode == "solver" and self.refresh is not None:
+                raise Refusal("refresh", self.refresh, "null with decode=solver")
+            if self.decode == "sherman_morrison" and self.signed_decay:
+                raise Refusal("decode", self.decode, "solver with signed_decay: Lambda would turn negative")
+            if self.decode == "sherman_morrison" and self.solver.initial == "previous_token":
+                raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with decode=sherman_morrison")
+
+    def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
+        super().__init__(settings, d_model=d_model, backend=backend)
+        if settings.signed_decay and self.forget_gate is not None:
+            self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
+        self.forget_cap, self.signed_decay = settings.forget_cap, settings.signed_decay
+        self.regularizer_floor = settings.regularizer_floor
+        self.steps_of_batch: int | None = None
+        self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
+        self.solve_by(settings)
+
+    @classmethod
+    def backends(cls, settings: Settings) -> tuple[str, ...]:
+        return mesa_backends.computing(settings)
+
+    def solve_by(self, settings: Settings) -> None:
+        """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need."""
+        self.settings, self.solver = settings, build_solver(settings.solver)
+        self.decode, self.refresh = settings.decode, settings.refresh
+
+    @property
+    def regularizer(self) -> Tensor:
+        """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
+        logit = self.regularizer_logit
+        return self.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+
+    def begin_step(self, *, seed: int, step: int) -> None:
+        if self.settings.random_steps is not None:
+            generator = np.random.Generator(np.random.Philox(key=[seed, step]))
+            self.steps_of_batch = int(generator.integers(self.settings.random_steps + 1))
+
+    @property
+    def draws(self) -> bool:
+        return self.settings.random_steps is not None
+
+    @property
+    def capturable(self) -> bool:
+        # The solvers in PyTorch look whether any token goes on, and fla's call is kept from torch.compile.
+        return self.backend == "triton"
+
+    def solver_in_use(self) -> Solver:
+        """The layer's solver, in training with the steps drawn for the batch."""
+        if self.training and self.steps_of_batch is not None and isinstance(self.solver, IterativeSolver):
+            return replace(self.solver, max_steps=self.steps_of_batch)
+        return self.solver
+
+    def gates(self, x: Tensor) -> dict[str, Tensor | None]:
+        """Those of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
+        sign = None
+        if self.signed_decay and self.forget_gate is not None:
+            gamma = torch.tanh(self.forget_gate(x))
+            log_decay, sign = gamma.abs().clamp_min(SMALLEST_DECAY).log(), torch.where(gamma < 0.0, -1.0, 1.0).to(gamma.dtype)
+        else:
+            log_decay = self.log_decay(x)
+        beta = self.beta(x)
+        if self.forget_cap is not None:
+            log_decay = log_decay + torch.log1p((self.forget_cap - 1.0) * beta.square())
+        return {"log_decay": log_decay, "beta": beta, "sign": sign}
+
+    def recurrence(
+        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
+    ) -> tuple[Tensor, State]:
+        inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
+        before = mesa.MesaState(state["G"], state["H"], state.get("x"))
+        if self.backend != "torch":
+            o, after = mesa_backends.RECURRENCES[self.backend](inputs, state=before, solver=self.solver_in_use())
+            return o, {"G": after.G, "H": after.H}
+        single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
+        age = self._age(log_decay, state) if by_inverse else {}
+        if single and by_inverse:
+            inverse = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
+            due = age["age"] == 0 if age else torch.zeros(len(q), dtype=torch.bool, device=q.device)
+            o, after = sherman_morrison.decode(**inputs, state=inverse, due=due)
+        else:
+            op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.chunk_size)
+            o, after = op(**inputs, sign=sign, state=before, solver=self.solver_in_use())
+        held = {name: x for name, x in after._asdict().items() if x is not None} | age
+        if by_inverse and not single:
+            held["R"] = sherman_morrison.invert(after.H, self.regularizer)
+        return o, held
+
+    def recurrence_(self, inputs: dict[str, Tensor | None], state: State) -> Tensor:
+        if self.backend != "triton":
+            return super().recurrence_(inputs, state)
+        # The kernel knows positive gates alone, and is not chosen for others.
+        read = {name: x for name, x in inputs.items() if name != "sign"} | {"regularizer": self.regularizer}
+        return mesa_backends.decode_by_triton_(read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
+
+    def _age(self, log_decay: Tensor, state: State) -> State:
+        """`age` [B] int64: the tokens of the document so far, modulo refresh."""
+        if self.refresh is None:
+            return {}
+        position = positions_in_document(state["age"], (log_decay == float("-inf")).all(-1))
+        return {"age": (position[:, -1] + 1) % self.refresh}
+
+    @torch.no_grad()
+    def observe(
+        self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None, spectrum: bool
+    ) -> dict[str, Tensor]:
+        """What the layer does when `forward` runs on the same arguments, by PyTorch's solver, by name, all [B, T, H].
+
+        beta; gamma, with its sign, 0 at a start; regularizer, the mean over K; and the fields of the solver's trace, of
+        which smallest and largest, the extreme eigenvalues of H + Lambda, only with `spectrum`. smallest <= 0 says that
+        H + Lambda is not positive definite, where a solver has no minimum to find.
+        """
+        state = self.init_state(x.shape[0]) if state is None else state
+        inputs, _ = self.recurrence_inputs(x, state, starts=starts)
+        before = mesa.MesaState(state["G"], state["H"], state.get("x"))
+        settings = {"regularizer": self.regularizer, "solver": self.solver_in_use(), "chunk_size": self.chunk_size}
+        with torch.autocast(x.device.type, enabled=False):
+            trace = mesa.trace(**inputs, **settings, state=before, spectrum=spectrum)
+        beta, sign = inputs["beta"], inputs["sign"]
+        gamma = inputs["log_decay"].exp() * (1.0 if sign is None else sign)
+        named = {"beta": beta, "gamma": gamma, "regularizer": self.regularizer.mean(-1).expand_as(beta)}
+        return named | {name: y for name, y in trace._asdict().items() if y is not None}
+
+    def init_recurrent_state(self, batch_size: int) -> State:
+        H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)
+        state = {**super().init_recurrent_state(batch_size), "H": H}
+        if self.solver.initial == "previous_token":
+            state["x"] = self.zeros(batch_size, self.num_heads, self.key_dim)
+        if self.decode == "sherman_morrison":
+            state["R"] = sherman_morrison.invert(H, self.regularizer)
+        if self.refresh is not None:
+            state["age"] = torch.zeros(batch_size, dtype=torch.int64, device=H.device)
+        return state
+
+    def recurrence_state_elements(self) -> int:
+        per_head = self.key_dim**2 * (2 if self.decode == "sherman_morrison" else 1)
+        per_head += self.key_dim if self.solver.initial == "previous_token" else 0
+        return super().recurrence_state_elements() + self.num_heads * per_head + (self.refresh is not None)
+
+    def recurrence_flops_per_token(self) -> float:
+        """The outer products written into G and H, the solve at its maximal steps, and the read-out.
+
+        In place of the solve, Sherman-Morrison has R k, an outer product and R q, and an inversion (2 K^3) when one is due.
+        """
+        K = self.key_dim
+        solve = self.solver.flops(K)
+        if self.decode == "sherman_morrison":
+            solve = 6.0 * K**2 + (0.0 if self.refresh is None else 2.0 * K**3 / self.refresh)
+        return self.num_heads * (2.0 * K * (K + 2 * self.value_dim) + solve)
+
+    def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
+        declared = self.forward_flops_per_token(x.shape[1])
+        if self.decode == "sherman_morrison":
+            return declared
+        steps = self.observe(x, starts=starts, spectrum=False)["steps"]
+        taken, counts = (numbers.tolist() for numbers in steps.unique(return_counts=True))
+        spent = sum(n * self.solver.flops(self.key_dim, used) for used, n in zip(taken, counts, strict=True)) / steps.numel()
+        return declared - self.num_heads * (self.solver.flops(self.key_dim) - spent)
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        super().reset_parameters(generator)
+        # The inverse of the softplus, log(exp(y) - 1), in a form that does not overflow.
+        over = self.settings.regularizer_init - self.settings.regularizer_floor
+        nn.init.constant_(self.regularizer_logit, over + math.log(-math.expm1(-over)))
+
+
+def _sigmoid_where_tanh_is(gamma: float) -> float:
+    """sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start."""
+    return 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
