@@ -32,7 +32,7 @@ STARTS = ("python ", "make ", "pytest ", "pip ", "lrs ", ".venv/bin/python ", ".
 
 
 class Block(NamedTuple):
-    """A fenced block. file: the path that its first line names in a comment, as `# models/retention.py`, or ""."""
+    """A fenced block. file: the path that a comment at its top names, as `# models/retention.py`, or ""."""
 
     page: str
     language: str
@@ -40,7 +40,7 @@ class Block(NamedTuple):
 
     @property
     def file(self) -> str:
-        found = re.match(r"# ([\w.-]+(?:/[\w.-]+)+)(?=\n|,)", self.text)
+        found = re.match(r"(?:# @package _global_\n)?# ([\w.-]+(?:/[\w.-]+)+)(?=\n|,)", self.text)
         return found[1] if found else ""
 
 
@@ -185,7 +185,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
         if file == METRICS:
             table = (root / file).read_text()
             assert table.count("    for metric in (\n") == 1
-            text = table.replace("    for metric in (\n", f"    for metric in (\n{text}")
+            text = table.replace("    for metric in (\n", f"    for metric in (\n{text.rstrip()},\n")
         assert (root / file).exists() == (file == METRICS) and (root / file).parent.is_dir(), file
         (root / file).write_text(text)
     return Checkout(root)
@@ -211,9 +211,9 @@ def test_what_was_added_is_swept_over_values_of_its_own_and_labelled_by_them(ext
     assert extended.arms("corrupted", "nll_by_share") == {"Retention, decay 0.9", "Retention, decay 0.99"}
     shares = pd.read_csv(extended.root / "reports/build/corrupted/nll_by_share.csv")["share"]
     assert set(shares) == {0.1, 0.4}
-    extended.suite(*quick, "task=copying", "model=gla", "task.num_symbols=4,16", "eval=none")
+    extended.suite(*quick, "task=copying", "model=gla", "task.num_symbols=16,64", "eval=none")
     extended.suite("report", "quick")
-    assert extended.arms("quick", "training") == {"GLA, num symbols 4", "GLA, num symbols 16"}
+    assert extended.arms("quick", "training") == {"GLA, num symbols 16", "GLA, num symbols 64"}
 
 
 @pytest.mark.parametrize("path", ["tests/models/test_laws.py", "tests/tasks/test_laws.py"])
