@@ -56,9 +56,9 @@ class MQAR(BlockTask):
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
-        self.vocab_size, self.num_pairs = settings.vocab_size, settings.num_pairs
+        self.vocab_size = settings.vocab_size
         # All training examples of a bounded split: every epoch reads them all, in another order.
-        self._whole_train = DrawnOnce(lambda: self._batch("train", range(settings.num_train)))
+        self._whole_train = DrawnOnce(lambda: [*map(torch.from_numpy, self.drawn("train", range(settings.num_train)))])
 
     def streams(self, split: str) -> tuple[int, ...]:
         return self.settings.num_pairs
@@ -76,21 +76,16 @@ class MQAR(BlockTask):
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
         if split == "train" and self.settings.num_train is not None:
-            whole = self._whole_train()
-            slices = {"num_pairs": [whole.slices["num_pairs"][i] for i in indices]}
-            chosen = torch.as_tensor(indices)
-            return Batch(whole.tokens[chosen], whole.targets[chosen], slices=slices)
-        return self._batch(split, indices)
-
-    def _batch(self, split: str, indices: Sequence[int]) -> Batch:
-        tokens, targets = map(torch.from_numpy, self.drawn(split, indices))
-        return Batch(tokens, targets, slices={"num_pairs": [self.num_pairs[i % len(self.num_pairs)] for i in indices]})
+            tokens, targets = (part[torch.as_tensor(indices)] for part in self._whole_train())
+        else:
+            tokens, targets = map(torch.from_numpy, self.drawn(split, indices))
+        every = self.settings.num_pairs
+        return Batch(tokens, targets, slices={"num_pairs": [every[i % len(every)] for i in indices]})
 
     def draw(self, rng: np.random.Generator, split: str, stream: int) -> Drawn:
         """Tokens and targets [BLOCK, T] of candidates for any split."""
-        num_pairs = stream
+        num_pairs, half = stream, self.vocab_size // 2
         num_slots = self.seq_len // 2 - num_pairs
-        half = self.vocab_size // 2
         keys = 1 + first_smallest_uniform(rng, (BLOCK, half - 1), num_pairs)
         values = half + first_smallest_uniform(rng, (BLOCK, half), num_pairs)
         # The order in which exponential clocks of these rates ring is weighted drawing without replacement.
@@ -116,7 +111,7 @@ class MQAR(BlockTask):
         return batch.tokens.gather(1, (first + 1).clamp(max=self.seq_len - 1))
 
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
-        """accuracy and nll: means over examples of their means over what is asked; overall and by num_pairs."""
+        """accuracy and nll: the mean over examples of each one's mean over its queries; overall and by num_pairs."""
         parts: list[tuple[Tensor, Tensor]] = []
         num_pairs: list[int] = []
         for batch, nll, prediction in scored:
@@ -129,19 +124,16 @@ class MQAR(BlockTask):
         for metric, column in zip(("accuracy", "nll"), zip(*parts, strict=True), strict=True):
             values = torch.cat(column).tolist()
             rows.append(_mean(metric, split, {}, values))
-            for pairs in sorted(set(self.num_pairs)):
-                chosen = [value for value, k in zip(values, num_pairs, strict=True) if k == pairs]
-                if chosen:
-                    rows.append(_mean(metric, split, {"num_pairs": pairs}, chosen))
+            rows += [_mean(metric, split, {"num_pairs": pairs}, chosen) for pairs, chosen in _by(num_pairs, values)]
         return rows
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """By num_pairs: `chance`, any of the values shown, and `reachable_accuracy`, the most that can be expected.
+        """By num_pairs: `chance`, of naming any value of the example, and `reachable_accuracy`, the most that can be expected.
 
-        reach: how many tokens before the query can be seen, None for all; see tasks/synthetic/reachable.py. Counted on the
-        examples of the split (the first BLOCK of each K for "train").
+        reach: how many tokens before the query can be seen, None for all; see tasks/synthetic/reachable.py. Both are counted
+        on the examples of the split (the first BLOCK of each K for "train").
         """
-        indices = range(self.num_examples(split) or BLOCK * len(self.num_pairs))
+        indices = range(self.num_examples(split) or BLOCK * len(self.settings.num_pairs))
         batch = self.batch(split, indices)
         best = reachable(
             batch,
@@ -151,11 +143,9 @@ class MQAR(BlockTask):
             reach=self.seq_len if reach is None else reach,
         )
         rows = []
-        for pairs in sorted(set(self.num_pairs)):
-            chosen = [value for value, k in zip(best, batch.slices["num_pairs"], strict=True) if k == pairs]
-            if chosen:
-                rows.append(Measurement("chance", 1 / pairs, split, {"num_pairs": pairs}, len(chosen)))
-                rows.append(_mean("reachable_accuracy", split, {"num_pairs": pairs}, chosen))
+        for pairs, chosen in _by(batch.slices["num_pairs"], best):
+            rows.append(Measurement("chance", 1 / pairs, split, {"num_pairs": pairs}, len(chosen)))
+            rows.append(_mean("reachable_accuracy", split, {"num_pairs": pairs}, chosen))
         return rows
 
 
@@ -165,6 +155,12 @@ def _lists(half: int, pairs: int) -> np.ndarray:
     lists = np.empty((len(keys), len(values), pairs, 2), dtype=np.int64)
     lists[..., 0], lists[..., 1] = keys[:, None], values
     return lists.reshape(-1, 2 * pairs)
+
+
+def _by(num_pairs: Sequence[int], values: Sequence[float]) -> list[tuple[int, list[float]]]:
+    """The values of the examples of each number of pairs."""
+    both = list(zip(num_pairs, values, strict=True))
+    return [(pairs, [value for k, value in both if k == pairs]) for pairs in sorted(set(num_pairs))]
 
 
 def _mean(metric: str, split: str, place: dict[str, int | float | str], examples: Sequence[float]) -> Measurement:

@@ -1,4 +1,4 @@
-"""Parity: at every bit, whether the ones so far are odd (state tracking; MesaNet, arXiv 2506.05233, App. I and Fig. 8)."""
+"""Parity: is the number of ones so far odd? Asked at every bit (state tracking; MesaNet, arXiv 2506.05233, App. I, Fig. 8)."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Parity(BlockTask):
     """BEGIN, then uniform random bits; the target at every token is the parity of the bits so far, itself included.
 
     BEGIN, where none has come, asks for 0: a state that is turned by bits has to be written once, and BEGIN says when.
-    Training and validation examples have seq_len tokens. Those of the test split have test_seq_len: what is asked there
-    beyond seq_len can only be answered by a rule that was learnt on shorter sequences.
+    Training and validation examples have seq_len tokens, test examples test_seq_len: what is asked there beyond seq_len
+    can only be answered by a rule that was learnt on shorter sequences.
 
-    A stream is one of a length. A hash of the first seq_len tokens says to which split an example belongs. Where these are
-    few it is a hash of all bits but the first.
+    A stream is numbered by the length of its examples. A hash of the first seq_len tokens says to which split an example
+    belongs; where few such beginnings exist, a hash of all their bits but the first.
     """
 
     class Settings(BlockTask.Settings, kw_only=True):

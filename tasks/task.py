@@ -74,7 +74,7 @@ class Measurement:
 
 
 class Scored(NamedTuple):
-    """What a model made of a batch; both meaningless where nothing is asked.
+    """What a model made of a batch; loss and prediction are meaningless where nothing is asked.
 
     loss: [B, T], the nll in nats, or the squared error. prediction: [B, T], the argmax, or [B, T, output_dim].
     """
@@ -138,11 +138,11 @@ class Task(ABC):
 
     type: ClassVar[str]
     version: int  # raised when the task's numbers change; part of a run's identity
-    vocab_size: int  # of a task of ids; one of vectors says its `interface`
+    vocab_size: int  # of a task of ids; a task of vectors overrides `interface`
     seq_len: int
     splits: tuple[str, ...]  # "train" and "validation", and "test" where hyper-parameters are chosen on validation
     tokenizer: Tokenizer | None = None  # with which a prompt or a benchmark is read; None for a task without text
-    trains: bool = True  # whether there is anything to learn, so that no training at all makes no sense
+    trains: bool = True  # whether there is anything to learn; if not, a run may have no training step
     measures_positions: bool = False  # whether `measure_positions` has anything to add to `measure`
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
@@ -150,20 +150,20 @@ class Task(ABC):
 
     @property
     def interface(self) -> Tokens | Vectors:
-        """What goes in and what is asked: it decides which face of the backbone learns the task."""
+        """Whether ids or vectors go in and are asked; it decides which face of the backbone learns the task."""
         return Tokens(self.vocab_size)
 
     @property
     def guessing_loss(self) -> float:
-        """The mean loss of answers that know nothing."""
+        """The mean loss of a model that has learnt nothing: every id equally likely, or a prediction of 0."""
         return math.log(self.vocab_size)
 
     def check(self) -> None:
-        """Raises ValueError for settings of which only drawing shows that they permit no example. Any seed tells."""
+        """Raises ValueError where a split has no example, which only drawing shows; the answer is the same for every seed."""
         return
 
     def prepare(self) -> None:
-        """Keeps what it would cost to make the examples again; called once the request is accepted, by any number of runs."""
+        """Keeps what is expensive to make again, such as a tokenised text. Called when a request is accepted, by every run."""
         return
 
     @abstractmethod
@@ -175,7 +175,7 @@ class Task(ABC):
         """The examples at these indices."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty where the settings say it all."""
+        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty for examples that are drawn."""
         return ""
 
     def resized(self, *, seq_len: int, examples: int) -> Self | None:
@@ -199,5 +199,5 @@ class Task(ABC):
         return None
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """What is known without training: floors, chance, and the most that a model can reach that sees `reach` tokens back."""
+        """What is known without training: floors, chance, and the best score of a model that sees `reach` tokens back."""
         return []

@@ -6,11 +6,11 @@ import platform
 
 import torch
 
+from conf.groups import CONF, options
 from models.backends import BACKENDS, obstacle
 from suite.machine.devices import count_cores, select_device
 from suite.machine.environment import git_commit, package_versions
 from suite.machine.probes import probe_all
-from suite.request.overrides import CONF, options
 
 SYSTEMS = {"Linux": "supported", "Darwin": "supported on its CPU, though tested on Linux alone"}
 NEEDED = ("torch", "numpy", "hydra-core", "pandas", "matplotlib", "lm-eval", "tokenizers", "safetensors")

@@ -19,10 +19,11 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.groups import CONF, groups, options
 from conf.settings import RequestError, Settings, fields, flat, home, near, text
 from models.build import Size, read_model
 from suite.compute.settings import Compute, Train
-from suite.request.overrides import CONF, Assignment, assignment, groups, options
+from suite.request.overrides import Assignment, assignment
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
 from tasks.build import read_task
 from tasks.language.task import DataSettings

@@ -16,7 +16,7 @@ from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, be
 from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.language.ngram import trigram_bits, unigram_bits
 from tasks.language.tokenizer import load_tokenizer
-from tasks.language.tokens import load_tokens
+from tasks.language.tokens import StoredTokens, load_tokens
 from tasks.positions import position_bands
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, Tokenizer
 
@@ -26,8 +26,8 @@ TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from th
 class DataSettings(conf.settings.Settings, kw_only=True):
     """A text, and how it becomes ids.
 
-    path: files, see tasks.language.text_files; None for the documentation of the installed Python. tokenizer: a tokenizer.json;
-    None for bytes. validation_fraction: of the characters. cache: a folder.
+    path: files, see `matching_files`; None for the documentation of the installed Python. tokenizer: a tokenizer.json; None
+    for bytes. validation_fraction: the share of the characters that is held out. cache: a folder.
     """
 
     name: Annotated[Name, OUTSIDE]
@@ -54,7 +54,6 @@ class Language(Task):
     Example i of a split predicts the i-th run s from [BOS, s_0, ..., s_{T-2}]: every position 0 to T-1 has a target,
     and no target is lost between examples. Predicting BOS isn't asked (IGNORE).
 
-    data: see `DataSettings`.
     reset_at_bos: whether the state is reset at BOS, so that no document sees the one before it.
     max_validation_examples: how many runs of the held-out text are scored, spread evenly over it; None for all.
     seed: has no effect; the order of examples belongs to the training loop.
@@ -100,7 +99,7 @@ class Language(Task):
     def _read_settings(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
         self.tokenizer = load_tokenizer(settings.data.tokenizer)
-        self.vocab_size, self.reset_at_bos = self.tokenizer.vocab_size, settings.reset_at_bos
+        self.vocab_size = self.tokenizer.vocab_size
 
     def prepare(self) -> None:
         for tokens in self._tokens.values():
@@ -114,14 +113,14 @@ class Language(Task):
         begin = np.full((len(runs), 1), self.tokenizer.bos)
         tokens = torch.from_numpy(np.concatenate([begin, runs[:, :-1]], axis=1))
         targets = torch.from_numpy(np.where(runs == self.tokenizer.bos, IGNORE, runs))
-        return Batch(tokens, targets, starts=tokens == self.tokenizer.bos if self.reset_at_bos else None)
+        return Batch(tokens, targets, starts=tokens == self.tokenizer.bos if self.settings.reset_at_bos else None)
 
     def _records(self, split: str, indices: Sequence[int] | slice) -> np.ndarray:
         """The runs of these examples [B, T], as records of an id and the bytes that it covers."""
         return self._tokens[split].records.runs(self._runs[split][indices] * self.seq_len, self.seq_len)
 
     def groups(self, split: str) -> tuple[int, ...]:
-        """The document of every example, counted from the beginning of the split: that of most of its tokens, or the earlier."""
+        """The document to which most tokens of an example belong, the earlier of two with as many; documents are counted."""
         boundaries = np.flatnonzero(self._tokens[split].records["id"] == self.tokenizer.bos)
         places = self._runs[split][:, None] * self.seq_len + np.arange(self.seq_len)
         documents = np.searchsorted(boundaries, places)
@@ -135,14 +134,14 @@ class Language(Task):
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def resized(self, *, seq_len: int, examples: int) -> Language:
-        other = self.settings.replace({"seq_len": seq_len, "max_validation_examples": examples})
-        sibling = _built(other, self.seed)
-        if sibling.fingerprint() != self.fingerprint():
+        fingerprint, changes = self.fingerprint(), {"seq_len": seq_len, "max_validation_examples": examples}
+        sibling = _built(self.settings.replace(changes), self.seed)
+        if sibling.fingerprint() != fingerprint:
             raise ValueError(f"data={self.settings.data.name}: its text has changed since the run was planned")
         return sibling
 
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
-        """nll and perplexity per token, and bits_per_byte: all nats over ln 2 over the UTF-8 bytes that they predict."""
+        """nll and perplexity per token, and bits_per_byte: the sum of all nll in bits over the UTF-8 bytes that are predicted."""
         nll, asked = _gather(scored)
         num_bytes = int(self._records(split, slice(len(nll)))["num_bytes"].sum())
         count, nats = int(asked.sum()), float(nll.sum())
@@ -204,27 +203,23 @@ class Language(Task):
 class WithoutText(Language):
     """The language task of a trained model whose text is not here, for what needs its tokenizer alone.
 
-    reason: what whoever asks for an example is told, in a ValueError.
+    reason: the message of the ValueError that asking for an example raises.
     """
 
     def __init__(self, settings: Language.Settings, *, reason: str) -> None:
         self._read_settings(settings, seed=0)
         self.reason = reason
 
-    def num_examples(self, split: str) -> int:
-        raise ValueError(self.reason)
-
-    def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        raise ValueError(self.reason)
-
-    def fingerprint(self) -> str:
-        raise ValueError(self.reason)
-
-    def resized(self, *, seq_len: int, examples: int) -> Language:
-        raise ValueError(self.reason)
-
     def prepare(self) -> None:
-        pass
+        return
+
+    @property
+    def _tokens(self) -> dict[str, StoredTokens]:
+        raise ValueError(self.reason)
+
+    @property
+    def _runs(self) -> dict[str, np.ndarray]:
+        raise ValueError(self.reason)
 
 
 @functools.cache

@@ -130,7 +130,10 @@ class FileTokenizer(Tokenizer):
         return aligned
 
     def _given_back(self, text: str, ids: list[int], spans: list[tuple[int, int]]) -> np.ndarray:
-        """Bytes [N] of what ids cover if it is what they decode to, counted at the first of those that share a character."""
+        """Bytes [N] that each id is credited with: of its span of the text, if the id decodes to just that span.
+
+        Ids that share a character are taken together, and their bytes counted at the first.
+        """
         num_bytes = np.zeros(len(ids), dtype=np.int64)
         # Some decoders leave out a space in front of all, so that something has to stand there.
         front, known, first, end = self._backend.decode(ids[:1], skip_special_tokens=False), {}, 0, 0
@@ -148,7 +151,7 @@ class FileTokenizer(Tokenizer):
 
 
 def _covered(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """UTF-8 bytes from the end of the token before to the end of each [N]; the last one takes what is left."""
+    """The UTF-8 bytes from the end of the previous token to the end of each token [N]; the last token takes the rest."""
     if not offsets:
         return np.zeros(0, dtype=np.int64)
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)

@@ -1,1 +1,1 @@
-"""What the synthetic tasks share: examples in blocks, splits by a hash, drawing, and the best answers that there are."""
+"""What synthetic tasks share: examples in blocks, splits by a hash, drawing without replacement, the best possible answers."""

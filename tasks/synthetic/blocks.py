@@ -1,4 +1,4 @@
-"""What the synthetic tasks share: examples drawn in blocks, each block a pure function of its number."""
+"""A base for synthetic tasks: examples are drawn in blocks, each block a pure function of its number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tasks.synthetic.splits import TINY, belongs, belongs_of
 from tasks.task import Batch, Task
 
 BLOCK = 256  # examples drawn at once
-MAX_BARREN = 100  # blocks of candidates without one for the split, until it is clear that there is none
+MAX_BARREN = 100  # blocks of candidates without one for the split, after which there is taken to be none
 
 Drawn = tuple[np.ndarray, ...]
 """Examples in as many arrays as the task likes, e.g. tokens and targets, each [N, ...]."""
@@ -59,12 +59,12 @@ class BlockTask(Task):
             def measure(self, split, scored): ...
             def references(self, split, *, reach): ...
 
-    Without more, every split draws from a stream of its own. Where examples are so few that two streams would have some in
-    common, `streams`, `marks` and `space` let all splits share a stream and a hash of each example say to which split it
-    belongs, under any seed; tasks/parity.py has all three. tests/tasks/test_laws.py then tests the task without a new test.
+    By default every split draws from a stream of its own. Discrete examples can coincide in two streams: then `streams`,
+    `marks` and `space` let all splits share a stream, and a hash of each example says to which split it belongs, under any
+    seed; tasks/parity.py has all three. tests/tasks/test_laws.py tests the new task without a new test.
 
     A stream is a Philox generator keyed by (seed, stream) and counted by the block.
-    version: one more than the class says where the examples of a stream are at most TINY, since their hash is another one.
+    version: one more than the class says where a stream has at most TINY different examples, since another hash deals them out.
     """
 
     class Settings(Task.Settings, kw_only=True):
@@ -162,7 +162,7 @@ class BlockTask(Task):
 
 
 class DrawnOnce:
-    """What is drawn when it is first asked for, and once, however many threads ask."""
+    """Draws when it is first called, and only once, however many threads call."""
 
     def __init__(self, draw: Callable[[], Any]) -> None:
         self._draw, self._lock, self._drawn = draw, threading.Lock(), None

@@ -1,4 +1,4 @@
-"""What can be expected of recall (tasks/mqar.py) when only so many tokens before a query are seen: Bayes' answer to it."""
+"""The best expected accuracy in recall (tasks/mqar.py) of a model that sees a limited number of tokens before each query."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tasks.task import IGNORE, Batch
 Draws = tuple[np.ndarray, np.ndarray]
 """Every order in which slots may be drawn: which pair each slot asks, -1 for none [N, slots], and how likely it is [N]."""
 MOST_DRAWS = 2**14
-"""Above so many, a query is told more than it can see, see `_chance_of_last_in`."""
+"""Above this number of orders the answer may use more than is in sight, see `_chance_of_last_in`."""
 LAGUERRE = np.polynomial.laguerre.laggauss(64)
 
 
@@ -22,8 +22,8 @@ def reachable(batch: Batch, *, vocab_size: int, weights: np.ndarray, fill: float
     """Per example the expected accuracy of the best answers that use only the `reach` tokens before each query.
 
     weights: of the first slots in the draw, as many as any example has. fill: how likely a place that asks nothing holds
-    a given key. 1 where the pair's key is in sight. Else any value that is not in sight is as likely as another; but where
-    the oldest token in sight is a value without its key, that value is as likely as its pair is the one that is asked.
+    a given key. A query whose pair is in sight is answered with certainty. Otherwise all values out of sight are equally
+    likely, except where the oldest token in sight is a value whose key is not: it is right if its pair is the one asked.
     """
     best = []
     for tokens, targets, pairs in zip(batch.tokens.numpy(), batch.targets.numpy(), batch.slices["num_pairs"], strict=True):
@@ -73,7 +73,7 @@ def _draws(weights: tuple[float, ...], pairs: int) -> Draws:
 
 
 def _chance_of_last_in(taken: Sequence[int], slot: int, weights: np.ndarray) -> float:
-    """The same for one that is told which slots the hidden pairs take, later ones too, but not their order: no less right."""
+    """An upper bound of `_chance_of_last`, for one who knows which slots the hidden pairs take, but not in which order."""
     others = [i for i in taken if i != slot]
     return float(weights[slot] / (weights.sum() - weights[others].sum()) * _first(others, weights) / _first(taken, weights))
 

@@ -1,4 +1,4 @@
-"""To which split an example of a synthetic task belongs: a hash of what it is says so, under any seed."""
+"""The split to which an example of a synthetic task belongs: a hash of the example decides, under any seed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 
 SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
 
-# Up to so many possible examples they are dealt out one by one: `belongs` would favour some (of the values of a single pair it
-# gives whole ones to one split).
+# Where no more examples than this are possible, each is assigned to a split on its own: the hash of `belongs` is too weak there.
+# Among examples of a single pair, for instance, it gives all that have one value to one split.
 TINY = 2**16
 
 
@@ -25,7 +25,7 @@ def _quarter(numbers: np.ndarray) -> np.ndarray:
 
 
 def belongs_of(space: np.ndarray) -> Callable[[np.ndarray, str], np.ndarray]:
-    """`belongs` for examples of which there are no more than these [S, M]: each quarter holds a quarter of them."""
+    """`belongs` for a space of few examples, all of them listed [S, M]: each quarter holds a quarter of the list."""
     # Where a quarter begins, by the hash; a space of fewer than four examples leaves quarters empty.
     ordered = np.append(np.sort(_mixed(space)), np.uint64(2**64 - 1))
     cuts = ordered[[-(-len(space) * quarter // 4) for quarter in (1, 2, 3)]]

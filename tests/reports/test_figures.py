@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from conf.groups import options
 from reports import benchmarks, figures, tables
 from reports.parts import Frames, NoData, load_frames
 from reports.style import SPARE_COLORS, STYLES, plain, style_of
-from suite.request.overrides import options
 
 DOCUMENTS = 50
 POSITION = {"metric": "nll", "split": "validation", "baseline": "transformer", "zoom_without": ["swa4"]}

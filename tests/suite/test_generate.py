@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_store import unsealed
 
 import suite
 from models.backbone.generation import generate
 from suite.cli import main
 from suite.request.identity import identity, run_id
 from suite.saved import saved_run, trained_ids
+from tests.suite.store.old_store import unsealed
 
 TINY = ("size.d_model=16", "size.num_blocks=1", "size.num_heads=2", "size.head_dim=8", "size.mlp_dim=16", "eval=none")
 STEPS = ("train.steps=2", "train.warmup_steps=1", "train.batch_size=4", "compute.jobs=1")

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from conf.settings import RequestError
 from suite.plan import plan, task_of
-from suite.request.overrides import RequestError
 from suite.saved import saved_task
 
 
@@ -20,6 +20,6 @@ def test_a_run_on_few_examples_has_another_name_and_no_other_run_has():
 
 def test_weights_trained_on_other_splits_are_not_scored():
     (run,) = plan(["model=gla", "task=parity", "task.seq_len=8", "task.test_seq_len=8", "eval=none"])
-    old = replace(run, config={**run.config, "task": {**run.config["task"], "version": 1}})
+    old = replace(run, config={**run.config, "task": {**run.config.task, "version": 1}})
     with pytest.raises(RequestError, match="older version of parity"):
         saved_task(old)

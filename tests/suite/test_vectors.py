@@ -137,16 +137,16 @@ def test_the_op_equals_ridge_regression_in_float64(tmp_path):
     task = task_of(run.config)
     batch = task.batch("test", range(8))
     double = Batch(batch.tokens.double(), batch.targets.double())
-    solver = build_solver({**run.config["model"]["mixer"]["solver"], "tolerance": 1e-12})
+    solver = build_solver({**run.config.model["mixer"]["solver"], "tolerance": 1e-12})
     answers = op_answers(task, double, decay=1.0, regularizer=task.regularizer, restarts_told=True, solver=solver, chunk_size=4)
     assert (answers - task.ridge(double)).abs().max() < 1e-6
 
 
 def test_a_model_without_the_layer_has_no_such_stage(tmp_path):
     (run,) = plan(request_of("gla", tmp_path, "eval.stages=[cost,test,least_squares]"))
-    assert [evaluation.name for evaluation in run.evaluations] == ["cost", "test"]
+    assert [evaluation.name for evaluation in run.stages] == ["cost", "test"]
     (run,) = plan(["model=mesanet", "task=mqar", "eval.stages=[test,least_squares]"])
-    assert [evaluation.name for evaluation in run.evaluations] == ["test"]
+    assert [evaluation.name for evaluation in run.stages] == ["test"]
 
 
 def test_a_wrong_value_is_one_line(tmp_path, capsys):

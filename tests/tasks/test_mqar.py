@@ -44,7 +44,7 @@ def test_an_example_is_what_the_task_says(random_non_queries):
     made = task(random_non_queries=random_non_queries)
     for index in range(30):
         tokens, targets = made.example("train", index)
-        pairs = made.num_pairs[index % 3]
+        pairs = made.settings.num_pairs[index % 3]
         keys, shown = tokens[0 : 2 * pairs : 2], tokens[1 : 2 * pairs : 2]
         assert len(set(keys)) == len(set(shown)) == pairs
         assert keys.min() >= 1 and keys.max() < 32 <= shown.min() and shown.max() < 64
@@ -244,4 +244,4 @@ def test_a_batch_is_its_examples():
     batch = made.batch("train", indices)
     for tokens, targets, index in zip(batch.tokens.numpy(), batch.targets.numpy(), indices, strict=True):
         assert all(map(np.array_equal, (tokens, targets), made.example("train", index)))
-    assert batch.slices["num_pairs"] == [made.num_pairs[index % 3] for index in indices]
+    assert batch.slices["num_pairs"] == [made.settings.num_pairs[index % 3] for index in indices]

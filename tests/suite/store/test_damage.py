@@ -15,20 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from old_store import unsealed
-from test_train import numbers, weights
 
 from suite.cli import main
 from suite.compute.optimization import build_optimizer
 from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
 from suite.running.execute import Command, execute_all
-from suite.running.train import new_model
+from suite.saved import new_model
 from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import RunDirectory, as_json
 from tasks.files import machine
+from tests.suite.conftest import ROOT
+from tests.suite.running.test_train import numbers, weights
+from tests.suite.store.old_store import unsealed
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
     "model=gated_deltanet",
     "task=mqar",
@@ -314,7 +314,7 @@ def test_a_header_that_lost_its_own_name_is_no_old_checkpoint(store, finished, c
     (folder(store) / "train.json").unlink()
     directory, told = RunDirectory(store, run.run_id), []
     model = new_model(run, torch.device("cpu"))
-    optimizer = build_optimizer(model, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
     save_checkpoint(directory, model, optimizer, Progress(5, 1.0, 1.0, 3.0, (3.0,)))
     (path,) = directory.checkpoints.glob("step-*")
     path.write_bytes(path.read_bytes().replace(b'"about"', b'"abouu"'))

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import suite
+from conf.settings import RequestError
 from suite.cli import main
 from suite.evaluation.stages import evaluate
 from suite.evaluation.studies import efficiency, prompts, workloads
@@ -27,9 +28,8 @@ from suite.evaluation.studies.workloads import (
     whole_training_step,
 )
 from suite.plan import Run, plan, task_of
-from suite.request.overrides import RequestError
 from suite.results import load_results
-from suite.running.train import new_model
+from suite.saved import new_model
 
 CPU = torch.device("cpu")
 TINY = (
@@ -126,7 +126,7 @@ def test_another_task_has_no_such_stage():
 
 def test_empty_lists_ask_for_nothing():
     run = run_of("gla", "eval.timed_lengths=[16]", "eval.prompt_lengths=[]")
-    assert [json.loads(stage.settings)["part"] for stage in run.evaluations] == ["layer", "model"]
+    assert [json.loads(stage.settings)["part"] for stage in run.stages] == ["layer", "model"]
 
 
 def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.MonkeyPatch):
@@ -136,7 +136,7 @@ def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.
     monkeypatch.setitem(efficiency.PARTS["layer"], "layer forward", too_large)
     run = run_of("gla")
     cell = cell_of(run)
-    (stage, *_) = run.evaluations
+    (stage, *_) = run.stages
     rows = evaluate(stage, cell.model, cell.subject.task, run.config, batch_size=1, device=CPU)
     by_work = {work: {row.metric for row in rows if row.slice["work"] == work} for work in efficiency.PARTS["layer"]}
     assert by_work["layer forward"] == {"out_of_memory"} and set(TIMED) <= by_work["layer forward + backward"]
@@ -198,7 +198,7 @@ def test_the_study_leaves_the_model_as_it_was():
     run = run_of("hawk_mesa", "eval.timed_lengths=[16]", "eval.prompt_lengths=[8]", "eval.decode_batch_sizes=[2]")
     cell = cell_of(run)
     before = {name: x.clone() for name, x in cell.model.state_dict().items()}
-    for stage in run.evaluations:
+    for stage in run.stages:
         evaluate(stage, cell.model, cell.subject.task, run.config, batch_size=1, device=CPU)
     after = cell.model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
@@ -305,7 +305,7 @@ def test_a_gpu_has_a_peak_of_memory_and_decodes_by_a_graph():
     run = run_of("gla", "backend=torch", "compute.device=cuda")
     device = torch.device("cuda")
     model, task = new_model(run, device).eval(), task_of(run.config)
-    rows = [row for stage in run.evaluations for row in evaluate(stage, model, task, run.config, batch_size=1, device=device)]
+    rows = [row for stage in run.stages for row in evaluate(stage, model, task, run.config, batch_size=1, device=device)]
     works = {row.slice["work"] for row in rows if row.metric == "latency_ms"}
     assert works == {work for part in efficiency.PARTS.values() for work in part}
     peaks = [row.value for row in rows if row.metric == "peak_memory_bytes"]

@@ -16,14 +16,14 @@ import warnings
 from pathlib import Path
 
 import pytest
-from test_train import numbers
 
 from suite.cli import main
 from suite.results import load_curves, load_results, load_runs
+from tests.suite.conftest import ROOT
+from tests.suite.running.test_train import numbers
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "size.d_model=16",
     "size.num_blocks=1",

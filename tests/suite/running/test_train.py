@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 from suite.cli import main
 from suite.compute.optimization import build_optimizer, example_indices, learning_rate
 from suite.plan import plan
-from suite.running.train import new_model
+from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import RunDirectory
+from tests.suite.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 TIMES = {"train_seconds", "tokens_per_second", "overhead"}
 
@@ -71,7 +71,7 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     (run,) = plan(small)
     directory, told = RunDirectory(tmp_path, run.run_id), []
     model = new_model(run, CPU)
-    optimizer = build_optimizer(model, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
     model(torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
     for step in (1, 2, 3):
         optimizer.step()
@@ -82,7 +82,7 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     ]
     last = directory.checkpoints / "step-000000003.safetensors"
     fresh = new_model(run, CPU)
-    again = build_optimizer(fresh, run.config["train"])
+    again = build_optimizer(fresh, run.config.train)
     assert load_checkpoint(directory, fresh, again, told.append) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     for parameter, twin in zip(model.parameters(), fresh.parameters(), strict=True):
@@ -197,11 +197,11 @@ def test_a_missing_stage_is_run_again_alone(small, tmp_path):
 
 
 def test_learning_rate_warms_up_and_ends_at_its_fraction():
-    train = {"lr": 1.0, "warmup_steps": 4, "steps": 104, "final_lr_fraction": 0.1}
+    train = plan([])[0].config.train.replace({"lr": 1.0, "warmup_steps": 4, "steps": 104, "final_lr_fraction": 0.1})
     assert [learning_rate(step, train) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert learning_rate(4, train) == 1.0 and math.isclose(learning_rate(54, train), 0.55)
     assert learning_rate(103, train) < 0.11
-    assert learning_rate(0, train | {"warmup_steps": 0}) == 1.0
+    assert learning_rate(0, train.replace({"warmup_steps": 0})) == 1.0
 
 
 def test_the_order_of_examples_is_a_permutation_every_epoch():
@@ -214,7 +214,7 @@ def test_the_order_of_examples_is_a_permutation_every_epoch():
 def test_weight_decay_falls_on_linear_maps_alone(small):
     (run,) = plan(["model=mesanet", *small[1:]])
     model = new_model(run, CPU)
-    optimizer = build_optimizer(model, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
     names = {parameter: name for name, parameter in model.named_parameters()}
     decayed, free = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
     assert decayed | free == set(names.values()) and not decayed & free

@@ -108,7 +108,7 @@ def test_recall_of_before_keeps_its_name_and_gets_the_key_added_since():
     old = copy.deepcopy(run.config)
     del old["task"]["num_train"]
     assert run_id(identity(old, data_fingerprint=run.data_fingerprint)) == run.run_id
-    assert with_neutral(old)["task"] == run.config["task"]
+    assert with_neutral(old)["task"] == run.config.task
     (bounded,) = plan(["model=gla", "task=mqar", "task.num_train=100"])
     assert bounded.run_id != run.run_id and with_neutral(bounded.config) == bounded.config
 
@@ -124,7 +124,7 @@ def test_a_mesa_of_before_keeps_its_name_and_gets_the_keys_added_since(name):
     for key in ("initial", "gradient"):
         del mixer["solver"][key]
     assert run_id(identity(old, data_fingerprint=run.data_fingerprint)) == run.run_id == PINNED_MESA[name]
-    assert with_neutral(old)["model"] == run.config["model"]
+    assert with_neutral(old)["model"] == run.config.model
     other = copy.deepcopy(run.config)
     other["model"][old["model"]["pattern"][-1]]["solver"]["initial"] = "query"
     assert with_neutral(other) == other and run_id(identity(other, data_fingerprint=run.data_fingerprint)) != run.run_id

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from suite import code_state
+from tests.suite.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RUN = {"model": {"pattern": ["mixer"], "mixer": {"type": "deltanet.DeltaNet"}}, "task": {"type": "mqar.MQAR"}, "backend": "torch"}
 SCRIPT = """import json, sys
 from suite.store.code_state import code_state

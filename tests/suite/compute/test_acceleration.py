@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import weakref
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -15,23 +16,28 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import suite.compute.scoring
 import suite.compute.step
+from conf.settings import RequestError
 from models.backbone import Block
-from suite import pool
 from suite.cli import main
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, set_learning_rate
 from suite.compute.scoring import PLACES_MULTIPLE, loss, training_inputs
+from suite.compute.settings import Compute
 from suite.compute.step import CapturedStep, EagerStep
 from suite.plan import Run, plan, task_of
-from suite.request.overrides import RequestError
+from suite.request.compose import compose_one
+from suite.running import pool
 from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
-from suite.running.train import batches, new_model
+from suite.running.train import batches
+from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import RunDirectory
 from tasks.task import IGNORE, Batch
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-PLAIN = {"compile": False, "activation_checkpointing": "none", "cuda_graph": False, "prefetch": 0}
+PLAIN = compose_one([]).compute.replace(
+    {"compile": False, "activation_checkpointing": "none", "cuda_graph": False, "prefetch": 0}
+)
 
 
 def make_run(model: str, *overrides: str) -> Run:
@@ -39,14 +45,14 @@ def make_run(model: str, *overrides: str) -> Run:
     return run
 
 
-def trained(run: Run, device: torch.device, compute: dict, steps: int, *, flops: float = 0.0) -> tuple[list, list]:
+def trained(run: Run, device: torch.device, compute: Compute, steps: int, *, flops: float = 0.0) -> tuple[list, list]:
     """Loss and norm of some steps, and the weights after them."""
     model = new_model(run, device)
-    optimizer = build_optimizer(model, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
     accelerate(model, compute)
-    step = training_step(model, optimizer, run.config["train"], compute, flops=flops)
+    step = training_step(model, optimizer, run.config.train, compute, flops=flops)
     numbers = []
-    for inputs in batches(run, task_of(run.config), range(steps), device=device):
+    for inputs in batches(replace(run, compute=compute), task_of(run.config), range(steps), device=device):
         set_learning_rate(optimizer, 1e-3)
         numbers.append(step(inputs).clone())
     return torch.stack(numbers).tolist(), [x.detach().cpu() for x in model.parameters()]
@@ -57,7 +63,7 @@ def test_what_draws_for_every_batch_is_not_compiled(monkeypatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda form, **settings: ("compiled", form))
     for overrides, is_compiled in (((), True), (("model.mixer.random_steps=5",), False)):
         model = new_model(make_run("mesanet", *overrides), CPU)
-        accelerate(model, PLAIN | {"compile": True})
+        accelerate(model, PLAIN.replace({"compile": True}))
         forms = model.training_forms
         assert forms.embed[0] == forms.finish[0] == "compiled"
         assert {output == ("compiled", Block.output) for output in forms.outputs} == {is_compiled}
@@ -70,7 +76,7 @@ def test_blocks_of_one_shape_share_one_compilation_without_a_break(checkpointing
     names, plain = list(model.state_dict()), copy.deepcopy(model)
     counter = CompileCounterWithBackend("aot_eager")
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counter, fullgraph=True))
-    accelerate(model, PLAIN | {"compile": True, "activation_checkpointing": checkpointing})
+    accelerate(model, PLAIN.replace({"compile": True, "activation_checkpointing": checkpointing}))
     assert list(model.state_dict()) == names
     inputs = training_inputs(task_of(run.config).batch("train", range(4)))
     pairs = []
@@ -93,12 +99,12 @@ def test_what_training_computes_is_what_the_model_computes() -> None:
 
 def test_checkpointing_recomputes_and_changes_no_number() -> None:
     run = make_run("gated_deltanet", "size.num_blocks=2")
-    plain, checkpointed = (trained(run, CPU, PLAIN | {"activation_checkpointing": kind}, 2) for kind in ("none", "blocks"))
+    plain, checkpointed = (trained(run, CPU, PLAIN.replace({"activation_checkpointing": kind}), 2) for kind in ("none", "blocks"))
     assert plain[0] == checkpointed[0] and all(map(torch.equal, plain[1], checkpointed[1]))
     calls = []
     model = new_model(run, CPU)
     model.blocks[0].mixer.register_forward_hook(lambda *_: calls.append(1))
-    accelerate(model, PLAIN | {"activation_checkpointing": "blocks"})
+    accelerate(model, PLAIN.replace({"activation_checkpointing": "blocks"}))
     loss(model, training_inputs(task_of(run.config).batch("train", range(2)))).backward()
     assert len(calls) == 2
 
@@ -107,11 +113,11 @@ def test_a_graph_that_cannot_be_is_refused() -> None:
     for overrides, message in ((("random_steps=3",), "random_steps"), ((), "permitted on a CPU are auto and false")):
         run = make_run("mesanet", *(f"model.mixer.{each}" for each in overrides))
         model = new_model(run, CPU)
-        optimizer = build_optimizer(model, run.config["train"])
-        step = partial(training_step, model, optimizer, run.config["train"], flops=0.0)
+        optimizer = build_optimizer(model, run.config.train)
+        step = partial(training_step, model, optimizer, run.config.train, flops=0.0)
         with pytest.raises(ValueError, match=message):
-            step(PLAIN | {"cuda_graph": True})
-        assert isinstance(step(PLAIN | {"cuda_graph": "auto"}), EagerStep)
+            step(PLAIN.replace({"cuda_graph": True}))
+        assert isinstance(step(PLAIN.replace({"cuda_graph": "auto"})), EagerStep)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +144,7 @@ def test_an_accelerated_model_goes_with_its_last_name(accelerated, monkeypatch) 
     gc.disable()
     try:
         model = new_model(run, CPU)
-        accelerate(model, PLAIN | accelerated)
+        accelerate(model, PLAIN.replace(accelerated))
         loss(model, inputs).backward()
         held = weakref.ref(model.blocks[0])
         del model
@@ -208,8 +214,8 @@ def test_workers_share_the_devices_that_there_are(visible, expected, monkeypatch
 def test_auto_captures_small_steps_that_are_all_alike() -> None:
     def kind(run: Run, flops: float) -> type:
         model = new_model(run, GPU)
-        compute = PLAIN | {"cuda_graph": "auto"}
-        return type(training_step(model, build_optimizer(model, run.config["train"]), run.config["train"], compute, flops=flops))
+        compute = PLAIN.replace({"cuda_graph": "auto"})
+        return type(training_step(model, build_optimizer(model, run.config.train), run.config.train, compute, flops=flops))
 
     assert kind(make_run("mesanet"), 1e9) is CapturedStep
     assert kind(make_run("mesanet"), 1e15) is kind(make_run("mesanet", "model.mixer.random_steps=3"), 1e9) is EagerStep
@@ -238,7 +244,7 @@ def test_captured_steps_are_the_eager_ones(num_pairs: str, autocast: str, monkey
     """
     monkeypatch.setattr(suite.compute.scoring, "PLACES_MULTIPLE", 2)
     run = make_run("transformer", f"task.num_pairs={num_pairs}", f"train.autocast={autocast}", "train.batch_size=65")
-    eager, captured = (trained(run, GPU, PLAIN | {"cuda_graph": graph, "prefetch": 2}, 20) for graph in (False, True))
+    eager, captured = (trained(run, GPU, PLAIN.replace({"cuda_graph": graph, "prefetch": 2}), 20) for graph in (False, True))
     near = {"rtol": 1e-4, "atol": 1e-5} if autocast == "none" else {"rtol": 2e-2, "atol": 2e-3}
     torch.testing.assert_close(torch.tensor(captured[0]), torch.tensor(eager[0]), **near)
     for ours, theirs in zip(captured[1], eager[1], strict=True):
@@ -255,10 +261,10 @@ def test_a_step_that_waits_for_the_device_stays_eager_and_says_so(monkeypatch, c
     monkeypatch.setattr(suite.compute.step, "loss", waits)
     run = make_run("transformer")
     with caplog.at_level(logging.WARNING):
-        numbers, _ = trained(run, GPU, PLAIN | {"cuda_graph": "auto"}, 6)
+        numbers, _ = trained(run, GPU, PLAIN.replace({"cuda_graph": "auto"}), 6)
     assert len(numbers) == 6 and "the training step is not captured" in caplog.text
     with pytest.raises(ValueError, match="compute.cuda_graph=true"):
-        trained(run, GPU, PLAIN | {"cuda_graph": True}, 6)
+        trained(run, GPU, PLAIN.replace({"cuda_graph": True}), 6)
 
 
 @pytest.mark.gpu
@@ -266,17 +272,17 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(small, tmp_path) -> None:
     """The optimiser's state comes back to where the fused update looks for it."""
     (run,) = plan([*small, "compute.device=cuda"])
     model = new_model(run, GPU)
-    optimizer = build_optimizer(model, run.config["train"])
-    step = EagerStep(model, optimizer, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
+    step = EagerStep(model, optimizer, run.config.train)
     first, second, third = (inputs for inputs in batches(run, task_of(run.config), range(3), device=GPU))
     step(first), step(second)
     directory = RunDirectory(tmp_path, run.run_id)
     save_checkpoint(directory, model, optimizer, Progress(2, 1.0, 1.0, 3.0, (3.0,)))
     expected = step(third).tolist()
     again = new_model(run, GPU)
-    optimizer = build_optimizer(again, run.config["train"])
+    optimizer = build_optimizer(again, run.config.train)
     assert load_checkpoint(directory, again, optimizer, print).step == 2
-    assert EagerStep(again, optimizer, run.config["train"])(third).tolist() == pytest.approx(expected, rel=1e-5)
+    assert EagerStep(again, optimizer, run.config.train)(third).tolist() == pytest.approx(expected, rel=1e-5)
     for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -13,9 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 from suite.ranges import check_values, kinds
 from suite.values import fit
 
+from conf.groups import options
 from suite.cli import main
 from suite.plan import plan
-from suite.request.overrides import RequestError, compose_config, options, parse
+from suite.request.overrides import RequestError, compose_config, parse
 
 # Between them they have every mixer and every task.
 PAIRS = [
