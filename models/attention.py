@@ -74,6 +74,7 @@ class Attention(SequenceMixer):
     """
 
     name = "attention.Attention"
+    op = softmax_attention
 
     class Settings(SequenceMixer.Settings, kw_only=True):
         """window: how many tokens an output sees, itself included; None for all."""
@@ -98,12 +99,17 @@ class Attention(SequenceMixer):
         q, k, v = self._rotated(x, positions)
         if state is not None:
             k, v = (torch.cat([state[name].to(y.dtype), y], dim=1) for name, y in (("k", k), ("v", v)))
-        o = softmax_attention.attend(q=q, k=k, v=v, span=self._span(positions, whole=whole), window=self.window)
+        o = self._attend(q, k, v, self._span(positions, whole=whole))
         forgotten = k.shape[1] - self._tokens_held(k.shape[1])
         # A view would keep all of what it was cut from.
         k, v = (y[:, forgotten:].clone() if forgotten else y.contiguous() for y in (k, v))
         position = (positions[:, -1] + 1).expand(x.shape[0])
         return self.output_projection(o.flatten(2)), {"k": k, "v": v, "position": position}
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, span: Tensor | None) -> Tensor:
+        if self.kernel is not None and self.kernel.suits(q=q, k=k, span=span, window=self.window):
+            return self.kernel.computes(q=q, k=k, v=v, span=span)
+        return softmax_attention.attend(q=q, k=k, v=v, span=span, window=self.window)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q and k, turned to their positions, and v of x, each [B, T, H, K]."""
@@ -153,10 +159,8 @@ class Attention(SequenceMixer):
         return seq_len if self.window is None else min(seq_len, self.window - 1)
 
     def init_state(self, batch_size: int) -> State:
-        weight = self.output_projection.weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        empty = torch.zeros(batch_size, 0, self.num_heads, self.key_dim, dtype=dtype, device=weight.device)
-        return {"k": empty, "v": empty, "position": torch.zeros(batch_size, dtype=torch.int64, device=weight.device)}
+        empty = self.zeros(batch_size, 0, self.num_heads, self.key_dim)
+        return {"k": empty, "v": empty, "position": torch.zeros(batch_size, dtype=torch.int64, device=empty.device)}
 
     def state_elements(self, seq_len: int) -> int:
         return 2 * self._tokens_held(seq_len) * self.num_heads * self.key_dim + 1

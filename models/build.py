@@ -29,6 +29,7 @@ from conf.settings import (
 )
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
+from models.backends import check
 from models.mixer import SequenceMixer
 from models.ops.cross_entropy import MAX_SOFT_CAP
 
@@ -136,11 +137,7 @@ def mixer_class(name: str) -> type[SequenceMixer]:
 def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str) -> SequenceMixer:
     """One mixer. Raises RequestError for a backend that does not compute a mixer of these settings."""
     mixer = mixer_class(settings.type)
-    permitted = mixer.backends(settings)
-    if backend not in permitted:
-        raise RequestError(
-            f"backend={backend} does not compute {settings.type} with its settings, permitted are {', '.join(permitted)}"
-        )
+    check(backend, mixer.backends(settings))
     return mixer(settings, d_model=d_model, backend=backend)
 
 
@@ -152,26 +149,18 @@ def computing_backends(model: Model) -> tuple[str, ...]:
 
 def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
     """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`."""
-    return LanguageModel(
-        vocab_size=vocab_size,
-        d_model=size.d_model,
-        mlp_dim=size.mlp_dim,
-        mixers=build_mixers(model, size, backend=backend),
-        norm_eps=size.norm_eps,
-        logit_soft_cap=size.logit_soft_cap,
-    )
+    shared = _shared(model, size, backend)
+    return LanguageModel(vocab_size=vocab_size, logit_soft_cap=size.logit_soft_cap, **shared)
 
 
 def build_regressor(model: Model, size: Size, *, input_dim: int, output_dim: int, backend: str) -> Regressor:
     """The model for a task of vectors, where size.logit_soft_cap has no meaning; otherwise as `build_model`."""
-    return Regressor(
-        input_dim=input_dim,
-        output_dim=output_dim,
-        d_model=size.d_model,
-        mlp_dim=size.mlp_dim,
-        mixers=build_mixers(model, size, backend=backend),
-        norm_eps=size.norm_eps,
-    )
+    return Regressor(input_dim=input_dim, output_dim=output_dim, **_shared(model, size, backend))
+
+
+def _shared(model: Model, size: Size, backend: str) -> dict[str, Any]:
+    mixers = build_mixers(model, size, backend=backend)
+    return {"d_model": size.d_model, "mlp_dim": size.mlp_dim, "norm_eps": size.norm_eps, "mixers": mixers}
 
 
 def build_mixers(model: Model, size: Size, *, backend: str) -> list[SequenceMixer]:

@@ -8,11 +8,7 @@ beta beta (input gate), state G.
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from models.backends import fla, form
 from models.linear_rnn import LinearRNN
-from models.mixer import State
 from models.ops import decayed_linear_attention
 
 
@@ -20,23 +16,7 @@ class DecayedLinearAttention(LinearRNN):
     """G_t = gamma_t G_{t-1} + beta_t v_t k_t^T, o_t = G_t q_t (Table 1, rows Mamba2 and GLA)."""
 
     name = "gated_linear_attention.DecayedLinearAttention"
-
-    @classmethod
-    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
-        return ("fla", "torch")
-
-    def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        op = form(
-            decayed_linear_attention,
-            backend=self.backend,
-            length=q.shape[1],
-            chunk_size=self.chunk_size,
-            adapters={"fla": fla.decayed_linear_attention},
-        )
-        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
-        return o, {"G": G}
+    op = decayed_linear_attention
 
     def recurrence_flops_per_token(self) -> float:
         """The outer product written into G and the read-out."""

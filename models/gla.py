@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, Positive, Refusal
-from models.backends import fla, form
+from models.backends import resolve
 from models.components import HeadRMSNorm
 from models.initialization import fan_in_normal_
 from models.linear_rnn import NormEps
@@ -28,6 +28,7 @@ class GatedLinearAttention(SequenceMixer):
     """
 
     name = "gla_original.GatedLinearAttention"
+    op = gla
 
     class Settings(SequenceMixer.Settings, kw_only=True):
         """key_ratio: key_dim / value_dim of a head. decay_temperature: tau. chunk_size: tokens a chunk of the chunked form."""
@@ -49,10 +50,6 @@ class GatedLinearAttention(SequenceMixer):
         def key_dim(self) -> int:
             return int(self.value_dim * self.key_ratio)
 
-    @classmethod
-    def backends(cls, settings: Settings) -> tuple[str, ...]:
-        return ("fla", "torch")
-
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.num_heads, self.key_dim, self.value_dim = settings.num_heads, settings.key_dim, settings.value_dim
@@ -73,8 +70,7 @@ class GatedLinearAttention(SequenceMixer):
         log_decay = self.log_decay(x)
         if starts is not None:
             log_decay = log_decay.masked_fill(starts[..., None, None], float("-inf"))
-        adapters = {"fla": fla.gla}
-        op = form(gla, backend=self.backend, length=x.shape[1], chunk_size=self.chunk_size, adapters=adapters)
+        op = resolve(gla, self.kernel, length=x.shape[1], chunk_size=self.chunk_size)
         # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
             o, G = op(q=q, k=k, v=v, log_decay=log_decay, state=G)
@@ -87,9 +83,7 @@ class GatedLinearAttention(SequenceMixer):
         return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.decay_temperature
 
     def init_state(self, batch_size: int) -> State:
-        weight = self.output_projection.weight
-        shape = (batch_size, self.num_heads, self.value_dim, self.key_dim)
-        return {"G": torch.zeros(shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)}
+        return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}
 
     def state_elements(self, seq_len: int) -> int:
         return self.num_heads * self.value_dim * self.key_dim

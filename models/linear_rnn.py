@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, above, between
+from models.backends import resolve
 from models.components import HeadRMSNorm, ScalarGate, ShortConvolution
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State, overwrite
@@ -27,8 +28,8 @@ class LinearRNN(SequenceMixer):
     """Projections, short convolution, gates, per-head norm and output projection around a recurrence.
 
     q and k pass a causal convolution of width conv_width; `feature_map` is what follows: "silu_l2" (SiLU, then unit
-    length), "silu" or "identity". The recurrence is the subclass's `recurrence`, on q, k [B, T, H, K], v [B, T, H, V]
-    and the gates, log_decay and beta [B, T, H] and what else its `gates` returns.
+    length), "silu" or "identity". The recurrence is the subclass's `op`, on q, k [B, T, H, K], v [B, T, H, V] and the gates,
+    log_decay and beta [B, T, H]; a subclass with another state or other gates has its own `recurrence`.
     """
 
     class Settings(SequenceMixer.Settings, kw_only=True):
@@ -63,17 +64,18 @@ class LinearRNN(SequenceMixer):
     def _gate(self, d_model: int, initial: float | None) -> ScalarGate | None:
         return None if initial is None else ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=initial)
 
-    @abstractmethod
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one."""
+        """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one: what `op` gives of G."""
+        op = resolve(self.op, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
+        o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
+        return o, {"G": G}
 
     def recurrence_(self, inputs: dict[str, Tensor], state: State) -> Tensor:
-        """`recurrence` of inputs with T = 1, but the new state is written into the tensors of `state`; returns the read-out.
-
-        For a backend that has a kernel which updates a state in place.
-        """
+        """`recurrence` of inputs with T = 1, but the new state is written into the tensors of `state`; returns the read-out."""
+        if self.kernel is not None and self.kernel.in_place is not None:
+            return self.kernel.in_place(**inputs, state=state["G"])
         o, after = self.recurrence(**inputs, state=state)
         overwrite(state, after)
         return o
@@ -139,11 +141,6 @@ class LinearRNN(SequenceMixer):
 
     def _zeros_like_a_gate(self, x: Tensor) -> Tensor:
         return x.new_zeros((*x.shape[:2], self.num_heads), dtype=torch.promote_types(x.dtype, torch.float32))
-
-    def zeros(self, batch_size: int, *shape: int) -> Tensor:
-        """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""
-        weight = self.output_projection.weight
-        return torch.zeros(batch_size, *shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
     def init_state(self, batch_size: int) -> State:
         return {"conv": self.convolution.init_state(batch_size), **self.init_recurrent_state(batch_size)}

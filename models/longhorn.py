@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.deltanet import DeltaNet
+from models.mixer import State
 
 
 class Longhorn(DeltaNet):
@@ -26,5 +27,11 @@ class Longhorn(DeltaNet):
 
     name = "longhorn.Longhorn"
 
-    def writing_strength(self, k: Tensor, beta: Tensor) -> Tensor:
-        return beta / (1.0 + beta * k.to(beta.dtype).square().sum(-1))
+    def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
+        inputs, conv = super().recurrence_inputs(x, state, starts=starts)
+        return inputs | {"beta": step_size(inputs["k"], inputs["beta"])}, conv
+
+
+def step_size(k: Tensor, beta: Tensor) -> Tensor:
+    """Delta [B, T, H], in [0, 1 / |k|^2]."""
+    return beta / (1.0 + beta * k.to(beta.dtype).square().sum(-1))

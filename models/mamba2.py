@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, Positive, Refusal
+from models.backends import resolve
 from models.components import HeadRMSNorm, ShortConvolution
 from models.initialization import fan_in_normal_, uniform_
 from models.linear_rnn import NormEps
@@ -43,6 +44,7 @@ class Mamba2(SequenceMixer):
     """
 
     name = "mamba2_original.Mamba2"
+    op = ssd
 
     class Settings(SequenceMixer.Settings, kw_only=True):
         """expand: width / d_model. value_dim: width of a head. chunk_size: tokens a chunk of the chunked form.
@@ -68,10 +70,6 @@ class Mamba2(SequenceMixer):
                 raise Refusal("step_size_min", self.step_size_min, f"numbers up to step_size_max, {self.step_size_max}")
             if self.decay_rate_min > self.decay_rate_max:
                 raise Refusal("decay_rate_min", self.decay_rate_min, f"numbers up to decay_rate_max, {self.decay_rate_max}")
-
-    @classmethod
-    def backends(cls, settings: Settings) -> tuple[str, ...]:
-        return ("mamba_ssm", "torch")
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
@@ -101,13 +99,11 @@ class Mamba2(SequenceMixer):
         return self._output(y, inputs, x.dtype), {"conv": conv, "h": h}
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
-        if self.backend != "mamba_ssm":
+        if self.kernel is None:
             return super().step_(x_t, state)
-        from models.backends import mamba_ssm
-
         inputs, conv = self._inputs(x_t.unsqueeze(1), state["conv"], None)
         q, k, v, dt = (x.squeeze(1) for x in inputs[1:])
-        y = mamba_ssm.step_(q, k, v, dt, self._A(), state["h"])
+        y = self.kernel.in_place(q, k, v, dt, self._A(), state["h"])
         state["conv"].copy_(conv)
         return self._output(y.unsqueeze(1), inputs, x_t.dtype).squeeze(1)
 
@@ -135,13 +131,8 @@ class Mamba2(SequenceMixer):
     def _recurrence(self, inputs: Inputs, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Read-outs [B, T, H, V] and the new state."""
         (_, q, k, v, dt), A = inputs, self._A()
-        if v.shape[1] == 1:
-            return ssd.recurrent(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
-        if self.backend == "mamba_ssm":
-            from models.backends import mamba_ssm
-
-            return mamba_ssm.ssd(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
-        return ssd.chunked(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state, chunk_size=self.chunk_size)
+        op = resolve(ssd, self.kernel, length=v.shape[1], chunk_size=self.chunk_size)
+        return op(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
 
     @property
     def _wide(self) -> torch.dtype:
@@ -149,8 +140,7 @@ class Mamba2(SequenceMixer):
         return torch.promote_types(self.skip.dtype, torch.float32)
 
     def init_state(self, batch_size: int) -> State:
-        shape = (batch_size, self.num_heads, self.value_dim, self.key_dim)
-        h = torch.zeros(shape, dtype=self._wide, device=self.skip.device)
+        h = self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)
         return {"conv": self.convolution.init_state(batch_size), "h": h}
 
     def state_elements(self, seq_len: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import conf.settings
 from conf.settings import Name
+from models import backends
 
 State = dict[str, Tensor]
 """What a mixer remembers: every tensor is [B, ...], every key is the paper's symbol."""
@@ -34,21 +36,26 @@ class SequenceMixer(nn.Module, ABC):
 
         type: Name
 
+    op: ClassVar[ModuleType | None] = None
+    """The module of models/ops that computes the recurrence, where a backend other than PyTorch has a kernel for it."""
+
     settings: Settings
     output_projection: nn.Linear
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         """Raises Refusal for a setting that does not go with d_model."""
         super().__init__()
-        self.settings, self.backend = settings, backend
+        self.settings = settings
+        self.compute_by(backend)
 
     @classmethod
     def backends(cls, settings: Settings) -> tuple[str, ...]:
-        """The backends that compute a mixer of these settings, fastest first.
+        """The backends that compute a mixer of these settings, fastest first, torch last. Whether one can run is not asked."""
+        return backends.computing(cls.op, settings)
 
-        torch computes everything and stands last. Whether one can run on this machine is not asked here.
-        """
-        return ("torch",)
+    def compute_by(self, backend: str) -> None:
+        """From now on has its op computed by this backend, which is among `backends` for its settings."""
+        self.backend, self.kernel = backend, backends.load(self.op, backend)
 
     @abstractmethod
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
@@ -62,6 +69,11 @@ class SequenceMixer(nn.Module, ABC):
     @abstractmethod
     def init_state(self, batch_size: int) -> State:
         """The state before the first token, on the device of the parameters, in float32 or wider."""
+
+    def zeros(self, batch_size: int, *shape: int) -> Tensor:
+        """A zero state tensor [B, *shape], in the dtype of the parameters but at least float32."""
+        weight = self.output_projection.weight
+        return torch.zeros(batch_size, *shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
     @abstractmethod
     def state_elements(self, seq_len: int) -> int:

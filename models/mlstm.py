@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from models.backends import fla, form
+from models.backends import resolve
 from models.linear_rnn import LinearRNN
 from models.mixer import State
 from models.ops import mlstm
@@ -24,10 +24,7 @@ class MLSTM(LinearRNN):
     """
 
     name = "mlstm.MLSTM"
-
-    @classmethod
-    def backends(cls, settings: LinearRNN.Settings) -> tuple[str, ...]:
-        return ("fla", "torch")
+    op = mlstm
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """log_decay <= 0 and, as beta, its logarithm, which is unbounded; both [B, T, H] in float32 or wider."""
@@ -39,7 +36,7 @@ class MLSTM(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
         """As in the base class, where beta is the logarithm of the input gate."""
-        op = form(mlstm, backend=self.backend, length=q.shape[1], chunk_size=self.chunk_size, adapters={"fla": fla.mlstm})
+        op = resolve(mlstm, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
         held = mlstm.MLSTMState(state["G"], state["z"], state["m"])
         o, held = op(q=q / math.sqrt(self.key_dim), k=k, v=v, log_decay=log_decay, log_beta=beta, state=held)
         return o, held._asdict()

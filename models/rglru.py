@@ -32,6 +32,7 @@ class RGLRU(SequenceMixer):
     """
 
     name = "rglru.RGLRU"
+    op = rglru
 
     class Settings(SequenceMixer.Settings, kw_only=True):
         """width_multiplier: width / d_model. decay_min, decay_max: range of a^c at the start. chunk_size: tokens a chunk."""
@@ -47,10 +48,6 @@ class RGLRU(SequenceMixer):
         def __post_init__(self) -> None:
             if self.decay_min >= self.decay_max:
                 raise Refusal("decay_min", self.decay_min, f"numbers below decay_max, {self.decay_max}")
-
-    @classmethod
-    def backends(cls, settings: Settings) -> tuple[str, ...]:
-        return ("triton", "torch")
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
@@ -78,10 +75,8 @@ class RGLRU(SequenceMixer):
 
     def _recurrence(self, log_decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Every h [B, T, width] and the last one."""
-        if self.backend == "triton":
-            from models.backends.triton.rglru import scan
-
-            return scan(log_decay=log_decay, u=u, state=state)
+        if self.kernel is not None:
+            return self.kernel.computes(log_decay=log_decay, u=u, state=state)
         return rglru.chunked(log_decay=log_decay, u=u, state=state, chunk_size=self.chunk_size)
 
     def _log_decay_and_input_gate(self, inner: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,9 +87,7 @@ class RGLRU(SequenceMixer):
         return -self.decay_power * F.softplus(self.decay_parameter) * recurrence_gate, input_gate
 
     def init_state(self, batch_size: int) -> State:
-        dtype = torch.promote_types(self.decay_parameter.dtype, torch.float32)
-        h = torch.zeros(batch_size, self.width, dtype=dtype, device=self.decay_parameter.device)
-        return {"conv": self.convolution.init_state(batch_size), "h": h}
+        return {"conv": self.convolution.init_state(batch_size), "h": self.zeros(batch_size, self.width)}
 
     def state_elements(self, seq_len: int) -> int:
         return self.convolution.state_elements() + self.width

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.backbone import Backbone
+from models.backends import chosen
 from models.mixer import SequenceMixer
 from models.ops import cross_entropy
 
@@ -45,7 +46,8 @@ class LanguageModel(Backbone):
         return 2.0 * self.embedding.weight.numel()
 
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy.mean_nll(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)
+        mean_nll = chosen(cross_entropy, features) or cross_entropy.mean_nll
+        return mean_nll(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)
 
     def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy.score(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)

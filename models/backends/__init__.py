@@ -1,18 +1,138 @@
-"""Which library computes a recurrence; backends differ at the op, never at the layer.
+"""Which library computes an op; backends differ at the op, never at the layer.
 
-Permitted names are those of BACKENDS. `settle` turns "auto" into one of them and refuses, with the reason, one that
-can't run: there is never a silent fallback.
+KERNELS is the one table from an op (a module of models/ops) and a backend to what computes it beside the plain PyTorch of the
+op itself, with the settings at which that was found right. `computing`, `settle` and `load` read it: what "auto" takes, what
+is refused and what is called follow from it, and there is never a silent fallback.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from conf.settings import RequestError, near
 
 BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
+
+
+class Limit(NamedTuple):
+    """Which settings of a mixer a kernel was found right at, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A row: `op` by `backend`. Functions are "module:name" below models/backends, imported when they are first needed.
+
+    computes: takes and returns what the op's `chunked` does, without chunk_size. in_place: decodes a token without a gradient
+    and writes the new state over the old one, if there is such a kernel. shortest: tokens from which it is called; fewer are
+    left to PyTorch. limits: on the settings of a mixer. suits: says by the tensors of a call whether this kernel computes it,
+    whatever the run's backend; the op's own functions compute the other calls.
+    """
+
+    op: str
+    backend: str
+    computes: str
+    in_place: str = ""
+    shortest: int = 1
+    limits: tuple[Limit, ...] = ()
+    suits: Callable[..., bool] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.op} by {self.backend}" + (f" ({', '.join(limit.words for limit in self.limits)})" if self.limits else "")
+
+
+FLEXIBLE_FROM = 256
+"""Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
+
+PAIRS_WORTH_A_MASK = 2**23
+"""Queries times the keys that one sees, from which FlexAttention pays uncompiled, where it takes 3 ms to make its mask.
+
+Measured on an H200 at 32,768 tokens a batch, by tests/benchmarks/gpu_windows.py; compiled it is the fastest at any number.
+"""
+
+
+def is_worth_a_mask(length: int, num_keys: int, window: int | None, *, compiled: bool) -> bool:
+    """Whether FlexAttention is the fastest of the forms for `length` queries on num_keys keys, of which each sees `window`."""
+    if length < FLEXIBLE_FROM:
+        return False
+    return compiled or length * min(num_keys, window or num_keys) >= PAIRS_WORTH_A_MASK
+
+
+def _suits_flex_attention(*, q: Tensor, k: Tensor, span: Tensor | None, window: int | None) -> bool:
+    if span is None or not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] >= 16):
+        return False
+    return is_worth_a_mask(q.shape[1], k.shape[1], window, compiled=torch.compiler.is_compiling())
+
+
+def _suits_fused_loss(features: Tensor) -> bool:
+    return features.is_cuda and features.dtype != torch.float64
+
+
+MESA = (
+    Limit("solver.name=cg", lambda mixer: mixer.solver.name == "cg"),
+    Limit("solver.gradient=implicit", lambda mixer: mixer.solver.gradient == "implicit"),
+    Limit("feature_map=silu_l2", lambda mixer: mixer.feature_map == "silu_l2"),
+    Limit("decode=solver", lambda mixer: mixer.decode == "solver"),
+    Limit("signed_decay=false", lambda mixer: not mixer.signed_decay),
+    # Between these a Lambda is exact enough in float16, in which kernels of bfloat16 inputs keep it.
+    Limit("regularizer_floor from 1e-4", lambda mixer: mixer.regularizer_floor >= 1e-4),
+    Limit("regularizer_init below 32,768", lambda mixer: mixer.regularizer_init < 32_768),
+)
+MESA_BY_TRITON = (
+    *MESA,
+    Limit("key_dim and value_dim up to 128", lambda mixer: max(mixer.key_dim, mixer.value_dim) <= 128),
+    Limit("solver.initial other than previous_token", lambda mixer: mixer.solver.initial != "previous_token"),
+    # What float32 can tell of a residual; below it `models.ops.solvers` goes on in more digits, which no kernel does.
+    Limit(
+        "solver.tolerance=0, or from 2e-7 with solver.stop=right_hand_side",
+        lambda mixer: (
+            mixer.solver.tolerance == 0.0 or (mixer.solver.stop == "right_hand_side" and mixer.solver.tolerance >= 2e-7)
+        ),
+    ),
+)
+MESA_BY_FLA = (
+    *MESA,
+    # Found right on an H200; at 32 its read-outs were off by their own size.
+    Limit("key_dim = value_dim = 64 or 128", lambda mixer: mixer.key_dim == mixer.value_dim and mixer.key_dim in (64, 128)),
+    Limit("solver.initial=zero", lambda mixer: mixer.solver.initial == "zero"),
+    Limit("solver.tolerance=0", lambda mixer: mixer.solver.tolerance == 0.0),
+    Limit("random_steps=null", lambda mixer: mixer.random_steps is None),
+)
+DELTA_RULE_BY_FLA = (Limit("key_dim up to 256", lambda mixer: mixer.key_dim <= 256),)
+
+# The kernels of an op stand fastest first.
+KERNELS = (
+    Kernel(op="decayed_linear_attention", backend="fla", computes="fla:decayed_linear_attention"),
+    Kernel(op="mlstm", backend="fla", computes="fla:mlstm"),
+    Kernel(op="gla", backend="fla", computes="fla:gla"),
+    Kernel(op="delta_rule", backend="fla", computes="fla:delta_rule", in_place="fla:delta_rule_", limits=DELTA_RULE_BY_FLA),
+    Kernel(op="ssd", backend="mamba_ssm", computes="mamba_ssm:ssd", in_place="mamba_ssm:step_", shortest=2),
+    Kernel(op="rglru", backend="triton", computes="triton.rglru:scan"),
+    Kernel(op="mesa", backend="triton", computes="triton.mesa_op:mesa", in_place="triton.mesa_op:mesa_", limits=MESA_BY_TRITON),
+    Kernel(op="mesa", backend="fla", computes="fla:mesa", limits=MESA_BY_FLA),
+    Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=_suits_flex_attention),
+    Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=_suits_fused_loss),
+)
+
+
+def _rows(op: ModuleType | None) -> list[Kernel]:
+    return [] if op is None else [row for row in KERNELS if f"models.ops.{row.op}" == op.__name__]
+
+
+def computing(op: ModuleType | None, settings: Any) -> tuple[str, ...]:
+    """The backends that compute an op for a mixer of these settings, fastest first; torch computes everything and stands last."""
+    rows = [row for row in _rows(op) if row.suits is None]
+    return (*(row.backend for row in rows if all(limit.holds(settings) for limit in row.limits)), "torch")
 
 
 def obstacle(backend: str, device: str) -> str | None:
@@ -24,33 +144,63 @@ def obstacle(backend: str, device: str) -> str | None:
     return importlib.import_module(f"models.backends.{backend}").obstacle()
 
 
-def settle(backend: str, computing: Sequence[str], device: str) -> str:
+def check(backend: str, permitted: Sequence[str]) -> None:
+    """Raises RequestError for a backend that is not among those that compute a mixer or a model with its settings."""
+    if backend not in permitted:
+        raise RequestError(
+            f"backend={backend} does not compute this model with its settings, permitted are {', '.join(permitted)}"
+            + near(backend, (*BACKENDS, "auto"))
+        )
+
+
+def settle(backend: str, permitted: Sequence[str], device: str) -> str:
     """The backend that a run uses, from what was asked: a name of BACKENDS, or "auto".
 
-    computing: the backends that compute all mixers of the model with their settings, fastest first, torch among them.
-    Raises ValueError for one that is unknown, does not compute the model or can't run on the device.
+    permitted: the backends that compute all mixers of the model with their settings, fastest first, torch among them.
+    Raises RequestError for one that does not compute the model or can't run on the device.
     """
     if backend == "auto":
-        return next(name for name in computing if obstacle(name, device) is None)
-    if backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown, permitted are {', '.join((*BACKENDS, 'auto'))}")
-    if backend not in computing:
-        raise ValueError(
-            f"backend={backend!r} does not compute this model with its settings: permitted are {', '.join(computing)}"
-        )
+        return next(name for name in permitted if obstacle(name, device) is None)
+    check(backend, permitted)
     reason = obstacle(backend, device)
     if reason is not None:
-        raise ValueError(f"backend={backend!r} can't run here: {reason}")
+        raise RequestError(f"backend={backend} can't run here: {reason}")
     return backend
 
 
-def form(
-    op: ModuleType, *, backend: str, length: int, chunk_size: int, adapters: Mapping[str, Callable[..., Any]]
-) -> Callable[..., Any]:
-    """What computes an op (a module of models/ops) for `length` tokens: the backend's adapter, named in `adapters`.
+class Loaded(NamedTuple):
+    """The functions of a row, imported: `torch.compile` follows what a layer holds, and not an import."""
 
-    On torch it is `recurrent` for a single token, and else `chunked`, in chunks of chunk_size tokens.
+    computes: Callable[..., Any]
+    in_place: Callable[..., Any] | None
+    shortest: int
+    suits: Callable[..., bool] | None
+
+
+def load(op: ModuleType | None, backend: str) -> Loaded | None:
+    """The kernel of an op by a backend, None where PyTorch computes it."""
+    for row in _rows(op):
+        if row.backend == backend:
+            in_place = _function(row.in_place) if row.in_place else None
+            return Loaded(_function(row.computes), in_place, row.shortest, row.suits)
+    return None
+
+
+def _function(path: str) -> Callable[..., Any]:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(f"models.backends.{module}"), name)
+
+
+def resolve(op: ModuleType, kernel: Loaded | None, *, length: int, chunk_size: int) -> Callable[..., Any]:
+    """What computes an op for `length` tokens.
+
+    Without a kernel that is `recurrent` for a single token, and else `chunked`, in chunks of chunk_size tokens.
     """
-    if backend != "torch":
-        return adapters[backend]
+    if kernel is not None and length >= kernel.shortest:
+        return kernel.computes
     return op.recurrent if length == 1 else partial(op.chunked, chunk_size=chunk_size)
+
+
+def chosen(op: ModuleType, x: Tensor) -> Callable[..., Any] | None:
+    """The kernel that computes an op of this tensor whatever the run's backend, None where the op's own functions do."""
+    return next((_function(row.computes) for row in _rows(op) if row.suits is not None and row.suits(x)), None)

@@ -25,11 +25,10 @@ from torch.nn import functional as F
 from models.backends import fla_operators as operators
 from models.ops.mesa import MesaState
 from models.ops.mlstm import MLSTMState, by_linear_attention
+from models.ops.solvers import ConjugateGradients
 
 RESET = -128.0
 """A log-decay whose exponential is 0 in float32, no lower than that takes."""
-LARGEST_KEY_OF_DELTA_RULE = 256
-"""Key size that fla's kernels of the delta rule take at most."""
 SMALLEST = 64
 """Key and value size of a head that these kernels compute at least, see above."""
 ALIGNED = 16
@@ -135,9 +134,9 @@ def mesa(
     beta: Tensor,
     regularizer: Tensor,
     state: MesaState,
-    max_steps: int,
+    solver: ConjugateGradients,
 ) -> tuple[Tensor, MesaState]:
-    """By `mesa_net`, which solves in max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
+    """By `mesa_net`, which solves in solver.max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
 
     Here for comparison. It breaks a compiled graph. Raises ValueError where V differs from K, or as all adapters do.
     """
@@ -156,7 +155,7 @@ def mesa(
         h_kk_init=state.H.contiguous(),
         h_kv_init=state.G.mT.contiguous(),
         output_final_state=True,
-        max_CG_iteration=max_steps,
+        max_CG_iteration=solver.max_steps,
     )
     return o, MesaState(G.mT, H)
 

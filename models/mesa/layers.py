@@ -42,9 +42,10 @@ def _replaced(model: Backbone, settings: Sequence[Mesa.Settings]) -> Iterator[No
     try:
         for mixer, new in zip(layers, settings, strict=True):
             mixer.solve_by(new)
-            mixer.backend = mixer.backend if mixer.backend in Mesa.backends(new) else "torch"
+            mixer.compute_by(mixer.backend if mixer.backend in Mesa.backends(new) else "torch")
         yield
     finally:
         for mixer, (before, solver, backend) in zip(layers, own, strict=True):
             mixer.solve_by(before)
-            mixer.solver, mixer.backend = solver, backend
+            mixer.solver = solver
+            mixer.compute_by(backend)

@@ -19,12 +19,12 @@ from torch.nn import functional as F
 
 from conf.settings import LARGEST, Count, Neutral, Positive, Refusal, above, between, within, words
 from models.attention import positions_in_document
-from models.backends import mesa as mesa_backends
 from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import mesa
 from models.ops.mesa import sherman_morrison
-from models.ops.solvers import IterativeSolver, Solver, SolverSettings, build_solver
+from models.ops.solvers import Solver, SolverSettings, build_solver
+from models.ops.solvers.iteration import IterativeSolver
 
 SMALLEST_DECAY = 1e-6
 """Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
@@ -34,6 +34,7 @@ class Mesa(LinearRNN):
     """o_t = G_t (H_t + Lambda)^-1 q_t with a learned diagonal Lambda per head (eq. 4-9 and App. E)."""
 
     name = "mesanet.Mesa"
+    op = mesa
 
     class Settings(LinearRNN.Settings, kw_only=True):
         """forget_cap: b in |gamma| (1 - (1 - b) beta^2), None for no cap; it bounds H where one key repeats.
@@ -80,14 +81,9 @@ class Mesa(LinearRNN):
         if settings.signed_decay and self.forget_gate is not None:
             self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
         self.forget_cap, self.signed_decay = settings.forget_cap, settings.signed_decay
-        self.regularizer_floor = settings.regularizer_floor
         self.steps_of_batch: int | None = None
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
         self.solve_by(settings)
-
-    @classmethod
-    def backends(cls, settings: Settings) -> tuple[str, ...]:
-        return mesa_backends.computing(settings)
 
     def solve_by(self, settings: Settings) -> None:
         """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need."""
@@ -98,7 +94,7 @@ class Mesa(LinearRNN):
     def regularizer(self) -> Tensor:
         """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
         logit = self.regularizer_logit
-        return self.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+        return self.settings.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
 
     def begin_step(self, *, seed: int, step: int) -> None:
         if self.settings.random_steps is not None:
@@ -111,8 +107,8 @@ class Mesa(LinearRNN):
 
     @property
     def capturable(self) -> bool:
-        # The solvers in PyTorch look whether any token goes on, and fla's call is kept from torch.compile.
-        return self.backend == "triton"
+        # The solvers in PyTorch look whether any token goes on; fla's call, which is not in place, is kept from torch.compile.
+        return self.kernel is not None and self.kernel.in_place is not None
 
     def solver_in_use(self) -> Solver:
         """The layer's solver, in training with the steps drawn for the batch."""
@@ -138,8 +134,9 @@ class Mesa(LinearRNN):
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
         before = mesa.MesaState(state["G"], state["H"], state.get("x"))
-        if self.backend != "torch":
-            o, after = mesa_backends.RECURRENCES[self.backend](inputs, state=before, solver=self.solver_in_use())
+        if self.kernel is not None:
+            # Kernels know positive gates alone, and are not chosen for others.
+            o, after = self.kernel.computes(**inputs, state=before, solver=self.solver_in_use())
             return o, {"G": after.G, "H": after.H}
         single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
@@ -156,11 +153,10 @@ class Mesa(LinearRNN):
         return o, held
 
     def recurrence_(self, inputs: dict[str, Tensor | None], state: State) -> Tensor:
-        if self.backend != "triton":
+        if self.kernel is None or self.kernel.in_place is None:
             return super().recurrence_(inputs, state)
-        # The kernel knows positive gates alone, and is not chosen for others.
         read = {name: x for name, x in inputs.items() if name != "sign"} | {"regularizer": self.regularizer}
-        return mesa_backends.decode_by_triton_(read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
+        return self.kernel.in_place(**read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""

@@ -7,7 +7,6 @@ training step on a CPU; a slice stays in its cache.
 
 Shapes: features x [N, D], weight E [V, D], targets [N] int64. Computed in the dtype of the features, float32 or wider.
 Logits lie within the cap, so up to MAX_SOFT_CAP their exponentials are summed as they are, without finding a maximum.
-On a GPU the loss comes from models/backends/triton/cross_entropy.py.
 """
 
 from __future__ import annotations
@@ -26,15 +25,8 @@ MAX_SOFT_CAP = 60.0  # e^60 times a million tokens is far from the largest float
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
     """Mean negative log-likelihood in nats over the targets from 0 up; 0 where there is none, and so is its gradient.
 
-    Its gradient is worked out on the way forward. A target below 0 asks nothing; on a GPU such targets cost their share
-    of the products, and nothing waits for their number to be known.
+    Its gradient is worked out on the way forward. A target below 0 asks nothing.
     """
-    if features.is_cuda and features.dtype != torch.float64:
-        from models.backends.triton import cross_entropy as kernel
-
-        if torch.is_autocast_enabled("cuda"):
-            features = features.to(torch.get_autocast_dtype("cuda"))
-        return kernel.mean_nll(features, weight, targets, soft_cap=soft_cap)
     asked = targets >= 0
     if not asked.all():
         features, targets = features[asked], targets[asked]

@@ -2,8 +2,8 @@
 
     o_t = sum_s p_ts v_s,   p_t = softmax(q_t . k_s / sqrt(K)) over the keys with 0 <= t - s <= span_t
 
-`masked` is the definition, `fused` the same by PyTorch's kernel, `windowed` the same in time linear in T, and so is
-`flexible` (models/ops/flex_attention.py); `attend` chooses among them. `decode` is the same of a single query.
+`masked` is the definition, `fused` computes it by PyTorch's kernel and `windowed` in time linear in T; `attend` chooses between
+these two. `decode` is for a single query. FlexAttention stands in models/backends/flex_attention.py.
 All take q [B, T, H, K], and k, v [B, S, H, K] with S >= T, whose last T keys belong to the T queries; span [B, T]
 (or [1, T]) int64 is how many earlier keys a query may see, 0 <= span_t <= S - T + t. All return o [B, T, H, K].
 """
@@ -16,41 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops.flex_attention import flexible
-
 MIN_BLOCK = 32
 """Shorter blocks of queries spend longer on overhead than they save on keys out of the window."""
 
 BLOCKS_WORTH_SPLITTING = 8
 """A sequence of no more blocks than this is faster masked as a whole (measured on a CPU, T = 128 to 2048)."""
 
-FLEXIBLE_FROM = 256
-"""Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
-
-PAIRS_WORTH_A_MASK = 2**23
-"""Queries times the keys that one sees, from which FlexAttention pays uncompiled, where it takes 3 ms to make its mask.
-
-Measured on an H200 at 32,768 tokens a batch, by tests/benchmarks/gpu_windows.py; compiled it is the fastest at any number.
-"""
-
 
 def attend(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor | None, window: int | None) -> Tensor:
-    """`masked` by what is fastest for it: a span of None is every earlier token, for S = T; span < window where that is given."""
-    if span is None:
-        return fused(q=q, k=k, v=v, span=None)
-    by_kernel = q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] >= 16
-    if by_kernel and is_worth_a_mask(q.shape[1], k.shape[1], window, compiled=torch.compiler.is_compiling()):
-        return flexible(q=q, k=k, v=v, span=span)
-    if window is None:
+    """`masked` by the faster form: a span of None is every earlier token, for S = T; span < window where that is given."""
+    if span is None or window is None:
         return fused(q=q, k=k, v=v, span=span)
     return windowed(q=q, k=k, v=v, span=span, window=window)
-
-
-def is_worth_a_mask(length: int, num_keys: int, window: int | None, *, compiled: bool) -> bool:
-    """Whether FlexAttention is the fastest of the forms for `length` queries on num_keys keys, of which each sees `window`."""
-    if length < FLEXIBLE_FROM:
-        return False
-    return compiled or length * min(num_keys, window or num_keys) >= PAIRS_WORTH_A_MASK
 
 
 def masked(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:

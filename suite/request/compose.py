@@ -100,11 +100,7 @@ class Composer:
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or not (each.is_new or last in place):
             raise self._unknown(each, choices)
-        there, value = place.get(last), each.value
-        for shape in (dict, list):
-            if there is not None and isinstance(there, shape) != isinstance(value, shape) and not _refers(there):
-                raise RequestError(f"{each.typed} is out of range, permitted are values such as {text(there)[:100]}")
-        place[last] = _merged(there, value) if isinstance(there, dict) else value
+        place[last] = _merged(place.get(last), each.value)
         return section
 
     def _unknown(self, each: Assignment, choices: Sequence[str]) -> RequestError:
@@ -192,10 +188,10 @@ def _mentioned(section: Any) -> frozenset[str]:
     return frozenset(word for value in texts for word in re.findall(r"\w+", str(value)))
 
 
-def _merged(there: dict[str, Any], value: Any) -> Any:
+def _merged(there: Any, value: Any) -> Any:
     if not (isinstance(there, dict) and isinstance(value, dict)):
         return value
-    return {**there, **{key: _merged(there.get(key, {}), each) for key, each in value.items()}}
+    return {**there, **{key: _merged(there.get(key), each) for key, each in value.items()}}
 
 
 def _keys(name: str, section: Any) -> list[str]:

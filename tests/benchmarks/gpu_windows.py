@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.ops.flex_attention import flexible
+from models.backends.flex_attention import flexible
 from models.ops.softmax_attention import fused, windowed
 from tests.benchmarks.gpu_decode import seconds_of
 

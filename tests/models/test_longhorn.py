@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.longhorn import Longhorn
+from models.longhorn import Longhorn, step_size
 from models.ops import delta_rule
 from tests.models import built
 from tests.models.tolerances import assert_near
@@ -50,16 +50,21 @@ def draw(key_scale: float = 1.0) -> dict[str, Tensor]:
     }
 
 
+def recurrence(inputs: dict[str, Tensor], G: Tensor) -> tuple[Tensor, Tensor]:
+    beta = step_size(inputs["k"], inputs["beta"])
+    o, state = build_layer().recurrence(**inputs | {"beta": beta}, state={"G": G})
+    return o, state["G"]
+
+
 def run(inputs: dict[str, Tensor]) -> Tensor:
-    return build_layer().recurrence(**inputs, state={"G": torch.zeros(B, H, V, K, dtype=torch.float64)})[0]
+    return recurrence(inputs, torch.zeros(B, H, V, K, dtype=torch.float64))[0]
 
 
 def test_a_state_minimises_its_objective() -> None:
     """At a token's state the gradient of |G - gamma G_before|^2 + beta |G k - v|^2 vanishes."""
     inputs = {name: x[:, :1] for name, x in draw().items()}
     before = torch.randn(B, H, V, K, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    _, state = build_layer().recurrence(**inputs, state={"G": before})
-    G = state["G"].requires_grad_()
+    G = recurrence(inputs, before)[1].requires_grad_()
     decay, beta = inputs["log_decay"][:, 0].exp(), inputs["beta"][:, 0]
     missed = (G @ inputs["k"][:, 0].unsqueeze(-1)).squeeze(-1) - inputs["v"][:, 0]
     objective = (G - decay[..., None, None] * before).square().sum() + (beta * missed.square().sum(-1)).sum()

@@ -55,8 +55,11 @@ def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: flo
     """Mean negative log-likelihood of the targets that ask something, in nats, float32, 0 where none does; its gradient is
     worked out on the way forward.
 
-    Logits are rounded to the dtype of the features, float32 or bfloat16, as a linear map would leave them.
+    Logits are rounded to the dtype of the features, float32 or bfloat16, as a linear map would leave them; under autocast to
+    that of autocast. Targets that ask nothing cost their share of the products, and nothing waits for their number.
     """
+    if torch.is_autocast_enabled("cuda"):
+        features = features.to(torch.get_autocast_dtype("cuda"))
     return _mean_nll(features, weight, targets, soft_cap)[0]
 
 

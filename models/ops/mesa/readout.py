@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from models.ops.mesa.operators import ChunkOperator, TokenOperator
-from models.ops.solvers import Solution, Solver
-from models.ops.solvers.operator import select, widened
+from models.ops.solvers import Solver
+from models.ops.solvers.operator import Solution, select, widened
 
 MesaOperator = TokenOperator | ChunkOperator
 

@@ -13,24 +13,7 @@ from conf.settings import Natural, Neutral, Settings, below
 from models.ops.solvers.chebyshev import Chebyshev
 from models.ops.solvers.cholesky import Cholesky
 from models.ops.solvers.conjugate_gradients import ConjugateGradients
-from models.ops.solvers.iteration import IterativeSolver
-from models.ops.solvers.operator import Operator, Preconditioner, Solution
 from models.ops.solvers.preconditioned import PreconditionedConjugateGradients
-
-__all__ = [
-    "SOLVERS",
-    "Chebyshev",
-    "Cholesky",
-    "ConjugateGradients",
-    "IterativeSolver",
-    "Operator",
-    "PreconditionedConjugateGradients",
-    "Preconditioner",
-    "Solution",
-    "Solver",
-    "SolverSettings",
-    "build_solver",
-]
 
 Solver = ConjugateGradients | PreconditionedConjugateGradients | Chebyshev | Cholesky
 SOLVERS: dict[str, type[Solver]] = {

@@ -10,9 +10,9 @@ import torch
 from tests.models.backends import triton_interpreter  # noqa: F401 - before the kernels
 
 # isort: split
-from models.backends import mesa as mesa_backends
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
+from models.backends.triton.mesa_op import mesa as mesa_by_triton
 from models.ops import mesa
 from tests.models import built
 from tests.models.backends import mesa_kernel_cases as cases
@@ -153,6 +153,6 @@ def test_dtypes_that_differ():
 
     widened = inputs | {name: inputs[name].float() for name in ("q", "k")}
     state = mesa.MesaState(widened.pop("G"), widened.pop("H"))
-    o, _ = mesa_backends.by_triton(widened, state=state, solver=built.solver(settings(30, 1e-6)))
+    o, _ = mesa_by_triton(**widened, state=state, solver=built.solver(settings(30, 1e-6)))
     assert o.dtype == torch.bfloat16
     torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)

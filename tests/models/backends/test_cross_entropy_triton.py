@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.backends import chosen
 from models.ops import cross_entropy
 from tasks.task import IGNORE
 
@@ -99,7 +100,8 @@ def test_under_autocast_it_is_as_near_as_bfloat16_logits_are() -> None:
     features, weight, targets = (x.cuda() for x in draw(4096, 5000, 64))
     features, weight = features / 8.0, weight / 2.0
     with torch.autocast("cuda", torch.bfloat16):
-        ours = loss_and_gradients(lambda x, w, t: cross_entropy.mean_nll(x, w, t, soft_cap=CAP), features, weight, targets)
+        mean_nll = chosen(cross_entropy, features)
+        ours = loss_and_gradients(lambda x, w, t: mean_nll(x, w, t, soft_cap=CAP), features, weight, targets)
     theirs = loss_and_gradients(plain, features.double(), weight.double(), targets)
     assert ours[0].dtype == ours[1].dtype == ours[2].dtype == torch.float32
     for mine, expected, tolerance in zip(ours, theirs, (1e-3, 2e-2, 2e-2), strict=True):
@@ -110,8 +112,10 @@ def test_under_autocast_it_is_as_near_as_bfloat16_logits_are() -> None:
 def test_it_compiles_without_a_break_and_never_waits_for_the_device() -> None:
     features, weight, targets = (x.cuda() for x in draw(300, 5000, 64))
 
+    mean_nll = chosen(cross_entropy, features)
+
     def form(x: Tensor, w: Tensor, t: Tensor) -> Tensor:
-        return cross_entropy.mean_nll(x * 1.0, w, t, soft_cap=CAP)
+        return mean_nll(x * 1.0, w, t, soft_cap=CAP)
 
     eager = loss_and_gradients(form, features, weight, targets)
     for mine, expected in zip(
@@ -142,5 +146,5 @@ def test_it_holds_one_slice_of_the_logits() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", torch.bfloat16):
-        cross_entropy.mean_nll(features, weight, targets, soft_cap=CAP).backward()
+        chosen(cross_entropy, features)(features, weight, targets, soft_cap=CAP).backward()
     assert torch.cuda.max_memory_allocated() - before < 0.75e9

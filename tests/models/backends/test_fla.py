@@ -148,8 +148,11 @@ def test_float64_is_refused(name: str) -> None:
 
 def test_mesa_refuses_values_of_another_size_than_keys() -> None:
     inputs, state = draw(T), fla.MesaState(torch.zeros(B, H, V, K), torch.zeros(B, H, K, K))
+    solver = built.solver(
+        {"name": "cg", "max_steps": 1, "tolerance": 0.0, "stop": "right_hand_side", "initial": "zero", "gradient": "implicit"}
+    )
     with pytest.raises(ValueError, match="value_dim is 5"):
-        fla.mesa(**inputs, regularizer=torch.ones(H, K), state=state, max_steps=1)
+        fla.mesa(**inputs, regularizer=torch.ones(H, K), state=state, solver=solver)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_the_obstacle_names_versions_and_remedy(versions, capability, said) -> N
 
 
 def test_a_run_on_a_cpu_is_told_so() -> None:
-    with pytest.raises(ValueError, match="backend='fla' can't run here: it needs a CUDA device"):
+    with pytest.raises(ValueError, match="backend=fla can't run here: it needs a CUDA device"):
         settle("fla", ("fla", "torch"), "cpu")
 
 

@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from models.attention import positions_in_document
-from models.ops import flex_attention as ours
-from models.ops.flex_attention import BLOCK, block_mask, flexible
-from models.ops.softmax_attention import _visible, is_worth_a_mask, masked
+from models.backends import flex_attention as ours
+from models.backends import is_worth_a_mask
+from models.backends.flex_attention import BLOCK, block_mask, flexible
+from models.ops.softmax_attention import _visible, masked
 
 
 def spans(length: int, *, cached: int, window: int | None) -> Tensor:
