@@ -98,7 +98,7 @@ def test_every_room_of_the_plan_is_there(package):
         assert (ROOT / package / room).is_dir() or (ROOT / package / f"{room}.py").is_file(), f"{package} has no {room}"
 
 
-@pytest.mark.parametrize("module", ["suite.results", "suite.metrics", "reports.build", "reports.parts"])
+@pytest.mark.parametrize("module", ["suite.results", "suite.metrics", "reports.kit.build", "reports.kit.parts"])
 def test_reading_results_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
