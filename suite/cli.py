@@ -21,14 +21,14 @@ WHAT = {
     "generate": "goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10",
     "report": "draws an experiment's report: quick",
     "list": "models | tasks | experiments | reports | runs",
-    "check": "what a run would cost and be called, without running it: takes the same keys as run",
+    "check": "what a run would cost and be called, without running it: the keys of run, and show=config to see them all",
     "doctor": "versions, devices, and which backends work",
 }
 USAGE = f"""usage: python -m suite VERB [KEY=VALUE ...], or lrs VERB [KEY=VALUE ...]
 
 {chr(10).join(f"  {verb:9s} {what}" for verb, what in WHAT.items())}
 
-A comma list runs every combination. VERB --help says the verb's line alone, --version the version.
+A comma list runs every combination. VERB --help lists the keys that a verb takes and what each permits, --version the version.
 Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another process works on a run and compute.wait=false,
 130 interrupted.
 """
@@ -65,7 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
         if any(argument in HELP for argument in rest):
-            print(f"usage: python -m suite {verb}: {WHAT[verb]}")
+            from suite.help import keys_of
+
+            print(
+                "\n".join(
+                    [
+                        f"usage: python -m suite {verb}: {WHAT[verb]}",
+                        *filter(None, [keys_of(verb, [argument for argument in rest if argument not in HELP])]),
+                    ]
+                )
+            )
             return OK
         with warnings.catch_warnings():
             warnings.showwarning = _say
@@ -127,10 +136,10 @@ def generate(arguments: Sequence[str]) -> int:
 def report(arguments: Sequence[str]) -> int:
     import yaml
 
-    from reports.build import build_report
-    from reports.parts import load_frames
+    from conf.groups import CONF, options
+    from reports.kit.build import build_report
+    from reports.kit.parts import load_frames
     from suite.request.compose import compose_one
-    from suite.request.overrides import CONF, options
 
     names, overrides = _split(arguments)
     if len(names) != 1:
@@ -150,8 +159,8 @@ def report(arguments: Sequence[str]) -> int:
 
 
 def list_names(arguments: Sequence[str]) -> int:
+    from conf.groups import options
     from suite.request.compose import compose_one
-    from suite.request.overrides import options
 
     kinds = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report"}
     names, overrides = _split(arguments)

@@ -9,14 +9,14 @@ from typing import Annotated, Any
 import torch
 
 from conf.settings import LARGEST, Count, Natural, RequestError, Settings, fields, unknown, within
-from models.generation import generate, narrow
-from models.mesa_layers import mesa_layers, solver_replaced
+from models.backbone.generation import generate, narrow
+from models.mesa.layers import mesa_layers, solver_replaced
 from suite.machine.devices import select_device
 from suite.plan import Run, check_compute
 from suite.request.compose import compose_one
 from suite.request.overrides import parse
 from suite.saved import load_model, saved_run
-from tasks.tokenizer import Tokenizer, load_tokenizer
+from tasks.language.tokenizer import Tokenizer, load_tokenizer
 
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
 

@@ -13,6 +13,7 @@ import torch
 from conf.settings import RequestError
 from models.backends import settle
 from models.build import Model, computing_backends
+from suite.canonical import canonical_json
 from suite.compute.interface import Interface
 from suite.compute.settings import Compute
 from suite.evaluation.stages import planned_stages
@@ -129,10 +130,10 @@ def plan(arguments: Sequence[str]) -> list[Run]:
 def plan_request(request: Request) -> list[Run]:
     """The runs of a request, as `plan`."""
     runs: dict[str, Run] = {}
-    composer = Composer(request.cells)
+    planner = _Planner(Composer(request.cells))
     for cell in request.cells:
         try:
-            run = _planned(composer, cell)
+            run = planner.run(cell)
         except ValueError as error:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
             raise RequestError(str(error)) from error
@@ -184,27 +185,52 @@ def check_compute(config: Config, compute: Compute) -> None:
         raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
 
 
-def _planned(composer: Composer, cell: Sequence[str]) -> Run:
-    """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
-    composed = composer.compose(cell)
-    check_compute(composed.config, composed.compute)
-    config = composed.config
-    backend = _settled(config.backend, config.model, select_device(composed.compute.device).type)
-    task, fingerprint = planned_task(config.task)
-    if config.train.steps == 0 and task.trains:
-        raise RequestError(f"train.steps=0 is out of range, permitted with task={config.task.name} are whole numbers from 1")
-    composed = replace(composed, config=replace(config, backend=backend))
-    if composed.match.by != "none":
-        composed = match(
-            composed,
-            _reference_cost(composer, composed, cell, task),
-            interface=task.interface,
-            resized=functools.partial(composer.compose, cell),
-        )
-    # A task numbers itself where its settings decide; a configuration with a greater number renames.
-    version = max(config.task.version, task.version)
-    numbered = config.task if version == config.task.version else config.task.replace({"version": version})
-    return _run(replace(composed, config=replace(composed.config, backend=backend, task=numbered)), task, fingerprint)
+class _Planner:
+    """Plans the cells of one request; what several cells share is worked out once."""
+
+    def __init__(self, composer: Composer) -> None:
+        self._composer = composer
+        self._sizes: dict[Any, Mapping[str, int]] = {}
+        self._stages: dict[Any, tuple[Stage, ...]] = {}
+
+    def run(self, cell: Sequence[str]) -> Run:
+        """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
+        composed = self._composer.compose(cell)
+        check_compute(composed.config, composed.compute)
+        config = composed.config
+        backend = _settled(config.backend, config.model, select_device(composed.compute.device).type)
+        task, fingerprint = planned_task(config.task)
+        if config.train.steps == 0 and task.trains:
+            raise RequestError(f"train.steps=0 is out of range, permitted with task={config.task.name} are whole numbers from 1")
+        composed = replace(composed, config=replace(config, backend=backend))
+        if composed.match.by != "none":
+            composed = self._composer.compose(cell, self._matched(composed, cell, task))
+        # A task numbers itself where its settings decide; a configuration with a greater number renames.
+        version = max(config.task.version, task.version)
+        numbered = config.task if version == config.task.version else config.task.replace({"version": version})
+        composed = replace(composed, config=replace(composed.config, backend=backend, task=numbered))
+        return _run(composed, task, fingerprint, self._planned_stages(composed, task))
+
+    def _matched(self, composed: Composed, cell: Sequence[str], task: Task) -> Mapping[str, int]:
+        """The sizes that match the cell to the same request with the reference's model."""
+        config, match_ = composed.config, composed.match
+        key = config.model, config.size, config.task, config.train.autocast, config.backend, match_
+        if key not in self._sizes:
+            others = [each for each in cell if not each.startswith(("model=", "model.", "+model."))]
+            reference = self._composer.compose([*others, f"model={match_.reference}"]).config
+            # Every backend has the same cost, and not every backend computes the reference.
+            cost = model_cost(replace(reference, backend="torch"), interface=task.interface)
+            resized = functools.partial(self._composer.compose, cell)
+            self._sizes[key] = match(composed, cost, interface=task.interface, resized=resized)
+        return self._sizes[key]
+
+    def _planned_stages(self, composed: Composed, task: Task) -> tuple[Stage, ...]:
+        config = composed.config
+        asked = canonical_json(composed.evaluation)
+        key = config.model, config.size, config.task, config.train.autocast, config.backend, composed.compute, asked
+        if key not in self._stages:
+            self._stages[key] = planned_stages(config, composed.compute, composed.evaluation, task)
+        return self._stages[key]
 
 
 @functools.cache
@@ -212,11 +238,10 @@ def _settled(backend: str, model: Model, device: str) -> str:
     return settle(backend, computing_backends(model), device)
 
 
-def _run(composed: Composed, task: Task, fingerprint: str) -> Run:
+def _run(composed: Composed, task: Task, fingerprint: str, stages: tuple[Stage, ...]) -> Run:
     """The run of a cell in which nothing is left to settle."""
     config = composed.config
     whole = identity(config, data_fingerprint=fingerprint)
-    stages = planned_stages(config, composed.compute, composed.evaluation, task)
     written = {**composed.written, "backend": config.backend}
     written["task"] = {**written["task"], "version": config.task.version}
     return Run(
@@ -232,11 +257,3 @@ def _run(composed: Composed, task: Task, fingerprint: str) -> Run:
         experiment=composed.experiment,
         written=written,
     )
-
-
-def _reference_cost(composer: Composer, composed: Composed, cell: Sequence[str], task: Task) -> Cost:
-    """What `match` measures against: the cost of the same request with the reference's model."""
-    others = [each for each in cell if not each.startswith(("model=", "model.", "+model."))]
-    reference = composer.compose([*others, f"model={composed.match.reference}"])
-    # Every backend has the same cost, and not every backend computes the reference.
-    return model_cost(replace(reference.config, backend="torch"), interface=task.interface)

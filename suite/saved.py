@@ -22,7 +22,7 @@ from suite.stage import TRAINING
 from suite.store.checkpoint import load_final
 from suite.store.foreign import parse_yaml, reason_of
 from suite.store.run_directory import READING, Damaged, RunDirectory
-from tasks.language import WithoutText
+from tasks.language.task import WithoutText
 from tasks.task import Task
 
 

@@ -1,4 +1,4 @@
-"""Nothing to learn: uniformly random ids, on which it is measured how fast a model is."""
+"""Nothing to learn: uniformly random ids, on which the speed of a model is measured."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ import torch
 from conf.settings import Count
 from tasks.task import Batch, Measurement, Scored, Task
 
-SPLITS = ("train", "validation")
-
 
 class Efficiency(Task):
     """Ids drawn uniformly and independently; at every token the next one is asked, and nobody can know it.
@@ -22,31 +20,27 @@ class Efficiency(Task):
 
     class Settings(Task.Settings, kw_only=True):
         vocab_size: Count
-        seq_len: Count
 
     type = "efficiency.Efficiency"
     version = 1
-    splits = SPLITS
+    splits = ("train", "validation")
     trains = False
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
-        self.vocab_size, self.seq_len = settings.vocab_size, settings.seq_len
+        self.vocab_size = settings.vocab_size
 
     def num_examples(self, split: str) -> int | None:
-        # One says what there is to say of the loss: it is that of guessing.
+        # The loss is that of guessing, which one example shows.
         return {"train": None, "validation": 1}[split]
 
-    def example(self, split: str, index: int) -> np.ndarray:
-        """The tokens [T + 1] of one example and the one asked last."""
-        return self._ids(SPLITS.index(split), index, (self.seq_len + 1,))
-
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        return _asking_the_next(np.stack([self.example(split, i) for i in indices]))
+        stream = self.splits.index(split)
+        return _asking_the_next(np.stack([self._ids(stream, i, (self.seq_len + 1,)) for i in indices]))
 
     def draw(self, batch_size: int, length: int) -> Batch:
-        """So many sequences of this length, the same at every call."""
-        return _asking_the_next(self._ids(len(SPLITS), length, (batch_size, length + 1)))
+        """batch_size sequences of this length, the same ones at every call."""
+        return _asking_the_next(self._ids(len(self.splits), length, (batch_size, length + 1)))
 
     def _ids(self, stream: int, index: int, shape: tuple[int, ...]) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, stream], counter=[0, 0, 0, index]))
@@ -58,7 +52,7 @@ class Efficiency(Task):
         return [Measurement("nll", nll.mean().item(), split, {}, nll.numel())]
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """`chance`: one id of all, which is also the best that there is."""
+        """`chance`: one id in vocab_size; no model can be right more often."""
         return [Measurement("chance", 1.0 / self.vocab_size, split, {}, self.seq_len)]
 
 

@@ -6,7 +6,6 @@ regression (von Oswald et al. 2023, arXiv 2309.05858).
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, NamedTuple
@@ -16,11 +15,10 @@ import torch
 from torch import Tensor
 
 from conf.settings import Count, Positive, below
-from tasks.least_squares import kalman, ridge
 from tasks.positions import rows_by_position
-from tasks.task import Batch, Measurement, Scored, Task, Vectors
-
-BLOCK = 256  # examples drawn at once
+from tasks.synthetic.blocks import BLOCK, BlockTask, Drawn
+from tasks.synthetic.least_squares import kalman, ridge
+from tasks.task import Batch, Measurement, Scored, Vectors
 
 
 class Problem(NamedTuple):
@@ -36,7 +34,7 @@ class Problem(NamedTuple):
     restarts: Tensor
 
 
-class InContextRegression(Task):
+class InContextRegression(BlockTask):
     """Token t is (x_{t-1}, y_{t-1}, x_t), and y_t is asked; before the first pair stand zeros.
 
         y_t = W_t x_t + noise e_t,   x_t uniform on the sphere of radius sqrt(n),   e_t ~ N(0, I)
@@ -46,30 +44,23 @@ class InContextRegression(Task):
 
     noise: a standard deviation. drift: W_t = sqrt(1 - drift^2) W_{t-1} + drift F_t with F_t a fresh draw, a random walk
     that keeps its scale. segment_len: W is drawn afresh at every multiple of it; None for never.
-    An example is drawn from a Philox generator keyed by (seed, split) and counted by the block of the index.
     """
 
-    class Settings(Task.Settings, kw_only=True):
+    class Settings(BlockTask.Settings, kw_only=True):
         input_dim: Count
         output_dim: Count
-        seq_len: Count
         noise: Positive
         drift: Annotated[float, below(0, 1)]
         segment_len: Count | None
-        num_validation: Count
-        num_test: Count
 
     type = "in_context_regression.InContextRegression"
     version = 1
-    splits = ("train", "validation", "test")
+    cached_blocks = 4
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
-        self.input_dim, self.output_dim, self.seq_len = settings.input_dim, settings.output_dim, settings.seq_len
+        self.input_dim, self.output_dim = settings.input_dim, settings.output_dim
         self.noise, self.drift = settings.noise, settings.drift
-        self._num_examples = {"train": None, "validation": settings.num_validation, "test": settings.num_test}
-        # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
-        self._block = functools.lru_cache(maxsize=4)(self._draw_block)
 
     @property
     def interface(self) -> Vectors:
@@ -89,24 +80,14 @@ class InContextRegression(Task):
         """[T] bool: where W is drawn afresh."""
         return np.arange(self.seq_len) % (self.settings.segment_len or self.seq_len) == 0
 
-    def num_examples(self, split: str) -> int | None:
-        return self._num_examples[split]
-
-    def example(self, split: str, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """x [T, input_dim] and y [T, output_dim] of one example, float32."""
-        x, y = self._block(split, index // BLOCK)
-        return x[index % BLOCK], y[index % BLOCK]
-
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        x, y = (torch.from_numpy(np.stack(part)) for part in zip(*(self.example(split, i) for i in indices), strict=True))
+        x, y = map(torch.from_numpy, self.drawn(split, indices))
         before = torch.cat([x, y], dim=-1).roll(1, dims=1)
         before[:, 0] = 0.0
         return Batch(torch.cat([before, x], dim=-1), y)
 
-    def _draw_block(self, split: str, block: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw(self, rng: np.random.Generator, split: str, stream: int) -> Drawn:
         """x [BLOCK, T, input_dim] and y [BLOCK, T, output_dim]."""
-        key = [self.seed, self.splits.index(split)]
-        rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, block]))
         x = rng.standard_normal((BLOCK, self.seq_len, self.input_dim))
         x *= math.sqrt(self.input_dim) / np.linalg.norm(x, axis=-1, keepdims=True)
         y = self.noise * rng.standard_normal((BLOCK, self.seq_len, self.output_dim))

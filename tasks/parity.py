@@ -1,9 +1,8 @@
-"""Parity: at every bit, whether the ones so far are odd (state tracking; MesaNet, arXiv 2506.05233, App. I and Fig. 8)."""
+"""Parity: is the number of ones so far odd? Asked at every bit (state tracking; MesaNet, arXiv 2506.05233, App. I, Fig. 8)."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -11,89 +10,61 @@ from torch import Tensor
 
 from conf.settings import Count, Refusal
 from tasks.positions import rows_by_position
-from tasks.splits import TINY, belongs, belongs_of
-from tasks.task import Batch, Measurement, Scored, Task
+from tasks.synthetic.blocks import BLOCK, BlockTask, Drawn, Space
+from tasks.task import Batch, Measurement, Scored
 
 BEGIN = 2
-BLOCK = 256  # examples drawn at once
-MAX_BARREN = 100  # blocks of candidates without one for the split, until it is clear that there is none
 
 
-class Parity(Task):
+class Parity(BlockTask):
     """BEGIN, then uniform random bits; the target at every token is the parity of the bits so far, itself included.
 
     BEGIN, where none has come, asks for 0: a state that is turned by bits has to be written once, and BEGIN says when.
-    Training and validation examples have seq_len tokens. Those of the test split have test_seq_len: what is asked there
-    beyond seq_len can only be answered by a rule that was learnt on shorter sequences.
+    Training and validation examples have seq_len tokens, test examples test_seq_len: what is asked there beyond seq_len
+    can only be answered by a rule that was learnt on shorter sequences.
 
-    Every example is drawn from a Philox generator keyed by (seed, length) and counted by the block of the index. A hash
-    of the first seq_len tokens says to which split an example belongs, so no two splits share these, under any seed. Where
-    there are no more than TINY beginnings the hash is another one, of all bits but the first, and the version 2.
+    A stream is numbered by the length of its examples. A hash of the first seq_len tokens says to which split an example
+    belongs; where few such beginnings exist, a hash of all their bits but the first.
     """
 
-    class Settings(Task.Settings, kw_only=True):
-        seq_len: Count
+    class Settings(BlockTask.Settings, kw_only=True):
         test_seq_len: Count
-        num_validation: Count
-        num_test: Count
 
         def __post_init__(self) -> None:
             if self.test_seq_len < self.seq_len:
                 raise Refusal("test_seq_len", self.test_seq_len, f"whole numbers from seq_len, here {self.seq_len}")
 
     type = "parity.Parity"
+    version = 1
     vocab_size = 3
-    splits = ("train", "validation", "test")
-
-    def __init__(self, settings: Settings, *, seed: int) -> None:
-        super().__init__(settings, seed=seed)
-        self.seq_len = settings.seq_len
-        self._num_examples = {"train": None, "validation": settings.num_validation, "test": settings.num_test}
-        # A first bit turns all targets: as examples that differ in it share a split, each target is as often 0 as 1 there.
-        few = 2 ** (self.seq_len - 1) <= TINY
-        self.version, self._hashed = (2, slice(2, self.seq_len)) if few else (1, slice(0, self.seq_len))
-        # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
-        self._block = functools.lru_cache(maxsize=8)(self._draw_block)
-
-    @functools.cached_property
-    def _belongs(self) -> Callable[[np.ndarray, str], np.ndarray]:
-        """What says which beginnings are of a split."""
-        return belongs_of(_sequences(self.seq_len - 2)) if self.version == 2 else belongs
-
-    def check(self) -> None:
-        for split in self.splits:
-            self._block(split, 0)
-
-    def num_examples(self, split: str) -> int | None:
-        return self._num_examples[split]
 
     def length(self, split: str) -> int:
         """The tokens of an example of the split."""
-        return self.settings.test_seq_len if split == "test" else self.seq_len
+        return self.settings.test_seq_len if split == "test" else self.settings.seq_len
 
-    def example(self, split: str, index: int) -> np.ndarray:
-        """The tokens [T] of one example."""
-        return self._block(split, index // BLOCK)[index % BLOCK]
+    def streams(self, split: str) -> tuple[int, ...]:
+        return (self.length(split),)
+
+    def space(self, stream: int) -> Space:
+        def marks() -> np.ndarray:
+            return np.arange(2 ** max(length - 2, 0))[:, None] >> np.arange(length - 2) & 1
+
+        length = self.settings.seq_len
+        return Space(2 ** (length - 1), marks, f"task.seq_len={length} is too short")
+
+    def marks(self, drawn: Drawn, stream: int) -> np.ndarray:
+        # A first bit turns all targets: as examples that differ in it share a split, each target is as often 0 as 1 there.
+        return drawn[0][:, 2 if self.few(stream) else 0 : self.seq_len]
+
+    def draw(self, rng: np.random.Generator, split: str, stream: int) -> Drawn:
+        tokens = rng.integers(2, size=(BLOCK, stream))
+        tokens[:, 0] = BEGIN
+        return (tokens,)
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        tokens = torch.from_numpy(np.stack([self.example(split, i) for i in indices]))
+        (tokens,) = map(torch.from_numpy, self.drawn(split, indices))
         # BEGIN is even.
         return Batch(tokens, tokens.cumsum(1) % 2)
-
-    def _draw_block(self, split: str, block: int) -> np.ndarray:
-        """Tokens [BLOCK, T]: the first candidates of the block's stream that belong to the split."""
-        length = self.length(split)
-        rng = np.random.Generator(np.random.Philox(key=[self.seed, length], counter=[0, 0, 0, block]))
-        parts, found = [], 0
-        while found < BLOCK:
-            tokens = rng.integers(2, size=(BLOCK, length))
-            tokens[:, 0] = BEGIN
-            mine = self._belongs(tokens[:, self._hashed], split)
-            parts.append(tokens[mine])
-            found += int(mine.sum())
-            if not found and len(parts) == MAX_BARREN:
-                raise ValueError(f"task.seq_len={self.seq_len} is too short: no sequence is left for {split}")
-        return np.concatenate(parts)[:BLOCK]
 
     def oracle(self, batch: Batch) -> Tensor:
         """Predictions [B, T] from the tokens alone, one bit of memory carried along."""
@@ -129,8 +100,3 @@ class Parity(Task):
             Measurement("chance", 0.5, split, {}, count),
             Measurement("reachable_accuracy", (seen + 0.5 * (length - seen)) / length, split, {}, count),
         ]
-
-
-def _sequences(length: int) -> np.ndarray:
-    """All sequences of so many bits [2^length, length]."""
-    return np.arange(2 ** max(length, 0))[:, None] >> np.arange(length) & 1

@@ -16,8 +16,8 @@ def position_bands(seq_len: int) -> list[tuple[int, int]]:
 def rows_by_position(metric: str, split: str, values: np.ndarray) -> list[Measurement]:
     """The mean of values [N, T] over everything, at every position, and in bands of positions.
 
-    The bands are those of `position_bands` and the last quarter. They and the mean over everything come with the mean of
-    every example, for paired intervals.
+    The bands are those of `position_bands` and the last quarter. The rows of bands, and the mean over everything, come with
+    the mean of every example, for paired intervals.
     """
     count, length = values.shape
     rows = [_mean(metric, split, {}, values)]

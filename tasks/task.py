@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import conf.settings
 from conf.settings import Count, Name
-from tasks.tokenizer import Tokenizer
 
 IGNORE = -100
 """The target of a position that asks nothing."""
@@ -74,7 +74,7 @@ class Measurement:
 
 
 class Scored(NamedTuple):
-    """What a model made of a batch; both meaningless where nothing is asked.
+    """What a model made of a batch; loss and prediction are meaningless where nothing is asked.
 
     loss: [B, T], the nll in nats, or the squared error. prediction: [B, T], the argmax, or [B, T, output_dim].
     """
@@ -82,6 +82,40 @@ class Scored(NamedTuple):
     batch: Batch
     loss: Tensor
     prediction: Tensor
+
+
+class Tokenizer(ABC):
+    """From text to ids and back.
+
+    vocab_size: number of ids. bos: the id that begins and separates documents, and that no text has.
+    fingerprint: hexadecimal digest. name: what `data.tokenizer` says, for messages.
+    """
+
+    name: str
+    vocab_size: int
+    bos: int
+    fingerprint: str
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, no special ones among them: their names are text like any other."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special ids are left out, bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def align(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per text its ids [N], and per id the number of the text's UTF-8 bytes that it is credited with [N].
+
+        The numbers add up to all bytes of the text where the ids decode to it. Otherwise a byte counts only where an id,
+        or the few ids that share a character, decode to it as it stands: not where a tokenizer drops, rewrites or does
+        not know it. The bytes of a character that several ids share are counted at the first of them.
+        """
+
+    @abstractmethod
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The ids of a text [N], and per id how many of the text's characters lie before its end [N]."""
 
 
 class Task(ABC):
@@ -95,40 +129,41 @@ class Task(ABC):
     """
 
     class Settings(conf.settings.Settings, kw_only=True):
-        """What a task's YAML says. name: for titles. version: see `Task.version`."""
+        """What a task's YAML says. name: for titles. version: see `Task.version`. seq_len: tokens of an example."""
 
         type: Name
         name: Name
         version: Count
+        seq_len: Count
 
     type: ClassVar[str]
     version: int  # raised when the task's numbers change; part of a run's identity
-    vocab_size: int  # of a task of ids; one of vectors says its `interface`
+    vocab_size: int  # of a task of ids; a task of vectors overrides `interface`
     seq_len: int
     splits: tuple[str, ...]  # "train" and "validation", and "test" where hyper-parameters are chosen on validation
     tokenizer: Tokenizer | None = None  # with which a prompt or a benchmark is read; None for a task without text
-    trains: bool = True  # whether there is anything to learn, so that no training at all makes no sense
+    trains: bool = True  # whether there is anything to learn; if not, a run may have no training step
     measures_positions: bool = False  # whether `measure_positions` has anything to add to `measure`
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
-        self.settings, self.seed = settings, seed
+        self.settings, self.seed, self.seq_len = settings, seed, settings.seq_len
 
     @property
     def interface(self) -> Tokens | Vectors:
-        """What goes in and what is asked: it decides which face of the backbone learns the task."""
+        """Whether ids or vectors go in and are asked; it decides which face of the backbone learns the task."""
         return Tokens(self.vocab_size)
 
     @property
     def guessing_loss(self) -> float:
-        """The mean loss of answers that know nothing."""
+        """The mean loss of a model that has learnt nothing: every id equally likely, or a prediction of 0."""
         return math.log(self.vocab_size)
 
     def check(self) -> None:
-        """Raises ValueError for settings of which only drawing shows that they permit no example. Any seed tells."""
+        """Raises ValueError where a split has no example, which only drawing shows; the answer is the same for every seed."""
         return
 
     def prepare(self) -> None:
-        """Keeps what it would cost to make the examples again; called once the request is accepted, by any number of runs."""
+        """Keeps what is expensive to make again, such as a tokenised text. Called when a request is accepted, by every run."""
         return
 
     @abstractmethod
@@ -140,7 +175,7 @@ class Task(ABC):
         """The examples at these indices."""
 
     def fingerprint(self) -> str:
-        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty where the settings say it all."""
+        """Hexadecimal digest of the data behind the task; part of a run's identity. Empty for examples that are drawn."""
         return ""
 
     def resized(self, *, seq_len: int, examples: int) -> Self | None:
@@ -164,5 +199,5 @@ class Task(ABC):
         return None
 
     def references(self, split: str, *, reach: int | None) -> list[Measurement]:
-        """What is known without training: floors, chance, and the most that a model can reach that sees `reach` tokens back."""
+        """What is known without training: floors, chance, and the best score of a model that sees `reach` tokens back."""
         return []

@@ -15,13 +15,15 @@ import io
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
 
+from conf.groups import options
 from suite.cli import main as command
-from suite.request.overrides import compose_config, options
+from suite.request.compose import compose_one
 from suite.results import load_curves
 from suite.store.code_state import TABLE, code_state
 
@@ -71,8 +73,8 @@ def states() -> dict[str, str]:
     found = {}
     for model in options("model"):
         for task in (task for _, task in CASES.values()):
-            config = compose_config([f"model={model}", f"task={task}"])
-            found[f"{model} {task}"] = code_state({"model": config.model, "task": config.task, "backend": "torch"})[:6]
+            config = compose_one([f"model={model}", f"task={task}"]).config
+            found[f"{model} {task}"] = code_state(replace(config, backend="torch"))[:6]
     return found
 
 

@@ -10,27 +10,51 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("models", "tasks", "suite", "reports")
+PACKAGES = ("conf", "models", "tasks", "suite", "reports")
 FOREIGN = {
+    "conf": {"models", "tasks", "suite", "reports", "torch"},
     "models": {"tasks", "suite", "reports"},
     "tasks": {"models", "suite", "reports"},
     "suite": set(),
     "reports": {"models", "tasks", "torch", "suite"},
 }
 ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics"}
-ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/lm_eval"}
-ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/lm_eval")}
+ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/evaluation/lm_eval"}
+ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval")}
+# The rooms of a package from the ground up, those of one floor in one line: folders, and files at the top. An arrow goes
+# down or stays in its room. What is not listed stands on the last floor and may import all others.
+FLOORS = {
+    "conf": ["settings", "groups"],
+    "models": ["initialization compilation", "ops", "backends", "mixer components", "linear_rnn"],
+    "tasks": ["files", "task", "positions", "synthetic language"],
+    "suite": [
+        "canonical metrics",
+        "stage",
+        "machine",
+        "compute",
+        "request",
+        "store",
+        "results evaluation",
+        "plan",
+        "saved",
+        "running generate",
+        "help",
+    ],
+    "reports": ["kit", "pages"],
+}
+# The mixers of models/ share a floor but for what is built from them.
+ABOVE_MIXERS = ["backbone", "mesa", "build"]
 
 
 def imported(path: Path) -> set[str]:
-    """Dotted names of the modules that a file imports, lazily or not."""
+    """Dotted names of the modules that a file imports, lazily or not, and of what it takes from a package."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names.add(node.module)
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names if "." not in node.module)}
     return names
 
 
@@ -42,12 +66,39 @@ def test_a_file_imports_what_its_package_may(path):
     package = path.relative_to(ROOT).parts[0]
     for name in imported(path):
         top = name.split(".")[0]
-        assert top not in FOREIGN[package] or (package == "reports" and name in ALLOWED_TO_REPORTS), name
+        assert top not in FOREIGN[package] or (package == "reports" and name in ALLOWED_TO_REPORTS | {"suite"}), name
         if top in ONE_PLACE:
             assert str(path.relative_to(ROOT)).startswith(ONE_PLACE[top]), f"{top} belongs in {ONE_PLACE[top]}"
 
 
-@pytest.mark.parametrize("module", ["suite.results", "suite.metrics", "reports.build", "reports.parts"])
+def floor(package: str, room: str) -> int:
+    floors = [line.split() for line in FLOORS[package]]
+    if package == "models" and room in ABOVE_MIXERS:
+        return len(floors) + 1 + ABOVE_MIXERS.index(room)
+    return next((i for i, rooms in enumerate(floors) if room in rooms), len(floors))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_arrows_between_rooms_go_down(path):
+    package, *inner = path.relative_to(ROOT).with_suffix("").parts
+    if inner == ["__init__"]:
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        exists = len(parts) > 1 and ((ROOT / package / parts[1]).is_dir() or (ROOT / package / f"{parts[1]}.py").is_file())
+        if parts[0] == package and exists and parts[1] != inner[0]:
+            here, there = floor(package, inner[0]), floor(package, parts[1])
+            lateral = here == there == len(FLOORS[package])
+            assert there < here or lateral, f"{package}/{inner[0]} (floor {here}) imports {parts[1]} (floor {there})"
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_every_room_of_the_plan_is_there(package):
+    for room in " ".join(FLOORS[package]).split():
+        assert (ROOT / package / room).is_dir() or (ROOT / package / f"{room}.py").is_file(), f"{package} has no {room}"
+
+
+@pytest.mark.parametrize("module", ["suite.results", "suite.metrics", "reports.kit.build", "reports.kit.parts"])
 def test_reading_results_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from models.backbone import Backbone, Block, TrainingForms
+from models.backbone import Backbone, TrainingForms
+from models.backbone.blocks import Block
 from suite.compute.settings import Compute, Train
 from suite.compute.step import CapturedStep, EagerStep, Step
 

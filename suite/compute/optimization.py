@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.rglru import BlockDiagonalLinear
+from models.components import linear_maps
 from suite.compute.settings import Train
 
 
@@ -18,7 +18,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
 
     On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
     """
-    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)}
+    decayed = {id(module.weight) for module in linear_maps(model)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train.weight_decay},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},

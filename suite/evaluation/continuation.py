@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from models.backbone import LanguageModel
-from tasks.tokenizer import Tokenizer
+from models.backbone.language_model import LanguageModel
+from tasks.language.tokenizer import Tokenizer
 
 
 class Prompt(NamedTuple):

@@ -24,11 +24,11 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from models.backbone import LanguageModel
+from models.backbone.language_model import LanguageModel
 from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
 from suite.evaluation.lm_eval_names import Blame, benchmark_names, is_local, leaves, quiet, task_manager
+from tasks.language.tokenizer import Tokenizer
 from tasks.task import Measurement
-from tasks.tokenizer import Tokenizer
 
 METRIC_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}
 """From lm-eval's names to ours; a metric that is not listed keeps its name."""

@@ -29,7 +29,7 @@ from lm_eval.tasks import TaskManager
 from suite.store.code_state import definitions
 from suite.store.contents import data_files, file_digest, folder_digest, module_digest, module_file, on_this_machine, text_digest
 
-OFFLINE_TASKS = Path(__file__).resolve().parent.parent / "tasks" / "offline"
+OFFLINE_TASKS = Path(__file__).resolve().parents[2] / "tasks" / "offline"
 SHIPPED = Path(lm_eval.__file__).resolve().parent
 """lm-eval's own folder: its version stands for what lies there."""
 SHIPPED_TASKS = (str(SHIPPED / "tasks"),)

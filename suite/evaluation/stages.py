@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from conf.settings import Settings, fields, unknown
-from models.mesa_layers import mesa_layers
+from models.mesa.layers import mesa_layers
 from suite.compute.scoring import score_split, to_device
 from suite.compute.settings import Compute
 from suite.evaluation import studies

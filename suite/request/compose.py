@@ -19,13 +19,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from conf.groups import CONF, groups, options
 from conf.settings import RequestError, Settings, fields, flat, home, near, text
 from models.build import Size, read_model
 from suite.compute.settings import Compute, Train
-from suite.request.overrides import CONF, Assignment, assignment, groups, options
+from suite.request.overrides import Assignment, assignment
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
 from tasks.build import read_task
-from tasks.language import DataSettings
+from tasks.language.task import DataSettings
 
 READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
@@ -53,6 +54,7 @@ class Composer:
         # Composing an option alone pays once there are more combinations than options.
         self._separately = len(combinations) > len(single) + 1
         self._plain: dict[Variant, Any] = {}
+        self._mentioned: dict[Variant, frozenset[str]] = {}
         self._read: dict[tuple[Variant, ...], tuple[Any, Any]] = {}
 
     def compose(self, cell: Sequence[str], size: Mapping[str, int] | None = None) -> Composed:
@@ -61,7 +63,7 @@ class Composer:
         choices, assigned = _choices(cell), [each for each in map(assignment, cell) if not each.is_choice] + changed
         names = list(_composed(()))
         for each in assigned:
-            if each.key.partition(".")[0] not in names:
+            if each.section not in names:
                 raise self._unknown(each, choices)
         variants = {name: self._variant(name, choices, assigned) for name in names}
         read = {name: self._section(name, variants) for name in (*SINGLE, *READERS)}
@@ -75,11 +77,9 @@ class Composer:
         )
 
     def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:
-        own = tuple(each for each in assigned if each.key.partition(".")[0] == name)
+        own = [each for each in assigned if each.section == name]
         if self._separately:
-            experiment = tuple(choice for choice in choices if choice.startswith("experiment="))
-            others = (choice for choice in choices if choice not in experiment)
-            choices = (*experiment, *(choice for choice in others if name in _touched(experiment, choice)))
+            choices = _touching(name, tuple(choices))
         variant = name, tuple(choices), tuple(each.typed for each in own)
         if variant not in self._plain:
             section = copy.deepcopy(_composed(variant[1])[name])
@@ -87,7 +87,7 @@ class Composer:
                 section = self._assigned(section, each, choices)
             if name == "paths" and section["cache"] is None:
                 section["cache"] = _cache()
-            self._plain[variant] = section
+            self._plain[variant], self._mentioned[variant] = section, _mentioned(section)
         return variant
 
     def _assigned(self, section: Any, each: Assignment, choices: Sequence[str]) -> Any:
@@ -100,11 +100,7 @@ class Composer:
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or not (each.is_new or last in place):
             raise self._unknown(each, choices)
-        there, value = place.get(last), each.value
-        for shape in (dict, list):
-            if there is not None and isinstance(there, shape) != isinstance(value, shape) and not _refers(there):
-                raise RequestError(f"{each.typed} is out of range, permitted are values such as {text(there)[:100]}")
-        place[last] = _merged(there, value) if isinstance(there, dict) else value
+        place[last] = _merged(place.get(last), each.value)
         return section
 
     def _unknown(self, each: Assignment, choices: Sequence[str]) -> RequestError:
@@ -116,7 +112,7 @@ class Composer:
     def _section(self, name: str, variants: Mapping[str, Variant]) -> tuple[Any, Any]:
         """A section as its type, and as plain values."""
         read = self._needed(name, variants)
-        key = tuple(variants[each] for each in (name, *sorted(read - {name})))
+        key = (variants[name], *(variants[each] for each in sorted(read - {name})))
         if key not in self._read:
             plain = self._plain[variants[name]]
             if read:
@@ -135,13 +131,11 @@ class Composer:
 
     def _needed(self, name: str, variants: Mapping[str, Variant]) -> set[str]:
         """The sections that a section's interpolations name, and those that these name in turn; empty where it has none."""
-        found, left = set[str](), [name]
+        found, left = set[str](), [name] if self._mentioned[variants[name]] else []
         while left:
-            for each in _mentioned(self._plain[variants[left.pop()]]):
-                if each in variants and each not in found:
-                    found.add(each)
-                    left.append(each)
-        return found | ({name} if found or _refers(self._plain[variants[name]]) else set())
+            found.add(each := left.pop())
+            left += self._mentioned[variants[each]] & variants.keys() - found
+        return found
 
 
 def compose_one(overrides: Sequence[str]) -> Composed:
@@ -164,6 +158,14 @@ def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
 
 
 @functools.cache
+def _touching(name: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """The choices that make a section: the experiment, and the options that change the section under this experiment."""
+    experiment = tuple(choice for choice in choices if choice.startswith("experiment="))
+    others = (choice for choice in choices if choice not in experiment)
+    return (*experiment, *(choice for choice in others if name in _touched(experiment, choice)))
+
+
+@functools.cache
 def _touched(experiment: tuple[str, ...], choice: str) -> frozenset[str]:
     """The sections that an option changes; an experiment, and the training that follows a task, lie outside its own."""
     before, after = _composed(experiment), _composed((*experiment, choice))
@@ -180,16 +182,16 @@ def _refers(value: Any) -> bool:
     return "${" in str(value)
 
 
-def _mentioned(section: Any) -> set[str]:
+def _mentioned(section: Any) -> frozenset[str]:
     """Every word of the interpolations in a section, among which are the sections that they name."""
     texts = (value for _, value in flat({"": section}) if isinstance(value, str | list) and _refers(value))
-    return {word for value in texts for word in re.findall(r"\w+", str(value))}
+    return frozenset(word for value in texts for word in re.findall(r"\w+", str(value)))
 
 
-def _merged(there: dict[str, Any], value: Any) -> Any:
+def _merged(there: Any, value: Any) -> Any:
     if not (isinstance(there, dict) and isinstance(value, dict)):
         return value
-    return {**there, **{key: _merged(there.get(key, {}), each) for key, each in value.items()}}
+    return {**there, **{key: _merged(there.get(key), each) for key, each in value.items()}}
 
 
 def _keys(name: str, section: Any) -> list[str]:

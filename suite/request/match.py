@@ -23,8 +23,8 @@ QUANTITIES = {"parameters": "parameters", "flops": "flops_per_token", "state": "
 Resize = Callable[[Mapping[str, int]], Composed]
 
 
-def match(composed: Composed, reference: Cost, *, interface: Interface, resized: Resize) -> Composed:
-    """The cell, resized so that the quantity of `match.by` agrees with the reference's within `match.tolerance`.
+def match(composed: Composed, reference: Cost, *, interface: Interface, resized: Resize) -> Mapping[str, int]:
+    """The values of `size` by which the quantity of `match.by` agrees with the reference's within `match.tolerance`.
 
     resized: the cell with other values of `size`, which reach its mixers.
     Raises RequestError when nothing in reach agrees, naming the nearest that does.
@@ -47,7 +47,7 @@ def match(composed: Composed, reference: Cost, *, interface: Interface, resized:
             f"match.by={by}: the nearest that {name} comes to {target:,.0f} {QUANTITIES[by]} is off by "
             f"{100 * errors[nearest]:.1f} %, permitted is match.tolerance={tolerance}"
         )
-    return candidates[nearest][1]
+    return candidates[nearest][0]
 
 
 def _widths(target: float, quantity: Callable[[Mapping[str, int]], float]) -> list[dict[str, int]]:

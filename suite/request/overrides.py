@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,23 +15,10 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
+from conf.groups import CONF, groups, options
 from conf.settings import RequestError, text, unknown
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 LAUNCHER = "hydra/launcher"
-
-
-def options(group: str) -> list[str]:
-    """The names in a configuration group, sorted; a base that only others inherit is left out."""
-    names = sorted(path.stem for path in (CONF / group).glob("*.yaml") if path.stem != "base")
-    if not names:
-        raise RequestError(f"there is no configuration in {CONF / group}; install the suite again, or run it from its checkout")
-    return names
-
-
-@functools.cache
-def groups() -> tuple[str, ...]:
-    return tuple(sorted({path.parent.name for path in CONF.glob("*/*.yaml")}))
 
 
 @dataclass(frozen=True)
@@ -52,6 +38,10 @@ class Assignment:
     value: Any
     is_choice: bool
     is_new: bool
+
+    @property
+    def section(self) -> str:
+        return self.key.partition(".")[0]
 
 
 def read_request(arguments: Sequence[str]) -> Request:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from conf.groups import options
 from conf.settings import Name, Refusal, Settings, Share, UserPath, near, with_neutral
 from models.backends import BACKENDS
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train
-from suite.request.overrides import options
 from tasks.build import read_task, task_class
 from tasks.task import Task
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +129,11 @@ def _kind(error: BaseException) -> str:
 def _about(run: Run) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
     """What a run's folder says of it: names, configuration, and the state of the code."""
     names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
-    return names, yaml.safe_dump(run.written, sort_keys=False, allow_unicode=True).encode(), recorded(run.config)
+    return names, as_yaml(run.written).encode(), recorded(run.config)
+
+
+def as_yaml(written: Mapping[str, Any]) -> str:
+    return yaml.safe_dump(dict(written), sort_keys=False, allow_unicode=True)
 
 
 class Work:

@@ -13,8 +13,9 @@ from hydra.errors import HydraException
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
+from conf.groups import CONF
 from conf.settings import RequestError
-from suite.request.overrides import CONF, Request, is_hydra, quoted
+from suite.request.overrides import Request, is_hydra, quoted
 from suite.store.foreign import say
 
 # Hydra launches and owns nothing else: no log files, no folders, no change of directory.

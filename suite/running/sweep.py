@@ -24,7 +24,7 @@ from suite.request.compose import Composer
 from suite.request.identity import digest
 from suite.request.overrides import Request, read_request
 from suite.request.schema import Composed
-from suite.running.execute import FAILED, Command, Event, is_done, missing_stages
+from suite.running.execute import FAILED, Command, Event, as_yaml, is_done, missing_stages
 from suite.running.launch import launcher_of
 from suite.running.pool import count_jobs, work
 from suite.running.progress import ProgressDisplay
@@ -53,7 +53,7 @@ def sweep(arguments: Sequence[str]) -> int:
     write_request(runs, results, arguments)
     if launch is not None:
         launch(request.cells)
-        return _summary(runs, results, ())
+        return _summary(runs, _directories(runs, results), ())
     return train_all(runs, results)
 
 
@@ -125,12 +125,12 @@ def _evaluation_request(arguments: Sequence[str]) -> Request:
 
 def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
-    directories = {run.run_id: RunDirectory(results, run.run_id) for run in runs}
+    directories = _directories(runs, results)
     left = [run for run in runs if command.force or not is_done(run, directories[run.run_id])]
     for directory in directories.values():
         directory.tidy()
     say(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}")
-    _print_ages(runs, results)
+    _print_ages(runs, directories)
     display = ProgressDisplay(len(left))
     ends: dict[str, str] = {}
 
@@ -149,14 +149,19 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
             _wait(left, results)
     finally:
         display.close()
-    return _summary(runs, results, {run_id for run_id, end in ends.items() if end == "failed"})
+    return _summary(runs, directories, {run_id for run_id, end in ends.items() if end == "failed"})
 
 
-def _print_ages(runs: Sequence[Run], results: Path) -> None:
+def _directories(runs: Sequence[Run], results: Path) -> dict[str, RunDirectory]:
+    """The folder of every run; what is read there is kept as long as the files stay the same."""
+    return {run.run_id: RunDirectory(results, run.run_id) for run in runs}
+
+
+def _print_ages(runs: Sequence[Run], directories: Mapping[str, RunDirectory]) -> None:
     """Says what of the store was made by other code, or is about benchmarks as they were."""
     ages, older = Counter(), 0
     for run in runs:
-        directory = RunDirectory(results, run.run_id)
+        directory = directories[run.run_id]
         with contextlib.suppress(Damaged):
             if directory.read_stage(TRAINING) is not None:
                 ages[age(directory.read()[0].get("code"))] += 1
@@ -191,11 +196,11 @@ def _wait(runs: Sequence[Run], results: Path) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _summary(runs: Sequence[Run], results: Path, failed_now: Collection[str]) -> int:
+def _summary(runs: Sequence[Run], directories: Mapping[str, RunDirectory], failed_now: Collection[str]) -> int:
     """Names what is not done, and why; returns the exit status. failed_now: runs whose end was said already."""
     failed = held = False
     for run in runs:
-        directory = RunDirectory(results, run.run_id)
+        directory = directories[run.run_id]
         missing = missing_stages(run, directory)
         if run.run_id in failed_now:
             failed = True
@@ -258,10 +263,16 @@ def _studies(run: Run) -> list[str]:
 
 
 def print_plan(arguments: Sequence[str]) -> int:
-    """Prints what every run of a request would be; trains and writes nothing."""
-    request = read_request(arguments)
+    """Prints what every run of a request would be; trains and writes nothing. show=config: its whole configuration."""
+    shown = [argument.partition("=")[2] for argument in arguments if argument.startswith("show=")]
+    if shown not in ([], ["config"]):
+        raise RequestError(f"show={','.join(shown)} is unknown, permitted is show=config")
+    request = read_request([argument for argument in arguments if not argument.startswith("show=")])
     launcher_of(request)
     for run in plan_request(request):
+        if shown:
+            print(f"# run {run.run_id}\n{as_yaml(run.written)}")
+            continue
         facts = run.facts
         directory = RunDirectory(Path(run.paths.results), run.run_id)
         print(

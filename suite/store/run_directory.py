@@ -126,7 +126,7 @@ class RunDirectory:
     def read(self) -> tuple[dict[str, Any], bytes]:
         """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
         try:
-            whole = self._own(read_json(self.path / "run.json", self.root))
+            whole = self._own(dict(self._content(self.path / "run.json")))
             config = read_regular(self.path / "config.yaml", limit=MOST_YAML)
             if "config" in whole:
                 fits = whole["config"] == hashlib.sha256(config).hexdigest()
@@ -176,7 +176,7 @@ class RunDirectory:
         return None if is_old else content
 
     def _content(self, path: Path) -> dict[str, Any]:
-        """The JSON of a result file, read once as long as it is the same file of the same size and time."""
+        """The JSON of a file of the run, read once as long as it is the same file of the same size and time."""
         known = os.stat(path, follow_symlinks=False)
         key = (path, known.st_size, known.st_mtime_ns, known.st_ino)
         if key not in self._contents:

@@ -1,7 +1,7 @@
 """The documents of the `offline` benchmarks, made from held-out prose of the installed Python standard library.
 
 lm-eval finds the functions by name (`custom_dataset: !function data.last_word`) and passes them a task's metadata and a
-model's arguments, none of which they use. What is drawn is drawn by the content itself, so a Python version has one data set.
+model's arguments, none of which they use. The content itself decides every draw, so a Python version has one data set.
 Passages have nearly the same length, so that requests of one length share a batch, and every request fits into 128 bytes:
 a model that was trained on more is not asked beyond it. A passage that the training half has too is left out.
 Prompts are columns, not templates in the YAML, because lm-eval compiles a template anew for every document.
@@ -14,10 +14,12 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import datasets
+from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, heldout_stdlib_documents, split_documents, stdlib_documents
 
-from tasks.corpus import STDLIB_VALIDATION_FRACTION, heldout_stdlib_documents, split_documents, stdlib_documents
+if TYPE_CHECKING:
+    import datasets
 
 PROSE = re.compile(r"""[("'`*]*[A-Za-z]+(?:['/-][A-Za-z]+)*[)"'`*]*[.,;:?!]?""")
 """A word of prose with the punctuation around it; code and tables consist of other things."""
@@ -36,7 +38,7 @@ def last_word(**metadata: object) -> dict[str, datasets.Dataset]:
 
 
 def continuation(**metadata: object) -> dict[str, datasets.Dataset]:
-    """HellaSwag's form: which of four continuations is the passage's own; the others are those of other passages."""
+    """HellaSwag's form: which of four continuations is the passage's own; the other three belong to other passages."""
     passages = [" ".join(words) for words in _sample(100, 100, 108, lambda words: True)]
     halves = [_halve(passage, 68) for passage in passages]
     documents = []
@@ -82,6 +84,9 @@ def contains(document: Document, results: Sequence[str]) -> dict[str, float]:
 
 
 def _splits(documents: Sequence[Document], examples: Sequence[Document] = ()) -> dict[str, datasets.Dataset]:
+    # It takes a second to import, and a search for tasks passes here.
+    import datasets
+
     splits = {"test": documents, "examples": examples}
     return {name: datasets.Dataset.from_list(list(split)) for name, split in splits.items() if split}
 

@@ -25,9 +25,10 @@ import pandas as pd
 import torch
 from omegaconf import OmegaConf
 
+from conf.groups import options
 from models.backends import obstacle
 from models.build import computing_backends, read_model
-from suite.request.overrides import compose_config, options
+from suite.request.overrides import compose_config
 from suite.results import load_results
 
 PERMITTED = 0.01

@@ -47,7 +47,8 @@ from suite.compute.step import Step
 from suite.plan import plan, task_of
 from suite.request.overrides import compose_config
 from suite.running.health import Readings
-from suite.running.train import batches, new_model
+from suite.running.train import batches
+from suite.saved import new_model
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
@@ -272,9 +273,9 @@ def mqar_case(options: argparse.Namespace) -> Iterator[Row]:
 def mqar_arm(run: Any, compute: Row, groups: Groups, arm: str) -> Iterator[Row]:
     """The step alone on one batch, then the loop of training with the task's own batches."""
     model = new_model(run, DEVICE)
-    optimizer = build_optimizer(model, run.config["train"])
+    optimizer = build_optimizer(model, run.config.train)
     accelerate(model, compute)
-    step = training_step(model, optimizer, run.config["train"], compute, flops=0.0)
+    step = training_step(model, optimizer, run.config.train, compute, flops=0.0)
     with closing(batches(run, task_of(run.config), range(100_000), device=DEVICE)) as made:
         measured = timed(partial(step, next(made)), groups)
         yield {"arm": arm, "steps_per_second": 1e3 / measured["ms"], **measured}
@@ -286,7 +287,7 @@ def mqar_arm(run: Any, compute: Row, groups: Groups, arm: str) -> Iterator[Row]:
 def training_loop(run: Any, step: Step, optimizer: torch.optim.Optimizer, made: Iterator[TrainingInputs]) -> Iterator[None]:
     readings = Readings(DEVICE)
     for number, inputs in enumerate(made):
-        set_learning_rate(optimizer, learning_rate(number, run.config["train"]))
+        set_learning_rate(optimizer, learning_rate(number, run.config.train))
         readings.add(number, step(inputs))
         for _ in readings.arrived():
             pass

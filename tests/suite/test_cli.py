@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import suite
+from conf.groups import options
+from conf.settings import RequestError
 from suite.cli import VERBS, WHAT, main
-from suite.request.overrides import RequestError, options
 from suite.running.execute import Event
 from suite.running.progress import ProgressDisplay, duration
 from suite.running.train import Pulse

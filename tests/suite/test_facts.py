@@ -66,6 +66,6 @@ def test_a_match_by_state_is_by_the_bytes_held() -> None:
 
 def test_the_roofline_moves_the_bytes_held() -> None:
     (run,) = plan(["model=transformer", "task=efficiency", "train.autocast=bfloat16", "train.steps=0", "eval=none"])
-    model = build_backbone(run.interface, run.config["model"], run.config["size"], backend="torch")
+    model = build_backbone(run.interface, run.config.model, run.config.size, backend="torch")
     cell = Cell(Subject(model, task_of(run.config), run.config, torch.device("cpu")), 2, 64)
     assert state_bytes([cell.model], cell) == 2 * model.state_bytes(64, torch.bfloat16) == 2 * 2 * (2 * 2 * 64 * 64 + 4)

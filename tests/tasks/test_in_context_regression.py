@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.in_context_regression import BLOCK, InContextRegression
-from tasks.least_squares import kalman, ridge
+from tasks.in_context_regression import InContextRegression
+from tasks.synthetic.least_squares import kalman, ridge
 from tasks.task import Scored, Vectors
 from tests.tasks.composed import build
 
@@ -72,20 +72,6 @@ def test_a_map_stays_is_drawn_afresh_or_drifts():
     maps = x * y
     correlation = [float((maps[:, 0] * maps[:, lag]).mean()) for lag in (0, 1, 2, 4)]
     assert correlation == pytest.approx([0.8**lag for lag in (0, 1, 2, 4)], abs=0.07)
-
-
-def test_examples_are_pure_and_splits_are_disjoint():
-    np.random.seed(0)
-    indices = [0, 5, 3 * BLOCK + 1, 17, 10_000]
-    whole = task().batch("train", indices)
-    np.random.rand(3)
-    again = task()
-    again.batch("test", [4])
-    for place in reversed(range(len(indices))):
-        assert torch.equal(whole.targets[place], torch.from_numpy(again.example("train", indices[place])[1]))
-    first = {split: {task().example(split, i)[0].tobytes() for i in range(BLOCK)} for split in task().splits}
-    assert len(set.union(*first.values())) == 3 * BLOCK
-    assert not torch.equal(task(seed=1).batch("train", [0]).targets, task().batch("train", [0]).targets)
 
 
 def posterior_mean(x, y, t, *, noise, drift, restarts):

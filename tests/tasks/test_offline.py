@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-import tasks.corpus
-from tasks.corpus import split_documents, stdlib_documents
+import tasks.language.corpus
+from tasks.language.corpus import split_documents, stdlib_documents
 from tasks.offline import data
 
 FOLDER = Path(data.__file__).parent
@@ -21,7 +21,7 @@ BENCHMARKS = [data.last_word, data.continuation, data.key_value, data.reversed_w
 @pytest.fixture(scope="module")
 def prose() -> str:
     """The held-out documents, a space between any two words."""
-    return " ".join(word for document in tasks.corpus.heldout_stdlib_documents() for word in document.split())
+    return " ".join(word for document in tasks.language.corpus.heldout_stdlib_documents() for word in document.split())
 
 
 def documents(benchmark: Callable) -> list[dict]:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
-from tasks.parity import BEGIN, BLOCK, Parity
+from tasks.parity import BEGIN, Parity
+from tasks.synthetic.blocks import BLOCK
 from tasks.task import Batch, Scored
 from tests.tasks.composed import build
 
@@ -36,17 +36,6 @@ def test_a_target_counts_the_bits_up_to_it(split, length):
     assert batch.asked.all() and made.length(split) == length
 
 
-def test_examples_are_pure():
-    np.random.seed(0)
-    indices = [0, 5, 3 * BLOCK + 1, 17, 10_000]
-    whole = task().batch("train", indices)
-    np.random.rand(3)
-    again = task()
-    again.batch("test", [4])
-    for place in reversed(range(len(indices))):
-        assert (whole.tokens[place].numpy() == again.example("train", indices[place])).all()
-
-
 def test_bits_are_even_and_another_seed_gives_others():
     first, second = (task(seed=seed).batch("train", range(2 * BLOCK)).tokens for seed in (0, 1))
     assert first.double().mean(0)[1:].tolist() == pytest.approx([0.5] * 11, abs=0.08)
@@ -65,17 +54,6 @@ def test_no_beginning_is_in_two_splits_under_any_seed():
     }
     assert sum(map(len, beginnings.values())) == len(set.union(*beginnings.values())) == 32
     assert all(beginnings.values())
-
-
-def test_oracle_scores_one_and_guessing_scores_chance():
-    made = task(num_test=2000)
-    batch = made.batch("test", range(2000))
-    exact = made.measure("test", scored(batch, made.oracle(batch)))
-    assert {row.value for row in exact if row.metric == "accuracy"} == {1.0}
-    guesses = torch.randint(2, batch.tokens.shape, generator=torch.Generator().manual_seed(0))
-    guessed = values(made.measure("test", scored(batch, guesses)), "accuracy", "position")
-    chance = values(made.references("test", reach=None), "chance")[()]
-    assert len(guessed) == 20 and list(guessed.values()) == pytest.approx([chance] * 20, abs=0.04)
 
 
 def test_scores_by_position_by_hand():

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from conf import settings
 from models.backbone import Backbone
-from models.mesa_layers import decoder_replaced, solver_replaced
-from models.mesanet import Mesa
+from models.mesa.layers import decoder_replaced, solver_replaced
+from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops.solvers import SolverSettings
 from suite.compute.scoring import score_features
@@ -63,7 +63,8 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
         decoders = [decoder for decoder in decoders if decoder["decode"] != "sherman_morrison"]
     for decoder in decoders:
         solver = {key: value for key, value in decoder.items() if key not in ("decode", "refresh")}
-        mixer.replace({"solver": solver, "decode": decoder["decode"], "refresh": decoder["refresh"]})
+        changed = {"solver": solver, "decode": decoder["decode"], "refresh": decoder["refresh"]}
+        type(mixer).read({**mixer.plain(), **changed}, "eval.decoders")
     fresh = {**own, "decode": "solver", "refresh": None, "initial": "diagonal"}
     return [{"decoder": decoder, "fresh": fresh} for decoder in decoders]
 

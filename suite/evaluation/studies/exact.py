@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.mesanet import Mesa
+from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops import mesa
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
-from models.mesa_layers import mesa_layers
-from models.mesanet import Mesa
+from models.mesa.layers import mesa_layers
+from models.mesa.mixer import Mesa
 from models.mixer import State
 from suite.compute.scoring import score_features
 from suite.evaluation.studies.subject import Sample, Subject

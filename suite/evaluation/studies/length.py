@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from conf import settings
-from models.mesanet import Mesa
+from models.mesa.mixer import Mesa
 from models.mixer import State
 from suite.compute.scoring import score_features
 from suite.evaluation.settings import Asked

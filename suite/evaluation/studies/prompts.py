@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from models.backbone import Backbone
-from models.generation import captured, narrow
+from models.backbone.generation import captured, narrow
 from models.mixer import State
 from suite.evaluation.studies.roofline import total_bytes
 from suite.evaluation.studies.timing import MOST_REPEATS

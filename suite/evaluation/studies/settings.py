@@ -6,7 +6,7 @@ from typing import Any
 
 from conf.settings import Settings
 from models.build import Model
-from models.mesanet import Mesa
+from models.mesa.mixer import Mesa
 from models.ops.solvers import SolverSettings
 
 

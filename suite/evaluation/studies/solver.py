@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from conf import settings
-from models.mesa_layers import solver_replaced
+from models.mesa.layers import solver_replaced
 from models.ops.solvers import SolverSettings
 from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbone import Backbone
-from models.mesa_layers import mesa_layers
+from models.mesa.layers import mesa_layers
 from models.mixer import SequenceMixer
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, set_learning_rate

@@ -1,0 +1,109 @@
+"""A table as Markdown, LaTeX and HTML. What an entry says is escaped everywhere: a store may come from a stranger."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+
+from reports.kit.parts import Entry, Table
+
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "≤": r"$\le$",
+    "–": "--",
+    "\N{NO-BREAK SPACE}": "~",
+}
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table: best in bold, second in italics, since Markdown does not underline."""
+    wrap = {"best": "**{}**", "second": "*{}*", "": "{}"}
+    lines = [
+        " | ".join(map(escape_markdown, table.header)),
+        " | ".join("---:" if numeric else "---" for numeric in numeric_columns(table)),
+    ]
+    lines += [" | ".join(wrap[entry.mark].format(escape_markdown(entry.text)) for entry in row) for row in table.rows]
+    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
+    return "".join(f"| {line} |\n" for line in lines) + notes
+
+
+def to_latex(table: Table) -> str:
+    """A booktabs tabular with its notes below: best in bold, second underlined."""
+    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
+    alignment = "".join("r" if numeric else "l" for numeric in numeric_columns(table))
+    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
+    lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(wrap[entry.mark].format(escape_latex(entry.text)) for entry in row) + r" \\" for row in table.rows]
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([*lines, *(rf"\par\smallskip {escape_latex(note)}" for note in table.notes)]) + "\n"
+
+
+def to_html(table: Table) -> str:
+    """A table that a click on a header sorts; `data-sort` carries the number behind an entry's text."""
+    classes = [' class="number"' if numeric else "" for numeric in numeric_columns(table)]
+    header = "".join(
+        f'<th scope="col"{kind}><button>{html.escape(title)}</button></th>'
+        for kind, title in zip(classes, table.header, strict=True)
+    )
+    body = "".join(f"<tr>{''.join(map(_html_entry, row, classes))}</tr>\n" for row in table.rows)
+    notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in table.notes)
+    return f'<div class="scroll"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}'
+
+
+def scientific(value: float) -> str:
+    """A number of any size for an entry or a sentence: "1.2e-5", "1e-4", "3.0", "76", "inf"."""
+    if not math.isfinite(value):
+        return f"{value}"
+    minus = "−" if value < 0 else ""
+    if 10 <= abs(value) < 1000:
+        return f"{minus}{abs(value):.0f}"
+    mantissa, exponent = f"{abs(value):.1e}".split("e")
+    return minus + (mantissa if int(exponent) == 0 else f"{mantissa.removesuffix('.0')}e{int(exponent)}")
+
+
+def signed(value: float, digits: int) -> str:
+    """A difference for an entry or a sentence: "+0.12", "−0.12"; nothing is left of the sign of what rounds to zero."""
+    return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
+
+
+def signed_interval(low: float, high: float, digits: int) -> str:
+    """The interval of a difference behind its mean: " [−0.12, +0.34]", nothing where there is none."""
+    return "" if math.isnan(low) else f" [{signed(low, digits)}, {signed(high, digits)}]"
+
+
+def numeric_columns(table: Table) -> list[bool]:
+    """Which columns hold a number anywhere: these are aligned to the right."""
+    return [any(row[i].sort is not None for row in table.rows) for i in range(len(table.header))]
+
+
+def _html_entry(entry: Entry, kind: str) -> str:
+    wrap = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
+    sort = "" if entry.sort is None else f' data-sort="{entry.sort:.10g}"'
+    return f"<td{kind}{sort}>{wrap[entry.mark].format(html.escape(entry.text))}</td>"
+
+
+def one_line(text: str) -> str:
+    """Line breaks and tabs would end a row; a no-break space stays."""
+    return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text)
+
+
+def escape_markdown(text: str) -> str:
+    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def escape_latex(text: str) -> str:
+    return "".join(LATEX.get(character, character) for character in one_line(text))

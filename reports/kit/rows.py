@@ -1,0 +1,139 @@
+"""Rows of results: those of a stage, their means over runs with intervals, and their differences to a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from reports.kit.intervals import RESAMPLES, bootstrap_intervals, seed_interval
+from reports.kit.parts import NoData
+
+SEEDS_SHOWN = 5
+"""So many seeds are printed themselves where their mean has no interval; of more, how many have learnt."""
+NO_INTERVAL = (
+    "Where there are two seeds, and for a score that a seed has learnt or not, the seeds stand in the place of an interval; of "
+    f"more than {SEEDS_SHOWN} is said how many are nearer to 1 than to chance, with the 95 % interval of Wilson."
+)
+BAND = ["position_low", "position_high"]
+
+
+def of_stage(frame: pd.DataFrame, *, stage: str, task: str = "", metric: str = "", split: str = "") -> pd.DataFrame:
+    """The rows of one stage and, where they are named, task, metric and split; raises NoData where there is none."""
+    for column, wanted in (("stage", stage), ("task", task), ("metric", metric), ("split", split)):
+        frame = frame[frame[column] == wanted] if wanted else frame
+    if frame.empty:
+        raise NoData(f"no run{f' of {task}' if task else ''} has {metric or 'results'} (stage {stage})")
+    return frame
+
+
+def slice_names(text: str) -> set[str]:
+    """The names in a slice as its row spells it: {"solver", "max_steps"} of "max_steps=5, solver=cg"."""
+    return {part.partition("=")[0] for part in text.split(", ")} - {""}
+
+
+def by_band(rows: pd.DataFrame, *, whole: bool) -> pd.DataFrame:
+    """The rows over whole sequences, or those of a range of positions."""
+    banded = rows["slice"].map(lambda text: BAND[0] in slice_names(text))
+    return rows[~banded if whole else banded]
+
+
+def measured(frame: pd.DataFrame, *, stage: str, metric: str, whole: bool, task: str = "", split: str = "") -> pd.DataFrame:
+    """The rows of one stage that have a value, `by_band`; raises NoData where there is none."""
+    rows = by_band(of_stage(frame, stage=stage, task=task, metric=metric, split=split), whole=whole).dropna(subset="value")
+    if rows.empty:
+        over = "whole sequences" if whole else "ranges of positions"
+        raise NoData(f"no run{f' of {task}' if task else ''} has {metric} over {over} (stage {stage})")
+    return rows
+
+
+def at_position(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `position`, the geometric centre of its range of positions, counted from 1; as it is where it has none."""
+    if BAND[0] not in table:
+        return table
+    first = table["position_low"] + 1
+    return table.assign(position=np.sqrt(first * table["position_high"].clip(lower=first)))
+
+
+def less(rows: pd.DataFrame, reference: pd.DataFrame, *, on: Sequence[str], done: str) -> pd.DataFrame:
+    """The rows with `difference`: the value less that of the reference with the same `on`.
+
+    done: what gives a reference, "trained at 30 fixed steps". Raises NoData where nothing was.
+    """
+    if reference.empty:
+        raise NoData(f"no run was {done}, against which the others are compared")
+    paired = rows.merge(reference[[*on, "value"]], on=list(on), suffixes=("", "_reference"))
+    return paired.assign(difference=paired["value"] - paired["value_reference"]).drop(columns="value_reference")
+
+
+def seed_summary(values: np.ndarray, metric: str, *, difference: bool = False) -> dict[str, object]:
+    """mean, low, high and half_width (see `seed_interval`), n, and the value of each seed."""
+    interval = seed_interval(values, metric, difference=difference)
+    each = tuple(float(value) for value in values)
+    return interval._asdict() | {"half_width": interval.half_width, "n": len(each), "each": each}
+
+
+def over_runs(
+    table: pd.DataFrame, column: str, keys: Sequence[str], *, metric: str = "", difference: bool = False
+) -> pd.DataFrame:
+    """One row a value of the keys: the `seed_summary` of a metric, or of its difference, over runs, and worst (in size)."""
+    rows = []
+    for key, group in table.groupby(list(keys), sort=False, dropna=False):
+        values = group[column].to_numpy(dtype=float)
+        found = seed_summary(values, metric, difference=difference) | {"worst": np.abs(values).max()}
+        rows.append(dict(zip(keys, key, strict=True)) | found)
+    return pd.DataFrame(rows)
+
+
+def by_metric(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
+    """`over_runs` of every metric's rows, told apart by `metric`; those by BAND `at_position`."""
+    parts = [over_runs(rows, "value", keys, metric=metric).assign(metric=metric) for metric, rows in tables.items()]
+    return at_position(pd.concat(parts, ignore_index=True))
+
+
+def position_differences(
+    rows: pd.DataFrame, is_reference: pd.Series, keys: Sequence[str], *, on: Sequence[str], done: str
+) -> pd.DataFrame:
+    """One row a value of the keys and BAND: the mean, by window and over runs, of the value less that of the reference.
+
+    The reference of a row has the same `on`, BAND and window. low and high are a 95 % bootstrap over documents, or over
+    windows, with `documents` NaN, where it is not known of which document a window is a part. done: see `less`.
+    """
+    window = [*BAND, "example"]
+    pair = [*on, *window]
+    rows = rows.assign(document=rows.groupby(pair, dropna=False)["document"].transform("first"))
+    reference = rows[is_reference].groupby(pair, dropna=False, as_index=False)["value"].mean()
+    paired = less(rows[~is_reference], reference, on=pair, done=done)
+    parts = []
+    for key, group in paired.groupby(list(keys)):
+        wide = group.pivot_table(index="example", columns=BAND, values="difference")
+        document = group.groupby("example")["document"].first().reindex(wide.index)
+        clusters = document.to_numpy() if document.notna().all() else None
+        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
+        documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
+        table = wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, windows=wide.notna().sum().to_numpy())
+        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True))))
+    if not parts:
+        raise NoData(f"nothing is there to compare with what was {done}")
+    return at_position(pd.concat(parts, ignore_index=True))
+
+
+def bands_note(data: pd.DataFrame) -> str:
+    """What the bands of `position_differences` are."""
+    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
+    return f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."
+
+
+def drawn_from(windows: float, documents: float) -> str:
+    """What a bootstrap drew: "62 documents (512 windows)", or "512 windows" where the documents are not known."""
+    return f"{windows:,.0f} windows" if np.isnan(documents) else f"{documents:,.0f} documents ({windows:,.0f} windows)"
+
+
+def seeds_note(table: pd.DataFrame, shown: str) -> str:
+    """What the intervals of a figure ("Bars") or table ("±") are."""
+    seeds, bare = int(table["n"].max()), table["half_width"].isna() & (table["n"] > 1)
+    if seeds == 1:
+        return "One seed (n=1)."
+    said = [] if bare.all() else [f"{shown}{' is half the' if shown == '±' else ':'} 95 % t interval over {seeds} seeds."]
+    return " ".join([*said, NO_INTERVAL] if bare.any() else said)

@@ -1,0 +1,161 @@
+"""Figures of all models: by position, by the size of the state, and in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.transforms import offset_copy
+
+from reports.kit.lines import banded_lines, lines_of, position_axis, row_of_panels, with_legend, zero_line
+from reports.kit.parts import Drawing, Frames, NoData
+from reports.kit.rows import bands_note, measured, of_stage, position_differences, seed_summary
+from reports.kit.style import arms_in_order, task_label
+from reports.kit.tables import state_notes
+from suite.metrics import axis_label
+
+
+def nll_difference_by_position(frames: Frames, *, metric: str, split: str, baseline: str, zoom_without: Sequence[str]) -> Drawing:
+    """NLL of every arm minus the baseline's, by position, with paired bootstrap bands over documents.
+
+    A second panel enlarges what is left without the models in zoom_without, where there are any.
+    """
+    rows = measured(frames.examples, stage="position", metric=metric, split=split, whole=False)
+    is_baseline = rows["model"] == baseline
+    if rows[is_baseline].groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
+        raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
+    on, done = ["size", "data"], f"the baseline {baseline}, by position"
+    data = position_differences(rows, is_baseline, ["arm", "model"], on=on, done=done)
+    near = data[~data["model"].isin(zoom_without)]
+    shown = [data] if len(near) in (0, len(data)) else [data, near]
+    figure, panels = row_of_panels(len(shown), width=3.7, beside=1.8, height=3.5)
+    for axes, part in zip(panels, shown, strict=True):
+        zero_line(axes)
+        banded_lines(axes, (line[1:] for line in lines_of(part, "position", marker=0.75)))
+        position_axis(axes)
+    panels[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
+    if len(panels) > 1:
+        panels[0].set_title("all models")
+        panels[1].set_title("enlarged, without the sliding windows")
+    return with_legend(data, figure, f"Below zero: better than {baseline}. {bands_note(data)}")
+
+
+def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
+    """Accuracy against the state that a model carries: the mean over seeds and, where there are several, each of them.
+
+    A line joins the arms of one model, from the smallest state to the largest (as in Arora et al., arXiv 2402.18668).
+    One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. A dash at a
+    model is the most that its window could answer; chance is a line.
+    """
+    data = accuracy_by_state(frames.results, task=task, stage=stage, split=split, panels=panels)
+    parts = list(dict.fromkeys(data["slice"]))
+    width = max(6.0 / len(parts), 3.4)
+    figure, drawn = row_of_panels(len(parts), width=width, beside=2.2, height=3.5, sharey=True)
+    for axes, part in zip(drawn, parts, strict=True):
+        _state_points(axes, data[data["slice"] == part])
+        axes.set_title(part.replace("_", " ").replace("=", ": "))
+    drawn[0].set_ylabel(f"{task_label(task)} {axis_label('accuracy')}")
+    shown = frames.runs[frames.runs["arm"].isin(data["arm"]) & (frames.runs["task"] == task)]
+    notes = ["Models that would hide one another are drawn side by side. Small marks are the seeds.", *state_notes(shown)]
+    by_family = data.groupby("family", sort=False)[["arm", "state_bytes"]].nunique()
+    constant = by_family.index[(by_family["arm"] > 1) & (by_family["state_bytes"] == 1)]
+    if len(constant):
+        notes.append(f"Of one state whatever varies: {', '.join(constant)}.")
+    return with_legend(data, figure, *notes)
+
+
+def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
+    """One row an arm and slice: state_bytes, the `seed_summary`, reachable (the most it can), chance."""
+    rows = of_stage(results, stage=stage, task=task, split=split).dropna(subset="value")
+    rows = rows[rows["state_bytes"] > 0] if "state_bytes" in rows else rows.iloc[:0]
+    scores = rows[rows["metric"] == "accuracy"]
+    sliced = scores[scores[panels].notna()].sort_values(panels, kind="stable") if panels in scores else scores.iloc[:0]
+    scores = sliced if len(sliced) else scores[scores["slice"] == ""]
+    if scores.empty:
+        raise NoData(f"no run has the accuracy of {task} (stage {stage})")
+    known = rows.groupby(["metric", "arm", "slice"])["value"].mean()
+    return pd.DataFrame(
+        {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0]}
+        | {"family": group["family"].iloc[0]}
+        | seed_summary(group["value"].to_numpy(), "accuracy")
+        | {"seeds": len(group)}
+        | {"reachable": known.get(("reachable_accuracy", arm, part), np.nan)}
+        | {"chance": known.get(("chance", arm, part), np.nan)}
+        for (arm, model, part), group in scores.groupby(["arm", "model", "slice"], sort=False)
+    )
+
+
+def _state_points(axes: Axes, data: pd.DataFrame) -> None:
+    shifts = _side_by_side(data)
+    for family, look, line in lines_of(data, "state_bytes", "family", marker=1.35):
+        color, label, marker = look["color"], look.pop("label"), {name: look.pop(name) for name in ("marker", "markersize")}
+        moved = {"transform": offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points"), "color": color}
+        each = line[line["seeds"] > 1].explode("each")
+        axes.plot(each["state_bytes"], each["each"], ".", markersize=4, alpha=0.6, **moved)
+        bounded = line[line["reachable"] < 1]
+        axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **moved)
+        axes.plot(line["state_bytes"], line["mean"], **look | moved)
+        axes.plot(line["state_bytes"], line["mean"], linestyle="none", label=label, **marker | moved)
+    if (data["reachable"] < 1).any():
+        axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
+    if data["chance"].notna().any():
+        axes.axhline(data["chance"].mean(), color="#666666", linestyle=":", linewidth=1.2, label="chance")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
+    # Shifted markers do not count in autoscaling.
+    axes.set_xlim(data["state_bytes"].min() / 1.6, data["state_bytes"].max() * 1.6)
+    axes.set(xlabel=axis_label("state_bytes"), ylim=(-0.03, 1.05))
+
+
+def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
+    """How far, in points, each family moves to the right so that markers that would hide one another are all seen."""
+    heaps: list[list[str]] = []
+    points = {family: group[["state_bytes", "mean"]].to_numpy() for family, group in data.groupby("family")}
+    for family, _ in arms_in_order(data, "family"):
+        near = next((heap for heap in heaps if _overlap(points[family], points[heap[0]])), None)
+        if near is None:
+            heaps.append([family])
+        else:
+            near.append(family)
+    return {family: 7.0 * (i - (len(heap) - 1) / 2) for heap in heaps for i, family in enumerate(heap)}
+
+
+def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
+    """Whether any marker of the one hides one of the other. points, others: (state_bytes, accuracy) [N, 2]."""
+    octaves, heights = np.abs(np.log2(points[:, None, 0] / others[:, 0])), np.abs(points[:, None, 1] - others[:, 1])
+    # A third of an octave and a twentieth of the frame's height are about the size of a marker.
+    return bool(((octaves < 1 / 3) & (heights < 0.05)).any())
+
+
+def bytes_text(size: float, _position: int | None = None) -> str:
+    """A number of bytes for a tick, in the largest binary unit that it fills: 512, 16K, 2M."""
+    exponent = max(0, min(3, int(np.log2(max(size, 1)) // 10)))
+    return f"{size / 1024**exponent:.3g}{('', 'K', 'M', 'G')[exponent]}"
+
+
+def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -> Drawing:
+    """Training loss by tokens seen, mean over seeds, as a centred running mean.
+
+    smoothing: the share of a curve's logged steps that the running mean covers, 0 for none.
+    """
+    present = [task for task in tasks if task in set(frames.curves["task"])]
+    if not present:
+        raise NoData(f"no run of {', '.join(tasks)} has logged its training")
+    curves = frames.curves[frames.curves["task"].isin(present)]
+    data = curves.groupby(["task", "arm", "model", "tokens"], as_index=False)["loss"].mean()
+    data["smoothed"] = data.groupby(["task", "arm"])["loss"].transform(
+        lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
+    )
+    figure, panels = row_of_panels(len(present), width=3.7, beside=1.8, height=3.5)
+    for axes, task in zip(panels, present, strict=True):
+        of_task = data[data["task"] == task]
+        for _, look, line in lines_of(of_task, "tokens"):
+            axes.plot(line["tokens"], line["smoothed"], **look)
+        axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
+        # The first steps are the same fall for everybody and would press the rest of the curves together.
+        axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return with_legend(data, figure)

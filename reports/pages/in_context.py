@@ -1,0 +1,155 @@
+"""In-context regression: the error of every answer in a sequence, beside the best that can be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
+
+from reports.kit.lines import banded_lines, lines_of, row_of_panels, with_legend
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.rows import over_runs
+from reports.kit.style import arms_in_order
+from reports.kit.tables import entries_by, marks, notes_on, spread
+from suite.metrics import METRICS, axis_label
+
+VARIANT = ["task.noise", "task.drift", "task.segment_len"]
+LINE = [*VARIANT, "metric", "family", "model"]
+REFERENCES = ("ridge_error", "bayes_error", "operator_error", "forgetting_error", "floored_error")
+OP_MARKS = {
+    "operator_error": {"marker": "o", "markersize": 5, "label": "Mesa op itself, told where W is redrawn"},
+    "forgetting_error": {"marker": "x", "markersize": 4.5, "label": "Mesa op itself, told nothing"},
+    "floored_error": {"marker": "+", "markersize": 6, "label": "Mesa op itself, at the layer's Lambda floor"},
+}
+DECAYS = {"operator_decay": "told", "forgetting_decay": "told nothing", "floored_decay": "at the floor"}
+MARKED_POSITIONS = 12
+"""Marks of the op along a curve: enough to see that it follows, few enough to see the curve."""
+
+
+def error_by_position(frames: Frames, *, task: str) -> Drawing:
+    """Squared error by position, a panel a variant: models with 95 % t bands over seeds, ridge regression, and the op."""
+    data = errors(frames.results, task=task)
+    variants = variants_of(data)
+    figure, panels = row_of_panels(len(variants), width=3.3, beside=2.4, height=3.9, sharey=True)
+    for axes, (title, shown) in zip(panels, variants.items(), strict=True):
+        models = lines_of(shown[shown["metric"] == "squared_error"], "position", "family")
+        thin = ((look | {"linewidth": 0.8 * look["linewidth"]}, line) for _, look, line in models)
+        banded_lines(axes, thin, alpha=0.12)
+        _reference_lines(axes, shown)
+        axes.set(title=title, xlabel="pairs seen", yscale="log")
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
+        axes.margins(x=0.01)
+    panels[0].set_ylabel(axis_label("squared_error"))
+    lines = f"n={data['seeds'].max()} seeds: lines are means, bands 95 % t intervals."
+    return with_legend(data, figure, f"{lines} The op is not trained: its keys are the inputs.", *_decays(frames.results, task))
+
+
+def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
+    """One row a variant, position and line, a model's or a reference's (REFERENCES): mean, low, high, seeds."""
+    rows = _test_rows(results, task)
+    table = _over_seeds(rows[rows["position"].notna()], "value", [*LINE, "position"])
+    return table[[*LINE, "position", "mean", "low", "high", "seeds"]]
+
+
+def _over_seeds(rows: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
+    """`over_runs` of the models' errors and of the references', whose family is their metric; n is `seeds` too."""
+    own = rows["metric"] == "squared_error"
+    rows = rows.assign(family=rows["family"].where(own, rows["metric"]), model=rows["model"].where(own, ""))
+    # A reference is the same whichever model's run it stands beside.
+    rows = rows[own | rows["metric"].isin(REFERENCES)].drop_duplicates([*VARIANT, "family", "seed", "position"])
+    table = over_runs(rows, column, keys, metric="squared_error").sort_values(keys, ignore_index=True)
+    return table.assign(seeds=table["n"])
+
+
+def _test_rows(results: pd.DataFrame, task: str) -> pd.DataFrame:
+    rows = results[(results["task"] == task) & results["stage"].isin(("test", "least_squares"))]
+    if rows.empty or "position" not in rows:
+        raise NoData(f"no run has the squared error of {task} by position (stage test)")
+    # A setting that is null in all of the store's runs may have no column.
+    return rows.reindex(columns=[*rows.columns.union(VARIANT, sort=False)])
+
+
+def variants_of(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of every variant under its title: what stays first, then what drifts, then what is redrawn."""
+    groups = {key: group for key, group in data.groupby(VARIANT, dropna=False)}
+    ordered = sorted(groups, key=lambda key: (not np.isnan(key[2]), key[1], key[0]))
+    return {variant_title(*key): groups[key] for key in ordered}
+
+
+def variant_title(noise: float, drift: float, segment_len: float) -> str:
+    """The targets in words: "constant W, noise 0.5"."""
+    what = "constant W" if np.isnan(segment_len) else f"W redrawn every {segment_len:g}"
+    if drift > 0:
+        what = f"W drifts by {drift:g}" if np.isnan(segment_len) else f"{what}, drifting by {drift:g}"
+    return f"{what}, noise {noise:g}"
+
+
+def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
+    lines = {metric: data[data["metric"] == metric].sort_values("position") for metric in REFERENCES}
+    ridge, bayes = lines["ridge_error"], lines["bayes_error"]
+    # Wide and pale, below everything: black is the transformer's.
+    look = {"color": "#b8b8b8", "linewidth": 4.0, "zorder": 1.5, "solid_capstyle": "butt"}
+    axes.plot(ridge["position"], ridge["mean"], label="ridge regression, exact", **look)
+    if not np.allclose(ridge["mean"], bayes["mean"], rtol=1e-6):
+        look |= {"linewidth": 2.5, "linestyle": (0, (2, 1))}
+        axes.plot(bayes["position"], bayes["mean"], label="best answer (Kalman)", **look)
+    drawn: list[pd.Series] = []
+    for metric, look in OP_MARKS.items():
+        line = lines[metric]
+        # Where nothing is redrawn there is nothing to be told, and two of them are one.
+        if line.empty or any(np.allclose(line["mean"], other, rtol=1e-6) for other in drawn):
+            continue
+        drawn.append(line["mean"])
+        marked = line.iloc[:: max(1, len(line) // MARKED_POSITIONS)]
+        axes.plot(marked["position"], marked["mean"], linestyle="none", color="black", markerfacecolor="none", **look)
+
+
+def _decays(results: pd.DataFrame, task: str) -> list[str]:
+    """The gammas of the op, by variant."""
+    rows = _test_rows(results, task)
+    rows = rows[rows["metric"].isin(DECAYS)].drop_duplicates([*VARIANT, "metric", "seed"])
+    notes = []
+    for title, group in variants_of(rows).items():
+        values = {what: sorted(group[group["metric"] == metric]["value"].unique()) for metric, what in DECAYS.items()}
+        gammas = "; ".join(f"{what} {', '.join(f'{gamma:g}' for gamma in each)}" for what, each in values.items())
+        notes.append(f"{title}: gamma of the op, chosen on validation: {gammas}.")
+    return notes
+
+
+def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
+    """Model x variant: the squared error over the last quarter of a sequence, as a multiple of the reference's.
+
+    reference: the metric whose error is 1, `ridge_error` or `bayes_error`. Mean over seeds, best and second best marked.
+    """
+    data = ratios(frames.results, task=task, reference=reference)
+    models = data[data["metric"] == "squared_error"]
+    marked = {title: marks(group.assign(arm=group["family"]), "squared_error") for title, group in variants_of(models).items()}
+    named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
+
+    def entry(row: Mapping[str, object], title: str) -> Entry:
+        """The mean, its interval when there is one, and the seeds where others have more."""
+        seeds = f" (n={row['seeds']})" if row["seeds"] < data["seeds"].max() else ""
+        mark = marked.get(title, {}).get(row["family"], "")
+        return Entry(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], mark)
+
+    variants = list(variants_of(data))
+    found = dict(entries_by(named, "family", "title", variants, entry, "not measured"))
+    lines = {family: family for family, _ in arms_in_order(models, "family")}
+    lines |= {metric: METRICS[metric].label for metric in REFERENCES if metric in found and metric != reference}
+    rows = tuple((Entry(label), *found[family]) for family, label in lines.items())
+    notes = (f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task]))
+    return Table(data, ("model", *variants), rows, notes)
+
+
+def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
+    """One row a variant and line: the `seed_summary` and seeds of the last quarter's error over the reference's."""
+    rows = _test_rows(results, task)
+    last = rows["position_high"] == rows["seq_len"]
+    rows = rows[last & (rows["position_low"] == rows["seq_len"] - rows["seq_len"] // 4)]
+    known = rows[rows["metric"] == reference].drop_duplicates([*VARIANT, "seed"])[[*VARIANT, "seed", "value"]]
+    rows = rows.merge(known, on=[*VARIANT, "seed"], suffixes=("", "_known"))
+    return _over_seeds(rows.assign(ratio=rows["value"] / rows["value_known"]), "ratio", LINE).drop(columns="worst")

@@ -1,0 +1,78 @@
+"""What a verb takes, read from the groups of the configuration and from the types of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from conf.groups import groups, options
+from conf.settings import Settings, fields, text, words
+from models.build import Size
+from suite.compute.settings import Compute, Train
+from suite.evaluation.settings import Eval
+from suite.evaluation.stages import stage_names, studies_by_name
+from suite.generate import UNSAID, Asked
+from suite.request.compose import compose_one
+from suite.request.overrides import read_request
+from suite.request.schema import Chosen, Composed, Match, Paths
+from tasks.language.task import DataSettings
+
+Sections = list[tuple[str, type[Settings]]]
+
+
+def keys_of(verb: str, arguments: Sequence[str]) -> str:
+    """Every key that a verb takes, with its value and what is permitted, a line each.
+
+    arguments: choices and values, e.g. model=mesanet, whose keys then are shown. Raises RequestError.
+    """
+    composed = compose_one(read_request(arguments if verb in ("run", "check") else []).cells[0])
+    lines = []
+    if verb in ("run", "check"):
+        lines += [f"  {group}={'|'.join(options(group))}" for group in groups() if group != "report"]
+    defaults = {**composed.written, **UNSAID} if verb == "generate" else composed.written
+    for prefix, kind in _sections(verb, composed):
+        section = defaults
+        for part in prefix.split(".") if prefix else ():
+            section = section[part]
+        lines += [f"  {key}={value}  ({permitted})" for key, value, permitted in _described(prefix, kind, section)]
+    if verb in ("run", "check", "evaluate"):
+        lines.append(f"  eval.stages are {', '.join(stage_names())}")
+    return "\n".join(lines)
+
+
+def _sections(verb: str, composed: Composed) -> Sections:
+    place: Sections = [("compute", Compute), ("paths", Paths)]
+    studies = [study.Settings for study in studies_by_name().values() if hasattr(study, "Settings")]
+    evaluation: Sections = [("eval", kind) for kind in (Eval, *studies)]
+    config = composed.config
+    mixers = zip(config.model.pattern, config.model.mixers, strict=True)
+    whole: Sections = [
+        ("", Chosen),
+        *dict.fromkeys((f"model.{name}", type(mixer)) for name, mixer in mixers),
+        ("size", Size),
+        ("task", type(config.task)),
+        ("data", DataSettings),
+        ("train", Train),
+        ("match", Match),
+        *evaluation,
+        *place,
+    ]
+    sections = {
+        "run": whole,
+        "check": whole,
+        "evaluate": [*evaluation, *place],
+        "generate": [("", Asked), ("", Chosen), *place],
+        "report": place[1:],
+        "list": place[1:],
+    }
+    return sections.get(verb, [])
+
+
+def _described(prefix: str, kind: type[Settings], section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """The dotted key, the value and what is permitted of every field, those of inner settings among them."""
+    for name, field in fields(kind).items():
+        key = f"{prefix}.{name}" if prefix else name
+        if isinstance(field, type) and issubclass(field, Settings):
+            yield from _described(key, field, section[name])
+        else:
+            yield key, text(section[name]) if name in section else name.upper(), words(field)

@@ -1,0 +1,1 @@
+"""What synthetic tasks share: examples in blocks, splits by a hash, drawing without replacement, the best possible answers."""

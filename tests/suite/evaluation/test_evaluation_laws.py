@@ -1,0 +1,84 @@
+"""Laws of evaluations, over all that stand in conf/eval and all studies: nothing is registered here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from conf.groups import options
+from conf.settings import Settings, fields
+from suite.evaluation.stages import evaluate, stage_names, studies_by_name
+from suite.evaluation.studies.subject import Subject
+from suite.metrics import METRICS
+from suite.plan import Run, plan, task_of
+from suite.saved import new_model
+
+# A run to which each evaluation applies; one that is not listed has to apply to the first.
+SUBJECTS = {
+    "": ("mesanet", "language"),
+    "test": ("mesanet", "mqar"),
+    "least_squares": ("mesanet", "in_context_regression"),
+    "efficiency": ("mesanet", "efficiency"),
+}
+SMALL = (
+    "size.d_model=32",
+    "size.num_blocks=1",
+    "size.num_heads=2",
+    "size.head_dim=8",
+    "task.seq_len=32",
+    "eval.study_tokens=256",
+)
+# What a clock measures differs at every call.
+TIMES = {"relative_time", "microseconds_per_token", *(name for name, metric in METRICS.items() if metric.unit in ("ms", "1/s"))}
+TIMES |= {"throughput", "roofline_fraction"}
+
+
+def planned(stage: str) -> Run:
+    model, task = SUBJECTS.get(stage, SUBJECTS[""])
+    asked = ["eval.limit=4", "eval.tasks=offline_last_word"] if stage == "lm_eval" else []
+    (run,) = plan([f"model={model}", f"task={task}", *SMALL, f"eval.stages=[{stage}]", *asked])
+    return run
+
+
+def measured(run: Run) -> list:
+    subject = Subject(
+        new_model(run, torch.device("cpu")).eval(), task_of(run.config), run.config, run.compute, torch.device("cpu")
+    )
+    return list(evaluate(run.stages[0], subject, batch_size=8))
+
+
+@pytest.mark.parametrize("stage", stage_names())
+def test_an_evaluation_applies_says_named_metrics_and_says_the_same_again(stage):
+    run = planned(stage)
+    assert run.stages and run.stages[0].name == stage
+    first, second = measured(run), measured(run)
+    assert first and {row.metric for row in first} <= set(METRICS)
+    for one, other in zip(first, second, strict=True):
+        assert (one.metric, one.split, one.slice, one.count) == (other.metric, other.split, other.slice, other.count)
+        equal = one.value == other.value or (math.isnan(one.value) and math.isnan(other.value))
+        assert equal or one.metric in TIMES, one.metric
+        assert one.examples is None or one.groups is None or len(one.groups) == len(one.examples)
+
+
+@pytest.mark.parametrize("evaluation", options("eval"))
+def test_every_file_of_conf_eval_is_read(evaluation):
+    stages = {stage.name for model, task in SUBJECTS.values() for run in plan_of(model, task, evaluation) for stage in run.stages}
+    assert (evaluation == "none") == (not stages)
+
+
+def plan_of(model: str, task: str, evaluation: str) -> list[Run]:
+    # Typed as the default of an experiment would have it: one that applies to no run is refused where it is typed.
+    try:
+        return plan([f"model={model}", f"task={task}", f"eval={evaluation}"])
+    except ValueError as error:
+        assert "does not apply" in str(error)
+        return []
+
+
+@pytest.mark.parametrize("study", [study for study in studies_by_name().values() if hasattr(study, "Settings")])
+def test_the_settings_of_a_study_are_typed(study):
+    assert issubclass(study.Settings, Settings) and study.Settings.__struct_config__.frozen and fields(study.Settings)
+    with pytest.raises(TypeError):
+        study.Settings(*fields(study.Settings))

@@ -1,0 +1,227 @@
+"""Training: the same numbers whatever interrupts it, and an end to what does not learn."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from suite.cli import main
+from suite.compute.optimization import build_optimizer, example_indices, learning_rate
+from suite.plan import plan
+from suite.saved import new_model
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.run_directory import RunDirectory
+from tests.suite.conftest import ROOT
+
+CPU = torch.device("cpu")
+TIMES = {"train_seconds", "tokens_per_second", "overhead"}
+
+
+def numbers(results: Path) -> dict[str, list]:
+    """Every number of a store that does not depend on the clock, by file."""
+    found = {}
+    for path in sorted(results.glob("runs/*/train.json")) + sorted(results.glob("runs/*/eval/*.json")):
+        rows = json.loads(path.read_text())["rows"]
+        found[str(path.relative_to(results))] = [row for row in rows if row["metric"] not in TIMES]
+    return found
+
+
+def losses(results: Path) -> list[tuple[int, float]]:
+    (path,) = results.glob("runs/*/metrics.jsonl")
+    return [(row["step"], row["loss"]) for row in map(json.loads, path.read_text().splitlines())]
+
+
+def weights(results: Path) -> dict[str, torch.Tensor]:
+    (path,) = results.glob("runs/*/checkpoint/model.safetensors")
+    return load_file(path)
+
+
+@pytest.mark.parametrize("model", [["model=gated_deltanet"], ["model=mesanet", "model.mixer.random_steps=5"]])
+def test_killed_and_resumed_equals_uninterrupted(model, small, command, tmp_path):
+    """Of a model that draws something anew for every batch, too."""
+    small = [*model, *small[1:]]
+    assert main(["run", *small]) == 0
+    whole, killed = tmp_path / "results", tmp_path / "killed"
+    request = [*small[:-3], f"paths.results={killed}", *small[-2:]]
+    process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("runs/*/checkpoint/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert list(killed.glob("runs/*/checkpoint/step-*")) and not list(killed.glob("runs/*/train.json"))
+    assert main(["run", *request]) == 0
+    assert numbers(killed) == numbers(whole) and losses(killed) == losses(whole)
+    assert [step for step, _ in losses(killed)] == list(range(1, 13))
+    first, second = weights(killed), weights(whole)
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
+    (run,) = plan(small)
+    directory, told = RunDirectory(tmp_path, run.run_id), []
+    model = new_model(run, CPU)
+    optimizer = build_optimizer(model, run.config.train)
+    model(torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
+    for step in (1, 2, 3):
+        optimizer.step()
+        save_checkpoint(directory, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
+    assert sorted(path.name for path in directory.checkpoints.glob("step-*")) == [
+        "step-000000002.safetensors",
+        "step-000000003.safetensors",
+    ]
+    last = directory.checkpoints / "step-000000003.safetensors"
+    fresh = new_model(run, CPU)
+    again = build_optimizer(fresh, run.config.train)
+    assert load_checkpoint(directory, fresh, again, told.append) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+    for parameter, twin in zip(model.parameters(), fresh.parameters(), strict=True):
+        assert all(torch.equal(optimizer.state[parameter][key], again.state[twin][key]) for key in optimizer.state[parameter])
+    last.write_bytes(last.read_bytes()[:-100])
+    assert load_checkpoint(directory, fresh, again, told.append) == Progress(2, 2.0, 0.5, 3.0, (1.0,))
+
+
+def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small, tmp_path, capsys):
+    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=60", "train.lr=3e-3,1e3", "compute.jobs=1"]
+    assert main(["run", *request]) == 1
+    statuses = [json.loads(path.read_text()) for path in (tmp_path / "results").glob("runs/*/status.json")]
+    assert sorted(status["status"] for status in statuses) == ["diverged", "done"]
+    (diverged,) = (status for status in statuses if status["status"] == "diverged")
+    assert 0 <= diverged["step"] < 60 and "diverged at step" in diverged["reason"]
+    assert f"diverged at step {diverged['step']}" in capsys.readouterr().err
+    # It would diverge again: the second call says so and repeats nothing.
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("runs/*/metrics.jsonl")}
+    assert main(["run", *request]) == 1
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_two_processes_share_the_work_and_repeat_nothing(small, command, tmp_path):
+    request = [*small, "seed=0,1,2,3", "compute.jobs=1"]
+    twins = [subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [twin.wait(timeout=180) for twin in twins] == [0, 0]
+    said = "".join(twin.stderr.read() for twin in twins)
+    runs = list((tmp_path / "results" / "runs").iterdir())
+    assert len(runs) == 4 and all(
+        (run / "train.json").exists() and [path.name for path in run.glob("lock*")] == ["lock.guard"] for run in runs
+    )
+    assert said.count("done in") == 4, said
+    for run in runs:
+        steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, 13))
+
+
+def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(small, call, tmp_path):
+    first = call("run", *small, "seed=0,1,2", "compute.jobs=2")
+    assert first.returncode == 0 and first.stderr.count("done in") == 3, first.stderr
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    second = call("run", *small, "seed=0,1,2", "compute.jobs=2")
+    assert second.returncode == 0 and "3 runs, 3 of them done already" in second.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+
+
+def test_killing_the_command_kills_its_workers(small, command, tmp_path):
+    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=100000", "seed=0,1", "compute.jobs=2"]
+    process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "results").glob("runs/*/lock.claim-*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    workers = [json.loads(path.read_text())["pid"] for path in (tmp_path / "results").glob("runs/*/lock.claim-*")]
+    assert len(workers) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def send_to_all(process: subprocess.Popen, number: int) -> None:
+    """As a terminal does on Ctrl-C."""
+    os.killpg(process.pid, number)
+
+
+@pytest.mark.parametrize(
+    ("sent", "send", "jobs"),
+    [
+        (signal.SIGINT, send_to_all, 1),
+        (signal.SIGTERM, subprocess.Popen.send_signal, 1),
+        (signal.SIGINT, send_to_all, 2),
+        pytest.param(signal.SIGTERM, subprocess.Popen.send_signal, 2, marks=pytest.mark.slow),
+    ],
+    ids=["Ctrl-C", "a scheduler", "Ctrl-C to workers", "a scheduler of workers"],
+)
+def test_an_interrupted_command_says_so_and_leaves_no_lock(sent, send, jobs, small, command, tmp_path):
+    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=4000", "seed=0,1", f"compute.jobs={jobs}"]
+    # SIGINT is ignored at the start, as in a command that a script puts into the background.
+    launch = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command, "run", *request], **launch)
+    deadline = time.monotonic() + 120
+    while len(list((tmp_path / "results").glob("runs/*/metrics.jsonl"))) < jobs and time.monotonic() < deadline:
+        time.sleep(0.01)
+    send(process, sent)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in said
+    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "results").glob("runs/*/status.json")]
+    assert statuses == ["interrupted"] * jobs and not list((tmp_path / "results").glob("runs/*/lock.claim-*"))
+
+
+def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, call, tmp_path):
+    assert main(["run", *small, "eval=none"]) == 0
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    before = (run / "train.json").stat().st_mtime_ns
+    assert not (run / "eval").exists()
+    assert main(["evaluate", f"run={run.name}", "eval=test", f"paths.results={tmp_path / 'results'}"]) == 0
+    assert len(list((run / "eval").glob("test-*.json"))) == 1 and (run / "train.json").stat().st_mtime_ns == before
+    assert main(["evaluate", "run=all", "eval=test", f"paths.results={tmp_path / 'results'}"]) == 0
+    assert len(list((run / "eval").glob("*.json"))) == 1
+
+
+def test_a_missing_stage_is_run_again_alone(small, tmp_path):
+    assert main(["run", *small]) == 0
+    whole = numbers(tmp_path / "results")
+    (run,) = (tmp_path / "results" / "runs").iterdir()
+    before = (run / "train.json").stat().st_mtime_ns
+    shutil.rmtree(run / "eval")
+    assert main(["run", *small]) == 0
+    assert numbers(tmp_path / "results") == whole and (run / "train.json").stat().st_mtime_ns == before
+
+
+def test_learning_rate_warms_up_and_ends_at_its_fraction():
+    train = plan([])[0].config.train.replace({"lr": 1.0, "warmup_steps": 4, "steps": 104, "final_lr_fraction": 0.1})
+    assert [learning_rate(step, train) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(4, train) == 1.0 and math.isclose(learning_rate(54, train), 0.55)
+    assert learning_rate(103, train) < 0.11
+    assert learning_rate(0, train.replace({"warmup_steps": 0})) == 1.0
+
+
+def test_the_order_of_examples_is_a_permutation_every_epoch():
+    order = [i for step in range(5) for i in example_indices(step, batch_size=4, num_examples=10, seed=0)]
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10)) and order[:10] != order[10:]
+    assert order != [i for step in range(5) for i in example_indices(step, batch_size=4, num_examples=10, seed=1)]
+    assert example_indices(3, batch_size=4, num_examples=None, seed=0) == [12, 13, 14, 15]
+
+
+def test_weight_decay_falls_on_linear_maps_alone(small):
+    (run,) = plan(["model=mesanet", *small[1:]])
+    model = new_model(run, CPU)
+    optimizer = build_optimizer(model, run.config.train)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed, free = ({names[p] for p in group["params"]} for group in optimizer.param_groups)
+    assert decayed | free == set(names.values()) and not decayed & free
+    assert "embedding.weight" in free and not any("norm" in name or "bias" in name or "convolution" in name for name in decayed)
+    assert any("value_projection" in name for name in decayed)
+
+
+def test_nothing_is_left_of_a_temporary_file(small, tmp_path):
+    assert main(["run", *small]) == 0
+    assert not [path for path in (tmp_path / "results").rglob(".*")]

@@ -1,0 +1,131 @@
+"""The state of a run's code: it changes with what is computed, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from suite.request.compose import compose_one
+from suite.store.run_directory import code_state
+from tests.suite.conftest import ROOT
+
+RUN = {"mixers": ["deltanet.DeltaNet"], "task": "mqar.MQAR"}
+SCRIPT = """import json, sys
+from suite.store.code_state import code_state
+assert "torch" not in sys.modules and "models" not in sys.modules
+from types import SimpleNamespace as Named
+run = json.loads(sys.argv[1])
+model = Named(mixers=[Named(type=name) for name in run["mixers"]])
+print(*(code_state(Named(model=model, task=Named(type=run["task"]), backend=name)) for name in ("torch", "fla", "triton")))"""
+
+
+def states(root: Path, run: dict = RUN) -> list[str]:
+    """The states of a run with each backend, by the code under a root."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(run)], cwd=root, env={"PYTHONPATH": str(root)}, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for package in ("models", "tasks", "suite", "conf"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text, old
+    path.write_text(text.replace(old, new))
+
+
+NOW = states(ROOT)
+
+
+def test_a_state_is_12_digits_and_the_same_anywhere(root):
+    assert all(len(state) == 12 and int(state, 16) >= 0 for state in NOW)
+    assert states(root) == NOW
+    assert len({state[:6] for state in NOW}) == 1
+    assert NOW[0] != NOW[1]
+    assert code_state.code_state(compose_one(["model=deltanet", "task=mqar", "backend=torch"]).config) == NOW[0]
+
+
+def test_comments_docstrings_imports_and_order_change_nothing(root):
+    path = root / "models" / "ops" / "delta_rule.py"
+    head, mark, body = path.read_text().partition("\n\n\n")
+    parts = body.strip().split("\n\n\n")
+    assert len(parts) > 1
+    parts = [f"# Another order.\n{part}" for part in reversed(parts)]
+    path.write_text(
+        '"""Said otherwise."""\nimport math as unused\n' + head.partition('"""\n')[2] + "\n\n\n" + "\n\n\n".join(parts)
+    )
+    assert states(root) == NOW
+
+
+def test_a_definition_that_moves_to_another_file_changes_nothing(root):
+    path = root / "models" / "components.py"
+    text = path.read_text()
+    start = text.index("class ShortConvolution")
+    end = text.find("\nclass ", start + 1) if "\nclass " in text[start + 1 :] else len(text)
+    moved = text[start:end]
+    (root / "models" / "convolution.py").write_text("import torch\nfrom models.mixer import State\n" + moved)
+    path.write_text("from models.convolution import ShortConvolution\n" + text[:start] + text[end:])
+    assert states(root) == NOW
+
+
+@pytest.mark.parametrize(
+    "file, old, new, changed",
+    [
+        ("models/deltanet.py", "class DeltaNet(", "class DeltaNet(object, ", "all"),
+        ("models/ops/delta_rule.py", "def recurrent(", "def recurrent(unused=0, ", "all"),
+        ("models/backbone.py", "class RMSNorm(", "class RMSNorm(object, ", "all"),
+        ("tasks/mqar.py", "class MQAR(", "class MQAR(object, ", "all"),
+        ("suite/compute/step.py", "step_loss.backward()", "(2 * step_loss).backward()", "all"),
+        ("suite/compute/optimization.py", "def learning_rate(", "def learning_rate(unused=0, ", "all"),
+        ("models/backends/fla.py", "def delta_rule", "def delta_rule", "none"),
+        ("models/mesanet.py", "class Mesa(", "class Mesa(object, ", "none"),
+        ("models/rglru.py", "class RGLRU(", "class RGLRU(object, ", "none"),
+        ("tasks/parity.py", "class Parity(", "class Parity(object, ", "none"),
+        ("suite/cli.py", "def main(", "def main(unused=0, ", "none"),
+    ],
+)
+def test_a_state_follows_the_code_of_its_own_run(root, file, old, new, changed):
+    edit(root / file, old, new)
+    assert [after != before for after, before in zip(states(root), NOW, strict=True)] == [changed == "all"] * 3
+
+
+def test_an_adapter_counts_where_its_backend_computes(root):
+    edit(root / "models/backends/fla.py", "def delta_rule(", "def delta_rule(unused=0, ")
+    after = states(root)
+    assert [after[i] == NOW[i] for i in range(3)] == [True, False, True]
+    assert after[1][:6] == NOW[1][:6]
+
+
+def test_a_state_costs_little_and_many_runs_nothing_more():
+    config = compose_one(["model=mesanet", "task=mqar", "backend=torch"]).config
+    code_state._state.cache_clear()
+    began = time.process_time()
+    first = code_state.code_state(config)
+    once = time.process_time() - began
+    assert {code_state.code_state(config) for _ in range(5000)} == {first}
+    assert once < 1 and time.process_time() - began < once + 0.5
+
+
+def test_states_are_the_same_where_the_table_says_so(tmp_path, monkeypatch):
+    table = tmp_path / "table.json"
+    table.write_text(json.dumps({"gla mqar": [["aaaaaa", "bbbbbb"], ["cccccc"]]}))
+    monkeypatch.setattr(code_state, "TABLE", table)
+    code_state._declared.cache_clear()
+    assert code_state.same_state("aaaaaa111111", "bbbbbb111111")
+    assert code_state.same_state("dddddd111111", "dddddd111111")
+    assert not code_state.same_state("aaaaaa111111", "cccccc111111")
+    # What a backend adds is never declared: no golden loss was made with it.
+    assert not code_state.same_state("aaaaaa111111", "bbbbbb222222")
+    code_state._declared.cache_clear()

@@ -1,0 +1,28 @@
+"""Laws of experiments, over all that stand in conf/: each composes, and its first run trains two steps and is evaluated."""
+
+from __future__ import annotations
+
+import pytest
+
+from conf.groups import options
+from suite.cli import main
+from suite.metrics import METRICS
+from suite.request.overrides import read_request
+from suite.results import load_results, load_runs
+
+# As small as a model can be, so that what is tested is that everything fits together.
+SMALL = {"size.d_model": 32, "size.num_blocks": 1, "size.num_heads": 2, "size.head_dim": 8, "match.by": "none"}
+FEW = {"train.steps": 2, "train.warmup_steps": 1, "eval.study_tokens": 1024}
+
+
+def first_cell(experiment: str) -> list[str]:
+    """The first run of the experiment's grid, made small where the grid does not say otherwise."""
+    typed = dict(override.split("=", 1) for override in read_request([f"experiment={experiment}"]).cells[0])
+    few = {"eval.study_tokens": 2048} if experiment == "efficiency" else FEW
+    return [f"{key}={value}" for key, value in {**SMALL, **typed, **few}.items() if key != "size"]
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_the_first_run_of_an_experiment_trains_and_is_evaluated(experiment, tmp_path):
+    assert main(["run", *first_cell(experiment), "compute.jobs=1", f"paths.results={tmp_path}"]) == 0
+    assert set(load_runs(tmp_path)["status"]) == {"done"} and set(load_results(tmp_path)["metric"]) <= set(METRICS)

@@ -1,0 +1,225 @@
+"""What the pages say: commands are planned, links and files exist, Python compiles, and extensions work when copied."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+
+from suite.cli import MULTIRUN, VERBS
+from suite.cli import main as command
+from suite.plan import plan
+from suite.request.overrides import options
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+EXTENDING = ROOT / "docs" / "extending.md"
+# What a reader puts something of their own in the place of.
+PLACEHOLDER = re.compile(r"\b(ID|NAME|FOLDER|VALUE|KEY|MODULE)\b|<\w+>")
+# What commands make: it is not there before.
+MADE = ("results/", "reports/build", ".venv/")
+SUITE = "python -m suite "
+STARTS = ("python ", "make ", "pytest ", "pip ", "lrs ", ".venv/bin/python ", ".ci/run")
+
+
+class Block(NamedTuple):
+    """A fenced block. file: the path that a comment at its top names, as `# models/retention.py`, or ""."""
+
+    page: str
+    language: str
+    text: str
+
+    @property
+    def file(self) -> str:
+        found = re.match(r"(?:# @package _global_\n)?# ([\w.-]+(?:/[\w.-]+)+)(?=\n|,)", self.text)
+        return found[1] if found else ""
+
+
+def blocks(page: Path) -> list[Block]:
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
+    return [Block(page.name, language, text) for language, text in found]
+
+
+def prose(page: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command of a page's blocks and of its prose, comments left out."""
+    lines = [line for block in blocks(page) if not block.language for line in block.text.splitlines()]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", prose(page))]:
+        if line.startswith(STARTS):
+            yield shlex.split(line, comments=True)
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON = [block for block in BLOCKS if block.language == "python"]
+# What extending.md adds, and the row of a table that is there.
+METRICS = "suite/metrics.py"
+ADDED = {block.file: block.text for block in BLOCKS if block.page == EXTENDING.name and block.file}
+COMMANDS = {shlex.join(words): page for page in PAGES for words in commands(page)}
+REQUESTS = [text for text, page in COMMANDS.items() if text.startswith(SUITE) and page != EXTENDING]
+
+
+def named(page: Path) -> set[str]:
+    """Paths below a folder of the checkout that the page's prose has between backticks."""
+    words = {word for text in re.findall(r"`([^`\n]+)`", prose(page)) for word in text.split()}
+    tops = {path.name for path in ROOT.iterdir()}
+    paths = {word.rstrip(".,:") for word in words if re.fullmatch(r"[\w.*-]+/[\w.*/-]*", word)}
+    return {path for path in paths if path.split("/")[0] in tops and not PLACEHOLDER.search(path)}
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages take for granted, and an empty store."""
+    from tokenizers import Tokenizer, models
+
+    (tmp_path / "books").mkdir()
+    for name in ("books/one.txt", "news.txt"):
+        (tmp_path / name).write_text("words of a text that is long enough for one window and then some\n" * 2000)
+    subprocess.run(["xz", tmp_path / "books" / "one.txt"], check=True)
+    Tokenizer(models.BPE({chr(i): i for i in range(128)}, [])).save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("text", REQUESTS)
+def test_a_command_is_one_that_the_suite_takes(text, elsewhere, capsys):
+    verb, *arguments = shlex.split(text)[3:]
+    if verb in ("run", "check"):
+        if not PLACEHOLDER.search(text):
+            assert plan([argument for argument in arguments if argument not in MULTIRUN])
+    elif verb in ("evaluate", "generate"):
+        # Everything is checked before the run is looked for.
+        assert command([verb, *arguments]) == 2 and re.search(r"no run|no trained runs|run ID", capsys.readouterr().err)
+    elif verb == "report":
+        assert arguments in [[name] for name in (*options("report"), "NAME")]
+    elif verb == "list":
+        assert arguments[0] in ("models", "tasks", "experiments", "reports", "runs")
+    else:
+        assert (verb in VERBS and not arguments) or verb == "VERB"
+
+
+@pytest.mark.parametrize("text", [text for text in COMMANDS if not text.startswith(SUITE)])
+def test_another_command_names_what_is_there(text):
+    words = shlex.split(text)
+    if words[0] == "make":
+        assert set(words[1:]) <= set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for module in re.findall(r"-m (tests[.\w]+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").is_file()
+    for path in [word for word in words if word.startswith((".ci/", "tests/"))]:
+        assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not target.startswith("https://"):
+            path, _, anchor = target.partition("#")
+            there = (page.parent / path).resolve() if path else page
+            assert there.exists(), target
+            assert not anchor or anchor in slugs(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page):
+    missing = [path for path in named(page) if path not in ADDED and not path.startswith(MADE) and not any(ROOT.glob(path))]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_sentences_begin_with_their_subject(page):
+    begins = re.findall(r"(?:^|[.!?:] |\n\n|\n- |\| )((?:That of|Of) .{0,40})", prose(page))
+    assert not [text for text in begins if page != ROOT / "CONTRIBUTING.md" or '"' not in text]
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.file or block.page)
+def test_python_compiles_and_its_imports_resolve(block):
+    for node in ast.walk(ast.parse(block.text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
+
+
+class Checkout(NamedTuple):
+    """A copy of the packages to which everything that extending.md adds was added."""
+
+    root: Path
+
+    def suite(self, *commands: str) -> None:
+        """Runs commands of the suite there in one process, since importing torch takes seconds; fails where one fails."""
+        code = f"from suite.cli import main; print([words for words in {[shlex.split(c) for c in commands]!r} if main(words)])"
+        done = subprocess.run([sys.executable, "-c", code], cwd=self.root, capture_output=True, text=True, timeout=180)
+        assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+    def drawn(self, report: str, part: str, column: str) -> set[object]:
+        """What a part of a report has in a column."""
+        return set(pd.read_csv(self.root / "reports" / "build" / report / f"{part}.csv")[column])
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    root = tmp_path_factory.mktemp("extended")
+    for name in ("conf", "models", "tasks", "suite", "reports"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "build", "gallery"))
+    for file, text in ADDED.items():
+        if file == METRICS:
+            table = (root / file).read_text()
+            assert table.count("    for metric in (\n") == 1
+            text = table.replace("    for metric in (\n", f"    for metric in (\n{text.rstrip()},\n")
+        assert (root / file).exists() == (file == METRICS) and (root / file).parent.is_dir(), file
+        (root / file).write_text(text)
+    return Checkout(root)
+
+
+def test_commands_on_what_was_added_are_ones_that_the_suite_takes(extended):
+    requests = [
+        text.removeprefix("python -m suite ") for text, page in COMMANDS.items() if page == EXTENDING and " -m suite " in text
+    ]
+    planned = [re.sub("^run ", "check ", text) for text in requests if text.startswith(("run ", "check "))]
+    assert len(planned) > 5 and {text.split()[0] for text in requests} <= {"run", "check", "evaluate", "report", "list"}
+    extended.suite(*planned)
+
+
+def test_what_was_added_is_swept_over_values_of_its_own_and_labelled_by_them(extended):
+    """A model, an evaluation and its figure, then a task; nothing but files that the page shows was added."""
+    quick = "run experiment=quick train.steps=4 train.warmup_steps=2 task.num_validation=32 task.num_test=32"
+    extended.suite(
+        f"{quick} task=mqar model=retention model.mixer.decay=0.9,0.99 eval=corrupted eval.corrupted_shares=[0.1,0.4]",
+        "report corrupted",
+        f"{quick} task=copying model=gla task.num_symbols=16,64 eval=test",
+        "report copying",
+    )
+    assert extended.drawn("corrupted", "nll_by_share", "arm") == {"Retention, decay 0.9", "Retention, decay 0.99"}
+    assert extended.drawn("corrupted", "nll_by_share", "share") == {0.1, 0.4}
+    assert extended.drawn("copying", "scores", "arm") >= {"GLA, num symbols 16", "GLA, num symbols 64"}
+    assert extended.drawn("copying", "training", "arm") == {"GLA, num symbols 16", "GLA, num symbols 64"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["tests/models/test_laws.py", "tests/tasks/test_laws.py"])
+def test_what_was_added_passes_the_laws(path, extended):
+    shutil.copytree(ROOT / "tests", extended.root / "tests", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", extended.root)
+    call = [sys.executable, "-m", "pytest", "-n", "0", "-q", path, "-k", "retention or copying", "-m", "not gpu"]
+    done = subprocess.run(call, cwd=extended.root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.startswith("..."), done.stdout[-3000:]
