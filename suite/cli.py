@@ -137,8 +137,8 @@ def report(arguments: Sequence[str]) -> int:
     import yaml
 
     from conf.groups import CONF, options
-    from reports.build import build_report
-    from reports.parts import load_frames
+    from reports.kit.build import build_report
+    from reports.kit.parts import load_frames
     from suite.request.compose import compose_one
 
     names, overrides = _split(arguments)

@@ -49,7 +49,7 @@ def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.Da
 
 
 def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
-    """Tidy rows: RUN_COLUMNS, facts, settings as in `load_runs`, one column a slice (`position`, `benchmark`, ...), ROW_COLUMNS.
+    """Tidy rows: RUN_COLUMNS, facts and settings as in `load_runs`, one column a slice (`position`, ...), ROW_COLUMNS.
 
     `superseded` says that a newer result measured the same by another version of its benchmark, or of the data behind it.
     `slice` spells the slices out ("benchmark=recall, shots=1") and is empty for a score over the whole split;

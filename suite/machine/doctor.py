@@ -7,7 +7,7 @@ import platform
 import torch
 
 from conf.groups import CONF, options
-from models.backends import BACKENDS, obstacle
+from models.backends import BACKENDS, KERNELS, obstacle
 from suite.machine.devices import count_cores, select_device
 from suite.machine.environment import git_commit, package_versions
 from suite.machine.probes import probe_all
@@ -23,7 +23,7 @@ def examine() -> str:
     lines.append(f"system {system}: {SYSTEMS.get(system, 'not supported, permitted are Linux and macOS')}")
     lines.append(f"configuration in {CONF}: {len(options('model'))} models, {len(options('task'))} tasks")
     for name, version in package_versions().items():
-        absent = "MISSING: install the suite again" if name in NEEDED else "not installed (for GPUs alone; see README)"
+        absent = "MISSING: install the suite again" if name in NEEDED else "not installed (for GPUs alone; see docs/gpu.md)"
         lines.append(f"{name} {version or absent}")
     lines.append(f"cpu: {count_cores()} cores, {torch.get_num_threads()} torch threads by default")
     if not torch.cuda.is_available():
@@ -33,6 +33,7 @@ def examine() -> str:
         lines.append(f"cuda:{i}: {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
     device = select_device("auto").type
     lines += [f"backend {name}: {obstacle(name, device) or 'works'}" for name in BACKENDS]
+    lines += [f"kernel of {row}" for row in KERNELS]
     if device == "cuda":
         lines += [f"probe of {tried}: {found}" for tried, found in probe_all().items()]
     else:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from suite.request.schema import Config
 
 ROOT = Path(__file__).resolve().parents[2]
-BACKENDS = ROOT / "models" / "backends"
+OPS, BACKENDS = ROOT / "models" / "ops", ROOT / "models" / "backends"
+KERNELS = BACKENDS / "__init__.py"
 TABLE = Path(__file__).with_name("code_states.json")
 """Per model and task of conf/ the states with equal golden losses: lists of them, the newest last."""
 TRAINING = ("running/train", "running/health", "compute/step", "compute/scoring", "compute/optimization")
@@ -81,31 +82,40 @@ def _state(mixers: tuple[str, ...], task: str, backend: str) -> str:
 
 
 def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str]:
-    """Digests of all that training reaches by name; backend: whose adapters and kernels are among it, None for no one's."""
+    """Digests of all that training reaches by name; backend: whose kernels are among it, None for no one's."""
 
     def find(name: str, importer: Path) -> Path | None:
         stem = ROOT / name.replace(".", "/")
         path = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
         if path is None or not name.startswith(("models.", "tasks.")):
             return None
-        library = path.relative_to(BACKENDS).parts[0] if BACKENDS in path.parents else "__init__.py"
-        # Mixers choose by the backend, ops by the device.
-        permitted = library == "__init__.py" or backend and (library.startswith(backend) or importer.name == "ops")
-        return path if permitted else None
+        return path if backend or path == KERNELS or BACKENDS not in path.parents else None
 
-    training = [ROOT / "suite" / f"{name}.py" for name in TRAINING]
     classes = [_declaring("models", "name", mixer) for mixer in mixers] + [_declaring("tasks", "type", task)]
-    files = sources([*training, *(path for path, _ in classes)], find)
+    roots = [*(ROOT / "suite" / f"{name}.py" for name in TRAINING), *(path for path, _ in classes)]
+    ops = {(path.parent if path.stem == "__init__" else path).stem for path in sources(roots, find) if OPS in path.parents}
+    rows = _kernels(backend, ops) if backend else []
+    functions = [function.split(":") for row in rows for function in (row["computes"], row.get("in_place")) if function]
     pool: dict[str, list[Definition]] = {}
-    for path in files:
+    for path in sources([*roots, *(BACKENDS / f"{module.replace('.', '/')}.py" for module, _ in functions)], find):
         for name, definition in definitions(path).items():
             pool.setdefault(name, []).append(definition)
-    digests, names = set(), ["train", *(name for _, name in classes)]
+    # The whole table would tie every run to every kernel: a run's own rows stand for it.
+    pool.pop("KERNELS", None)
+    digests = {_digest(sorted(row.items())) for row in rows}
+    names = ["train", *(name for _, name in classes), *(name for _, name in functions)]
     for name in names:
         for definition in pool.pop(name, ()):
             digests.add(definition.digest)
             names += definition.mentions & pool.keys()
     return digests
+
+
+def _kernels(backend: str, ops: set[str]) -> list[dict[str, Any]]:
+    """What the table of kernels says of these ops: the rows of a backend, and those chosen by the tensors of a call."""
+    calls = (node for node in ast.walk(parsed(KERNELS)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Kernel")
+    rows = [{word.arg: getattr(word.value, "value", "") for word in call.keywords} for call in calls]
+    return [row for row in rows if row["op"] in ops and (row["backend"] == backend or "suits" in row)]
 
 
 def _declaring(package: str, attribute: str, value: str) -> tuple[Path, str]:

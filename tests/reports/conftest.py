@@ -26,14 +26,18 @@ class Store:
         label: str | None = None,
         size: str = "tiny",
         group: str = "",
-        varied: Mapping[str, float] | None = None,
+        varied: Mapping[str, Any] | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
-        """Asks for a run without making it: a missing cell. varied: its head_dim or lr. Returns its run_id."""
+        """Asks for a run without making it: a missing cell. Returns its run_id.
+
+        varied: settings by dotted name that are part of the run's name. settings: the others that it has.
+        """
         varied = dict(varied or {})
         group_id = "-".join([f"{model}-{size}-{task}{group}", *map(str, varied.values())])
         cell = {"run_id": f"{group_id}-{seed}", "group_id": group_id, "model": model, "model_label": label or model.upper()}
         cell |= {"size": size, "task": task, "data": "stdlib" if task == "language" else None, "seed": seed}
-        self.cells.append(cell | varied)
+        self.cells.append(cell | varied | dict(settings or {}))
         return cell["run_id"]
 
     def run(

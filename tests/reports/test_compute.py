@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from invented import DOCUMENTS, TOLERANCES, solver_rows
 
-from reports.compute import Evaluated, _less_fixed, answer, at_equal_cost, equal_cost, evaluated, fixed_or_stopped
-from reports.parts import Frames, NoData, load_frames
-from reports.solver_settings import SETTING
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.solver_settings import SETTING
+from reports.pages.mesa.compute import Evaluated, _less_fixed, answer, at_equal_cost, equal_cost, evaluated, fixed_or_stopped
 
 BOTH = ["solver_steps", "solver_chunk_steps"]
 
@@ -64,7 +64,7 @@ def test_the_interval_covers_the_gain_of_many_documents() -> None:
 @pytest.mark.parametrize("clusters", [None, 20])
 def test_no_difference_is_seldom_a_verdict(monkeypatch, clusters: int | None) -> None:
     """Three seeds that differ in what they gain, about zero: a bootstrap over three of them said helps or hurts in 28 %."""
-    monkeypatch.setattr("reports.compute.RESAMPLES", 200)
+    monkeypatch.setattr("reports.pages.mesa.compute.RESAMPLES", 200)
     generator, verdicts = np.random.default_rng(1), []
     documents = None if clusters is None else np.repeat(np.arange(clusters), DOCUMENTS // clusters)
     for _ in range(400):

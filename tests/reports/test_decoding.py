@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from invented import decode_rows
 
-from reports.decoding import by_position, comparison, decoder_label
-from reports.parts import Frames, NoData, load_frames
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.mesa.decoding import by_position, comparison, decoder_label
 
 STARTS = ["solver, diagonal start", "solver, previous_token start"]
 FRESH = "fresh start, eps 1e-4"

@@ -6,9 +6,9 @@ import pytest
 import torch
 from invented import efficiency_rows
 
-from reports.efficiency import costs, lines, measured, scan
-from reports.parts import Frames, NoData, load_frames
-from reports.style import backend_dashes
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.style import backend_dashes
+from reports.pages.efficiency import costs, lines, measured, scan
 from suite.cli import main
 from suite.evaluation.studies.roofline import Ceilings
 

@@ -8,10 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from conf.groups import options
-from reports import benchmarks, figures, tables
-from reports.parts import Frames, NoData, load_frames
-from reports.style import SPARE_COLORS, STYLES, plain, style_of
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.style import SPARE_COLORS, STYLES, plain, style_of
+from reports.pages import benchmarks, figures, tables
 
 DOCUMENTS = 50
 POSITION = {"metric": "nll", "split": "validation", "baseline": "transformer", "zoom_without": ["swa4"]}
@@ -156,8 +155,8 @@ def test_markers_at_one_place_are_drawn_side_by_side(store) -> None:
 def test_the_head_sizes_of_a_model_are_one_line_in_the_order_of_their_state(store) -> None:
     for head_dim, state, accuracy in ((16, 4096, 0.9), (4, 256, 0.1), (8, 1024, 0.5)):
         for seed in (0, 1):
-            add_recall(store, "mesanet", state, {4: accuracy}, seed=seed, varied={"head_dim": head_dim})
-    add_recall(store, "gla", 256, {4: 0.11}, varied={"head_dim": 4})
+            add_recall(store, "mesanet", state, {4: accuracy}, seed=seed, varied={"size.head_dim": head_dim})
+    add_recall(store, "gla", 256, {4: 0.11}, varied={"size.head_dim": 4})
     drawing = figures.accuracy_against_state(frames(store), **STATE)
     (axes,) = drawing.figure.axes
     assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["GLA", "MESANET", "chance"]
@@ -170,9 +169,9 @@ def test_the_head_sizes_of_a_model_are_one_line_in_the_order_of_their_state(stor
 
 def test_a_state_that_does_not_depend_on_the_head_size_is_named(store) -> None:
     for head_dim in (4, 8):
-        add_recall(store, "hawk", 2560, {4: 0.5}, varied={"head_dim": head_dim})
-        add_recall(store, "gla", 128 * head_dim, {4: 0.5}, varied={"head_dim": head_dim})
-    add_recall(store, "mamba2", 1024, {4: 0.5}, varied={"head_dim": 4})
+        add_recall(store, "hawk", 2560, {4: 0.5}, varied={"size.head_dim": head_dim})
+        add_recall(store, "gla", 128 * head_dim, {4: 0.5}, varied={"size.head_dim": head_dim})
+    add_recall(store, "mamba2", 1024, {4: 0.5}, varied={"size.head_dim": 4})
     assert figures.accuracy_against_state(frames(store), **STATE).notes[1:] == ("Of one state whatever varies: HAWK.",)
 
 
@@ -237,8 +236,7 @@ def test_known_styles_are_told_apart_by_colour_and_by_marker() -> None:
     assert len({style.marker for style in STYLES.values()}) == len(STYLES)
 
 
-def test_every_model_of_the_suite_has_a_style_of_its_own() -> None:
-    assert set(options("model")) - {"swa"} <= set(STYLES)
+def test_a_spare_colour_is_nobodys_own() -> None:
     assert not {style.color for style in STYLES.values()} & set(SPARE_COLORS)
 
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.in_context import error_by_position, error_over_ridge, errors, ratios, variant_title
-from reports.parts import NoData, load_frames
+from reports.kit.parts import NoData, load_frames
+from reports.pages.in_context import error_by_position, error_over_ridge, errors, ratios, variant_title
 
-VARIANTS = ({"noise": 0.5, "drift": 0.0, "segment_len": None}, {"noise": 0.25, "drift": 0.2, "segment_len": None})
+VARIANTS = (
+    {"task.noise": 0.5, "task.drift": 0.0, "task.segment_len": None},
+    {"task.noise": 0.25, "task.drift": 0.2, "task.segment_len": None},
+)
 ERRORS = {"squared_error": 3.0, "ridge_error": 2.0, "bayes_error": 2.0}
 
 
@@ -45,7 +48,7 @@ def frames(store):
 def test_errors_are_means_over_seeds_and_a_reference_counts_once_a_seed(store):
     fill(store)
     data = errors(frames(store).results, task="regression")
-    at = data[(data["noise"] == 0.5) & (data["position"] == 1)].set_index("family")
+    at = data[(data["task.noise"] == 0.5) & (data["position"] == 1)].set_index("family")
     assert at.loc["MESANET", "mean"] == pytest.approx(2.25) and at.loc["GLA", "mean"] == pytest.approx(4.5)
     assert at.loc["ridge_error", "mean"] == pytest.approx(1.5) and (at["seeds"] == 2).all()
     assert at.loc["MESANET", "high"] - at.loc["MESANET", "mean"] == pytest.approx(12.706205 * 0.75)
@@ -72,7 +75,7 @@ def test_the_table_divides_by_the_reference_of_the_same_seed(store):
     assert [cell.text for cell in cells["MESANET"]] == ["1.500", "1.500"] and [c.mark for c in cells["MESANET"]] == ["best"] * 2
     assert [cell.text for cell in cells["GLA"]] == ["3.000", "3.000"] and [c.mark for c in cells["GLA"]] == ["second"] * 2
     assert [cell.text for cell in cells["squared error of the op that is told where W is redrawn"]] == ["1.000", "1.000"]
-    assert ratios(frames(store).results, task="regression", reference="bayes_error").set_index(["family", "noise"]).loc[
+    assert ratios(frames(store).results, task="regression", reference="bayes_error").set_index(["family", "task.noise"]).loc[
         ("MESANET", 0.25), "mean"
     ] == pytest.approx(3.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from invented import internals_rows
 
-from reports.internals import by_head, by_layer, by_position, head_rows
-from reports.parts import Frames, NoData, load_frames
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.mesa.internals import by_head, by_layer, by_position, head_rows
 
 METRICS = ["beta", "gamma", "condition", "solver_steps", "readout_cosine"]
 
@@ -20,7 +20,7 @@ def observed(store) -> Frames:
 
 
 def test_heads_of_two_seeds_meet_by_their_gates(observed) -> None:
-    rows = head_rows(observed, task="language", metric="solver_steps", whole=True)
+    rows = head_rows(observed, task="language", metrics=["solver_steps"], whole=True)["solver_steps"]
     assert rows.groupby("rank")["value"].agg(["min", "max", "size"]).to_numpy().tolist() == [[4, 4, 4], [7, 7, 4], [10, 10, 4]]
     # The second seed numbers its heads otherwise.
     assert rows[rows["rank"] == 1].groupby("seed")["head"].first().to_dict() == {0: 0, 1: 1}

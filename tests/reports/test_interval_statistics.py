@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.regularization import broken
-from reports.statistics import bootstrap_intervals, seed_interval, share_interval, standard_error, student_t, t_interval
-from reports.study import over_runs, spread
-from reports.training_steps import _ahead
+from reports.kit.intervals import bootstrap_intervals, seed_interval, share_interval, standard_error, student_t, t_interval
+from reports.kit.rows import over_runs
+from reports.kit.tables import spread
+from reports.pages.mesa.regularization import broken
+from reports.pages.mesa.training_steps import _ahead
 
 
 @pytest.mark.parametrize(

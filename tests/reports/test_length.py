@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from invented import length_rows
 
-from reports.length import by_length, by_position, table
-from reports.parts import Frames, NoData, load_frames
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.length import by_length, by_position, table
 
 METRICS = ["nll", "solver_steps", "condition"]
 

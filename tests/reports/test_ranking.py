@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from reports.parts import Frames, NoData, load_frames
-from reports.sweep import curves, difference, ranking
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.sweep import curves, difference, ranking
 
 COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
-ARGUMENTS = {"column": COLUMN, "fact": "forget_gate_init", "models": ["mesanet", "gated_deltanet"]}
+ARGUMENTS = {"column": COLUMN, "fact": "model.mixer.forget_gate_init", "models": ["mesanet", "gated_deltanet"]}
 
 
 def frames(store, mesanet: dict[float, float], other: dict[float, float]) -> Frames:
@@ -18,7 +18,7 @@ def frames(store, mesanet: dict[float, float], other: dict[float, float]) -> Fra
             for seed in (0, 1):
                 nll = loss + 0.1 * seed + (0.001 * seed if model == "mesanet" else 0)
                 stages = {"train": [store.row("nll", nll, "validation")]}
-                store.run(model, "language", seed=seed, stages=stages, varied={"forget_gate_init": gamma})
+                store.run(model, "language", seed=seed, stages=stages, varied={"model.mixer.forget_gate_init": gamma})
     store.request()
     return load_frames(store.root, "quick")
 
@@ -50,7 +50,7 @@ def test_no_is_not_said_where_an_interval_is_open(store) -> None:
 
 def test_the_axis_is_logarithmic_in_the_tokens_remembered(store) -> None:
     found = frames(store, {0.5: 1.6, 0.98: 1.4}, {0.5: 1.5, 0.98: 1.5})
-    for drawing in (difference(found, **ARGUMENTS), curves(found, columns=[COLUMN], fact="forget_gate_init")):
+    for drawing in (difference(found, **ARGUMENTS), curves(found, columns=[COLUMN], fact="model.mixer.forget_gate_init")):
         axes = drawing.figure.axes[0]
         assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5", "0.98"]
         transform = axes.xaxis.get_transform()

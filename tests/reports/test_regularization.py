@@ -7,8 +7,8 @@ import itertools
 import pytest
 from invented import repeats_rows
 
-from reports.parts import Frames, NoData, load_frames
-from reports.regularization import by_floor, by_floor_table, by_run_length
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.mesa.regularization import by_floor, by_floor_table, by_run_length
 
 COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
 AFTER = ["nll_change", "readout_error", "condition", "finite"]
@@ -18,7 +18,7 @@ AFTER = ["nll_change", "readout_error", "condition", "finite"]
 def regularized(store) -> Frames:
     """Best at a floor of 0.25; the lowest floor without the cap diverges in the second seed."""
     for floor, cap, seed in itertools.product((0.001, 0.25, 50.0), (0.9975, None), (0, 1)):
-        varied = {"regularizer_floor": floor, "forget_cap": cap}
+        varied = {"model.mixer.forget_cap": cap, "model.mixer.regularizer_floor": floor}
         if (floor, cap, seed) == (0.001, None, 1):
             store.run("mesanet", "language", seed=seed, stages={}, status="diverged", varied=varied)
             continue
@@ -79,7 +79,8 @@ def test_what_is_not_finite_is_wrong_and_not_unmeasured(store) -> None:
         for row in rows if seed else ():
             row["value"] = None if row["metric"] in ("readout_error", "condition") else row["value"]
         stages = {"train": [store.row("nll", 1.5, "validation")], "repeats": rows}
-        store.run("mesanet", "language", seed=seed, stages=stages, varied={"regularizer_floor": 0.25, "forget_cap": 0.9975})
+        varied = {"model.mixer.forget_cap": 0.9975, "model.mixer.regularizer_floor": 0.25}
+        store.run("mesanet", "language", seed=seed, stages=stages, varied=varied)
     store.request()
     frames = load_frames(store.root, "quick")
     table = by_floor_table(frames, column=COLUMN, after=AFTER)
@@ -97,10 +98,10 @@ def test_one_panel_a_cap_and_one_line_a_floor_by_run_length(regularized) -> None
 
 
 def test_a_cell_all_of_whose_runs_diverged_is_still_in_the_table(store) -> None:
-    varied = {"regularizer_floor": 0.25, "forget_cap": 0.9975}
+    varied = {"model.mixer.regularizer_floor": 0.25, "model.mixer.forget_cap": 0.9975}
     rows = {"train": [store.row("nll", 1.0, "validation")], "repeats": repeats_rows(store, floor=0.25, capped=True)}
     store.run("mesanet", "language", stages=rows, varied=varied)
-    store.run("mesanet", "language", stages={}, status="diverged", varied=varied | {"forget_cap": None})
+    store.run("mesanet", "language", stages={}, status="diverged", varied=varied | {"model.mixer.forget_cap": None})
     store.request()
     table = by_floor_table(load_frames(store.root, "quick"), column=COLUMN, after=["condition"])
     assert [cell.text for cell in table.rows[1]] == ["no forget cap", "0.25", "diverged", "diverged"]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from reports.build import bound_part, build_report, command_of, part_function
-from reports.parts import load_frames
+from reports.kit.build import bound_part, build_report, command_of, part_function
+from reports.kit.parts import load_frames
 
 PAGES = {path.stem: yaml.safe_load(path.read_text()) for path in (Path(__file__).parents[2] / "conf" / "report").glob("*.yaml")}
 QUICK = PAGES["quick"]
@@ -50,38 +49,6 @@ def test_every_file_is_written_and_linked(store, tmp_path: Path) -> None:
     assert "2 models on language, mqar, n=1 seeds each; 4 runs asked for on 2026-11-22 12:00: 3 done, 1 missing." in text
     assert "python -m suite run experiment=quick seed=0,1" in text
     assert "python 3.11.7; torch 2.13. Report:" in text
-
-
-def fill_small(store) -> None:
-    """Two models with two seeds: language at one head size, recall at three."""
-    for model, seed in itertools.product(("transformer", "mesanet"), (0, 1)):
-        nll = store.row("nll", 1.0, "validation", examples=[1.0, 2.0], position_low=1, position_high=2)
-        train = [store.row("bits_per_byte", 2.0, "validation"), store.row("tokens_per_second", 5.0, "train")]
-        cell = {"size": "small", "seed": seed, "varied": {"head_dim": 32}}
-        cost = [store.row("measured_flops_per_token", 100.0, "validation")]
-        store.run(model, "language", stages={"train": train, "cost": cost, "position": [nll]}, curve=[(1, 3.0), (2, 2.0)], **cell)
-        for head_dim in (4, 8, 16):
-            rows = [store.row("accuracy", 0.05 * head_dim, "test", num_pairs=pairs) for pairs in (2, 4, 8)]
-            store.run(model, "mqar", stages={"test": rows}, seed=seed, varied={"head_dim": head_dim})
-
-
-def fill_learning_rate(store) -> None:
-    """Two models with two seeds at two learning rates on everything that the page shows."""
-    tasks = (("language", "tiny", "bits_per_byte"), ("mqar", "tiny", "accuracy"), ("language", "small", "bits_per_byte"))
-    for model, seed, lr, (task, size, metric) in itertools.product(("gla", "mesanet"), (0, 1), (0.002, 0.004), tasks):
-        stages = {"train": [store.row(metric, 0.5, "validation")]}
-        store.run(model, task, size=size, seed=seed, stages=stages, varied={"lr": lr})
-
-
-@pytest.mark.parametrize(("name", "fill_page", "runs"), [("small", fill_small, 16), ("learning_rate", fill_learning_rate, 24)])
-def test_a_page_of_varied_runs_has_every_part(store, tmp_path: Path, name: str, fill_page, runs: int) -> None:
-    fill_page(store)
-    store.request(name)
-    text = build_report(PAGES[name], load_frames(store.root, name), tmp_path).read_text()
-    assert "Nothing to show" not in text and "not measured" not in text
-    assert f"2 models on language, mqar, n=2 seeds each; {runs} runs asked for" in text
-    for part in PAGES[name]["parts"]:
-        assert (tmp_path / f"{part['name']}.csv").stat().st_size > 0
 
 
 def test_the_page_stands_alone(store, tmp_path: Path) -> None:

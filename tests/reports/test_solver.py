@@ -7,10 +7,10 @@ import itertools
 import pytest
 from invented import BANDS, FIXED, TOLERANCES, settings, solver_rows
 
-from reports import solver, solver_cost
-from reports.parts import Frames, NoData, load_frames
-from reports.solver_settings import less_fixed, setting_label, setting_scores
-from reports.study import over_runs
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.rows import over_runs
+from reports.kit.solver_settings import less_fixed, setting_label, setting_scores
+from reports.pages.mesa import solver, solver_cost
 
 
 @pytest.fixture

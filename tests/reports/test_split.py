@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reports.benchmarks import benchmark_title, classify, primary_scores, verdicts
-from reports.parts import load_frames
+from reports.kit.parts import load_frames
+from reports.pages.benchmarks import benchmark_title, classify, primary_scores, verdicts
 
 WINDOWS, FULL = ["swa4", "swa16", "swa64"], "transformer"
 EXAMPLES = 200

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reports.parts import NoData, load_frames
-from reports.state_tracking import accuracy_by_length, accuracy_in_ranges, definiteness, length_scores
+from reports.kit.parts import NoData, load_frames
+from reports.pages.state_tracking import accuracy_by_length, accuracy_in_ranges, definiteness, length_scores
 
 
 def fill(store, *, stages=("test", "internals")) -> None:
@@ -72,5 +72,5 @@ def test_a_store_without_the_stage_says_so(store):
     frames = load_frames(store.root, "parity")
     with pytest.raises(NoData, match="stage internals"):
         definiteness(frames, task="parity")
-    with pytest.raises(NoData, match="accuracy of mqar"):
+    with pytest.raises(NoData, match="no run of mqar has accuracy"):
         accuracy_by_length(frames, task="mqar", split="test", window=1)

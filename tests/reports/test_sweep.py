@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from reports.parts import Frames, NoData, Table, load_frames
-from reports.style import style_of
-from reports.sweep import curves, scores
+from reports.kit.parts import Frames, NoData, Table, load_frames
+from reports.kit.style import style_of
+from reports.pages.sweep import curves, scores
 
 LANGUAGE = {"metric": "bits_per_byte", "task": "language", "size": "tiny", "stage": "train", "split": "validation"}
 RECALL = {"metric": "accuracy", "task": "mqar", "stage": "test", "split": "test", "slice": "num_pairs=8"}
@@ -17,13 +17,13 @@ RECALL = {"metric": "accuracy", "task": "mqar", "stage": "test", "split": "test"
 def language(store, model: str, lr: float, bits: float | None, *, status: str = "done", **cell) -> None:
     """A run at a learning rate; without a score where bits is None."""
     stages = {} if bits is None else {"train": [store.row("bits_per_byte", bits, "validation")]}
-    store.run(model, "language", stages=stages, status=status, varied={"lr": lr}, **cell)
+    store.run(model, "language", stages=stages, status=status, varied={"train.lr": lr}, **cell)
 
 
 def recall(store, model: str, head_dim: int, accuracy: float, **cell) -> None:
     """A run at a head size, twice as good with 2 pairs as with 8."""
     rows = [store.row("accuracy", value, "test", num_pairs=pairs) for pairs, value in ((2, 2 * accuracy), (8, accuracy))]
-    store.run(model, "mqar", stages={"test": rows}, varied={"head_dim": head_dim}, **cell)
+    store.run(model, "mqar", stages={"test": rows}, varied={"size.head_dim": head_dim}, **cell)
 
 
 def frames(store) -> Frames:
@@ -51,7 +51,7 @@ def marks(table: Table) -> list[tuple[str, ...]]:
 def test_arms_are_told_apart_by_head_size_where_it_varies(store, on_language, on_recall, arms: set[str]) -> None:
     for task, sizes in (("language", on_language), ("mqar", on_recall)):
         for head_dim in sizes:
-            store.run("mesanet", task, stages={}, varied={"head_dim": head_dim})
+            store.run("mesanet", task, stages={}, varied={"size.head_dim": head_dim})
     cells = frames(store).cells
     assert set(cells["arm"]) == arms
     assert set(cells["family"]) == {"MESANET"}
@@ -75,7 +75,7 @@ def test_the_best_learning_rate_of_every_model(store) -> None:
             language(store, model, lr, bits, status="done" if bits else "diverged")
     language(store, "hawk", 0.016, 1.9)
     language(store, "gla", 0.004, 1.0, size="small")
-    table = scores(frames(store), column=LANGUAGE, fact="lr", best="fact")
+    table = scores(frames(store), column=LANGUAGE, fact="train.lr", best="fact")
     assert table.header == ("model", "learning rate 0.004", "learning rate 0.016", "learning rate 0.032")
     assert texts(table) == [
         ("GLA", "2.300", "2.100", "diverged"),
@@ -92,7 +92,7 @@ def test_the_best_model_at_every_head_size(store) -> None:
         for head_dim, accuracy in zip((4, 16), row, strict=True):
             for seed in (0, 1):
                 recall(store, model, head_dim, accuracy + 0.02 * seed, seed=seed)
-    table = scores(frames(store), column=RECALL, fact="head_dim", best="model")
+    table = scores(frames(store), column=RECALL, fact="size.head_dim", best="model")
     assert table.header == ("model", "head size 4", "head size 16")
     # A score that is learnt or not, and two seeds: they stand themselves where a t interval would be 0.127 wide.
     assert texts(table) == [
@@ -106,9 +106,9 @@ def test_a_panel_shows_every_models_line_its_best_and_what_diverged(store) -> No
     for lr, gla, mesanet in ((0.002, 2.3, 2.2), (0.004, 2.1, None), (0.008, 2.2, 2.4)):
         language(store, "gla", lr, gla)
         language(store, "mesanet", lr, mesanet, status="done" if mesanet else "diverged")
-    store.run("gla", "mqar", stages={"test": [store.row("accuracy", 0.5, "test", num_pairs=8)]}, varied={"lr": 0.002})
-    assert curves(frames(store), columns=[RECALL], fact="lr").notes == ()
-    drawing = curves(frames(store), columns=[LANGUAGE, RECALL, LANGUAGE | {"size": "small"}], fact="lr")
+    store.run("gla", "mqar", stages={"test": [store.row("accuracy", 0.5, "test", num_pairs=8)]}, varied={"train.lr": 0.002})
+    assert curves(frames(store), columns=[RECALL], fact="train.lr").notes == ()
+    drawing = curves(frames(store), columns=[LANGUAGE, RECALL, LANGUAGE | {"size": "small"}], fact="train.lr")
     assert [axes.get_title() for axes in drawing.figure.axes] == ["language, tiny", "MQAR"]
     axes = drawing.figure.axes[0]
     assert axes.get_xscale() == "log"
@@ -130,7 +130,7 @@ def test_runs_that_diverged_at_one_value_do_not_hide_one_another(store) -> None:
     for model in ("gla", "mesanet"):
         language(store, model, 0.002, 2.0)
         language(store, model, 0.032, None, status="diverged")
-    (axes,) = curves(frames(store), columns=[LANGUAGE], fact="lr").figure.axes
+    (axes,) = curves(frames(store), columns=[LANGUAGE], fact="train.lr").figure.axes
     assert len({line.get_ydata()[0] for line in axes.lines if line.get_marker() == "x"}) == 2
 
 
@@ -138,10 +138,10 @@ def test_two_arms_at_one_value_are_not_merged(store) -> None:
     language(store, "gla", 0.002, 2.0, group="-seq128")
     language(store, "gla", 0.002, 1.0, group="-seq256")
     with pytest.raises(NoData, match="more than one GLA at learning rate 0.002"):
-        scores(frames(store), column=LANGUAGE, fact="lr", best="fact")
+        scores(frames(store), column=LANGUAGE, fact="train.lr", best="fact")
 
 
-@pytest.mark.parametrize(("fact", "best", "complaint"), [("colour", "fact", "colour"), ("lr", "seed", "seed")])
+@pytest.mark.parametrize(("fact", "best", "complaint"), [("colour", "fact", "colour"), ("train.lr", "seed", "seed")])
 def test_a_wrong_argument_is_refused(store, fact: str, best: str, complaint: str) -> None:
     language(store, "gla", 0.002, 2.0)
     with pytest.raises(ValueError, match=f"'{complaint}' is not one of"):
@@ -152,6 +152,6 @@ def test_what_nobody_asked_for_is_no_data(store) -> None:
     language(store, "gla", 0.002, 2.0, size="small")
     found = frames(store)
     with pytest.raises(NoData, match="no run of language, tiny"):
-        scores(found, column=LANGUAGE, fact="lr", best="fact")
+        scores(found, column=LANGUAGE, fact="train.lr", best="fact")
     with pytest.raises(NoData, match="no run of language, tiny"):
-        curves(found, columns=[LANGUAGE], fact="lr")
+        curves(found, columns=[LANGUAGE], fact="train.lr")

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from reports.parts import NoData, Table, load_frames
-from reports.render import scientific, signed, to_html, to_latex, to_markdown
-from reports.tables import comparison
+from reports.kit.parts import NoData, Table, load_frames
+from reports.kit.render import scientific, signed, to_html, to_latex, to_markdown
+from reports.pages.tables import comparison
 from tests.reports.conftest import write
 
 COLUMNS = [
@@ -121,8 +121,8 @@ def test_rows_stand_in_one_order_whatever_was_asked_first(store) -> None:
 
 def test_runs_of_other_tasks_are_not_in_it(store) -> None:
     language(store, "mesanet", 2.0)
-    store.run("mesanet", "mqar", stages={}, status="diverged", varied={"head_dim": 4})
-    recall(store, "gla", 0.5, varied={"head_dim": 8})
+    store.run("mesanet", "mqar", stages={}, status="diverged", varied={"size.head_dim": 4})
+    recall(store, "gla", 0.5, varied={"size.head_dim": 8})
     store.request()
     table = comparison(load_frames(store.root, "quick"), columns=COLUMNS[:2], floors={})
     assert list(texts(table)) == ["MESANET"]

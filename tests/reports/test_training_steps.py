@@ -7,13 +7,17 @@ import itertools
 import pytest
 from invented import solver_rows
 
-from reports.parts import Frames, NoData, load_frames
-from reports.training_steps import by_evaluated_steps, by_trained_steps, by_training, trained_table, training_names
+from reports.kit.parts import Frames, NoData, load_frames
+from reports.pages.mesa.training_steps import by_evaluated_steps, by_trained_steps, by_training, trained_table, training_names
 
 COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
 
 
-def ask(store, *, seed: int, nll: float, offset: float = 0.0, **varied) -> None:
+MIXER = "model.mixer."
+STEPS, TOLERANCE, GRADIENT = (f"{MIXER}solver.{name}" for name in ("max_steps", "tolerance", "gradient"))
+
+
+def ask(store, varied: dict, *, seed: int, nll: float, offset: float = 0.0) -> None:
     stages = {
         "train": [store.row("nll", nll, "validation")],
         "solver": solver_rows(store, seed=seed, metric="nll", offset=offset),
@@ -26,7 +30,7 @@ def trained(store) -> Frames:
     """Every seed is better by a tenth; 5 steps lose 0.02, or 0.03 in the second seed, the tolerance gains 0.01."""
     for seed in (0, 1):
         for steps, tolerance, loss in ((30, 0.0, 0.0), (5, 0.0, 0.02 + 0.01 * seed), (30, 1e-4, -0.01)):
-            ask(store, seed=seed, nll=1.5 - 0.1 * seed + loss, solver_max_steps=steps, solver_tolerance=tolerance)
+            ask(store, {STEPS: steps, TOLERANCE: tolerance}, seed=seed, nll=1.5 - 0.1 * seed + loss)
     store.request()
     return load_frames(store.root, "quick")
 
@@ -68,8 +72,8 @@ def varied(store) -> Frames:
     for seed, (random_steps, gradient, offset) in itertools.product(
         (0, 1), ((None, "implicit", 0.0), (30, "implicit", -0.5), (30, "unrolled", -0.25))
     ):
-        facts = {"random_steps": random_steps, "solver_gradient": gradient, "solver_max_steps": 30, "solver_tolerance": 0.0}
-        ask(store, seed=seed, nll=1.0, offset=offset, **facts)
+        varied = {STEPS: 30, TOLERANCE: 0.0, f"{MIXER}random_steps": random_steps, GRADIENT: gradient}
+        ask(store, varied, seed=seed, nll=1.0, offset=offset)
     store.request()
     return load_frames(store.root, "quick")
 
@@ -99,10 +103,10 @@ def test_a_line_a_training_and_the_best_at_few_steps_named(varied) -> None:
 
 
 def test_two_arms_that_would_be_named_alike_keep_their_labels(store) -> None:
-    facts = {"solver_max_steps": 5, "solver_tolerance": 0.0, "solver_gradient": "implicit"}
+    varied = {STEPS: 5, TOLERANCE: 0.0, GRADIENT: "implicit"}
     for lr in (0.001, 0.002):
-        ask(store, seed=0, nll=1.0, lr=lr, **facts)
-    ask(store, seed=0, nll=1.0, lr=0.001, **facts | {"solver_max_steps": 30, "solver_tolerance": 1e-4})
+        ask(store, {"train.lr": lr} | varied, seed=0, nll=1.0)
+    ask(store, {"train.lr": 0.001} | varied | {STEPS: 30, TOLERANCE: 1e-4}, seed=0, nll=1.0)
     store.request()
     assert set(training_names(load_frames(store.root, "quick"), "language").values()) == {
         "MESANET, learning rate 0.001, solver steps 5",

@@ -14,6 +14,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from models.build import build_model
 from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
 from suite.evaluation.lm_eval import BackboneLM, encode_pair
+from suite.request.compose import compose_one
 from tasks.language.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
 TEXT = """The sky is black as night and the moon is blue. Good morning to you all, said the baker; naïve cafés of Łódź,
@@ -138,12 +139,8 @@ def test_an_answer_without_tokens_is_refused(bpe, tmp_path):
 
 
 def model_for(tokenizer: Tokenizer):
-    from omegaconf import OmegaConf
-
-    from suite.request.overrides import compose_config
-
-    config = OmegaConf.to_container(compose_config(["model=gla", "size.d_model=32", "size.num_blocks=1"]), resolve=True)
-    model = build_model(config["model"], config["size"], vocab_size=tokenizer.vocab_size, backend="torch")
+    config = compose_one(["model=gla", "size.d_model=32", "size.num_blocks=1"]).config
+    model = build_model(config.model, config.size, vocab_size=tokenizer.vocab_size, backend="torch")
     model.reset_parameters(0)
     return model.eval()
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from tests.suite.store.run_directory.old_store import unsealed
 
 import suite
 from models.backbone.generation import generate
 from suite.cli import main
+from suite.request.compose import compose_one
 from suite.request.identity import identity, run_id
 from suite.saved import saved_run, trained_ids
-from tests.suite.store.old_store import unsealed
 
 TINY = ("size.d_model=16", "size.num_blocks=1", "size.num_heads=2", "size.head_dim=8", "size.mlp_dim=16", "eval=none")
 STEPS = ("train.steps=2", "train.warmup_steps=1", "train.batch_size=4", "compute.jobs=1")
@@ -27,9 +29,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = ["data=text", f"data.path={folder / 'text.txt'}", "data.validation_fraction=0.3", "task.seq_len=24"]
     paths = [f"paths.results={folder}", f"paths.cache={folder / 'cache'}"]
     assert main(["run", "model=mesanet", *data, *TINY, *STEPS, *paths]) == 0
-    trained = saved_run(folder, trained_ids(folder)[0])
+    trained = saved_run(folder, trained_ids(folder)[0], compose_one([]))
     assert main(["run", "task=mqar", "model=swa4", "task.num_validation=8", "task.num_test=8", *TINY, *STEPS, *paths]) == 0
-    other = run_id(identity({**trained.config, "backend": "triton"}, data_fingerprint=trained.data_fingerprint))
+    other = run_id(identity(replace(trained.config, backend="triton"), data_fingerprint=trained.data_fingerprint))
     shutil.copytree(folder / "runs" / trained.run_id, folder / "runs" / other)
     config = folder / "runs" / other / "config.yaml"
     config.write_text(config.read_text().replace("backend: torch", "backend: triton"))
@@ -39,8 +41,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ids(store: Path) -> dict[str, str]:
     """The run of each kind."""
-    runs = [saved_run(store, each) for each in trained_ids(store)]
-    return {f"{run.config['task']['name']} {run.config['backend']}": run.run_id for run in runs}
+    runs = [saved_run(store, each, compose_one([])) for each in trained_ids(store)]
+    return {f"{run.config.task.name} {run.config.backend}": run.run_id for run in runs}
 
 
 def test_it_prints_the_prompt_and_what_the_model_says(store, capsys):

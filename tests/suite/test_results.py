@@ -38,7 +38,7 @@ def write(path: Path, content: object) -> None:
 def add_run(root: Path, run_id: str, *, rows: list | None = None, lines: str = "", status: str = "done") -> Path:
     folder = root / "runs" / run_id
     facts = {"model": "gla", "size": "tiny", "task": "language", "data": "stdlib", "seed": 0, "backend": "torch", "lr": 0.1}
-    write(folder / "run.json", {"schema": 1, "run_id": run_id, "group_id": "g", "facts": facts})
+    write(folder / "run.json", {"schema": 1, "run_id": run_id, "group_id": "g", "facts": facts, "settings": {"train.lr": 0.1}})
     write(folder / "status.json", {"status": status, "reason": "", "stage": "train", "step": None})
     write(folder / "train.json", {"schema": 1, "stage": "train", "settings": {}, "rows": ROWS if rows is None else rows})
     write(folder / "metrics.jsonl", lines)
@@ -87,14 +87,39 @@ def test_a_row_is_read_as_it_was_written(root: Path) -> None:
     assert table["value"].tolist() == [1.0, 2.0, 1.0, 2.0]
 
 
+def without_settings(root: Path, name: str, autocast: str, **facts: object) -> None:
+    """Adds a run of a version that wrote its settings into config.yaml alone."""
+    folder = add_run(root, name)
+    run = json.loads((folder / "run.json").read_text())
+    write(folder / "run.json", {key: value for key, value in run.items() if key != "settings"} | {"facts": run["facts"] | facts})
+    mixer = "{type: gla.GLA, chunk_size: 64}"
+    model = f"model: {{name: gla, version: 1, label: GLA, pattern: [mixer], mixer: {mixer}, lr: {{language: {{tiny: 0.1}}}}}}"
+    rest = f"size: {{d_model: 8}}\ntask: {{seq_len: 4}}\ntrain: {{betas: [0.9, 0.95], autocast: {autocast}}}"
+    write(folder / "config.yaml", f"{model}\n{rest}\ncompute: {{threads: 1}}\n")
+
+
 def test_a_run_under_autocast_that_does_not_say_how_its_state_is_counted_is_told(root: Path) -> None:
     for name, autocast in (("bbb", "bfloat16"), ("ccc", "none")):
-        write(add_run(root, name) / "config.yaml", f"train:\n  steps: 3\n  autocast: {autocast}\n")
-    write(add_run(root, "ddd") / "config.yaml", "train:\n  autocast: bfloat16\n")
-    run = json.loads((root / "runs" / "ddd" / "run.json").read_text())
-    write(root / "runs" / "ddd" / "run.json", run | {"facts": run["facts"] | {"state_counted": "as held"}})
+        without_settings(root, name, autocast)
+    without_settings(root, "ddd", "bfloat16", state_counted="as held")
     counted = load_runs(root).set_index("run_id")["state_counted"]
     assert counted.to_dict() == {"aaa": "as held", "bbb": "as float32", "ccc": "as held", "ddd": "as held"}
+
+
+def test_settings_are_columns_by_their_dotted_keys(root: Path) -> None:
+    without_settings(root, "bbb", "none")
+    runs = load_runs(root).set_index("run_id")
+    assert runs["train.lr"].tolist()[0] == 0.1 and math.isnan(runs["train.lr"].tolist()[1])
+    expected = {"model.mixer.chunk_size": 64, "model.pattern": "[mixer]", "size.d_model": 8, "train.betas": "[0.9,0.95]"}
+    assert runs.loc["bbb", list(expected)].to_dict() == expected
+    assert not {"model.label", "model.lr.language.tiny", "compute.threads"} & set(runs)
+
+
+def test_a_run_whose_settings_are_nowhere_is_named_and_read(root: Path) -> None:
+    without_settings(root, "bbb", "none")
+    (root / "runs" / "bbb" / "config.yaml").write_text("train: 3")
+    with pytest.warns(UserWarning, match="skipped .*bbb/config.yaml"):
+        assert len(load_runs(root)) == 2
 
 
 def test_runs_say_what_became_of_them(root: Path) -> None:

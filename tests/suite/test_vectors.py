@@ -16,6 +16,7 @@ from suite.compute.interface import interface_of
 from suite.evaluation.studies.least_squares import op_answers
 from suite.plan import Run, plan, task_of
 from suite.results import load_results
+from suite.running.execute import _about
 from suite.running.train import train
 from suite.store.run_directory import RunDirectory
 from tasks.task import Batch, Tokens, Vectors
@@ -48,7 +49,7 @@ def test_the_facts_of_a_run_hold_what_goes_in_and_what_is_asked(tmp_path):
     assert run.facts["input_dim"] == 8 and run.facts["output_dim"] == 2 and "vocab_size" not in run.facts
     assert interface_of(run.facts) == run.interface == Vectors(8, 2)
     assert abs(run.cost.parameters / reference.cost.parameters - 1) < 0.02
-    assert run.facts["noise"] == 0.5 and run.facts["drift"] == 0.0 and run.facts["segment_len"] is None
+    assert (run.cell["task.noise"], run.cell["task.drift"], run.cell["task.segment_len"]) == (0.5, 0.0, None)
 
 
 def test_a_task_of_ids_keeps_its_facts():
@@ -84,7 +85,7 @@ def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
     """The measurements of a run that was stopped at these steps and went on, and where its weights are."""
     directory, task = RunDirectory(folder, run.run_id), task_of(run.config)
     directory.make()
-    directory.begin(run)
+    directory.begin(*_about(run))
 
     def pulse(seen) -> None:
         if seen.step in stops and not (folder / f"stopped-{seen.step}").exists():
@@ -137,16 +138,16 @@ def test_the_op_equals_ridge_regression_in_float64(tmp_path):
     task = task_of(run.config)
     batch = task.batch("test", range(8))
     double = Batch(batch.tokens.double(), batch.targets.double())
-    solver = build_solver({**run.config.model["mixer"]["solver"], "tolerance": 1e-12})
+    solver = build_solver(run.config.model.mixers[0].solver.replace({"tolerance": 1e-12}))
     answers = op_answers(task, double, decay=1.0, regularizer=task.regularizer, restarts_told=True, solver=solver, chunk_size=4)
     assert (answers - task.ridge(double)).abs().max() < 1e-6
 
 
 def test_a_model_without_the_layer_has_no_such_stage(tmp_path):
     (run,) = plan(request_of("gla", tmp_path, "eval.stages=[cost,test,least_squares]"))
-    assert [evaluation.name for evaluation in run.stages] == ["cost", "test"]
+    assert [stage.name for stage in run.stages] == ["cost", "test"]
     (run,) = plan(["model=mesanet", "task=mqar", "eval.stages=[test,least_squares]"])
-    assert [evaluation.name for evaluation in run.stages] == ["test"]
+    assert [stage.name for stage in run.stages] == ["test"]
 
 
 def test_a_wrong_value_is_one_line(tmp_path, capsys):

@@ -63,7 +63,8 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
         decoders = [decoder for decoder in decoders if decoder["decode"] != "sherman_morrison"]
     for decoder in decoders:
         solver = {key: value for key, value in decoder.items() if key not in ("decode", "refresh")}
-        mixer.replace({"solver": solver, "decode": decoder["decode"], "refresh": decoder["refresh"]})
+        changed = {"solver": solver, "decode": decoder["decode"], "refresh": decoder["refresh"]}
+        type(mixer).read({**mixer.plain(), **changed}, "eval.decoders")
     fresh = {**own, "decode": "solver", "refresh": None, "initial": "diagonal"}
     return [{"decoder": decoder, "fresh": fresh} for decoder in decoders]
 

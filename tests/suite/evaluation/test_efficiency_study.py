@@ -76,8 +76,12 @@ def run_of(model: str, *more: str) -> Run:
     return run
 
 
+def subject_of(run: Run, device: torch.device = CPU) -> Subject:
+    return Subject(new_model(run, device).eval(), task_of(run.config), run.config, run.compute, device)
+
+
 def cell_of(run: Run, *, batch_size: int = 2, length: int = 32) -> Cell:
-    return Cell(Subject(new_model(run, CPU).eval(), task_of(run.config), run.config, CPU), batch_size, length)
+    return Cell(subject_of(run), batch_size, length)
 
 
 def test_every_cell_is_a_stage_and_a_finished_one_is_not_measured_again(tmp_path: Path):
@@ -137,7 +141,7 @@ def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.
     run = run_of("gla")
     cell = cell_of(run)
     (stage, *_) = run.stages
-    rows = evaluate(stage, cell.model, cell.subject.task, run.config, batch_size=1, device=CPU)
+    rows = evaluate(stage, cell.subject, batch_size=1)
     by_work = {work: {row.metric for row in rows if row.slice["work"] == work} for work in efficiency.PARTS["layer"]}
     assert by_work["layer forward"] == {"out_of_memory"} and set(TIMED) <= by_work["layer forward + backward"]
 
@@ -161,7 +165,7 @@ def test_what_asks_the_host_is_not_captured(monkeypatch: pytest.MonkeyPatch):
 def test_every_stage_trains_as_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """All are of one run, whatever `compute` each of its cells had."""
     trained = []
-    monkeypatch.setattr(workloads, "accelerate", lambda model, compute: trained.append(compute["compile"]))
+    monkeypatch.setattr(workloads, "accelerate", lambda model, compute: trained.append(compute.compile))
     asked = request("model=gla", "eval.timed_lengths=[16]", "eval.prompt_lengths=[]", f"paths.results={tmp_path}")
     ways = [*(each for each in asked if each.startswith(("eval", "compute", "paths"))), "compute.compile=true,false"]
     for arguments in (["run", *asked, ways[-1]], ["evaluate", "run=all", *ways]):
@@ -199,7 +203,7 @@ def test_the_study_leaves_the_model_as_it_was():
     cell = cell_of(run)
     before = {name: x.clone() for name, x in cell.model.state_dict().items()}
     for stage in run.stages:
-        evaluate(stage, cell.model, cell.subject.task, run.config, batch_size=1, device=CPU)
+        evaluate(stage, cell.subject, batch_size=1)
     after = cell.model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in cell.model.parameters()) and not cell.model.training
@@ -303,9 +307,8 @@ def test_a_wrong_list_is_one_line(key: str, capsys):
 @pytest.mark.gpu
 def test_a_gpu_has_a_peak_of_memory_and_decodes_by_a_graph():
     run = run_of("gla", "backend=torch", "compute.device=cuda")
-    device = torch.device("cuda")
-    model, task = new_model(run, device).eval(), task_of(run.config)
-    rows = [row for stage in run.stages for row in evaluate(stage, model, task, run.config, batch_size=1, device=device)]
+    subject = subject_of(run, torch.device("cuda"))
+    rows = [row for stage in run.stages for row in evaluate(stage, subject, batch_size=1)]
     works = {row.slice["work"] for row in rows if row.metric == "latency_ms"}
     assert works == {work for part in efficiency.PARTS.values() for work in part}
     peaks = [row.value for row in rows if row.metric == "peak_memory_bytes"]
@@ -316,12 +319,11 @@ def test_a_gpu_has_a_peak_of_memory_and_decodes_by_a_graph():
 @pytest.mark.gpu
 def test_a_gpu_without_room_says_so_and_goes_on():
     run = run_of("transformer", "backend=torch", "compute.device=cuda")
-    device = torch.device("cuda")
-    subject = Subject(new_model(run, device).eval(), task_of(run.config), run.config, device)
+    subject = subject_of(run, torch.device("cuda"))
     large, small = Cell(subject, 256, 1024), Cell(subject, 1, 32)
     torch.cuda.empty_cache()
     # Room for 100 MB.
-    torch.cuda.set_per_process_memory_fraction(1e8 / torch.cuda.get_device_properties(device).total_memory)
+    torch.cuda.set_per_process_memory_fraction(1e8 / torch.cuda.get_device_properties(subject.device).total_memory)
     try:
         found = [efficiency._work_rows(cell, model_backward, Ceilings(1.0, 1.0))[0].metric for cell in (large, small)]
     finally:

@@ -63,7 +63,7 @@ class DecayedSum(SequenceMixer):
     """y_t = W sum_s 0.9^(t-s) x_s."""
 
     def __init__(self, d_model: int) -> None:
-        super().__init__()
+        super().__init__(self.Settings(type="decayed_sum"), d_model=d_model, backend="torch")
         self.output_projection = nn.Linear(d_model, d_model, bias=False)
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from suite.canonical import canonical_json
 from suite.evaluation.lm_eval_names import _documents, task_versions
-from suite.evaluation.stages import Evaluation, evaluate
+from suite.evaluation.stages import evaluate
+from suite.evaluation.studies.subject import Subject
+from suite.stage import Stage
 from suite.store.versions import superseded
 
 ROWS = [{"q": f"A {i}", "c": [" yes", " no"], "a": i % 2} for i in range(4)]
@@ -267,14 +268,14 @@ class Bytes:
     tokenizer = ByteTokenizer()
 
 
-def planned(folder: Path, name: str = "toy") -> Evaluation:
+def planned(folder: Path, name: str = "toy") -> Stage:
     settings = {"tasks": name, "version": version(folder, name), "num_fewshot": None, "fewshot_seed": 1, "limit": None}
     options = {"include_path": str(folder), "batch_size": 4}
-    return Evaluation("lm_eval", canonical_json({**settings, "max_length": None}), canonical_json(options))
+    return Stage.of("lm_eval", {**settings, "max_length": None}, options)
 
 
-def accuracy(evaluation: Evaluation) -> float:
-    rows = evaluate(evaluation, Agreeing(), Bytes(), {}, batch_size=4, device=torch.device("cpu"))
+def accuracy(stage: Stage) -> float:
+    rows = evaluate(stage, Subject(Agreeing(), Bytes(), None, None, torch.device("cpu")), batch_size=4)
     return next(row.value for row in rows if row.metric == "accuracy")
 
 

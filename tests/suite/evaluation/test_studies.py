@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ import torch
 
 from models.mesa.layers import mesa_layers
 from suite.cli import main
-from suite.evaluation.stages import STUDIES, planned_evaluations
+from suite.evaluation.settings import Asked
+from suite.evaluation.stages import planned_stages, read_eval, studies_by_name
 from suite.evaluation.studies.length import _cut
 from suite.evaluation.studies.repeats import _with_run, commonest_space
 from suite.evaluation.studies.rows import nll_row
-from suite.evaluation.studies.subject import Subject, resized
-from suite.plan import plan
+from suite.evaluation.studies.subject import Subject
+from suite.plan import plan, task_of
+from suite.request.compose import compose_one
 from suite.saved import load_model, saved_run, saved_task
 from tasks.positions import position_bands
 from tasks.task import IGNORE, Measurement
@@ -37,6 +40,7 @@ ASKED = (
     "eval.run_lengths=[0,40]",
 )
 POSITIONS = ("position_low", "position_high")
+EVAL = compose_one([]).evaluation
 
 
 @pytest.fixture(scope="module")
@@ -75,15 +79,16 @@ def slices(run: Path, stage: str, metric: str, *keys: str) -> set[tuple]:
 
 
 def subject_of(store: Path, model: str = "mesanet", task: str = "language") -> Subject:
-    run = saved_run(store / "results", named(store, model, task).name)
-    return Subject(load_model(run.run_id, store / "results"), saved_task(run), run.config, CPU)
+    run = saved_run(store / "results", named(store, model, task).name, compose_one([]))
+    return Subject(load_model(run.run_id, store / "results"), saved_task(run), run.config, run.compute, CPU)
 
 
 def measured(subject: Subject, stage: str, tokens: int = 480, **asked: Sequence) -> list[list[Measurement]]:
     """The rows of every stage that these lists ask for."""
-    config = {**subject.config, "eval": asked}
-    stages = STUDIES[stage].planned(config, subject.task)
-    return [STUDIES[stage].measure(subject, {**settings, "tokens": tokens}) for settings in stages]
+    study = studies_by_name()[stage]
+    _, own = read_eval({**EVAL, "stages": [stage], "study_tokens": tokens, **asked})
+    stages = study.planned(Asked(subject.config, subject.compute, subject.task, tokens, own[stage]))
+    return [study.measure(subject, {**settings, "tokens": tokens}) for settings in stages]
 
 
 def value(found: Sequence[Measurement], metric: str) -> float:
@@ -170,19 +175,19 @@ def test_a_second_call_does_nothing(store, capsys):
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("eval.stages=[solvers]", ("solvers", "permitted are")),
+        ("eval.stages=[solvers]", ("'solvers'; did you mean solver?", "permitted: cost")),
         ("eval.solvers=[{max_stepz: 3}]", ("max_stepz", "did you mean eval.solvers[0].max_steps?")),
         ("eval.solvers=[{max_steps: -1}]", ("max_steps", "-1")),
         ("eval.solvers=[{max_steps: many}]", ("eval.solvers[0].max_steps=many", "whole number")),
-        ("eval.solvers=[{tolerance: 2}]", ("tolerance is 2",)),
+        ("eval.solvers=[{tolerance: 2}]", ("eval.solvers[0].tolerance=2", "from 0 to below 1")),
         ("eval.solvers=[{tolerance: small}]", ("eval.solvers[0].tolerance=small", "numbers")),
         ("eval.solvers=[{name: gauss}]", ("gauss", "cholesky")),
         ("eval.solvers=[{initial: random}]", ("random", "diagonal")),
         ("eval.solvers=[5]", ("eval.solvers[0]=5", "{name, max_steps")),
         ("eval.solvers={max_steps: 5}", ("eval.solvers={max_steps: 5}", "permitted are values such as [{")),
-        ("eval.decoders=null", ("eval.decoders=null", "lists of {name, max_steps")),
+        ("eval.decoders=null", ("eval.decoders=null", "permitted are values such as [{}")),
         ("eval.decoders=[{decode: guess}]", ("guess", "sherman_morrison")),
-        ("eval.decoders=[{refresh: 4}]", ("refresh is 4", "sherman_morrison")),
+        ("eval.decoders=[{refresh: 4}]", ("eval.decoders.refresh=4", "null with decode=solver")),
         ("eval.length_factors=[0]", ("eval.length_factors[0]=0", "from 1")),
         ("eval.length_factors=[5000]", ("task.seq_len=120000", "more than")),
         ("eval.run_lengths=[-1]", ("eval.run_lengths[0]=-1", "from 0")),
@@ -237,9 +242,8 @@ def test_no_steps_from_zero_solve_nothing(store):
 @pytest.mark.parametrize("reset_at_bos", [False, True])
 def test_decoding_is_the_same_function_and_the_exact_solver_exact(store, reset_at_bos):
     subject = subject_of(store)
-    config = {**subject.config, "task": {**subject.config["task"], "reset_at_bos": reset_at_bos}}
-    task = resized(config, subject.task, seq_len=SEQ_LEN, examples=20)
-    subject = Subject(subject.model, task, config, CPU)
+    config = replace(subject.config, task=subject.config.task.replace({"reset_at_bos": reset_at_bos}))
+    subject = replace(subject, task=task_of(config).resized(seq_len=SEQ_LEN, examples=20), config=config)
     starts = subject.task.batch("validation", range(20)).starts
     assert starts is not None and starts[:, 1:].any() if reset_at_bos else starts is None
     exact = {"name": "cholesky"}
@@ -252,7 +256,7 @@ def test_decoding_is_the_same_function_and_the_exact_solver_exact(store, reset_a
 
 def test_text_cut_into_shorter_sequences_stays_the_same_text(store):
     subject = subject_of(store)
-    long = resized(subject.config, subject.task, seq_len=4 * SEQ_LEN, examples=3)
+    long = subject.task.resized(seq_len=4 * SEQ_LEN, examples=3)
     batch, bos = long.batch("validation", range(3)), long.tokenizer.bos
     cut = _cut(long, batch, SEQ_LEN)
     assert cut.targets.shape == (12, SEQ_LEN) and torch.equal(cut.targets.flatten(), batch.targets.flatten())
@@ -292,11 +296,11 @@ def test_a_model_that_has_broken_is_reported_and_does_not_stop_the_study(store):
 
 
 def test_stages_are_planned_once_and_old_ones_keep_their_names(store):
-    run = saved_run(store / "results", named(store, "mesanet", "language").name)
-    asked = {"stages": ["cost", "solver"], "study_tokens": 480, "solvers": [{}, {}]}
-    stages = planned_evaluations({**run.config, "eval": asked}, saved_task(run))
+    run = saved_run(store / "results", named(store, "mesanet", "language").name, compose_one([]))
+    asked = {**EVAL, "stages": ["cost", "solver"], "study_tokens": 480, "solvers": [{}, {}]}
+    stages = planned_stages(run.config, run.compute, asked, saved_task(run))
     assert [stage.name for stage in stages] == ["cost", "solver"]
-    assert stages[0].file_name == "cost-f1571690.json"
+    assert stages[0].file_name == "eval/cost-f1571690.json"
 
 
 def test_an_unasked_position_counts_for_nothing():
@@ -309,4 +313,4 @@ def test_signed_gates_have_no_sherman_morrison_decoder() -> None:
     decoders = "eval.decoders=[{initial: diagonal},{decode: sherman_morrison, refresh: 4}]"
     (signed,) = plan(["model=mesanet_signed", "task=mqar", "eval.stages=[decode]", decoders])
     (positive,) = plan(["model=mesanet", "task=mqar", "eval.stages=[decode]", decoders])
-    assert (len(signed.evaluations), len(positive.evaluations)) == (1, 2)
+    assert (len(signed.stages), len(positive.stages)) == (1, 2)

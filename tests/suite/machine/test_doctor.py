@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from models.backends import obstacle
-from suite import doctor, probes
+from suite.machine import doctor, probes
 from suite.machine.doctor import examine
 from suite.machine.probes import PROBES, outcome
 

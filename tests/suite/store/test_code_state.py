@@ -11,20 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from suite import code_state
+from suite.request.compose import compose_one
+from suite.store.run_directory import code_state
 from tests.suite.conftest import ROOT
 
-RUN = {"model": {"pattern": ["mixer"], "mixer": {"type": "deltanet.DeltaNet"}}, "task": {"type": "mqar.MQAR"}, "backend": "torch"}
+RUN = {"mixers": ["deltanet.DeltaNet"], "task": "mqar.MQAR"}
 SCRIPT = """import json, sys
 from suite.store.code_state import code_state
 assert "torch" not in sys.modules and "models" not in sys.modules
-config = json.loads(sys.argv[1])
-print(*(code_state({**config, "backend": name}) for name in ("torch", "fla", "triton")))"""
+from types import SimpleNamespace as Named
+run = json.loads(sys.argv[1])
+model = Named(mixers=[Named(type=name) for name in run["mixers"]])
+print(*(code_state(Named(model=model, task=Named(type=run["task"]), backend=name)) for name in ("torch", "fla", "triton")))"""
 
 
-def states(root: Path, config: dict = RUN) -> list[str]:
+def states(root: Path, run: dict = RUN) -> list[str]:
     """The states of a run with each backend, by the code under a root."""
-    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(config)], cwd=root, env={"PYTHONPATH": str(root)}, text=True,
+    done = subprocess.run([sys.executable, "-c", SCRIPT, json.dumps(run)], cwd=root, env={"PYTHONPATH": str(root)}, text=True,
                           capture_output=True)  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
@@ -32,7 +35,7 @@ def states(root: Path, config: dict = RUN) -> list[str]:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for package in ("models", "tasks", "suite"):
+    for package in ("models", "tasks", "suite", "conf"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
@@ -51,6 +54,7 @@ def test_a_state_is_12_digits_and_the_same_anywhere(root):
     assert states(root) == NOW
     assert len({state[:6] for state in NOW}) == 1
     assert NOW[0] != NOW[1]
+    assert code_state.code_state(compose_one(["model=deltanet", "task=mqar", "backend=torch"]).config) == NOW[0]
 
 
 def test_comments_docstrings_imports_and_order_change_nothing(root):
@@ -83,8 +87,8 @@ def test_a_definition_that_moves_to_another_file_changes_nothing(root):
         ("models/ops/delta_rule.py", "def recurrent(", "def recurrent(unused=0, ", "all"),
         ("models/backbone.py", "class RMSNorm(", "class RMSNorm(object, ", "all"),
         ("tasks/mqar.py", "class MQAR(", "class MQAR(object, ", "all"),
-        ("suite/step.py", "step_loss.backward()", "(2 * step_loss).backward()", "all"),
-        ("suite/optimization.py", "def learning_rate(", "def learning_rate(unused=0, ", "all"),
+        ("suite/compute/step.py", "step_loss.backward()", "(2 * step_loss).backward()", "all"),
+        ("suite/compute/optimization.py", "def learning_rate(", "def learning_rate(unused=0, ", "all"),
         ("models/backends/fla.py", "def delta_rule", "def delta_rule", "none"),
         ("models/mesanet.py", "class Mesa(", "class Mesa(object, ", "none"),
         ("models/rglru.py", "class RGLRU(", "class RGLRU(object, ", "none"),
@@ -105,7 +109,8 @@ def test_an_adapter_counts_where_its_backend_computes(root):
 
 
 def test_a_state_costs_little_and_many_runs_nothing_more():
-    config = {**RUN, "model": {"pattern": ["mixer"], "mixer": {"type": "mesanet.Mesa"}}}
+    config = compose_one(["model=mesanet", "task=mqar", "backend=torch"]).config
+    code_state._state.cache_clear()
     began = time.process_time()
     first = code_state.code_state(config)
     once = time.process_time() - began

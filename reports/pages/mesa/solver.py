@@ -9,19 +9,37 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.lines import banded_line, lines_of, marked_line, seed_points, shades
-from reports.panels import position_axis, row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
-from reports.parts import Drawing, Frames, NoData
-from reports.solver_settings import SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.study import BAND, bands_note, bootstrapped, of_stage, over_runs, seeds_note
-from reports.style import plain, task_label
+from reports.kit.lines import (
+    banded_lines,
+    lines_of,
+    position_axis,
+    row_of_panels,
+    seed_points,
+    shaded,
+    steps_axis,
+    tolerance_axis,
+    with_legend,
+    zero_line,
+)
+from reports.kit.parts import Drawing, Frames
+from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
+from reports.kit.solver_settings import (
+    SETTING,
+    at_steps,
+    is_fixed,
+    is_stopped,
+    less_fixed,
+    setting_label,
+    setting_order,
+    setting_scores,
+)
+from reports.kit.style import task_label
 from suite.metrics import axis_label
 
-ARM = ["arm", "model"]
 LINEAR = "The scale is linear within the shaded range and logarithmic beyond it."
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
-PUBLISHED = Path(__file__).with_name("published")
+PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
 MAPPING = (
     "Hollow: printed in MesaNet (arXiv 2506.05233v2, Fig. 5), 1B parameters, averages of its global, local and recall "
@@ -46,7 +64,7 @@ def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Dr
 def differences(frames: Frames, *, task: str, metric: str, steps: int) -> pd.DataFrame:
     """One row an arm and setting: over runs, the metric less that of the same run at `steps` fixed steps."""
     scores = less_fixed(setting_scores(frames, task=task, metric=metric), steps=steps)
-    return over_runs(scores, "difference", [*ARM, *SETTING], metric=metric, difference=True)
+    return over_runs(scores, "difference", ["arm", "model", *SETTING], metric=metric, difference=True)
 
 
 def _differences_axis(axes: Axes, bound: float) -> None:
@@ -61,8 +79,7 @@ def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
     data = differences(frames, task=task, metric="accuracy", steps=steps)
     printed = printed_accuracy(steps=steps)
     figure, panels = row_of_panels(2, width=4.3, height=3.7, sharey=True)
-    left, right = panels
-    left.set_yscale("symlog", linthresh=1, linscale=1)
+    panels[0].set_yscale("symlog", linthresh=1, linscale=1)
     for axes in panels:
         zero_line(axes)
     _settings(panels, data, scale=100.0)
@@ -71,8 +88,8 @@ def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
         look = {"marker": marker, "color": color, "markerfacecolor": "none", "linewidth": 0.7, "linestyle": ":", "markersize": 5}
         for axes, line, x in _by_steps_and_tolerance(panels, rows, rows["tolerance"] == 0, rows["tolerance"] > 0):
             axes.plot(line[x], line["difference"], label=f"paper, {dataset}", **look)
-    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    left.set_ylabel(f"accuracy, difference to {steps} steps [points]")
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panels[0].set_ylabel(f"accuracy, difference to {steps} steps [points]")
     figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
     published = printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
     tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), published])
@@ -103,8 +120,7 @@ def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: p
 
 def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> None:
     """The settings with fixed steps on the left, those with a tolerance on the right."""
-    for arm, model, own in lines_of(data, "max_steps"):
-        look = marked_line(model, 0.8) | {"label": plain(arm)}
+    for _, look, own in lines_of(data, "max_steps", marker=0.8):
         for axes, line, x in _by_steps_and_tolerance(panels, own, is_fixed(own), is_stopped(own)):
             seed_points(axes, line, x, scale=scale, look=look)
         for initial, (marker, label) in OTHER_STARTS.items():
@@ -121,32 +137,16 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
 
     bound: as in `nll_by_setting`.
     """
-    data = position_differences(frames, task=task, steps=steps)
+    rows = measured(frames.examples, stage="solver", task=task, metric="nll", whole=False)
+    done = f"evaluated at {steps} fixed steps"
+    data = setting_order(position_differences(rows, at_steps(rows, steps), SETTING, on=["run_id"], done=done))
     figure, panels = row_of_panels(2, width=4.8, height=3.6, sharey=True)
-    parts = (data[is_fixed(data)], data[is_stopped(data)])
-    for axes, part, name, colors in zip(panels, parts, ("fixed steps", "tolerance"), ("viridis", "plasma"), strict=True):
+    parts = {"fixed steps": (is_fixed(data), "viridis"), "tolerance": (is_stopped(data), "plasma")}
+    for axes, (title, (shown, colors)) in zip(panels, parts.items(), strict=True):
         _differences_axis(axes, bound)
-        _position_lines(axes, part, colors)
-        axes.set_title(name)
+        lines = shaded(data[shown], SETTING, colors)
+        banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
+        position_axis(axes)
+        axes.set_title(title)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
     return with_legend(data, figure, LINEAR, bands_note(data))
-
-
-def position_differences(frames: Frames, *, task: str, steps: int) -> pd.DataFrame:
-    """One row a setting and band of positions: SETTING, position (its centre, from 1), mean, low, high, windows, documents."""
-    rows = of_stage(frames.examples, stage="solver", task=task, metric="nll")
-    if "position_low" not in rows or rows["position_low"].isna().all():
-        raise NoData(f"no run of {task} has the nll by position (stage solver)")
-    paired = less_fixed(rows.dropna(subset=BAND), steps=steps, per=[*BAND, "example"])
-    paired = paired.groupby([*SETTING, *BAND, "example"]).agg(difference=("difference", "mean"), document=("document", "first"))
-    table = setting_order(bootstrapped(paired.reset_index(), SETTING))
-    # The setting that the others are compared with is the line at zero.
-    return table[~(is_fixed(table) & (table["max_steps"] == steps))].reset_index(drop=True)
-
-
-def _position_lines(axes: Axes, data: pd.DataFrame, color_map: str) -> None:
-    settings = data.groupby(SETTING, sort=False)
-    for (setting, line), color in zip(settings, shades(len(settings), color_map), strict=True):
-        look = {"color": color, "marker": "o", "markersize": 3, "label": setting_label(*setting)}
-        banded_line(axes, line, look=look, alpha=0.15)
-    position_axis(axes)

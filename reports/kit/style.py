@@ -7,6 +7,7 @@ Okabe & Ito for the two models with a Mesa layer. Softmax attention is grey: the
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from numbers import Real
 
@@ -79,10 +80,11 @@ def backend_dashes(backend: str) -> str:
     return BACKEND_DASHES.get(backend, ":")
 
 
-def line_style(model: str) -> dict[str, str | float]:
-    """The arguments of a line of this model."""
+def line_style(model: str, marker: float = 0.0) -> dict[str, str | float]:
+    """The arguments of a line of this model; with its marker, so many times as large as usual, where that is above 0."""
     style = style_of(model)
-    return {"color": style.color, "linewidth": style.width, "linestyle": style.dashes}
+    look = {"color": style.color, "linewidth": style.width, "linestyle": style.dashes}
+    return look | ({"marker": style.marker, "markersize": marker * marker_size(model)} if marker else {})
 
 
 def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str]]:
@@ -97,34 +99,42 @@ def task_label(task: str) -> str:
     return "MQAR" if task == "mqar" else task.replace("_", " ")
 
 
-FACTS = {
+WORDS = {
     "head_dim": "head size",
     "lr": "learning rate",
     "forget_gate_init": "initial gamma",
-    "forget_cap": "forget cap",
     "regularizer_floor": "Lambda floor",
-    "solver_max_steps": "solver steps",
-    "solver_tolerance": "tolerance",
-    "solver_gradient": "gradient",
+    "max_steps": "solver steps",
     "random_steps": "random steps up to",
     "segment_len": "W redrawn every",
 }
-WITHOUT = {"forget_cap": "no forget cap", "random_steps": "steps not random"}
-"""What a label says of a run that lacks the fact where another run of its model has it."""
+"""Nicer words for the last part of a setting's name, or for a fact; any other stands for itself."""
+WITHOUT = {"random_steps": "steps not random", "segment_len": "W not redrawn"}
+"""What a label says of a setting that is null; of any other, that there is none."""
+
+
+def last_part(name: str) -> str:
+    """What a dotted name ends in: "lr" of "train.lr", but "solver" of "model.mixer.solver.name"."""
+    return re.sub(r"\.(name|type)$", "", name).rpartition(".")[2]
 
 
 def fact_label(name: str) -> str:
-    """A fact of a run for axes and headers; one that is not listed has its metric's label, or its own name."""
-    return FACTS.get(name) or axis_label(name)
+    """A fact or setting of a run for axes and headers; one without words has its metric's label, or its own name."""
+    return WORDS.get(last_part(name)) or axis_label(last_part(name))
 
 
 def fact_text(name: str, value: object) -> str:
-    """A fact of a run within a label: "small", "head size 8", "unrolled gradient"; None stands for a fact it lacks."""
-    if value is None:
-        return WITHOUT.get(name, "")
+    """A fact or setting within a label: "small", "head size 8", "implicit gradient"; None is a setting that is null."""
+    label = fact_label(name)
+    if value is None or value is False:
+        return WITHOUT.get(last_part(name), f"no {label}") if "." in name else ""
+    if value is True:
+        return label
     if isinstance(value, Real):
-        return f"{fact_label(name)} {value:g}"
-    return f"{value} gradient" if name == "solver_gradient" else str(value)
+        return f"{label} {value:g}"
+    if "." not in name:
+        return str(value)
+    return f"{label} {value}" if str(value).startswith("[") else f"{value} {label}"
 
 
 def marker_size(model: str) -> float:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import banded_line, lines_of, marked_line, seed_points, shades
-from reports.panels import metric_panels, position_axis, row_of_panels, scale_of_metric, ticks_at, with_legend, zero_line
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import signed, signed_interval
-from reports.study import BAND, by_metric, cells_by, less, mean_cell, measured, over_runs, seeds_note
-from reports.style import plain
+from reports.kit.lines import (
+    banded_lines,
+    lines_of,
+    metric_panels,
+    position_axis,
+    seed_points,
+    shaded,
+    ticks_at,
+    with_legend,
+    zero_line,
+)
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import signed, signed_interval
+from reports.kit.rows import BAND, by_metric, less, measured, over_runs, seeds_note
+from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import axis_label
 
 FACTOR = ["length_factor", "length"]
@@ -21,15 +30,14 @@ FACTOR = ["length_factor", "length"]
 def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFrame:
     """One row an arm, length and metric: mean and interval over seeds, and of the NLL also less that at one times the length."""
     keys = ["arm", "model", *FACTOR]
-    parts = []
-    for metric in metrics:
-        rows = measured(frames, stage="length", task=task, metric=metric, whole=True)
-        parts.append(by_metric({metric: rows}, keys))
-        trained = rows[rows["length_factor"] == 1]
-        if metric == "nll" and len(trained):
-            paired = less(rows, trained, on=["run_id"], done="evaluated at the training length")
-            parts.append(over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll_difference"))
-    return pd.concat(parts, ignore_index=True)
+    tables = {m: measured(frames.results, stage="length", task=task, metric=m, whole=True) for m in metrics}
+    parts = {metric: by_metric({metric: rows}, keys) for metric, rows in tables.items()}
+    trained = {metric: rows[rows["length_factor"] == 1] for metric, rows in tables.items()}
+    if len(trained.get("nll", ())):
+        paired = less(tables["nll"], trained["nll"], on=["run_id"], done="evaluated at the training length")
+        change = over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll_difference")
+        parts["nll"] = pd.concat([parts["nll"], change])
+    return pd.concat(parts.values(), ignore_index=True)
 
 
 def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
@@ -37,38 +45,39 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     data = summary(frames, task=task, metrics=metrics)
     if "nll" in metrics and "nll_difference" not in set(data["metric"]):
         raise NoData("no run was evaluated at the training length, with which the others are compared")
-    figure, panels = row_of_panels(len(metrics), width=2.9, beside=1.6, height=3.3)
-    for axes, metric in zip(panels, metrics, strict=True):
-        shown = data[data["metric"] == ("nll_difference" if metric == "nll" else metric)]
-        for arm, model, line in lines_of(shown, "length_factor"):
-            seed_points(axes, line, "length_factor", look=marked_line(model, 0.8) | {"label": plain(arm)})
-        scale_of_metric(axes, metric)
-        axes.set_xscale("log", base=2)
-        ticks_at(axes, shown["length_factor"], "{:g}×")
-        axes.set(xlabel="length, in training lengths", ylabel=axis_label(metric))
-        if metric == "nll":
-            zero_line(axes)
-            axes.set_ylabel(f"{axis_label(metric)},\ndifference to 1×")
+    shown = data[data["metric"] != "nll"].replace({"metric": {"nll_difference": "nll"}})
+    figure = metric_panels(shown, metrics, _points, width=2.9, beside=1.6, height=3.3)
     return with_legend(data, figure, seeds_note(data, "Bars"))
+
+
+def _points(axes: Axes, data: pd.DataFrame) -> str | None:
+    for _, look, line in lines_of(data, "length_factor", marker=0.8):
+        seed_points(axes, line, "length_factor", look=look)
+    axes.set_xscale("log", base=2)
+    ticks_at(axes, data["length_factor"], "{:g}×")
+    axes.set_xlabel("length, in training lengths")
+    if "nll" in set(data["metric"]):
+        zero_line(axes)
+        return f"{axis_label('nll')},\ndifference to 1×"
+    return None
 
 
 def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str) -> Drawing:
     """One panel a metric by position, one line a length, of one model; the training length is marked."""
-    tables = {metric: measured(frames, stage="length", task=task, metric=metric, whole=False) for metric in metrics}
+    tables = {m: measured(frames.results, stage="length", task=task, metric=m, whole=False) for m in metrics}
     data = by_metric({metric: rows[rows["model"] == model] for metric, rows in tables.items()}, [*FACTOR, *BAND])
     if data.empty:
         raise NoData(f"no run of {model} was evaluated at other lengths (stage length)")
-    figure = metric_panels(data, metrics, _lines, width=2.9, beside=1.6, height=3.3)
+    figure = metric_panels(data.sort_values("length_factor"), metrics, _lines, width=2.9, beside=1.6, height=3.3)
     return with_legend(data, figure, "The dotted line is the length of training.", seeds_note(data, "Bands"))
 
 
 def _lines(axes: Axes, data: pd.DataFrame) -> None:
-    factors = sorted(data["length_factor"].unique())
     # Shorter sequences above longer ones, which go on where they end.
-    for i, (factor, color) in enumerate(zip(factors, shades(len(factors)), strict=True)):
-        look = {"color": color, "marker": "o", "markersize": 3, "zorder": 3 - i / len(factors)}
-        label = f"{factor:g}× training length"
-        banded_line(axes, data[data["length_factor"] == factor], look=look | {"label": label})
+    order = {factor: 3 - i / data["length_factor"].nunique() for i, factor in enumerate(data["length_factor"].unique())}
+    lines = shaded(data, "length_factor")
+    named = ((look | {"label": f"{each:g}× training length", "zorder": order[each]}, line) for each, look, line in lines)
+    banded_lines(axes, named)
     axes.axvline((data["length"] / data["length_factor"]).iloc[0], color="#666666", linestyle=":", linewidth=1.2)
     position_axis(axes)
 
@@ -80,15 +89,15 @@ def table(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
     columns = [name for name in columns if name in set(data["metric"])]
     rows, notes = [], []
     for arm, _, own in lines_of(data, "length"):
-        lengths = cells_by(own, "length", "metric", columns, _cell)
-        rows += [(Cell(arm), Cell(f"{length:,.0f}", length), *cells) for length, cells in lengths]
+        lengths = entries_by(own, "length", "metric", columns, _entry)
+        rows += [(Entry(arm), Entry(f"{length:,.0f}", length), *entries) for length, entries in lengths]
         notes.append(finding(own, arm))
     titles = ["NLL, less 1×" if name == "nll_difference" else axis_label(name) for name in columns]
     return Table(data, ("model", "length", *titles), tuple(rows), (*notes, seeds_note(data, "±")))
 
 
-def _cell(row: Mapping[str, object], name: str) -> Cell:
-    return mean_cell(row, "nll", difference=True, digits=4) if name == "nll_difference" else mean_cell(row, name)
+def _entry(row: dict, name: str) -> Entry:
+    return mean_entry(row, "nll", difference=True, digits=4) if name == "nll_difference" else mean_entry(row, name)
 
 
 def finding(own: pd.DataFrame, arm: str) -> str:

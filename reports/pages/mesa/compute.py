@@ -16,13 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import FIXED_COLOR, STOPPED_COLOR
-from reports.panels import new_figure, ticks_at, with_legend, zero_line
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific, signed
-from reports.solver_settings import SETTING, is_fixed, is_stopped, setting_label
-from reports.statistics import FEW_CLUSTERS, RESAMPLES, bootstrap_percentiles, t_interval
-from reports.study import drawn_from, of_stage, slice_names
+from reports.kit.intervals import FEW_CLUSTERS, RESAMPLES, bootstrap_percentiles, t_interval
+from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, new_figure, ticks_at, with_legend, zero_line
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import scientific, signed
+from reports.kit.rows import drawn_from, of_stage, slice_names
+from reports.kit.solver_settings import SETTING, is_fixed, is_stopped, setting_label
 from suite.metrics import METRICS, axis_label
 
 COSTS = {
@@ -46,8 +45,7 @@ class Evaluated(NamedTuple):
 def evaluated(frames: Frames, *, task: str, cost: str) -> Evaluated:
     """The losses and costs of the settings from the diagonal start, of the runs that have all of them."""
     rows = of_stage(frames.examples, stage="solver", task=task, metric="nll")
-    rows = rows[rows["slice"].map(slice_names) == set(SETTING)]
-    rows = rows[is_fixed(rows) | is_stopped(rows)]
+    rows = rows[(rows["slice"].map(slice_names) == set(SETTING)) & (is_fixed(rows) | is_stopped(rows))]
     costs = of_stage(frames.examples, stage="solver", task=task, metric=cost)
     key = [*SETTING, "run_id", "example"]
     both = rows[[*key, "value", "document"]].merge(costs[[*key, "value"]], on=key, suffixes=("", "_cost"))
@@ -223,15 +221,15 @@ def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
     return Table(data, header, tuple(rows), (*notes, BOUNDS, interval))
 
 
-def _row(row: Mapping[str, float], cost: str) -> tuple[Cell, ...]:
+def _row(row: Mapping[str, float], cost: str) -> tuple[Entry, ...]:
     setting, known = setting_label(*(row[name] for name in SETTING)), not np.isnan(row["least"])
     ranges = (row["least"], row["most"]), (row["least_low"], row["most_high"])
     found = [f"{signed(low, 5)} to {signed(high, 5)}" if known else "–" for low, high in ranges]
     return (
-        Cell(setting),
-        Cell(COSTS[cost]),
-        Cell(f"{row['cost']:.2f}", row["cost"]),
-        Cell(found[0], row["least"]),
-        Cell(found[1], row["least_low"]),
-        Cell(row["verdict"]),
+        Entry(setting),
+        Entry(COSTS[cost]),
+        Entry(f"{row['cost']:.2f}", row["cost"]),
+        Entry(found[0], row["least"]),
+        Entry(found[1], row["least_low"]),
+        Entry(row["verdict"]),
     )

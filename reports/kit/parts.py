@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,25 +12,14 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from reports.style import fact_text
-from suite.results import CELL_COLUMNS, load_curves, load_examples, load_request, load_results, load_runs
+from reports.kit.style import fact_text
+from suite.results import load_curves, load_examples, load_request, load_results, load_runs
 
-VARIED = (
-    "head_dim",
-    "lr",
-    "forget_gate_init",
-    "forget_cap",
-    "regularizer_floor",
-    "solver_max_steps",
-    "solver_tolerance",
-    "random_steps",
-    "solver_gradient",
-    "noise",
-    "drift",
-    "segment_len",
-    "backend",
-)
-"""Facts of a run that an experiment varies on purpose; a request that was written before they were has none."""
+ALIKE = ["model", "size", "task", "data"]
+TELLING = ("size", "train", "model", "task")
+"""The groups of settings in the order in which they name a run: the size of a head before the key size that follows from it."""
+UNTOLD = re.compile(r"paths\.|model\.lr\.|(.*\.)?(label|version|mlp_dim|path|paths|include_path|seed)$")
+"""Settings that name no run: words about it, paths, what matching makes, and a model's table of default learning rates."""
 
 
 class NoData(ValueError):
@@ -40,10 +30,10 @@ class NoData(ValueError):
 class Frames:
     """Everything one experiment's latest request left in the store.
 
-    cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`,
-    `arm`, the label of what is compared: the model, and whatever else tells two of its runs of a task apart but the
-    seed; and `family`, the label of the model alone, which all its arms share. results, examples, curves and runs have
-    the columns `arm` and `family` too.
+    cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`, every
+    fact and setting of the run that is known, `arm`, the label of what is compared: the model, and whatever else but the
+    seed tells two of its runs of a task apart; and `family`, the label of the model alone, which all its arms share.
+    results, examples, curves and runs have the columns `arm` and `family` too.
     request: {"experiment", "created", "overrides"}.
     """
 
@@ -65,8 +55,8 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One cell: its text, what it is sorted by (its text when None), and "", "best" or "second"."""
+class Entry:
+    """One entry of a table: its text, what it is sorted by (its text when None), and "", "best" or "second"."""
 
     text: str
     sort: float | None = None
@@ -79,7 +69,7 @@ class Table:
 
     data: pd.DataFrame
     header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
 
 
@@ -91,13 +81,12 @@ def load_frames(root: Path, experiment: str) -> Frames:
     request = load_request(root, experiment)
     if request is None:
         raise ValueError(f"no results under {root} for experiment {experiment!r}")
-    cells = pd.DataFrame(request["cells"], columns=[*CELL_COLUMNS, *VARIED]).drop_duplicates("run_id", ignore_index=True)
-    cells["arm"] = labels(cells, ("model", "size", "data", *VARIED, "group_id"))
-    cells["family"] = labels(cells, ("model",))
-    run_ids = set(cells["run_id"])
+    asked = pd.DataFrame(request["cells"]).drop_duplicates("run_id", ignore_index=True)
+    run_ids = set(asked["run_id"])
     runs = load_runs(root, run_ids)
-    cells = cells.merge(runs[["run_id", "status", "reason"]], on="run_id", how="left")
-    cells = cells.fillna({"status": "missing", "reason": ""})
+    cells = with_settings(asked, runs).fillna({"status": "missing", "reason": ""})
+    cells["arm"] = labels(cells, ("model", "size", "data", *varying(cells), "backend", "group_id"))
+    cells["family"] = labels(cells, ("model",))
     results, examples = (of_request(load(root, run_ids), request["cells"]) for load in (load_results, load_examples))
     arms = cells[["run_id", "arm", "family"]]
     return Frames(
@@ -108,6 +97,26 @@ def load_frames(root: Path, experiment: str) -> Frames:
         cells=cells,
         request={key: request[key] for key in ("experiment", "created", "overrides")},
     )
+
+
+def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """The cells of a request with what their runs know; an old request says less, and a run that was never begun nothing.
+
+    Such a run has the settings of the runs of its group, which are other seeds of it.
+    """
+    known = runs.set_index("run_id").reindex(asked["run_id"]).reset_index(drop=True)
+    both = asked.columns.intersection(known.columns)
+    cells = pd.concat([asked.fillna(known[both]), known.drop(columns=both)], axis=1)
+    settings = ["backend", *(name for name in cells if "." in name)]
+    return cells.assign(**cells[settings].fillna(cells.groupby("group_id")[settings].transform("first")))
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """The settings (columns with dotted names) that differ between runs of one model, size, task and text, as TELLING orders."""
+    settings = [name for name in table if "." in name and not UNTOLD.match(name)]
+    differ = [name for name in settings if (table.groupby(ALIKE, dropna=False)[name].nunique(dropna=False) > 1).any()]
+    rank = {group: i for i, group in enumerate(TELLING)}
+    return sorted(differ, key=lambda name: rank.get(name.partition(".")[0], len(rank)))
 
 
 def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -130,9 +139,11 @@ def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
     A fact is named in every task that has the same value of it: language and recall of one size share a label.
     """
     label = cells["model_label"].fillna(cells["model"]).astype(str)
+    begun = cells[[name for name in cells if "." in name]].notna().any(axis=1)
     for fact in facts:
-        # A fact that only some of a model's runs have, such as a cap, is named where it is missing too.
         value = cells[fact].astype(object).where(cells[fact].notna(), None).map(partial(fact_text, fact))
+        # A setting that is null is named too; a run that was never begun may have nothing that is known.
+        value = value.where(begun | ("." not in fact), "")
         varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
         ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
         label = label.where(~ambiguous, label + ", " + value)

@@ -19,21 +19,22 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from reports.parts import Drawing, Frames, NoData, Table
-from reports.render import to_html, to_latex, to_markdown
-from reports.style import LOOK
+from reports.kit.parts import Drawing, Frames, NoData, Table
+from reports.kit.render import to_html, to_latex, to_markdown
+from reports.kit.style import LOOK
 from suite.results import MACHINE_COLUMNS
 
 SUFFIXES = (".png", ".pdf", ".csv", ".md", ".tex")
 PNG_DPI = 200
 PAGE = Path(__file__).with_name("page.html")
+PAGES = Path(__file__).parents[1] / "pages"
 
 
 def build_report(page: Mapping[str, Any], frames: Frames, out_dir: Path) -> Path:
     """Writes index.html, readable offline and alone, and the png, pdf, csv, md and tex of its parts; returns its path.
 
     page: {name, title, experiment, parts: [{name, type, title, caption, arguments}]}; `type` is "module.function" of
-    this package. A part for which the store holds nothing says so in its place.
+    reports/pages. A part for which the store holds nothing says so in its place.
     Raises ValueError for a part that can't be: an unknown type, arguments that it does not take, a bad name.
     """
     calls = [(part, bound_part(part)) for part in page["parts"]]
@@ -64,21 +65,20 @@ def bound_part(part: Mapping[str, Any]) -> Callable[[Frames], Drawing | Table]:
 
 
 def part_function(type_name: str) -> Callable[..., Drawing | Table]:
-    """The function named "module.function" in this package that returns a Drawing or a Table.
+    """The function named "module.function" that returns a Drawing or a Table, of a file anywhere in reports/pages.
 
     Raises ValueError for anything else: a configuration names a part, it can't name arbitrary code.
     """
     module_name, _, function_name = type_name.rpartition(".")
-    if not module_name.isidentifier():
-        raise ValueError(f"part type {type_name!r} is not of the form module.function, e.g. tables.comparison")
-    try:
-        module = importlib.import_module(f"reports.{module_name}")
-    except ModuleNotFoundError as error:
-        raise ValueError(f"part type {type_name!r}: there is no module reports/{module_name}.py") from error
-    found = getattr(module, function_name, None)
-    if not inspect.isfunction(found) or found.__annotations__.get("return") not in ("Drawing", "Table"):
-        raise ValueError(f"part type {type_name!r}: reports/{module_name}.py has no table or figure {function_name!r}")
-    return found
+    found = [path for path in PAGES.rglob("*.py") if path.stem == module_name]
+    if len(found) != 1:
+        known = ", ".join(sorted(path.stem for path in PAGES.rglob("*.py") if path.stem != "__init__"))
+        raise ValueError(f"part type {type_name!r} is not of the form module.function with a module of {known}")
+    name = ".".join(("reports.pages", *found[0].relative_to(PAGES).with_suffix("").parts))
+    function = getattr(importlib.import_module(name), function_name, None)
+    if not inspect.isfunction(function) or function.__annotations__.get("return") not in ("Drawing", "Table"):
+        raise ValueError(f"part type {type_name!r}: {name} has no table or figure {function_name!r}")
+    return function
 
 
 def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table], frames: Frames, out_dir: Path) -> str:

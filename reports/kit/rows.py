@@ -1,19 +1,15 @@
-"""What the studies of a trained model share: the rows of their stages, means over runs, and how these are printed."""
+"""Rows of results: those of a stage, their means over runs with intervals, and their differences to a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from reports.parts import Cell, Frames, NoData
-from reports.render import scientific, signed
-from reports.statistics import RESAMPLES, bootstrap_intervals, seed_interval, share_interval
-from suite.metrics import METRICS
+from reports.kit.intervals import RESAMPLES, bootstrap_intervals, seed_interval
+from reports.kit.parts import NoData
 
-Keys = str | list[str]
 SEEDS_SHOWN = 5
 """So many seeds are printed themselves where their mean has no interval; of more, how many have learnt."""
 NO_INTERVAL = (
@@ -21,16 +17,15 @@ NO_INTERVAL = (
     f"more than {SEEDS_SHOWN} is said how many are nearer to 1 than to chance, with the 95 % interval of Wilson."
 )
 BAND = ["position_low", "position_high"]
-TINY = ("solver_residual", "readout_error", "readout_error_worst")
-"""Metrics of any size, printed as a power of ten."""
 
 
-def of_stage(frame: pd.DataFrame, *, stage: str, task: str, metric: str) -> pd.DataFrame:
-    """The rows of one stage, task and metric; raises NoData where there is none."""
-    rows = frame[(frame["stage"] == stage) & (frame["metric"] == metric) & (frame["task"] == task)]
-    if rows.empty:
-        raise NoData(f"no run of {task} has {metric} (stage {stage})")
-    return rows
+def of_stage(frame: pd.DataFrame, *, stage: str, task: str = "", metric: str = "", split: str = "") -> pd.DataFrame:
+    """The rows of one stage and, where they are named, task, metric and split; raises NoData where there is none."""
+    for column, wanted in (("stage", stage), ("task", task), ("metric", metric), ("split", split)):
+        frame = frame[frame[column] == wanted] if wanted else frame
+    if frame.empty:
+        raise NoData(f"no run{f' of {task}' if task else ''} has {metric or 'results'} (stage {stage})")
+    return frame
 
 
 def slice_names(text: str) -> set[str]:
@@ -44,13 +39,12 @@ def by_band(rows: pd.DataFrame, *, whole: bool) -> pd.DataFrame:
     return rows[~banded if whole else banded]
 
 
-def measured(frames: Frames, *, stage: str, task: str, metric: str, whole: bool) -> pd.DataFrame:
+def measured(frame: pd.DataFrame, *, stage: str, metric: str, whole: bool, task: str = "", split: str = "") -> pd.DataFrame:
     """The rows of one stage that have a value, `by_band`; raises NoData where there is none."""
-    rows = by_band(of_stage(frames.results, stage=stage, task=task, metric=metric), whole=whole).dropna(subset="value")
+    rows = by_band(of_stage(frame, stage=stage, task=task, metric=metric, split=split), whole=whole).dropna(subset="value")
     if rows.empty:
-        raise NoData(
-            f"no run of {task} has {metric} over {'whole sequences' if whole else 'ranges of positions'} (stage {stage})"
-        )
+        over = "whole sequences" if whole else "ranges of positions"
+        raise NoData(f"no run{f' of {task}' if task else ''} has {metric} over {over} (stage {stage})")
     return rows
 
 
@@ -98,45 +92,42 @@ def by_metric(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> pd.Dat
     return at_position(pd.concat(parts, ignore_index=True))
 
 
-def cells_by(
-    data: pd.DataFrame, keys: Keys, column: Keys, names: Iterable, cell: Callable[[Mapping, Any], Cell], absent: str = "–"
-) -> Iterator[tuple[Any, list[Cell]]]:
-    """Every value of the keys, in the order of the data, and for each name in the column cell(row, name), or what is absent."""
-    names = list(names)
-    for key, own in data.groupby(keys, sort=False):
-        found = own.set_index(column).to_dict("index")
-        yield key, [cell(found[name], name) if name in found else Cell(absent) for name in names]
+def position_differences(
+    rows: pd.DataFrame, is_reference: pd.Series, keys: Sequence[str], *, on: Sequence[str], done: str
+) -> pd.DataFrame:
+    """One row a value of the keys and BAND: the mean, by window and over runs, of the value less that of the reference.
 
-
-def mean_cell(row: Mapping[str, object], metric: str, *, difference: bool = False, digits: int | None = None) -> Cell:
-    """A row of `over_runs`: "1.234 ± 0.056", a difference with its sign; TINY ones without interval, "1.2e-5".
-
-    digits: those of the metric where none are given.
+    The reference of a row has the same `on`, BAND and window. low and high are a 95 % bootstrap over documents, or over
+    windows, with `documents` NaN, where it is not known of which document a window is a part. done: see `less`.
     """
-    if metric in TINY:
-        return Cell(scientific(row["mean"]), row["mean"])
-    digits = METRICS[metric].digits if digits is None else digits
-    text = signed(row["mean"], digits) if difference else f"{row['mean']:,.{digits}f}"
-    return Cell(text + spread(row, digits=digits, difference=difference), row["mean"])
+    window = [*BAND, "example"]
+    pair = [*on, *window]
+    rows = rows.assign(document=rows.groupby(pair, dropna=False)["document"].transform("first"))
+    reference = rows[is_reference].groupby(pair, dropna=False, as_index=False)["value"].mean()
+    paired = less(rows[~is_reference], reference, on=pair, done=done)
+    parts = []
+    for key, group in paired.groupby(list(keys)):
+        wide = group.pivot_table(index="example", columns=BAND, values="difference")
+        document = group.groupby("example")["document"].first().reindex(wide.index)
+        clusters = document.to_numpy() if document.notna().all() else None
+        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
+        documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
+        table = wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, windows=wide.notna().sum().to_numpy())
+        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True))))
+    if not parts:
+        raise NoData(f"nothing is there to compare with what was {done}")
+    return at_position(pd.concat(parts, ignore_index=True))
 
 
-def spread(row: Mapping[str, object], *, digits: int, difference: bool = False, chance: float = 0.0) -> str:
-    """What stands behind the mean of a `seed_summary`: " ± 0.056", " [0, 0.1]" where a limit cuts it, or the seeds themselves."""
-    low, high = row["mean"] - row["low"], row["high"] - row["mean"]
-    if row["half_width"] > 0 and row["n"] > 2:
-        if np.isclose(low, high):
-            return f" ±\N{NO-BREAK SPACE}{row['half_width']:,.{digits}f}"
-        return f" [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
-    texts = [signed(value, digits) if difference else f"{value:,.{digits}f}" for value in row["each"]]
-    if len(set(texts)) < 2:
-        return ""
-    if len(texts) <= SEEDS_SHOWN:
-        return f" ({'; '.join(texts)})"
-    if difference:
-        return ""
-    learnt = sum(value > (1 + chance) / 2 for value in row["each"])
-    low, high = share_interval(learnt, len(texts))
-    return f" (learnt by {learnt} of {len(texts)} [{low:.2f}, {high:.2f}])"
+def bands_note(data: pd.DataFrame) -> str:
+    """What the bands of `position_differences` are."""
+    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
+    return f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."
+
+
+def drawn_from(windows: float, documents: float) -> str:
+    """What a bootstrap drew: "62 documents (512 windows)", or "512 windows" where the documents are not known."""
+    return f"{windows:,.0f} windows" if np.isnan(documents) else f"{documents:,.0f} documents ({windows:,.0f} windows)"
 
 
 def seeds_note(table: pd.DataFrame, shown: str) -> str:
@@ -146,31 +137,3 @@ def seeds_note(table: pd.DataFrame, shown: str) -> str:
         return "One seed (n=1)."
     said = [] if bare.all() else [f"{shown}{' is half the' if shown == '±' else ':'} 95 % t interval over {seeds} seeds."]
     return " ".join([*said, NO_INTERVAL] if bare.any() else said)
-
-
-def bootstrapped(paired: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """One row a value of the keys and BAND: mean and 95 % bootstrap interval of `difference`, windows, documents, position.
-
-    Documents are drawn; windows are, and documents NaN, where it is not known (NaN) of which `document` each `example` is a part.
-    """
-    parts = []
-    for key, group in paired.groupby(keys):
-        wide = group.pivot_table(index="example", columns=BAND, values="difference")
-        document = group.groupby("example")["document"].first().reindex(wide.index)
-        clusters = document.to_numpy() if document.notna().all() else None
-        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
-        documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
-        table = wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, windows=wide.notna().sum().to_numpy())
-        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True))))
-    return at_position(pd.concat(parts, ignore_index=True))
-
-
-def bands_note(data: pd.DataFrame) -> str:
-    """What the bands of `bootstrapped` rows are."""
-    drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))
-    return f"Bands: 95 % paired bootstrap over {drawn}, seeds averaged per window."
-
-
-def drawn_from(windows: float, documents: float) -> str:
-    """What a bootstrap drew: "62 documents (512 windows)", or "512 windows" where the documents are not known."""
-    return f"{windows:,.0f} windows" if np.isnan(documents) else f"{documents:,.0f} documents ({windows:,.0f} windows)"

@@ -16,8 +16,6 @@ Z = 1.959963984540054
 """Quantile 0.975 of the standard normal distribution."""
 RESAMPLES = 2000
 """Bootstrap draws behind a band: enough that its edges move by less than a line's width."""
-
-
 FEW_CLUSTERS = 10
 """Below so many a bootstrap covers less than 93 % (5 documents: 91 %, 3: 75 %)."""
 
@@ -74,8 +72,8 @@ def t_interval(values: np.ndarray, *, comparisons: int = 1) -> Interval:
 def seed_interval(values: np.ndarray, metric: str, *, difference: bool = False) -> Interval:
     """Mean and t interval of a metric of N seeds, or of its difference, within the metric's limits; none (NaN) where none holds.
 
-    That is for a single seed, and for a metric that a seed has learnt or not: around a mean of two kinds of seeds a t
-    interval of three covers half of what it says. These seeds are shown themselves.
+    None holds for a single seed, and for a metric that a seed has learnt or not: around a mean of two kinds of seeds a t
+    interval of three covers half of what it says. Such seeds are shown themselves.
     """
     known = METRICS.get(metric)
     found = t_interval(values)
@@ -87,7 +85,7 @@ def seed_interval(values: np.ndarray, metric: str, *, difference: bool = False) 
 
 
 def share_interval(successes: int, count: int) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share of which `successes` of `count` were seen."""
+    """Wilson's interval (1927) of a share, of which `successes` in `count` draws were seen."""
     middle, square = (successes + Z**2 / 2) / (count + Z**2), successes * (count - successes) / count + Z**2 / 4
     half = Z * math.sqrt(square) / (count + Z**2)
     return max(0.0, middle - half), min(1.0, middle + half)

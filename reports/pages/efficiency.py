@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from reports.lines import lines_of, marked_line
-from reports.panels import row_of_panels, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.style import arms_in_order, backend_dashes, plain
-from reports.tables import outcome_notes, state_notes
+from reports.kit.lines import lines_of, row_of_panels, ticks_at, with_legend
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.rows import of_stage
+from reports.kit.style import arms_in_order, backend_dashes
+from reports.kit.tables import outcome_notes, state_notes
 from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model", "backend"]
-CELL = ["work", "batch", "length", "device"]
+WORKLOAD = ["work", "batch", "length", "device"]
 # How it was trained, as it is if nothing is said, and what an arm is called where something is.
 ACCELERATION = {"compiled": 0, "cuda_graph": "auto", "checkpointed": 0}
 ACCELERATED = {
@@ -27,7 +27,15 @@ ACCELERATED = {
     ("checkpointed", 1): "checkpointed",
 }
 OBSTACLES = ("out_of_memory", "not_captured")
-QUARTILES = ("latency_ms_low", "latency_ms_high")
+TIMES = ("latency_ms_low", "latency_ms", "latency_ms_high")
+"""The median between the quartiles."""
+COSTS = {
+    "latency_ms": f"{axis_label('latency_ms')} and quartiles",
+    "cold_ms": axis_label("cold_ms"),
+    "throughput": axis_label("throughput"),
+    "roofline_fraction": "roofline reached [%]",
+    "peak_memory_bytes": "peak memory [GiB]",
+}
 OTHER = {"length": "batch", "batch": "length"}
 AXIS = {"length": "length [tokens]", "batch": "sequences at once"}
 
@@ -38,13 +46,11 @@ def measured(frames: Frames) -> pd.DataFrame:
     The same work trained in two ways, in one request, is two arms. A column of OBSTACLES is 1 where that kept the work
     from being timed. Raises NoData where nothing was measured.
     """
-    rows = frames.results[frames.results["stage"] == "efficiency"]
-    if rows.empty:
-        raise NoData("no run was timed (stage efficiency)")
-    # Rows that were written before such a setting was have none.
+    rows = of_stage(frames.results, stage="efficiency")
+    # Rows that are older than such a setting have none.
     rows = rows.assign(**{name: rows[name].fillna(usual) if name in rows else usual for name, usual in ACCELERATION.items()})
-    wide = rows.pivot_table(index=[*ARM, *CELL, *ACCELERATION], columns="metric", values="value").reset_index()
-    wide = wide.reindex(columns=[*wide.columns, *(name for name in (*OBSTACLES, *QUARTILES, "latency_ms") if name not in wide)])
+    wide = rows.pivot_table(index=[*ARM, *WORKLOAD, *ACCELERATION], columns="metric", values="value").reset_index()
+    wide = wide.reindex(columns=wide.columns.union([*OBSTACLES, *TIMES, "peak_memory_bytes"], sort=False))
     several = {name: wide.groupby([*ARM, "work"])[name].transform("nunique") > 1 for name in ACCELERATION}
     for (name, value), said in ACCELERATED.items():
         wide["arm"] = wide["arm"].where(~(several[name] & (wide[name] == value)), wide["arm"] + f", {said}")
@@ -55,7 +61,7 @@ def measured(frames: Frames) -> pd.DataFrame:
 def scan(data: pd.DataFrame, *, work: str, along: str) -> tuple[pd.DataFrame, str]:
     """The rows of one piece of work along "length" or "batch", and what is the same for all of them, in words.
 
-    What is timed at a constant number of tokens has that in common, prompts what most of them share.
+    Work at a constant number of tokens has that number in common; prompts have what most of them share.
     """
     rows = data[data["work"] == work]
     if rows.empty:
@@ -87,15 +93,12 @@ def lines(frames: Frames, *, panels: Sequence[Mapping[str, str]]) -> Drawing:
 
 def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
     several = rows["backend"].nunique() > 1
-    for arm, model, line in lines_of(rows, along):
-        look = marked_line(model, 0.75)
-        if several:
-            look["linestyle"] = backend_dashes(line["backend"].iloc[0])
-        axes.errorbar(line[along], line[shows], _spread(line, shows), elinewidth=1.1, label=plain(arm), **look)
-    values = sorted(rows[along].unique())
+    for _, look, line in lines_of(rows, along, marker=0.75):
+        dashes = {"linestyle": backend_dashes(line["backend"].iloc[0])} if several else {}
+        axes.errorbar(line[along], line[shows], _spread(line, shows), elinewidth=1.1, **look | dashes)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(values, labels=[f"{value:,.0f}" for value in values], rotation=45 if len(values) > 4 else 0)
-    axes.xaxis.set_minor_locator(NullLocator())
+    ticks_at(axes, rows[along], "{:,.0f}")
+    axes.tick_params(axis="x", rotation=45 if rows[along].nunique() > 4 else 0)
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=_labelled(*axes.get_ylim())))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
@@ -114,8 +117,7 @@ def _labelled(low: float, high: float) -> tuple[float, ...]:
 
 def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
     """From the median down and up to the quartiles [2, N], in the unit that is shown."""
-    low, median, high = (line[name].to_numpy(float) for name in ("latency_ms_low", "latency_ms", "latency_ms_high"))
-    shown = line[shows].to_numpy(float)
+    low, median, high, shown = (line[name].to_numpy(float) for name in (*TIMES, shows))
     if shows == "throughput":
         low, high = shown * median / high, shown * median / low
     return np.stack([shown - low, high - shown]).clip(min=0)
@@ -128,17 +130,17 @@ def _remarks(data: pd.DataFrame) -> list[str]:
     if len(backends) > 1:
         names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
         said.append("Lines by backend: " + ", ".join(f"{name} {names[backend_dashes(name)]}" for name in backends) + ".")
-    return said + missing_cells(data)
+    return said + not_timed(data)
 
 
-def missing_cells(data: pd.DataFrame) -> list[str]:
+def not_timed(data: pd.DataFrame) -> list[str]:
     """One sentence an obstacle: which arms it kept from which work, at which batch and length."""
     said = []
     for name in OBSTACLES:
-        rows = data[data[name] == 1].drop_duplicates([*ARM, *CELL])
+        rows = data[data[name] == 1].drop_duplicates([*ARM, *WORKLOAD])
         if len(rows):
-            places = [f"{row.arm} in {row.work} at {row.batch:,.0f} x {row.length:,.0f}" for row in rows.itertuples()]
-            said.append(f"{METRICS[name].label.capitalize()}: {'; '.join(places)}.")
+            found = [f"{row.arm} in {row.work} at {row.batch:,.0f} x {row.length:,.0f}" for row in rows.itertuples()]
+            said.append(f"{METRICS[name].label.capitalize()}: {'; '.join(found)}.")
     return said
 
 
@@ -148,25 +150,15 @@ def costs(frames: Frames, *, works: Sequence[str]) -> Table:
     data = pd.concat([_longest(whole[whole["work"] == work]) for work in works], ignore_index=True)
     if data.empty:
         raise NoData(f"no run was timed in {', '.join(works)} (stage efficiency)")
-    data = data.reindex(columns=[*data.columns, *(name for name in ("peak_memory_bytes",) if name not in data)])
-    columns = {
-        "latency_ms": (f"{axis_label('latency_ms')} and quartiles", _time_cell),
-        "cold_ms": (axis_label("cold_ms"), lambda row: _number_cell(row["cold_ms"], _three_digits)),
-        "throughput": (axis_label("throughput"), lambda row: _number_cell(row["throughput"], "{:,.0f}".format)),
-        "roofline_fraction": ("roofline reached [%]", lambda row: _number_cell(100 * row["roofline_fraction"], "{:.1f}".format)),
-        "peak_memory_bytes": ("peak memory [GiB]", lambda row: _number_cell(row["peak_memory_bytes"] / 2**30, "{:,.2f}".format)),
-    }
-    shown = {name: column for name, column in columns.items() if data[name].notna().any()}
+    shown = {name: title for name, title in COSTS.items() if data[name].notna().any()}
     rows = []
     for work in works:
         for arm, _ in arms_in_order(data):
-            for _, row in data[(data["work"] == work) & (data["arm"] == arm)].iterrows():
-                place = f"{row['batch']:,.0f} x {row['length']:,.0f}"
-                rows.append(
-                    (Cell(work), Cell(arm), Cell(row["backend"]), Cell(place), *(make(row) for _, make in shown.values()))
-                )
-    header = ("work", "model", "backend", "sequences x tokens", *(title for title, _ in shown.values()))
-    notes = (*_ceilings(whole), *missing_cells(whole), *outcome_notes(frames.cells), *state_notes(frames.runs))
+            for row in data[(data["work"] == work) & (data["arm"] == arm)].to_dict("records"):
+                shape = f"{row['batch']:,.0f} x {row['length']:,.0f}"
+                rows.append((*map(Entry, (work, arm, row["backend"], shape)), *(_entry(row, name) for name in shown)))
+    header = ("work", "model", "backend", "sequences x tokens", *shown.values())
+    notes = (*_ceilings(whole), *not_timed(whole), *outcome_notes(frames.cells), *state_notes(frames.runs))
     return Table(whole, header, tuple(rows), notes)
 
 
@@ -176,22 +168,22 @@ def _longest(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["batch"] == rows["batch"].max()]
 
 
-def _time_cell(row: pd.Series) -> Cell:
-    for name in OBSTACLES:
-        if row[name] == 1:
-            return Cell(METRICS[name].label)
-    low, median, high = (_three_digits(row[name]) for name in ("latency_ms_low", "latency_ms", "latency_ms_high"))
-    return Cell(f"{median} [{low}, {high}]", row["latency_ms"])
+def _entry(row: Mapping[str, object], name: str) -> Entry:
+    if name == "latency_ms":
+        obstacles = [METRICS[obstacle].label for obstacle in OBSTACLES if row[obstacle] == 1]
+        low, median, high = (_three_digits(row[time]) for time in TIMES)
+        return Entry(obstacles[0]) if obstacles else Entry(f"{median} [{low}, {high}]", row[name])
+    if pd.isna(row[name]):
+        return Entry("–")
+    value, form = {"roofline_fraction": (100, ".1f"), "peak_memory_bytes": (2**-30, ",.2f")}.get(name, (1, ",.0f"))
+    value *= row[name]
+    return Entry(_three_digits(value) if name == "cold_ms" else f"{value:{form}}", value)
 
 
 def _three_digits(value: float) -> str:
     """From a microsecond to minutes, three digits that say something."""
     digits = sum(value < bound for bound in (100, 10, 1))
     return f"{value:,.{digits}f}"
-
-
-def _number_cell(value: float, text: Callable[[float], str]) -> Cell:
-    return Cell("–") if pd.isna(value) else Cell(text(value), value)
 
 
 def _ceilings(data: pd.DataFrame) -> list[str]:

@@ -1,4 +1,4 @@
-"""The figures of a report: pure functions of its frames, each with the numbers that it draws."""
+"""Figures of all models: by position, by the size of the state, and in training."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from reports.lines import banded_line, lines_of, marked_line
-from reports.panels import position_axis, row_of_panels, with_legend, zero_line
-from reports.parts import Drawing, Frames, NoData
-from reports.study import BAND, bands_note, bootstrapped, seed_summary
-from reports.style import arms_in_order, line_style, marker_size, plain, style_of, task_label
-from reports.tables import state_notes
+from reports.kit.lines import banded_lines, lines_of, position_axis, row_of_panels, with_legend, zero_line
+from reports.kit.parts import Drawing, Frames, NoData
+from reports.kit.rows import bands_note, measured, of_stage, position_differences, seed_summary
+from reports.kit.style import arms_in_order, task_label
+from reports.kit.tables import state_notes
 from suite.metrics import axis_label
 
 
@@ -24,12 +23,19 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
 
     A second panel enlarges what is left without the models in zoom_without, where there are any.
     """
-    data = position_differences(frames.examples, metric=metric, split=split, baseline=baseline)
+    rows = measured(frames.examples, stage="position", metric=metric, split=split, whole=False)
+    is_baseline = rows["model"] == baseline
+    if rows[is_baseline].groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
+        raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
+    on, done = ["size", "data"], f"the baseline {baseline}, by position"
+    data = position_differences(rows, is_baseline, ["arm", "model"], on=on, done=done)
     near = data[~data["model"].isin(zoom_without)]
     shown = [data] if len(near) in (0, len(data)) else [data, near]
     figure, panels = row_of_panels(len(shown), width=3.7, beside=1.8, height=3.5)
-    for axes, rows in zip(panels, shown, strict=True):
-        _difference_lines(axes, rows)
+    for axes, part in zip(panels, shown, strict=True):
+        zero_line(axes)
+        banded_lines(axes, (line[1:] for line in lines_of(part, "position", marker=0.75)))
+        position_axis(axes)
     panels[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
     if len(panels) > 1:
         panels[0].set_title("all models")
@@ -37,40 +43,12 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     return with_legend(data, figure, f"Below zero: better than {baseline}. {bands_note(data)}")
 
 
-def position_differences(examples: pd.DataFrame, *, metric: str, split: str, baseline: str) -> pd.DataFrame:
-    """One row an arm and band of positions: position (its centre, from 1), mean, low, high, windows, documents."""
-    rows = examples[(examples["stage"] == "position") & (examples["metric"] == metric) & (examples["split"] == split)]
-    if rows.empty or "position_low" not in rows:
-        raise NoData(f"no run has {metric} by position (stage position)")
-    grouped = rows.groupby(["arm", "model", "size", "data", *BAND, "example"], dropna=False)
-    per_window = grouped.agg(value=("value", "mean"), document=("document", "first")).reset_index()
-    references = per_window[per_window["model"] == baseline]
-    if references.empty:
-        raise NoData(f"no run of the baseline {baseline} has {metric} by position")
-    if references.groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
-        raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
-    paired = per_window.merge(references, on=["size", "data", *BAND, "example"], suffixes=("", "_baseline"))
-    paired["document"] = paired["document"].fillna(paired["document_baseline"])
-    paired["difference"] = paired["value"] - paired["value_baseline"]
-    paired = paired[paired["model"] != baseline]
-    if paired.empty:
-        raise NoData(f"{baseline} is the only model with {metric} by position")
-    return bootstrapped(paired, ["arm", "model"])
-
-
-def _difference_lines(axes: Axes, data: pd.DataFrame) -> None:
-    zero_line(axes)
-    for arm, model, line in lines_of(data, "position"):
-        banded_line(axes, line, look=marked_line(model, 0.75) | {"label": plain(arm)})
-    position_axis(axes)
-
-
 def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
     """Accuracy against the state that a model carries: the mean over seeds and, where there are several, each of them.
 
     A line joins the arms of one model, from the smallest state to the largest (as in Arora et al., arXiv 2402.18668).
-    One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. What a
-    window could answer at best stands as a dash at its model; chance is a line.
+    One panel a value of the slice `panels`, or one of the whole split where the scores are not sliced by it. A dash at a
+    model is the most that its window could answer; chance is a line.
     """
     data = accuracy_by_state(frames.results, task=task, stage=stage, split=split, panels=panels)
     parts = list(dict.fromkeys(data["slice"]))
@@ -91,8 +69,8 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
 
 def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
     """One row an arm and slice: state_bytes, the `seed_summary`, reachable (the most it can), chance."""
-    rows = results[(results["task"] == task) & (results["stage"] == stage) & (results["split"] == split)]
-    rows = rows[rows["state_bytes"] > 0].dropna(subset="value") if "state_bytes" in rows else rows.iloc[:0]
+    rows = of_stage(results, stage=stage, task=task, split=split).dropna(subset="value")
+    rows = rows[rows["state_bytes"] > 0] if "state_bytes" in rows else rows.iloc[:0]
     scores = rows[rows["metric"] == "accuracy"]
     sliced = scores[scores[panels].notna()].sort_values(panels, kind="stable") if panels in scores else scores.iloc[:0]
     scores = sliced if len(sliced) else scores[scores["slice"] == ""]
@@ -112,17 +90,15 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
 
 def _state_points(axes: Axes, data: pd.DataFrame) -> None:
     shifts = _side_by_side(data)
-    for family, model, line in lines_of(data, "state_bytes", "family"):
-        style = style_of(model)
-        moved = offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points")
-        look = {"color": style.color, "transform": moved}
+    for family, look, line in lines_of(data, "state_bytes", "family", marker=1.35):
+        color, label, marker = look["color"], look.pop("label"), {name: look.pop(name) for name in ("marker", "markersize")}
+        moved = {"transform": offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points"), "color": color}
         each = line[line["seeds"] > 1].explode("each")
-        axes.plot(each["state_bytes"], each["each"], ".", markersize=4, alpha=0.6, **look)
+        axes.plot(each["state_bytes"], each["each"], ".", markersize=4, alpha=0.6, **moved)
         bounded = line[line["reachable"] < 1]
-        axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **look)
-        axes.plot(line["state_bytes"], line["mean"], linewidth=style.width, linestyle=style.dashes, **look)
-        size = 1.35 * marker_size(model)
-        axes.plot(line["state_bytes"], line["mean"], style.marker, markersize=size, label=plain(family), **look)
+        axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **moved)
+        axes.plot(line["state_bytes"], line["mean"], **look | moved)
+        axes.plot(line["state_bytes"], line["mean"], linestyle="none", label=label, **marker | moved)
     if (data["reachable"] < 1).any():
         axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
     if data["chance"].notna().any():
@@ -135,16 +111,16 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
 
 
 def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
-    """How far, in points, each family moves to the right so that markers at nearly one place are all seen."""
-    places: list[list[str]] = []
+    """How far, in points, each family moves to the right so that markers that would hide one another are all seen."""
+    heaps: list[list[str]] = []
     points = {family: group[["state_bytes", "mean"]].to_numpy() for family, group in data.groupby("family")}
     for family, _ in arms_in_order(data, "family"):
-        near = [place for place in places if _overlap(points[family], points[place[0]])]
-        if near:
-            near[0].append(family)
+        near = next((heap for heap in heaps if _overlap(points[family], points[heap[0]])), None)
+        if near is None:
+            heaps.append([family])
         else:
-            places.append([family])
-    return {family: 7.0 * (i - (len(place) - 1) / 2) for place in places for i, family in enumerate(place)}
+            near.append(family)
+    return {family: 7.0 * (i - (len(heap) - 1) / 2) for heap in heaps for i, family in enumerate(heap)}
 
 
 def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
@@ -170,15 +146,14 @@ def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -
         raise NoData(f"no run of {', '.join(tasks)} has logged its training")
     curves = frames.curves[frames.curves["task"].isin(present)]
     data = curves.groupby(["task", "arm", "model", "tokens"], as_index=False)["loss"].mean()
-    by_curve = data.groupby(["task", "arm"])["loss"]
-    data["smoothed"] = by_curve.transform(
+    data["smoothed"] = data.groupby(["task", "arm"])["loss"].transform(
         lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
     )
     figure, panels = row_of_panels(len(present), width=3.7, beside=1.8, height=3.5)
     for axes, task in zip(panels, present, strict=True):
         of_task = data[data["task"] == task]
-        for arm, model, line in lines_of(of_task, "tokens"):
-            axes.plot(line["tokens"], line["smoothed"], label=plain(arm), **line_style(model))
+        for _, look, line in lines_of(of_task, "tokens"):
+            axes.plot(line["tokens"], line["smoothed"], **look)
         axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
         # The first steps are the same fall for everybody and would press the rest of the curves together.
         axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())

@@ -1,4 +1,4 @@
-"""A table as Markdown, LaTeX and HTML. What a cell says is escaped everywhere: a store may come from a stranger."""
+"""A table as Markdown, LaTeX and HTML. What an entry says is escaped everywhere: a store may come from a stranger."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import html
 import math
 import re
 
-from reports.parts import Cell, Table
+from reports.kit.parts import Entry, Table
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -36,7 +36,7 @@ def to_markdown(table: Table) -> str:
         " | ".join(map(escape_markdown, table.header)),
         " | ".join("---:" if numeric else "---" for numeric in numeric_columns(table)),
     ]
-    lines += [" | ".join(wrap[cell.mark].format(escape_markdown(cell.text)) for cell in row) for row in table.rows]
+    lines += [" | ".join(wrap[entry.mark].format(escape_markdown(entry.text)) for entry in row) for row in table.rows]
     notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
     return "".join(f"| {line} |\n" for line in lines) + notes
 
@@ -47,25 +47,25 @@ def to_latex(table: Table) -> str:
     alignment = "".join("r" if numeric else "l" for numeric in numeric_columns(table))
     lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
     lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(wrap[cell.mark].format(escape_latex(cell.text)) for cell in row) + r" \\" for row in table.rows]
+    lines += [" & ".join(wrap[entry.mark].format(escape_latex(entry.text)) for entry in row) + r" \\" for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*lines, *(rf"\par\smallskip {escape_latex(note)}" for note in table.notes)]) + "\n"
 
 
 def to_html(table: Table) -> str:
-    """A table that a click on a header sorts; `data-sort` carries the number behind a cell's text."""
+    """A table that a click on a header sorts; `data-sort` carries the number behind an entry's text."""
     classes = [' class="number"' if numeric else "" for numeric in numeric_columns(table)]
     header = "".join(
         f'<th scope="col"{kind}><button>{html.escape(title)}</button></th>'
         for kind, title in zip(classes, table.header, strict=True)
     )
-    body = "".join(f"<tr>{''.join(map(_html_cell, row, classes))}</tr>\n" for row in table.rows)
+    body = "".join(f"<tr>{''.join(map(_html_entry, row, classes))}</tr>\n" for row in table.rows)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in table.notes)
     return f'<div class="scroll"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}'
 
 
 def scientific(value: float) -> str:
-    """A number of any size for a cell or a sentence: "1.2e-5", "1e-4", "3.0", "76", "inf"."""
+    """A number of any size for an entry or a sentence: "1.2e-5", "1e-4", "3.0", "76", "inf"."""
     if not math.isfinite(value):
         return f"{value}"
     minus = "−" if value < 0 else ""
@@ -76,7 +76,7 @@ def scientific(value: float) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference for a cell or a sentence: "+0.12", "−0.12"; nothing is left of the sign of what rounds to zero."""
+    """A difference for an entry or a sentence: "+0.12", "−0.12"; nothing is left of the sign of what rounds to zero."""
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
@@ -90,10 +90,10 @@ def numeric_columns(table: Table) -> list[bool]:
     return [any(row[i].sort is not None for row in table.rows) for i in range(len(table.header))]
 
 
-def _html_cell(cell: Cell, kind: str) -> str:
+def _html_entry(entry: Entry, kind: str) -> str:
     wrap = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
-    sort = "" if cell.sort is None else f' data-sort="{cell.sort:.10g}"'
-    return f"<td{kind}{sort}>{wrap[cell.mark].format(html.escape(cell.text))}</td>"
+    sort = "" if entry.sort is None else f' data-sort="{entry.sort:.10g}"'
+    return f"<td{kind}{sort}>{wrap[entry.mark].format(html.escape(entry.text))}</td>"
 
 
 def one_line(text: str) -> str:

@@ -8,17 +8,18 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import banded_line, shades
-from reports.panels import metric_panels, position_axis, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific, signed
-from reports.solver_settings import setting_label
-from reports.study import BAND, by_band, by_metric, cells_by, less, mean_cell, of_stage, over_runs, seeds_note
+from reports.kit.lines import banded_lines, metric_panels, position_axis, shaded, with_legend
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import scientific, signed
+from reports.kit.rows import BAND, by_band, by_metric, less, of_stage, over_runs, seeds_note
+from reports.kit.solver_settings import setting_label
+from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
 
 DECODER = ["decode", "refresh", "max_steps", "tolerance"]
 STARTS = {"solver, diagonal start": "fresh start", "solver, previous_token start": "warm start"}
 STEPS, TIME = "solver_steps", "relative_time"
+COSTS = ("readout_error", "readout_error_worst", STEPS, TIME, "microseconds_per_token")
 
 
 def decoder_label(decode: str, refresh: float, max_steps: float, tolerance: float) -> str:
@@ -34,8 +35,14 @@ def decoder_rows(frames: Frames, *, task: str, metric: str, whole: bool) -> pd.D
     return rows.assign(decoder=[decoder_label(*key) for key in rows[DECODER].itertuples(index=False)])
 
 
-def in_reading_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Solvers before the recursion, tight before loose, fresh before warm; the recursion from often to never refreshed."""
+def asked(table: pd.DataFrame, decoders: Sequence[str]) -> pd.DataFrame:
+    """The rows of the decoders: solvers before the recursion, tight before loose, fresh before warm; it from often to never.
+
+    decoders: of the `decode` of the rows, e.g. "sherman_morrison", or labels of single ones. Raises NoData where none was run.
+    """
+    table = table[table["decode"].isin(decoders) | table["decoder"].isin(decoders)]
+    if table.empty:
+        raise NoData(f"no run was decoded with {', '.join(decoders)} (stage decode)")
     keys = table.assign(
         recursion=table["decode"] == "sherman_morrison",
         often=table["refresh"].replace(0, np.inf),
@@ -47,40 +54,31 @@ def in_reading_order(table: pd.DataFrame) -> pd.DataFrame:
 def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[str]) -> Table:
     """One row a way of decoding: its loss less the baseline's, its error against an exact solve, its steps and time.
 
-    decoders: of the `decode` of the rows, e.g. "sherman_morrison", or labels of single ones; baseline: such a label.
+    decoders: see `asked`. baseline: the label of one.
     """
-    costs = ("readout_error", "readout_error_worst", STEPS, TIME, "microseconds_per_token")
-    nll, *others = (decoder_rows(frames, task=task, metric=metric, whole=True) for metric in ("nll", *costs))
+    nll = decoder_rows(frames, task=task, metric="nll", whole=True)
     paired = less(nll, nll[nll["decoder"] == baseline], on=["run_id"], done=f"decoded with {baseline}")
     keys = ["decoder", *DECODER]
     change = over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll")
-    data = pd.concat([change, by_metric(dict(zip(costs, others, strict=True)), keys)], ignore_index=True)
-    data = in_reading_order(_asked(data, decoders))
-    if data.empty:
-        raise NoData(f"no run was decoded with {', '.join(decoders)} (stage decode)")
-    rows = [(Cell(decoder), *cells) for decoder, cells in cells_by(data, "decoder", "metric", ("nll", *costs), _cell)]
-    titles = [f"{METRICS['nll'].label} less {baseline}", *map(axis_label, costs)]
+    costs = {metric: decoder_rows(frames, task=task, metric=metric, whole=True) for metric in COSTS}
+    data = asked(pd.concat([change, by_metric(costs, keys)], ignore_index=True), decoders)
+    rows = [(Entry(decoder), *entries) for decoder, entries in entries_by(data, "decoder", "metric", ("nll", *COSTS), _entry)]
+    titles = [f"{METRICS['nll'].label} less {baseline}", *map(axis_label, COSTS)]
     return Table(data, ("decoding", *titles), tuple(rows), (*findings(data, baseline), seeds_note(data, "±")))
 
 
-def _asked(table: pd.DataFrame, decoders: Sequence[str]) -> pd.DataFrame:
-    return table[table["decode"].isin(decoders) | table["decoder"].isin(decoders)]
-
-
-def _cell(row: Mapping[str, object], metric: str) -> Cell:
+def _entry(row: Mapping[str, object], metric: str) -> Entry:
     if row["decode"] == "sherman_morrison" and metric == STEPS:
-        return Cell("none")
-    return mean_cell(row, metric, difference=True, digits=5) if metric == "nll" else mean_cell(row, metric)
+        return Entry("none")
+    return mean_entry(row, metric, difference=True, digits=5) if metric == "nll" else mean_entry(row, metric)
 
 
 def findings(data: pd.DataFrame, baseline: str) -> list[str]:
     """One sentence a pair of fresh and warm start, and one for each recursion: steps saved, error and time."""
-    mean = data.pivot_table(index="decoder", columns="metric", values="mean", sort=False)
+    mean = data.pivot_table(index="decoder", columns="metric", values="mean", sort=False).to_dict("index")
     said = []
-    for decoder in mean.index:
-        own = mean.loc[decoder]
-        if decoder.startswith("warm start") and (fresh := decoder.replace("warm", "fresh")) in mean.index:
-            other = mean.loc[fresh]
+    for decoder, own in mean.items():
+        if decoder.startswith("warm start") and (other := mean.get(decoder.replace("warm", "fresh"))):
             said.append(
                 f"Warm start at {decoder.removeprefix('warm start, ')}: {signed(other[STEPS] - own[STEPS], 2)} steps saved of "
                 f"{other[STEPS]:.2f}, error {scientific(own['readout_error'])} against {scientific(other['readout_error'])}, "
@@ -96,18 +94,17 @@ def findings(data: pd.DataFrame, baseline: str) -> list[str]:
 
 def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: Sequence[str]) -> Drawing:
     """One panel a metric by position, one line a way of decoding, mean over seeds with 95 % t intervals as bands."""
-    tables = {metric: _asked(decoder_rows(frames, task=task, metric=metric, whole=False), decoders) for metric in metrics}
-    if any(rows.empty for rows in tables.values()):
-        raise NoData(f"no run was decoded with {', '.join(decoders)} by position (stage decode)")
-    data = in_reading_order(by_metric(tables, ["decoder", *DECODER, *BAND]))
+    tables = {metric: decoder_rows(frames, task=task, metric=metric, whole=False) for metric in metrics}
+    data = asked(by_metric(tables, ["decoder", *DECODER, *BAND]), decoders)
     figure = metric_panels(data, metrics, _lines, width=3.3, beside=2.6, height=3.6)
     return with_legend(data, figure, seeds_note(data, "Bands"))
 
 
 def _lines(axes: Axes, data: pd.DataFrame) -> None:
-    decoders = data["decoder"].unique()
-    for decoder, color in zip(decoders, shades(len(decoders)), strict=True):
-        dashes, marker = ("-", "o") if decoder.startswith("Sherman") else ("--", "s")
-        look = {"color": color, "linestyle": dashes, "marker": marker, "markersize": 3.5, "label": decoder}
-        banded_line(axes, data[data["decoder"] == decoder], look=look)
+    looks = {True: {"linestyle": "-"}, False: {"linestyle": "--", "marker": "s"}}
+    lines = (
+        (look | {"markersize": 3.5, "label": name} | looks[name.startswith("Sherman")], rows)
+        for name, look, rows in shaded(data, "decoder")
+    )
+    banded_lines(axes, lines)
     position_axis(axes)

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from reports.lines import lines_of
-from reports.panels import row_of_panels, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.study import BAND, cells_by, seed_summary, spread
-from reports.style import arms_in_order, line_style, plain
-from reports.tables import notes_on, number
+from reports.kit.lines import lines_of, row_of_panels, with_legend
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.rows import BAND, of_stage, seed_summary
+from reports.kit.style import arms_in_order
+from reports.kit.tables import entries_by, notes_on, number, spread
 from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model"]
@@ -27,11 +26,10 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
     data, trained = length_scores(frames, task=task, split=split, window=window)
     figure, (axes,) = row_of_panels(1, width=7.4, height=3.6)
     drawn: list[str] = []
-    for arm, model, line in lines_of(data, "length"):
-        look = line_style(model) | {"linestyle": DASHES[drawn.count(model) % len(DASHES)]}
-        axes.plot(line["length"], line["mean"], label=plain(arm), **look)
+    for _, look, line in lines_of(data, "length"):
+        axes.plot(line["length"], line["mean"], **look | {"linestyle": DASHES[drawn.count(look["color"]) % len(DASHES)]})
         axes.plot(line["length"], line.filter(like="seed "), color=look["color"], linewidth=0.5, alpha=0.6)
-        drawn.append(model)
+        drawn.append(look["color"])
     axes.axhline(_chance(frames, task), color="#666666", linestyle=":", linewidth=1.2, label="chance")
     axes.axvline(trained, color="black", linewidth=1.0, linestyle="--", label=f"trained to {trained}")
     axes.set(xlabel="length [tokens]", ylabel=axis_label("accuracy"), ylim=(0.4, 1.03))
@@ -42,18 +40,15 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
 
 def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tuple[pd.DataFrame, int]:
     """One row an arm and window: length (its middle), mean, seeds, each seed's own; and the trained length."""
-    rows = frames.results
-    rows = rows[(rows["task"] == task) & (rows["split"] == split) & (rows["metric"] == "accuracy") & (rows["stage"] == "test")]
-    if rows.empty or "position" not in rows:
+    rows = of_stage(frames.results, stage="test", task=task, metric="accuracy", split=split)
+    if "position" not in rows or rows["position"].isna().all():
         raise NoData(f"no run has the accuracy of {task} by position (stage test)")
     rows = rows[rows["position"].notna()]
-    first = window * (rows["position"] // window)
-    middles = first + (window + 1) / 2
+    middles = window * (rows["position"] // window) + (window + 1) / 2
     per_run = rows.assign(length=middles).groupby([*ARM, "length", "seed"])["value"].mean().reset_index()
     seeds = per_run.pivot(index=[*ARM, "length"], columns="seed", values="value").add_prefix("seed ")
     table = seeds.assign(seeds=seeds.notna().sum(axis=1), mean=seeds.mean(axis=1)).reset_index().rename_axis(columns=None)
-    table = table[[*ARM, "length", "seeds", "mean", *seeds]]
-    return table, int(rows["seq_len"].iloc[0])
+    return table[[*ARM, "length", "seeds", "mean", *seeds]], int(rows["seq_len"].iloc[0])
 
 
 def _chance(frames: Frames, task: str) -> float:
@@ -66,18 +61,17 @@ def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence
     edges: the last lengths of consecutive ranges, e.g. [40, 64, 128, 256].
     """
     rows, trained = length_scores(frames, task=task, split=split, window=1)
-    starts = [1, *(edge + 1 for edge in edges[:-1])]
-    ranges = list(zip(starts, edges, strict=True))
+    ranges = [(low + 1, high) for low, high in zip([0, *edges], edges, strict=False)]
     tidy, table, chance = [], [], _chance(frames, task)
     for arm, model in arms_in_order(rows):
-        own, cells = rows[rows["arm"] == arm], []
+        own, entries = rows[rows["arm"] == arm], []
         for low, high in ranges:
             seeds = own[own["length"].between(low, high)].filter(like="seed ").mean()
             found = seed_summary(seeds.dropna().to_numpy(), "accuracy")
             tidy.append({"arm": arm, "model": model, **found, "low": low, "high": high, "worst": seeds.min()})
             text = number(found["mean"], "accuracy") + spread(found, digits=METRICS["accuracy"].digits, chance=chance)
-            cells.append(Cell(f"{text}, worst {number(seeds.min(), 'accuracy')}", found["mean"]))
-        table.append((Cell(arm), *cells))
+            entries.append(Entry(f"{text}, worst {number(seeds.min(), 'accuracy')}", found["mean"]))
+        table.append((Entry(arm), *entries))
     header = ("model", *(f"length {low} to {high}" for low, high in ranges))
     notes = [f"Trained to length {trained}.", *notes_on(frames.cells[frames.cells["task"] == task])]
     return Table(pd.DataFrame(tidy), header, tuple(table), tuple(notes))
@@ -86,42 +80,38 @@ def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence
 def definiteness(frames: Frames, *, task: str) -> Table:
     """Model x range of lengths: the smallest eigenvalue of H + Lambda at any token, and the share of tokens where it is <= 0.
 
-    Over all examples, layers, heads and seeds of the stage `internals`.
+    The values are over all examples, layers, heads and seeds of the stage `internals`.
     """
-    rows = frames.results
-    rows = rows[(rows["task"] == task) & (rows["stage"] == "internals")]
-    rows = rows[rows["metric"].isin(("smallest_eigenvalue", "indefinite"))]
-    if rows.empty:
+    rows = of_stage(frames.results, stage="internals", task=task)
+    if not set(rows["metric"]) & {"smallest_eigenvalue", "indefinite"}:
         raise NoData(f"no run of {task} has the eigenvalues of H + Lambda (stage internals)")
-    rows = rows[rows["position_low"].notna() & rows["head"].notna()]
-    data = definite_by_range(rows)
+    data = definite_by_range(rows[rows["position_low"].notna() & rows["head"].notna()])
     ranges = sorted(set(zip(data["position_low"], data["position_high"], strict=True)))
-    cells = dict(cells_by(data, "arm", BAND, ranges, _definiteness_cell))
+    entries = dict(entries_by(data, "arm", BAND, ranges, _definiteness_entry))
     arms = [arm for arm, _ in arms_in_order(data)]
-    header = (
-        "model",
-        *(f"tokens {low + 1:.0f} to {high:.0f}" if high > low + 1 else f"token {high:.0f}" for low, high in ranges),
-    )
-    return Table(data, header, tuple((Cell(arm), *cells[arm]) for arm in arms), tuple(_verdict(data, arm) for arm in arms))
+    titles = [f"tokens {low + 1:.0f} to {high:.0f}" if high > low + 1 else f"token {high:.0f}" for low, high in ranges]
+    rows = tuple((Entry(arm), *entries[arm]) for arm in arms)
+    return Table(data, ("model", *titles), rows, tuple(_verdict(data, arm) for arm in arms))
 
 
 def definite_by_range(rows: pd.DataFrame) -> pd.DataFrame:
     """One row an arm and range of positions: smallest (over everything), indefinite (mean share), heads and seeds with any."""
     found = []
-    for (arm, model, low, high), group in rows.groupby([*ARM, "position_low", "position_high"]):
-        smallest = group[group["metric"] == "smallest_eigenvalue"]
+    for key, group in rows.groupby([*ARM, *BAND]):
         share = group[group["metric"] == "indefinite"]
+        some = share[share["value"] > 0]
         found.append(
-            {"arm": arm, "model": model, "position_low": low, "position_high": high, "smallest": smallest["value"].min()}
+            dict(zip([*ARM, *BAND], key, strict=True))
+            | {"smallest": group.loc[group["metric"] == "smallest_eigenvalue", "value"].min()}
             | {"indefinite": share["value"].mean(), "seeds": share["seed"].nunique(), "heads": len(share)}
-            | {"seeds_with_any": share[share["value"] > 0]["seed"].nunique(), "heads_with_any": int((share["value"] > 0).sum())}
+            | {"seeds_with_any": some["seed"].nunique(), "heads_with_any": len(some)}
         )
     return pd.DataFrame(found)
 
 
-def _definiteness_cell(row: Mapping[str, float], _place: tuple[float, float]) -> Cell:
+def _definiteness_entry(row: Mapping[str, float], _range: tuple[float, float]) -> Entry:
     share = f"; {100 * row['indefinite']:.2g} % of tokens" if row["indefinite"] > 0 else ""
-    return Cell(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
+    return Entry(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
 
 
 def _verdict(data: pd.DataFrame, arm: str) -> str:

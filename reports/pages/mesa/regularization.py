@@ -9,33 +9,41 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import seed_points, shades
-from reports.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.statistics import t_interval
-from reports.study import mean_cell, of_stage, seed_summary, seeds_note
-from reports.style import fact_label, fact_text, plain
-from reports.tables import Column, column_of, notes_on, outcomes, per_run, rows_of
+from reports.kit.intervals import t_interval
+from reports.kit.lines import (
+    WIDE_RANGE,
+    grid_of_panels,
+    row_of_panels,
+    scale_of_metric,
+    seed_points,
+    shaded,
+    ticks_at,
+    with_legend,
+)
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.rows import of_stage, seeds_note
+from reports.kit.style import fact_label, fact_text, plain
+from reports.kit.tables import Column, column_of, mean_entry, notes_on, scored_cells, summarised
 from suite.metrics import METRICS, axis_label
 
-FLOOR, CAP = "regularizer_floor", "forget_cap"
+FLOOR, CAP = "regularizer_floor", "model.mixer.forget_cap"
 LOOKS = (("#d55e00", "o"), ("#332288", "s"), ("#44aa99", "D"), ("#aa4499", "^"))
 LOGARITHMIC = ("condition", *WIDE_RANGE)
+WRONG = {
+    "readout_error": ("read-out wrong by more than 1 %", lambda mean: mean > 1e-2),
+    "finite": ("not finite", lambda mean: mean < 1),
+}
+"""Metrics after a run that say what broke, and where they say so."""
 
 
 def cells_of(frames: Frames, column: Column) -> pd.DataFrame:
-    """The cells of the column's task and size with `cap`, the forget cap in words; raises NoData where no floor is known."""
-    cells = rows_of(frames.cells, column).dropna(subset=FLOOR)
+    """`scored_cells` with the floor and `cap`, the forget cap in words, by both; raises NoData where no floor is known."""
+    cells = scored_cells(frames, column)
+    cells = cells.assign(**{FLOOR: cells.get(f"model.mixer.{FLOOR}", np.nan)}).dropna(subset=FLOOR)
     if cells.empty:
         raise NoData(f"no run of {column.task} with a floor of Lambda was asked for")
-    return cells.assign(cap=[fact_text(CAP, None if pd.isna(value) else value) for value in cells[CAP]])
-
-
-def on_text(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row a floor and cap: the score's mean and interval over seeds, and what became of the runs without one."""
-    values = per_run(frames, column, column.metric).rename("value")
-    cells = cells_of(frames, column).merge(values, left_on="run_id", right_index=True, how="left")
-    return _summarised(cells, column.metric)
+    caps = [fact_text(CAP, None if pd.isna(value) else value) for value in cells[CAP]]
+    return cells.assign(cap=caps).sort_values([FLOOR, "cap"], kind="stable")
 
 
 def after_runs(frames: Frames, column: Column, metric: str) -> pd.DataFrame:
@@ -46,23 +54,17 @@ def after_runs(frames: Frames, column: Column, metric: str) -> pd.DataFrame:
     values = (tables[0] - tables[1] if len(tables) > 1 else tables[0]).rename("value").reset_index()
     # The store keeps what is not finite as nothing; here it was measured, and is as bad as can be.
     values["value"] = values["value"].fillna(np.inf)
-    cells = cells_of(frames, column)
     lengths = pd.DataFrame({"run_length": sorted(values["run_length"].unique())})
-    asked = cells.merge(lengths, how="cross").merge(values, on=["run_id", "run_length"], how="left")
-    return pd.concat([_summarised(own, metric).assign(run_length=length) for length, own in asked.groupby("run_length")])
+    asked = cells_of(frames, column).drop(columns="value").merge(lengths, how="cross")
+    asked = asked.merge(values, on=["run_id", "run_length"], how="left")
+    return pd.concat([by_floor_and_cap(own, metric).assign(run_length=length) for length, own in asked.groupby("run_length")])
 
 
-def _summarised(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
-    rows = []
-    for (floor, cap), group in cells.groupby([FLOOR, "cap"]):
-        scored = group.dropna(subset="value")
-        found = seed_summary(scored["value"].to_numpy(), metric) if len(scored) else {"n": 0}
-        found["by_seed"] = dict(zip(scored["seed"], scored["value"], strict=True))
-        key = {FLOOR: floor, "cap": cap, "metric": metric, "asked": len(group)}
-        rows.append(found | key | {"without": outcomes(group.loc[group["value"].isna(), "status"])})
-    return pd.DataFrame(rows).reindex(
-        columns=[FLOOR, "cap", "metric", "mean", "low", "high", "half_width", "n", "each", "by_seed", "asked", "without"]
-    )
+def by_floor_and_cap(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """`summarised` by floor and cap, with the value of every seed."""
+    scored = [group.dropna(subset="value") for _, group in cells.groupby([FLOOR, "cap"], sort=False)]
+    by_seed = [dict(zip(group["seed"], group["value"], strict=True)) for group in scored]
+    return summarised(cells, [FLOOR, "cap"], metric).assign(by_seed=by_seed)
 
 
 def title_of(metric: str) -> str:
@@ -86,17 +88,18 @@ def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str],
 
 
 def on_text_and_after(frames: Frames, column: Column, after: Sequence[str]) -> tuple[dict[str, pd.DataFrame], float]:
-    """`on_text` under "", `after_runs` of each metric at the longest run under its name, and how long that run is."""
-    tables = {"": on_text(frames, column)} | {metric: after_runs(frames, column, metric) for metric in after}
-    longest = max(tables[metric]["run_length"].max() for metric in after)
-    return tables | {metric: tables[metric][tables[metric]["run_length"] == longest] for metric in after}, longest
+    """Under "" the score on text by floor and cap, `after_runs` of each metric at the longest run, and how long that run is."""
+    text = by_floor_and_cap(cells_of(frames, column), column.metric)
+    tables = {metric: after_runs(frames, column, metric) for metric in after}
+    longest = max(table["run_length"].max() for table in tables.values())
+    return {"": text} | {metric: table[table["run_length"] == longest] for metric, table in tables.items()}, longest
 
 
 def _panel(axes: Axes, table: pd.DataFrame) -> None:
     metric = table["metric"].iloc[0]
     scale_of_metric(axes, metric)
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
-        # An interval that reaches zero has no place on a logarithmic axis.
+        # An interval that reaches zero can't be shown on a logarithmic axis.
         line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
         look = {"color": color, "marker": marker, "markersize": 4.5, "label": plain(cap)}
         seed_points(axes, line, FLOOR, look=look)
@@ -113,12 +116,12 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
 def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> Drawing:
     """A metric of the stage `repeats` by the length of the run, one panel with the cap and one without, one line a floor."""
     data = after_runs(frames, column_of(column), metric)
-    caps, floors = sorted(data["cap"].unique()), sorted(data[FLOOR].unique())
+    caps = sorted(data["cap"].unique())
     figure, panels = row_of_panels(len(caps), width=3.4, beside=1.8, height=3.3, sharey=True)
     for axes, cap in zip(panels, caps, strict=True):
-        for floor, color in zip(floors, shades(len(floors)), strict=True):
-            line = data[(data["cap"] == cap) & (data[FLOOR] == floor)].sort_values("run_length")
-            axes.plot(line["run_length"], line["mean"], color=color, marker="o", markersize=3.5, label=fact_text(FLOOR, floor))
+        for floor, look, line in shaded(data[data["cap"] == cap].sort_values([FLOOR, "run_length"]), FLOOR):
+            label = f"{fact_label(FLOOR)} {floor:g}"
+            axes.plot(line["run_length"], line["mean"], **look | {"markersize": 3.5, "label": label})
         axes.set_xscale("symlog", linthresh=data.loc[data["run_length"] > 0, "run_length"].min(), linscale=0.5)
         ticks_at(axes, data["run_length"])
         axes.set(xlabel="repeated tokens", title=cap)
@@ -131,57 +134,61 @@ def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence
     """One row a cap and floor: the score on text, and every metric of `after` after the longest run; what broke is named."""
     wanted = column_of(column)
     tables, longest = on_text_and_after(frames, wanted, after)
-    rows = []
-    for (cap, floor), _ in tables[""].groupby(["cap", FLOOR]):
-        own = (table[(table["cap"] == cap) & (table[FLOOR] == floor)].iloc[0] for table in tables.values())
-        rows.append((Cell(cap), Cell(f"{floor:g}", floor), *map(_cell, own)))
+    indexed = [table.set_index(["cap", FLOOR]) for table in tables.values()]
+    keys = sorted(indexed[0].index)
+    rows = [(Entry(key[0]), Entry(f"{key[1]:g}", key[1]), *(_entry(table.loc[key]) for table in indexed)) for key in keys]
     titles = [title_of(metric).replace("\n", " ") for metric in (wanted.metric, *after)]
     data = pd.concat([table.assign(of=name or wanted.metric) for name, table in tables.items()], ignore_index=True)
     header = ("forget cap", fact_label(FLOOR), f"text: {titles[0]}", *(f"{longest:g} repeated: {title}" for title in titles[1:]))
-    return Table(data, header, tuple(rows), (*broken(tables), *notes_on(cells_of(frames, wanted))))
+    return Table(data, header, tuple(rows), (*broken(tables), *notes_on(cells_of(frames, wanted).sort_index())))
 
 
-def _cell(row: pd.Series) -> Cell:
-    metric = row["metric"]
+def _entry(row: pd.Series) -> Entry:
     if not row["n"]:
-        return Cell(row["without"])
-    if np.isinf(row["mean"]):
-        cell = Cell("not finite", row["mean"])
-    else:
-        change = metric == "nll_change"
-        cell = mean_cell(row, metric, difference=change, digits=3 if change else None)
-    without = f" (n={row['n']:.0f}; {row['without']})" if row["without"] else ""
-    return Cell(cell.text + without, cell.sort)
+        return Entry(row["without"])
+    change = row["metric"] == "nll_change"
+    entry = mean_entry(row, row["metric"], difference=change, digits=3 if change else None)
+    text = "not finite" if np.isinf(row["mean"]) else entry.text
+    return Entry(f"{text} (n={row['n']:.0f}; {row['without']})" if row["without"] else text, row["mean"])
 
 
 def broken(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """One sentence a cap: the best floor on text and those not told apart from it, the diverged runs, and the floors
     whose read-out is wrong after a run.
     """
-    said = []
     text = next(iter(tables.values()))
-    better = METRICS[text["metric"].iloc[0]].better
+    said = []
     for cap, own in text.groupby("cap"):
-        scored = own.dropna(subset="mean")
-        parts = []
-        if len(scored):
-            best = scored.loc[scored["mean"].idxmin() if better == "lower" else scored["mean"].idxmax()]
-            others = scored[scored[FLOOR] != best[FLOOR]]
-            # The best is chosen by its score: each two floors count as compared.
-            apart = [_apart(values, best["by_seed"], pairs=math.comb(len(scored), 2)) for values in others["by_seed"]]
-            near = others.loc[~np.array(apart, dtype=bool), FLOOR]
-            told = f", not told apart from {', '.join(f'{floor:g}' for floor in near)}" if len(near) else ""
-            parts.append(f"best mean on text at a floor of {best[FLOOR]:g}{told}")
+        parts = _best(own)
         diverged = own.loc[own["without"].str.contains("diverged"), FLOOR]
-        parts.append(f"diverged at {', '.join(f'{floor:g}' for floor in diverged)}" if len(diverged) else "no run diverged")
-        for metric, limit, name in (("readout_error", 1e-2, "read-out wrong by more than 1 %"), ("finite", None, "not finite")):
-            if metric in tables:
-                after = tables[metric][tables[metric]["cap"] == cap]
-                wrong = after.loc[after["mean"] > limit if limit else after["mean"] < 1, FLOOR]
-                places = f"at {', '.join(f'{floor:g}' for floor in wrong)}" if len(wrong) else "nowhere"
-                parts.append(f"{name} after the run {places}")
+        parts.append(f"diverged at {_floors(diverged)}" if len(diverged) else "no run diverged")
+        for metric, (name, is_wrong) in WRONG.items():
+            if metric not in tables:
+                continue
+            after = tables[metric][tables[metric]["cap"] == cap]
+            wrong = after.loc[is_wrong(after["mean"]), FLOOR]
+            parts.append(f"{name} after the run {f'at {_floors(wrong)}' if len(wrong) else 'nowhere'}")
         said.append(f"{cap[0].upper()}{cap[1:]}: {'; '.join(parts)}.")
     return said
+
+
+def _best(own: pd.DataFrame) -> list[str]:
+    """The best floor, and those that no interval tells apart from it; nothing where no floor has a score."""
+    scored = own.dropna(subset="mean")
+    if scored.empty:
+        return []
+    better = METRICS[own["metric"].iloc[0]].better
+    best = scored.loc[scored["mean"].idxmin() if better == "lower" else scored["mean"].idxmax()]
+    others = scored[scored[FLOOR] != best[FLOOR]]
+    # The best is chosen by its score: each two floors count as compared.
+    apart = [_apart(values, best["by_seed"], pairs=math.comb(len(scored), 2)) for values in others["by_seed"]]
+    near = others.loc[~np.array(apart, dtype=bool), FLOOR]
+    told = f", not told apart from {_floors(near)}" if len(near) else ""
+    return [f"best mean on text at a floor of {best[FLOOR]:g}{told}"]
+
+
+def _floors(values: pd.Series) -> str:
+    return ", ".join(f"{floor:g}" for floor in values)
 
 
 def _apart(values: Mapping[int, float], best: Mapping[int, float], *, pairs: int) -> bool:

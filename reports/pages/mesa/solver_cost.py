@@ -9,13 +9,22 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
-from reports.panels import row_of_panels, tolerance_axis
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific
-from reports.solver_settings import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.study import by_metric, cells_by, mean_cell, over_runs, seeds_note
-from reports.style import task_label
+from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, row_of_panels, seed_points, tolerance_axis
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import scientific
+from reports.kit.rows import by_metric, over_runs, seeds_note
+from reports.kit.solver_settings import (
+    RUN,
+    SETTING,
+    is_fixed,
+    is_stopped,
+    less_fixed,
+    setting_label,
+    setting_order,
+    setting_scores,
+)
+from reports.kit.style import task_label
+from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
 
 CHUNK_COLOR = "#e69f00"
@@ -38,8 +47,8 @@ def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: in
     if not parts:
         raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
     data = pd.concat(parts.values(), ignore_index=True)
-    settings = cells_by(setting_order(data), SETTING, ["task", "metric"], parts, _cell)
-    rows = tuple((Cell(setting_label(*setting)), *cells) for setting, cells in settings)
+    settings = entries_by(setting_order(data), SETTING, ["task", "metric"], parts, _entry)
+    rows = tuple((Entry(setting_label(*setting)), *entries) for setting, entries in settings)
     titles = [
         f"{task_label(task)} {axis_label(metric)}, less {steps} steps" if (task, metric) in asked else axis_label(metric)
         for task, metric in parts
@@ -67,10 +76,10 @@ def quiet_times(frames: Frames, task: str) -> pd.DataFrame:
     return both.assign(value=both["value_relative"] * fastest).drop(columns="value_relative")
 
 
-def _cell(row: Mapping[str, object], column: tuple[str, str]) -> Cell:
+def _entry(row: Mapping[str, object], column: tuple[str, str]) -> Entry:
     # Differences in nats matter from the fifth digit on, those of an accuracy as they are printed elsewhere.
     digits = 5 if column[1] == "nll" else None
-    return mean_cell(row, column[1], digits=digits, difference=row["less_steps"] > 0)
+    return mean_entry(row, column[1], digits=digits, difference=row["less_steps"] > 0)
 
 
 def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:

@@ -17,10 +17,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.panels import new_figure, used
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.statistics import Interval, standard_error, t_interval
-from reports.style import arms_in_order, marker_size, plain, style_of
+from reports.kit.intervals import Interval, standard_error, t_interval
+from reports.kit.lines import new_figure, used
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import signed, signed_interval
+from reports.kit.rows import of_stage
+from reports.kit.style import arms_in_order, line_style, plain
 from suite.metrics import METRICS
 
 VERDICTS = ("global", "local", "undecided")
@@ -44,28 +46,21 @@ class Comparison:
         return False if self.interval.high < 0 else None
 
     def __str__(self) -> str:
-        low, high = self.interval.low, self.interval.high
+        mean, low, high = self.interval
         if low == high == 0:
             return f"{self.upper} = {self.lower} on every example"
-        bounds = "no interval" if np.isnan(low) else f"[{_signed(low)}, {_signed(high)}]"
-        return f"{self.upper} − {self.lower} = {_signed(self.interval.mean)} {bounds}"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "−")
+        return f"{self.upper} − {self.lower} = {signed(mean, 3)}{signed_interval(low, high, 3) or ' no interval'}"
 
 
 def primary_scores(examples: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """The benchmark rows of the first of these metrics that each benchmark has; columns gain `shots` where absent."""
     if not set(metrics) <= set(METRICS):
         raise ValueError(f"metrics {sorted(set(metrics) - set(METRICS))} are not among {', '.join(METRICS)}")
-    rows = examples[(examples["stage"] == "lm_eval") & examples["metric"].isin(metrics)]
+    rows = of_stage(examples, stage="lm_eval")
+    rows = rows[rows["metric"].isin(metrics)]
     if rows.empty or "benchmark" not in rows:
         raise NoData("no run has benchmark scores (stage lm_eval)")
-    rows = rows.assign(
-        shots=rows.get("shots", np.nan),
-        rank=rows["metric"].map({metric: i for i, metric in enumerate(metrics)}),
-    )
+    rows = rows.assign(shots=rows.get("shots", np.nan), rank=rows["metric"].map(list(metrics).index))
     first = rows.groupby(["benchmark", "shots"], dropna=False)["rank"].transform("min")
     return rows[rows["rank"] == first].drop(columns="rank").dropna(subset="value")
 
@@ -73,7 +68,7 @@ def primary_scores(examples: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFra
 def chance_of(frames: Frames) -> pd.Series:
     """The score of guessing by benchmark and shots, of those for which it is known."""
     rows = frames.results[(frames.results["metric"] == "chance") & (frames.results["stage"] == "lm_eval")]
-    rows = rows.reindex(columns=[*rows.columns.difference(BENCHMARK), *BENCHMARK]).astype({"shots": float})
+    rows = rows.reindex(columns=[*BENCHMARK, "value"]).astype({"shots": float})
     return rows.groupby(BENCHMARK, dropna=False)["value"].mean()
 
 
@@ -143,18 +138,13 @@ def verdicts(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], 
     """The table of the split: one row a benchmark, with what settled it or what did not."""
     found = classify(primary_scores(frames.examples, metrics), windows=windows, full=full, chance=chance_of(frames))
     found = found.sort_values(["verdict", "benchmark", "shots"], key=reading_order, ignore_index=True)
-    rows = tuple(
-        (
-            Cell(benchmark_title(row.benchmark, row.shots)),
-            Cell(METRICS[row.metric].label),
-            Cell(f"{row.examples:,}", row.examples),
-            Cell(row.verdict),
-            Cell(row.reason),
-        )
-        for row in found.itertuples()
-    )
+    rows = []
+    for row in found.itertuples():
+        what = Entry(benchmark_title(row.benchmark, row.shots)), Entry(METRICS[row.metric].label)
+        rows.append((*what, Entry(f"{row.examples:,}", row.examples), Entry(row.verdict), Entry(row.reason)))
     counts = ", ".join(f"{int((found['verdict'] == verdict).sum())} {verdict}" for verdict in VERDICTS)
-    return Table(found, ("benchmark", "score", "examples", "verdict", "why"), rows, (f"Of {len(found)} benchmarks: {counts}.",))
+    header = ("benchmark", "score", "examples", "verdict", "why")
+    return Table(found, header, tuple(rows), (f"Of {len(found)} benchmarks: {counts}.",))
 
 
 def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> Drawing:
@@ -163,7 +153,8 @@ def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], fu
     metrics: a benchmark shows the first of these that it has. windows, full: what decides the split, see `classify`.
     """
     data = score_table(frames, metrics=metrics, windows=windows, full=full)
-    rows = [(verdict, titles) for verdict in VERDICTS for titles in _rows_of(data[data["verdict"] == verdict]["title"])]
+    titles = {verdict: list(data[data["verdict"] == verdict]["title"].unique()) for verdict in VERDICTS}
+    rows = [(name, of[i : i + PANELS_A_ROW]) for name, of in titles.items() for i in range(0, len(of), PANELS_A_ROW)]
     arms = arms_in_order(data)
     height = 0.85 + 0.155 * len(arms)
     figure = new_figure(9.6, height * len(rows))
@@ -200,28 +191,17 @@ def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str
     return table.sort_values(["benchmark", "shots", "arm"], key=reading_order, ignore_index=True)
 
 
-def _rows_of(titles: pd.Series) -> list[list[str]]:
-    """The titles, each once, cut into rows of panels."""
-    unique = list(titles.unique())
-    return [unique[start : start + PANELS_A_ROW] for start in range(0, len(unique), PANELS_A_ROW)]
-
-
 def _score_panel(axes: Axes, data: pd.DataFrame, arms: Sequence[tuple[str, str]]) -> None:
     """Models downwards, their score to the right. arms: what stands at y = 0, 1, 2, ..."""
-    low, high = METRICS[data["metric"].iloc[0]].bounds
+    metric = METRICS[data["metric"].iloc[0]]
+    low, high = metric.bounds
     for y, (arm, model) in enumerate(arms):
-        point, style = data[data["arm"] == arm], style_of(model)
-        axes.errorbar(
-            point["mean"],
-            [y] * len(point),
-            xerr=[np.minimum(point["standard_error"], room) for room in (point["mean"] - low, high - point["mean"])],
-            color=style.color,
-            marker=style.marker,
-            markersize=0.8 * marker_size(model),
-            linewidth=1.1,
-        )
+        point = data[data["arm"] == arm]
+        bars = [np.minimum(point["standard_error"], room) for room in (point["mean"] - low, high - point["mean"])]
+        look = line_style(model, 0.8) | {"linewidth": 1.1}
+        axes.errorbar(point["mean"], [y] * len(point), xerr=bars, **look)
     if data["chance"].notna().any():
         axes.axvline(data["chance"].mean(), color="#777777", linestyle=":", linewidth=1.2)
-    axes.set_xlabel(METRICS[data["metric"].iloc[0]].label, fontsize=7.5)
+    axes.set_xlabel(metric.label, fontsize=7.5)
     axes.tick_params(labelsize=7.5)
     axes.tick_params(axis="y", length=0)

@@ -6,29 +6,37 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 
+import numpy as np
 import pandas as pd
 
-from reports.lines import seed_points, shades
-from reports.panels import row_of_panels, steps_axis, with_legend, zero_line
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.render import scientific, signed_interval
-from reports.solver_settings import is_fixed, setting_label, setting_scores
-from reports.statistics import seed_interval
-from reports.study import cells_by, less, mean_cell, over_runs, seeds_note
-from reports.style import arms_in_order, plain
-from reports.tables import Column, column_of, notes_on, per_run, rows_of
+from reports.kit.intervals import seed_interval
+from reports.kit.lines import row_of_panels, seed_points, shaded, steps_axis, with_legend, zero_line
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import scientific, signed_interval
+from reports.kit.rows import less, over_runs, seeds_note
+from reports.kit.solver_settings import at_steps, is_fixed, setting_label, setting_scores
+from reports.kit.style import arms_in_order, plain
+from reports.kit.tables import Column, column_of, entries_by, mean_entry, notes_on, rows_of, scored_cells
 from suite.metrics import METRICS, axis_label
 
 TRAINED, MOST = "#d55e00", "#332288"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
+WAY = ["solver_tolerance", "solver_max_steps"]
+"""How a run's solver was stopped in training."""
 label_of = partial(setting_label, "cg", "diagonal")
 
 
+def with_way(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with WAY, random_steps and gradient, NaN in a model without a solver."""
+    names = {"solver_max_steps": "solver.max_steps", "solver_tolerance": "solver.tolerance", "gradient": "solver.gradient"}
+    names["random_steps"] = "random_steps"
+    return cells.assign(**{name: cells.get(f"model.mixer.{setting}", np.nan) for name, setting in names.items()})
+
+
 def trained_steps(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row a run: run_id, arm, seed, solver_max_steps and solver_tolerance of its training, and the column's value."""
-    values = per_run(frames, column, column.metric).rename("value").reset_index()
-    cells = rows_of(frames.cells, column)[["run_id", "arm", "seed", "solver_max_steps", "solver_tolerance"]]
-    table = cells.merge(values, on="run_id").dropna(subset="solver_max_steps")
+    """One row a run: run_id, arm, seed, WAY, and the column's value."""
+    cells = with_way(scored_cells(frames, column))[["run_id", "arm", "seed", *WAY, "value"]]
+    table = cells.dropna(subset=["value", "solver_max_steps"])
     if table.empty:
         raise NoData(f"no run of {column.task} whose solver takes a known number of steps has {column.metric}")
     return table
@@ -44,60 +52,57 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     data = by_evaluation(frames, wanted, steps)
     figure, (axes,) = row_of_panels(1, width=6.6, height=3.6)
     zero_line(axes)
+    fixed = data[data["solver_tolerance"] == 0]
     for name, color, marker, face in (("as trained", TRAINED, "o", TRAINED), (f"with {steps} steps", MOST, "s", "white")):
-        line = data[(data["evaluated"] == name) & (data["solver_tolerance"] == 0)]
         look = {"color": color, "marker": marker, "markerfacecolor": face, "markersize": 5, "label": f"evaluated {name}"}
-        seed_points(axes, line, "solver_max_steps", look=look)
+        seed_points(axes, fixed[fixed["evaluated"] == name], "solver_max_steps", look=look)
     for row in data[(data["solver_tolerance"] > 0) & (data["evaluated"] == "as trained")].itertuples():
         label = f"trained with eps {scientific(row.solver_tolerance)}"
         axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
         axes.axhspan(row.low, row.high, color="#44aa99", alpha=0.12, linewidth=0)
-    steps_axis(axes, data.loc[data["solver_tolerance"] == 0, "solver_max_steps"], "solver steps in training")
+    steps_axis(axes, fixed["solver_max_steps"], "solver steps in training")
     axes.set_ylabel(f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
     return with_legend(data, figure, seeds_note(data, "Bars and band"), "Differences are paired by seed.")
 
 
-def less_trained(table: pd.DataFrame, steps: int, metric: str) -> pd.DataFrame:
-    """Mean and interval over seeds of each arm's value less that of the run of its seed trained at `steps` fixed steps."""
-    at = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
-    paired = less(table, at, on=["seed"], done=f"trained at {steps} fixed steps")
-    keys = ["arm", "solver_max_steps", "solver_tolerance"]
-    return over_runs(paired, "difference", keys, metric=metric, difference=True)
-
-
 def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
-    """`less_trained` of the scores as trained and, where the stage `solver` has them, at `steps` fixed steps, by `evaluated`."""
+    """Mean and interval over seeds of each way's value less that of the run of its seed trained at `steps` fixed steps.
+
+    evaluated: as trained and, where the stage `solver` has the scores, at `steps` fixed steps.
+    """
     trained = trained_steps(frames, column)
     tables = {"as trained": trained}
     with suppress(NoData):
         scores = setting_scores(frames, task=column.task, metric=column.metric)
-        at = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
-        tables[f"with {steps} steps"] = trained.drop(columns="value").merge(at[["run_id", "value"]], on="run_id")
-    parts = [less_trained(table, steps, column.metric).assign(evaluated=name) for name, table in tables.items() if len(table)]
+        at = scores.loc[at_steps(scores, steps), ["run_id", "value"]]
+        tables[f"with {steps} steps"] = trained.drop(columns="value").merge(at, on="run_id")
+    parts = []
+    for name, table in tables.items():
+        if len(table):
+            reference = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
+            paired = less(table, reference, on=["seed"], done=f"trained at {steps} fixed steps")
+            found = over_runs(paired, "difference", ["arm", *WAY[::-1]], metric=column.metric, difference=True)
+            parts.append(found.assign(evaluated=name))
     return pd.concat(parts, ignore_index=True)
 
 
 def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> Table:
     """One row a way of training: its score less that of `steps` fixed steps in training, by the steps in evaluation."""
     wanted = column_of(column)
-    data = by_evaluation(frames, wanted, steps).sort_values(["solver_tolerance", "solver_max_steps"], ignore_index=True)
+    data = by_evaluation(frames, wanted, steps).sort_values(WAY, ignore_index=True)
     evaluated = data["evaluated"].unique()
-    cell = partial(mean_cell, difference=True, digits=4)
-    ways = cells_by(data, ["solver_tolerance", "solver_max_steps"], "evaluated", evaluated, cell)
-    rows = [(Cell(label_of(trained, tolerance), trained), *cells) for (tolerance, trained), cells in ways]
+    ways = entries_by(data, WAY, "evaluated", evaluated, partial(mean_entry, difference=True, digits=4))
+    rows = [(Entry(label_of(trained, tolerance), trained), *entries) for (tolerance, trained), entries in ways]
     title = f"{axis_label(wanted.metric)} less {steps} steps in training"
     header = ("trained with", *(f"{title}, evaluated {name}" for name in evaluated))
     return Table(data, header, tuple(rows), (*_clearly_worse(data), *notes_on(rows_of(frames.cells, wanted))))
 
 
-def _clearly_worse(data: pd.DataFrame) -> list[str]:
+def _clearly_worse(data: pd.DataFrame) -> Iterator[str]:
     """One sentence an evaluation: the ways of training whose whole interval is on the worse side of zero."""
-    said = []
     for name, own in data.groupby("evaluated", sort=False):
-        worse = own[own["low"] > 0]
-        labels = [label_of(row.solver_max_steps, row.solver_tolerance) for row in worse.itertuples()]
-        said.append(f"Evaluated {name}, worse by a whole interval: {', '.join(labels) or 'none'}.")
-    return said
+        worse = [label_of(steps, tolerance) for tolerance, steps in own.loc[own["low"] > 0, WAY].itertuples(index=False)]
+        yield f"Evaluated {name}, worse by a whole interval: {', '.join(worse) or 'none'}."
 
 
 def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
@@ -109,11 +114,12 @@ def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
 def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
     """The score by the steps in evaluation, one line a way of training."""
     data = robustness(frames, task=task, metric=metric)
-    names, arms = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
+    names, order = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
     figure, (axes,) = row_of_panels(1, width=7.6, height=3.8)
-    for arm, color, marker in zip(arms, shades(len(arms)), MARKERS * 3, strict=False):
-        look = {"color": color, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
-        seed_points(axes, data[data["arm"] == arm], "max_steps", look=look)
+    ordered = data.sort_values("arm", key=lambda arms: arms.map(order.index), kind="stable")
+    for (arm, look, line), marker in zip(shaded(ordered, "arm"), MARKERS * 3, strict=False):
+        look = {**look, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
+        seed_points(axes, line, "max_steps", look=look)
     steps_axis(axes, data["max_steps"], "solver steps in evaluation")
     axes.set_ylabel(axis_label(metric))
     return with_legend(data, figure, seeds_note(data, "Bars"))
@@ -121,7 +127,7 @@ def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
 
 def training_names(frames: Frames, task: str) -> dict[str, str]:
     """Every arm of the task in few words: "0 to 30 steps, unrolled gradient"; its label where two would be named alike."""
-    arms = frames.cells[frames.cells["task"] == task].drop_duplicates("arm").set_index("arm")
+    arms = with_way(frames.cells[frames.cells["task"] == task]).drop_duplicates("arm").set_index("arm")
     names = pd.Series({arm: _training_name(row) for arm, row in arms.iterrows()}).dropna()
     return dict(zip(arms.index, arms.index, strict=True)) | names[~names.duplicated(keep=False)].to_dict()
 
@@ -132,15 +138,15 @@ def _training_name(cell: pd.Series) -> str | None:
     steps = label_of(cell["solver_max_steps"], cell["solver_tolerance"])
     if pd.notna(cell["random_steps"]):
         steps = f"0 to {cell['random_steps']:g} steps"
-    return f"{steps}, {cell['solver_gradient']} gradient" if pd.notna(cell["solver_gradient"]) else steps
+    return f"{steps}, {cell['gradient']} gradient" if pd.notna(cell["gradient"]) else steps
 
 
 def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int) -> Table:
     """Way of training x steps in evaluation; which way is best at `few` and at `steps`, and loses least between them."""
     data = robustness(frames, task=task, metric=metric)
     names, evaluated = training_names(frames, task), sorted(data["max_steps"].unique())
-    cells = dict(cells_by(data, "arm", "max_steps", evaluated, lambda row, _: mean_cell(row, metric)))
-    rows = tuple((Cell(names[arm]), *cells[arm]) for arm, _ in arms_in_order(data))
+    entries = dict(entries_by(data, "arm", "max_steps", evaluated, lambda row, _: mean_entry(row, metric)))
+    rows = tuple((Entry(names[arm]), *entries[arm]) for arm, _ in arms_in_order(data))
     scores = setting_scores(frames, task=task, metric=metric)
     scores = scores[is_fixed(scores)].pivot_table(index="seed", columns=["max_steps", "arm"], values="value")
     asked = frames.cells[frames.cells["task"] == task]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pandas as pd
 
-from reports.parts import Frames
-from reports.render import scientific
-from reports.study import less, of_stage, slice_names
+from reports.kit.parts import Frames
+from reports.kit.render import scientific
+from reports.kit.rows import less, of_stage, slice_names
 
 SETTING = ["solver", "initial", "max_steps", "tolerance"]
 RUN = ["run_id", "seed", "arm", "family", "model"]
@@ -26,18 +24,26 @@ def setting_scores(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
 
 def is_fixed(table: pd.DataFrame) -> pd.Series:
     """Which rows ran a fixed number of steps of plain conjugate gradients from the diagonal start."""
-    return (table["tolerance"] == 0) & (table["initial"] == "diagonal") & (table["solver"] == "cg")
+    return _is_plain(table) & (table["tolerance"] == 0)
 
 
 def is_stopped(table: pd.DataFrame) -> pd.Series:
-    """Which rows stopped every token at a tolerance, likewise."""
-    return (table["tolerance"] > 0) & (table["initial"] == "diagonal") & (table["solver"] == "cg")
+    """Which rows stopped every token at a tolerance, by plain conjugate gradients from the diagonal start."""
+    return _is_plain(table) & (table["tolerance"] > 0)
 
 
-def less_fixed(scores: pd.DataFrame, *, steps: int, per: Sequence[str] = ()) -> pd.DataFrame:
-    """The scores with `difference`: the value less that of the same run, and the same `per`, at `steps` fixed steps."""
-    reference = scores[is_fixed(scores) & (scores["max_steps"] == steps)]
-    return less(scores, reference, on=["run_id", *per], done=f"evaluated at {steps} fixed steps")
+def _is_plain(table: pd.DataFrame) -> pd.Series:
+    return (table["initial"] == "diagonal") & (table["solver"] == "cg")
+
+
+def at_steps(table: pd.DataFrame, steps: int) -> pd.Series:
+    """Which rows ran so many fixed steps."""
+    return is_fixed(table) & (table["max_steps"] == steps)
+
+
+def less_fixed(scores: pd.DataFrame, *, steps: int) -> pd.DataFrame:
+    """The scores with `difference`: the value less that of the same run at `steps` fixed steps."""
+    return less(scores, scores[at_steps(scores, steps)], on=["run_id"], done=f"evaluated at {steps} fixed steps")
 
 
 def setting_label(solver: str, initial: str, max_steps: float, tolerance: float) -> str:

@@ -1,7 +1,4 @@
-"""How a score moves with one fact that an experiment varies, the learning rate or the size of a head.
-
-And whether that fact decides which of two models is ahead: tables and figures.
-"""
+"""How a score moves with one setting that an experiment varies, and whether that setting decides which of two models is ahead."""
 
 from __future__ import annotations
 
@@ -11,23 +8,33 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.lines import lines_of, seed_points
-from reports.panels import row_of_panels, ticks_at, with_legend, zero_line
-from reports.parts import VARIED, Cell, Drawing, Frames, NoData, Table
-from reports.render import signed, signed_interval
-from reports.study import cells_by, seed_summary, seeds_note
-from reports.style import arms_in_order, fact_label, fact_text, line_style, marker_size, plain, style_of, task_label
-from reports.tables import Column, column_of, marks, notes_on, number, per_run, rows_of, summarise, value_cells
+from reports.kit.lines import lines_of, row_of_panels, seed_points, ticks_at, with_legend, zero_line
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import signed, signed_interval
+from reports.kit.rows import seed_summary, seeds_note
+from reports.kit.style import arms_in_order, fact_label, fact_text, last_part, style_of, task_label
+from reports.kit.tables import (
+    Column,
+    column_of,
+    entries_by,
+    marks,
+    notes_on,
+    number,
+    rows_of,
+    scored_cells,
+    summarise,
+    value_entries,
+)
 from suite.metrics import METRICS, axis_label
 
 DIFFERENCE_COLOR = "#332288"
 
 
 def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -> Table:
-    """Model x value of the fact, the mean over seeds in every cell, best and second best marked.
+    """Model x value of the fact, the mean over seeds in every entry, best and second best marked.
 
-    column: the fields of `Column`. fact: of VARIED. best: "model" compares the models at one value, "fact" the values
-    of one model.
+    column: the fields of `Column`. fact: a setting, "train.lr". best: "model" compares the models at one value, "fact" the
+    values of one model.
     """
     if best not in ("model", "fact"):
         raise ValueError(f"best {best!r} is not one of model, fact")
@@ -35,11 +42,10 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
     summary = by_fact(frames, wanted, fact)
     if summary.empty:
         raise NoData(f"no run of {_title(wanted)} was asked for")
-    marked = marked_within(summary, wanted.metric, fact if best == "model" else "family")
+    entries = value_entries(summary, marked_within(summary, wanted.metric, fact if best == "model" else "family"))
     values = sorted(summary[fact].unique())
-    cells = value_cells(summary, marked)
-    found = dict(cells_by(summary, "family", fact, values, lambda row, _: cells[row["arm"]], "not asked"))
-    rows = tuple((Cell(family), *found[family]) for family, _ in arms_in_order(summary, "family"))
+    found = dict(entries_by(summary, "family", fact, values, lambda row, _: entries[row["arm"]], "not asked"))
+    rows = tuple((Entry(family), *found[family]) for family, _ in arms_in_order(summary, "family"))
     header = ("model", *(fact_text(fact, value) for value in values))
     return Table(summary, header, rows, tuple(notes_on(rows_of(frames.cells, wanted))))
 
@@ -47,10 +53,11 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
 def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
     """`summarise` with the value of the fact: one row a model and value. A run that has no such fact is left out.
 
-    Raises ValueError for a fact that is not of VARIED, NoData where a model has two arms at one value.
+    Raises ValueError for a fact that no run has, NoData where a model has two arms at one value.
     """
-    if fact not in VARIED:
-        raise ValueError(f"fact {fact!r} is not one of {', '.join(VARIED)}")
+    if fact not in frames.cells:
+        known = [name for name in frames.cells if "." in name]
+        raise ValueError(f"fact {fact!r} is not one of {', '.join(known)}")
     cells = rows_of(frames.cells, column)
     values = pd.to_numeric(cells.drop_duplicates("arm").set_index("arm")[fact], errors="coerce").dropna()
     if values.empty:
@@ -64,10 +71,7 @@ def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
 
 def marked_within(summary: pd.DataFrame, metric: str, column: str) -> dict[str, str]:
     """`marks` among the arms that agree in this column."""
-    marked: dict[str, str] = {}
-    for _, compared in summary.groupby(column):
-        marked |= marks(compared, metric)
-    return marked
+    return {arm: mark for _, compared in summary.groupby(column) for arm, mark in marks(compared, metric).items()}
 
 
 def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -> Drawing:
@@ -94,13 +98,13 @@ def _title(column: Column) -> str:
 
 def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
     marked = marked_within(table, column.metric, "family")
-    for family, model, line in lines_of(table, fact, "family"):
-        style, size = style_of(model), 0.9 * marker_size(model)
-        seed_points(axes, line, fact, look=line_style(model))
-        look = {"color": style.color, "marker": style.marker, "markersize": size, "linestyle": "none"}
-        axes.plot(line[fact], line["mean"], markerfacecolor="white", **look)
+    for _, look, line in lines_of(table, fact, "family", marker=0.9):
+        point = {"color": look["color"], "linestyle": "none", "marker": look.pop("marker"), "markersize": look.pop("markersize")}
+        label = look.pop("label")
+        seed_points(axes, line, fact, look=look)
+        axes.plot(line[fact], line["mean"], markerfacecolor="white", **point)
         best = line[line["arm"].map(marked).eq("best")]
-        axes.plot(best[fact], best["mean"], label=plain(family), **look)
+        axes.plot(best[fact], best["mean"], label=label, **point)
     _crosses(axes, table[table["without"].str.contains("diverged")], fact, at_top=METRICS[column.metric].better == "lower")
     scale_of(axes, fact, table[fact])
     axes.set(title=_title(column), xlabel=fact_label(fact), ylabel=axis_label(column.metric))
@@ -108,10 +112,11 @@ def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
 
 def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
     """The x axis of a fact: logarithmic, a forget gate by the time that it remembers, with a tick at every value."""
-    if fact == "forget_gate_init":
+    if last_part(fact) == "forget_gate_init":
         axes.set_xscale("function", functions=(lambda gamma: -np.log1p(-np.minimum(gamma, 0.9999)), lambda x: -np.expm1(-x)))
     else:
-        axes.set_xscale("log")
+        # A value of zero has no logarithm.
+        axes.set_xscale("log" if (values > 0).all() else "linear")
     ticks_at(axes, values)
 
 
@@ -129,11 +134,11 @@ def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]
 
     ahead: the label of the model that the interval puts ahead, or "undecided". Raises NoData where no value has both.
     """
-    values = per_run(frames, column, column.metric).rename("value")
-    cells = rows_of(frames.cells, column).merge(values, left_on="run_id", right_index=True)
+    cells = scored_cells(frames, column).dropna(subset="value")
+    cells = cells.dropna(subset=fact) if fact in cells else cells.iloc[:0]
     names = cells.drop_duplicates("model").set_index("model")["family"]
     rows = []
-    for value, group in cells.dropna(subset=fact).groupby(fact):
+    for value, group in cells.groupby(fact) if len(cells) else ():
         by_seed = group.pivot_table(index="seed", columns="model", values="value").reindex(columns=list(models)).dropna()
         if len(by_seed):
             found = seed_summary((by_seed[models[0]] - by_seed[models[1]]).to_numpy(), column.metric, difference=True)
@@ -157,11 +162,10 @@ def ranking(frames: Frames, *, column: Mapping[str, str], fact: str, models: Seq
     names = data["first_model"].iloc[0], data["second_model"].iloc[0]
     rows = [
         (
-            Cell(f"{row[fact]:g}", row[fact]),
-            Cell(number(row["first"], wanted.metric), row["first"]),
-            Cell(number(row["second"], wanted.metric), row["second"]),
-            Cell(signed(row["mean"], 4) + signed_interval(row["low"], row["high"], 4), row["mean"]),
-            Cell(row["ahead"]),
+            Entry(f"{row[fact]:g}", row[fact]),
+            *(Entry(number(row[name], wanted.metric), row[name]) for name in ("first", "second")),
+            Entry(signed(row["mean"], 4) + signed_interval(row["low"], row["high"], 4), row["mean"]),
+            Entry(row["ahead"]),
         )
         for row in data.to_dict("records")
     ]
@@ -172,11 +176,10 @@ def ranking(frames: Frames, *, column: Mapping[str, str], fact: str, models: Seq
 def answer(data: pd.DataFrame, fact: str) -> str:
     """One sentence: whether the ranking changes with the fact, by intervals and by means; No where every interval says so."""
     decided = set(data["ahead"]) - {"undecided"}
-    signs = set(np.sign(data["mean"]))
-    said = ", ".join(f"{row.ahead} at {getattr(row, fact):g}" for row in data.itertuples())
+    said = ", ".join(f"{ahead} at {value:g}" for ahead, value in zip(data["ahead"], data[fact], strict=True))
     if len(decided) > 1:
         verdict = "Yes"
-    elif {-1, 1} <= signs:
+    elif {-1, 1} <= set(np.sign(data["mean"])):
         verdict = "Not by the intervals, but the means change sign"
     else:
         verdict = "No" if "undecided" not in set(data["ahead"]) else "Not by the means, and not every interval is decided"

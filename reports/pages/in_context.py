@@ -9,15 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.lines import banded_line, lines_of
-from reports.panels import row_of_panels, with_legend
-from reports.parts import Cell, Drawing, Frames, NoData, Table
-from reports.study import cells_by, over_runs, spread
-from reports.style import arms_in_order, line_style, plain
-from reports.tables import notes_on
+from reports.kit.lines import banded_lines, lines_of, row_of_panels, with_legend
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.rows import over_runs
+from reports.kit.style import arms_in_order
+from reports.kit.tables import entries_by, marks, notes_on, spread
 from suite.metrics import METRICS, axis_label
 
-VARIANT = ["noise", "drift", "segment_len"]
+VARIANT = ["task.noise", "task.drift", "task.segment_len"]
 LINE = [*VARIANT, "metric", "family", "model"]
 REFERENCES = ("ridge_error", "bayes_error", "operator_error", "forgetting_error", "floored_error")
 OP_MARKS = {
@@ -36,7 +35,9 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
     variants = variants_of(data)
     figure, panels = row_of_panels(len(variants), width=3.3, beside=2.4, height=3.9, sharey=True)
     for axes, (title, shown) in zip(panels, variants.items(), strict=True):
-        _model_lines(axes, shown)
+        models = lines_of(shown[shown["metric"] == "squared_error"], "position", "family")
+        thin = ((look | {"linewidth": 0.8 * look["linewidth"]}, line) for _, look, line in models)
+        banded_lines(axes, thin, alpha=0.12)
         _reference_lines(axes, shown)
         axes.set(title=title, xlabel="pairs seen", yscale="log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -68,7 +69,8 @@ def _test_rows(results: pd.DataFrame, task: str) -> pd.DataFrame:
     rows = results[(results["task"] == task) & results["stage"].isin(("test", "least_squares"))]
     if rows.empty or "position" not in rows:
         raise NoData(f"no run has the squared error of {task} by position (stage test)")
-    return rows
+    # A setting that is null in all of the store's runs may have no column.
+    return rows.reindex(columns=[*rows.columns.union(VARIANT, sort=False)])
 
 
 def variants_of(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -80,17 +82,10 @@ def variants_of(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def variant_title(noise: float, drift: float, segment_len: float) -> str:
     """The targets in words: "constant W, noise 0.5"."""
-    what = f"W redrawn every {segment_len:g}" if not np.isnan(segment_len) else "constant W"
+    what = "constant W" if np.isnan(segment_len) else f"W redrawn every {segment_len:g}"
     if drift > 0:
         what = f"W drifts by {drift:g}" if np.isnan(segment_len) else f"{what}, drifting by {drift:g}"
     return f"{what}, noise {noise:g}"
-
-
-def _model_lines(axes: Axes, data: pd.DataFrame) -> None:
-    models = data[data["metric"] == "squared_error"]
-    for family, model, line in lines_of(models, "position", "family"):
-        look = line_style(model)
-        banded_line(axes, line, look=look | {"linewidth": 0.8 * look["linewidth"], "label": plain(family)}, alpha=0.12)
 
 
 def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
@@ -102,13 +97,13 @@ def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
     if not np.allclose(ridge["mean"], bayes["mean"], rtol=1e-6):
         look |= {"linewidth": 2.5, "linestyle": (0, (2, 1))}
         axes.plot(bayes["position"], bayes["mean"], label="best answer (Kalman)", **look)
-    drawn: list[np.ndarray] = []
+    drawn: list[pd.Series] = []
     for metric, look in OP_MARKS.items():
         line = lines[metric]
         # Where nothing is redrawn there is nothing to be told, and two of them are one.
         if line.empty or any(np.allclose(line["mean"], other, rtol=1e-6) for other in drawn):
             continue
-        drawn.append(line["mean"].to_numpy())
+        drawn.append(line["mean"])
         marked = line.iloc[:: max(1, len(line) // MARKED_POSITIONS)]
         axes.plot(marked["position"], marked["mean"], linestyle="none", color="black", markerfacecolor="none", **look)
 
@@ -119,11 +114,9 @@ def _decays(results: pd.DataFrame, task: str) -> list[str]:
     rows = rows[rows["metric"].isin(DECAYS)].drop_duplicates([*VARIANT, "metric", "seed"])
     notes = []
     for title, group in variants_of(rows).items():
-        gammas = [
-            f"{what} {', '.join(f'{gamma:g}' for gamma in sorted(group[group['metric'] == metric]['value'].unique()))}"
-            for metric, what in DECAYS.items()
-        ]
-        notes.append(f"{title}: gamma of the op, chosen on validation: {'; '.join(gammas)}.")
+        values = {what: sorted(group[group["metric"] == metric]["value"].unique()) for metric, what in DECAYS.items()}
+        gammas = "; ".join(f"{what} {', '.join(f'{gamma:g}' for gamma in each)}" for what, each in values.items())
+        notes.append(f"{title}: gamma of the op, chosen on validation: {gammas}.")
     return notes
 
 
@@ -133,20 +126,21 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
     reference: the metric whose error is 1, `ridge_error` or `bayes_error`. Mean over seeds, best and second best marked.
     """
     data = ratios(frames.results, task=task, reference=reference)
-    variants = variants_of(data)
-    of_models = data["metric"] == "squared_error"
-    marked = {title: _marks(group[group["metric"] == "squared_error"]) for title, group in variants.items()}
+    models = data[data["metric"] == "squared_error"]
+    marked = {title: marks(group.assign(arm=group["family"]), "squared_error") for title, group in variants_of(models).items()}
     named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
 
-    def cell(row: Mapping[str, object], title: str) -> Cell:
+    def entry(row: Mapping[str, object], title: str) -> Entry:
         """The mean, its interval when there is one, and the seeds where others have more."""
         seeds = f" (n={row['seeds']})" if row["seeds"] < data["seeds"].max() else ""
-        return Cell(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], marked[title].get(row["family"], ""))
+        mark = marked.get(title, {}).get(row["family"], "")
+        return Entry(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], mark)
 
-    found = dict(cells_by(named, "family", "title", variants, cell, "not measured"))
-    lines = {family: family for family, _ in arms_in_order(data[of_models], "family")}
+    variants = list(variants_of(data))
+    found = dict(entries_by(named, "family", "title", variants, entry, "not measured"))
+    lines = {family: family for family, _ in arms_in_order(models, "family")}
     lines |= {metric: METRICS[metric].label for metric in REFERENCES if metric in found and metric != reference}
-    rows = tuple((Cell(label), *found[family]) for family, label in lines.items())
+    rows = tuple((Entry(label), *found[family]) for family, label in lines.items())
     notes = (f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task]))
     return Table(data, ("model", *variants), rows, notes)
 
@@ -159,10 +153,3 @@ def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
     known = rows[rows["metric"] == reference].drop_duplicates([*VARIANT, "seed"])[[*VARIANT, "seed", "value"]]
     rows = rows.merge(known, on=[*VARIANT, "seed"], suffixes=("", "_known"))
     return _over_seeds(rows.assign(ratio=rows["value"] / rows["value_known"]), "ratio", LINE).drop(columns="worst")
-
-
-def _marks(group: pd.DataFrame) -> Mapping[str, str]:
-    """The families with the smallest and second smallest ratio, compared as printed."""
-    means = group.set_index("family")["mean"].round(3)
-    ranked = np.sort(means.unique())[:2]
-    return {family: "best" if mean == ranked[0] else "second" for family, mean in means.items() if mean in ranked}

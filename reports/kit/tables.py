@@ -1,0 +1,212 @@
+"""The entries of a report's tables: which rows a column has, how a mean is printed, and what is said of the runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reports.kit.intervals import share_interval
+from reports.kit.parts import Entry, Frames
+from reports.kit.render import scientific, signed
+from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, seed_summary
+from reports.kit.style import task_label
+from suite.metrics import METRICS, axis_label
+
+Keys = str | list[str]
+TINY = ("solver_residual", "readout_error", "readout_error_worst")
+"""Metrics of any size, printed as a power of ten."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a metric of a task's runs, from a stage and split; a fact of the run where stage is empty.
+
+    size: of the models; empty for any. slice: as its rows spell it, "num_pairs=8"; empty for the whole split.
+    bound: the metric that says how much of this one is within reach, printed beside it; empty for none.
+    """
+
+    metric: str
+    task: str
+    size: str = ""
+    stage: str = ""
+    split: str = ""
+    slice: str = ""
+    bound: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{task_label(self.task)} {axis_label(self.metric)}" if self.stage else axis_label(self.metric)
+
+
+def column_of(config: Mapping[str, str]) -> Column:
+    """A column from its configuration; ValueError for a field that it has not or a metric that is not in the table."""
+    known = [field.name for field in fields(Column)]
+    if not {"metric", "task"} <= set(config) <= set(known):
+        raise ValueError(f"a column has {known}, of which metric and task are needed; not {sorted(config)}")
+    if config["metric"] not in METRICS:
+        raise ValueError(f"metric {config['metric']!r} is not one of {', '.join(METRICS)}")
+    return Column(**config)
+
+
+def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:
+    """The rows of the column's task and, where it names one, size."""
+    rows = frame[frame["task"] == column.task]
+    return rows[rows["size"] == column.size] if column.size else rows
+
+
+def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
+    """A metric of the column's slice, or a fact, for every run of the column that has it; indexed by run_id."""
+    if not column.stage:
+        runs = rows_of(frames.runs, column).set_index("run_id")
+        return pd.to_numeric(runs[metric], errors="coerce").dropna() if metric in runs else pd.Series(dtype=float)
+    rows = rows_of(frames.results, column)
+    rows = rows[(rows["metric"] == metric) & (rows["stage"] == column.stage) & (rows["split"] == column.split)]
+    rows = rows.dropna(subset="value")
+    asked = rows[rows["slice"] == column.slice].set_index("run_id")["value"]
+    if column.slice:
+        return asked
+    # References may come by slice alone; the whole split's is their mean over examples.
+    sliced = rows[~rows["run_id"].isin(asked.index)]
+    sums = sliced.assign(value=sliced["value"] * sliced["count"]).groupby("run_id")[["value", "count"]].sum()
+    return pd.concat([asked, sums["value"] / sums["count"]])
+
+
+def scored_cells(frames: Frames, column: Column) -> pd.DataFrame:
+    """The cells of the column with its `value`, NaN where there is none."""
+    cells = rows_of(frames.cells, column)
+    return cells.assign(value=cells["run_id"].map(per_run(frames, column, column.metric)))
+
+
+def outcomes(statuses: pd.Series) -> str:
+    """What became of cells without a value: "diverged", or "2 diverged, 1 missing"; nothing of none."""
+    counts = statuses.replace("done", "not measured").str.replace("_", " ").value_counts()
+    if len(counts) == 1 and counts.iloc[0] == 1:
+        return counts.index[0]
+    return ", ".join(f"{count} {status}" for status, count in counts.sort_index().items())
+
+
+def summarised(cells: pd.DataFrame, keys: Sequence[str], metric: str) -> pd.DataFrame:
+    """One row a value of the keys: the `seed_summary` of the cells' `value`, asked, and what became of those without one."""
+    rows = []
+    for key, group in cells.groupby(list(keys), sort=False):
+        missing = group["value"].isna()
+        found = seed_summary(group.loc[~missing, "value"].to_numpy(), metric)
+        counts = {"asked": len(group), "without": outcomes(group.loc[missing, "status"])}
+        rows.append(dict(zip(keys, key, strict=True)) | {"metric": metric, **found, **counts})
+    return pd.DataFrame(rows)
+
+
+def summarise(frames: Frames, column: Column) -> pd.DataFrame:
+    """`summarised` by arm of the cells that were asked for the column, with chance and bound."""
+    table = summarised(scored_cells(frames, column), ["arm", "family", "model", "task"], column.metric)
+    if table.empty:
+        return table
+    run_arms = frames.cells.set_index("run_id")["arm"]
+    chance, bound = (per_run(frames, column, name) for name in ("chance", column.bound))
+    chance, bound = (values.groupby(run_arms).mean().reindex(table["arm"]).to_numpy() for values in (chance, bound))
+    return table.assign(chance=np.nan_to_num(chance), bound=bound)
+
+
+def marks(summary: pd.DataFrame, metric: str) -> dict[str, str]:
+    """Which arms are "best" and "second", compared as printed, so that equal numbers are marked alike."""
+    better, digits = METRICS[metric].better, METRICS[metric].digits
+    means = summary.set_index("arm")["mean"].dropna().round(digits)
+    if not better or len(means) < 2:
+        return {}
+    ranked = np.sort(means.unique())
+    best, second = (ranked[::-1] if better == "higher" else ranked)[:2] if len(ranked) > 1 else (ranked[0], None)
+    return {arm: "best" if mean == best else "second" for arm, mean in means.items() if mean in (best, second)}
+
+
+def number(value: float, metric: str) -> str:
+    return f"{value:,.{METRICS[metric].digits}f}"
+
+
+def value_entry(row: Mapping[str, object], mark: str) -> Entry:
+    """The text of a summary's row: the mean, its interval when there is one, its bound, and what is not in it."""
+    metric, n, asked = row["metric"], row["n"], row["asked"]
+    if n == 0:
+        return Entry(row["without"])
+    text = number(row["mean"], metric)
+    # A fact like the number of parameters is the same for every seed: an interval would be noise.
+    if METRICS[metric].better:
+        text += spread(row, digits=METRICS[metric].digits, chance=row["chance"])
+    if row["bound"] < 1:
+        text += f" (≤\N{NO-BREAK SPACE}{number(row['bound'], metric)})"
+    if n < asked:
+        text += f" (n={n};\N{NO-BREAK SPACE}{row['without']})"
+    return Entry(text, row["mean"], mark)
+
+
+def value_entries(summary: pd.DataFrame, marked: Mapping[str, str]) -> dict[str, Entry]:
+    """The entry of every arm of a summary."""
+    return {row["arm"]: value_entry(row, marked.get(row["arm"], "")) for row in summary.to_dict("records")}
+
+
+def entries_by(
+    data: pd.DataFrame, keys: Keys, column: Keys, names: Iterable, entry: Callable[[Mapping, Any], Entry], absent: str = "–"
+) -> Iterator[tuple[Any, list[Entry]]]:
+    """Every value of the keys, in the order of the data, and for each name in the column entry(row, name), or what is absent."""
+    names = list(names)
+    for key, own in data.groupby(keys, sort=False):
+        found = own.set_index(column).to_dict("index")
+        yield key, [entry(found[name], name) if name in found else Entry(absent) for name in names]
+
+
+def mean_entry(row: Mapping[str, object], metric: str, *, difference: bool = False, digits: int | None = None) -> Entry:
+    """A row of `over_runs`: "1.234 ± 0.056", a difference with its sign; TINY ones without interval, "1.2e-5".
+
+    digits: those of the metric where none are given.
+    """
+    if metric in TINY:
+        return Entry(scientific(row["mean"]), row["mean"])
+    digits = METRICS[metric].digits if digits is None else digits
+    text = signed(row["mean"], digits) if difference else f"{row['mean']:,.{digits}f}"
+    return Entry(text + spread(row, digits=digits, difference=difference), row["mean"])
+
+
+def spread(row: Mapping[str, object], *, digits: int, difference: bool = False, chance: float = 0.0) -> str:
+    """What stands behind the mean of a `seed_summary`: " ± 0.056", " [0, 0.1]" where a limit cuts it, or the seeds themselves."""
+    low, high = row["mean"] - row["low"], row["high"] - row["mean"]
+    if row["half_width"] > 0 and row["n"] > 2:
+        if np.isclose(low, high):
+            return f" ±\N{NO-BREAK SPACE}{row['half_width']:,.{digits}f}"
+        return f" [{row['low']:,.{digits}f}, {row['high']:,.{digits}f}]"
+    texts = [signed(value, digits) if difference else f"{value:,.{digits}f}" for value in row["each"]]
+    if len(set(texts)) < 2:
+        return ""
+    if len(texts) <= SEEDS_SHOWN:
+        return f" ({'; '.join(texts)})"
+    if difference:
+        return ""
+    learnt = sum(value > (1 + chance) / 2 for value in row["each"])
+    low, high = share_interval(learnt, len(texts))
+    return f" (learnt by {learnt} of {len(texts)} [{low:.2f}, {high:.2f}])"
+
+
+def notes_on(cells: pd.DataFrame) -> list[str]:
+    """`outcome_notes`, and what the intervals over seeds are."""
+    if cells.groupby(["arm", "task"]).size().max() > 1:
+        return [*outcome_notes(cells), "± is half the 95 % t interval over seeds.", NO_INTERVAL]
+    return [*outcome_notes(cells), "One seed each (n=1): differences between models may be chance."]
+
+
+def outcome_notes(cells: pd.DataFrame) -> list[str]:
+    """What was asked and what became of it, and the runs that did not finish, by name."""
+    counts = cells["status"].str.replace("_", " ").value_counts()
+    notes = [f"{len(cells)} runs asked for: {', '.join(f'{count} {status}' for status, count in counts.items())}."]
+    for cell in cells[cells["status"] != "done"].itertuples():
+        reason = f" ({cell.reason})" if cell.reason else ""
+        notes.append(f"{cell.status.replace('_', ' ')}: {cell.arm}, {cell.task}, seed {cell.seed}{reason}.")
+    return notes
+
+
+def state_notes(runs: pd.DataFrame) -> list[str]:
+    """Which arms' state bytes were counted as float32 although their cache of keys and values was narrower."""
+    old = runs[runs["state_counted"] == "as float32"] if "state_counted" in runs else runs.iloc[:0]
+    arms = ", ".join(sorted(set(old["arm"])))
+    return [f"Old runs under autocast, whose state is counted as float32, twice what attention holds: {arms}."] if arms else []

@@ -1,0 +1,1 @@
+"""The parts about the Mesa layer and its solver."""

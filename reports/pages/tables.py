@@ -1,0 +1,80 @@
+"""Models side by side, and how their runs were made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from reports.kit.parts import Entry, Frames, NoData, Table
+from reports.kit.style import arms_in_order, fact_label
+from reports.kit.tables import Column, column_of, marks, notes_on, number, per_run, rows_of, state_notes, summarise, value_entries
+from suite.metrics import METRICS
+
+
+def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: Mapping[str, Sequence[str]]) -> Table:
+    """Model x metric, best and second best marked, with what is known without training in the last rows.
+
+    columns: the fields of `Column`. floors: per metric of a column the reference metrics that get a row of their own.
+    """
+    wanted = [column_of(column) for column in columns]
+    wanted = [column for column in wanted if column.task in set(frames.cells["task"])]
+    if not wanted:
+        raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")
+    summaries = [summarise(frames, column) for column in wanted]
+    scored = [value_entries(summary, marks(summary, column.metric)) for column, summary in zip(wanted, summaries, strict=True)]
+    run_ids = pd.concat([rows_of(frames.cells, column)["run_id"] for column in wanted])
+    cells = frames.cells[frames.cells["run_id"].isin(run_ids)]
+    seeds = cells.groupby(["arm", "task"]).size().groupby("arm").max()
+    rows = []
+    for arm, _ in arms_in_order(cells):
+        own = (of_arm.get(arm, Entry("not asked")) for of_arm in scored)
+        rows.append((Entry(arm), *own, Entry(f"n={seeds[arm]}", float(seeds[arm]))))
+    reference_rows, references = _reference_rows(frames, wanted, floors)
+    data = pd.concat([*summaries, references], ignore_index=True)
+    header = ("model", *(column.title for column in wanted), "seeds")
+    notes = [*notes_on(cells), *(state_notes(frames.runs) if "state_bytes" in set(data["metric"]) else ())]
+    if data["bound"].lt(1).any():
+        notes.append("≤ is the most that a model can reach that sees no further back than its window.")
+    return Table(data, header, (*rows, *reference_rows), tuple(notes))
+
+
+def _reference_rows(
+    frames: Frames, columns: Sequence[Column], floors: Mapping[str, Sequence[str]]
+) -> tuple[list[tuple[Entry, ...]], pd.DataFrame]:
+    """One row a reference, its value in the column that it bounds, and the same numbers in tidy form."""
+    rows, tidy = [], []
+    for i, column in enumerate(columns):
+        for metric in floors.get(column.metric, ()):
+            values = per_run(frames, column, metric)
+            if values.empty:
+                continue
+            label, value = METRICS[metric].label, float(values.mean())
+            entries = [Entry("")] * len(columns)
+            entries[i] = Entry(number(value, column.metric), value)
+            rows.append((Entry(label), *entries, Entry("")))
+            tidy.append({"arm": label, "task": column.task, "metric": metric, "mean": value})
+    return rows, pd.DataFrame(tidy)
+
+
+def settings(frames: Frames, *, facts: Sequence[str]) -> Table:
+    """Per task the facts and settings of its runs; one that differs between runs is given as its range or list."""
+    if frames.runs.empty:
+        raise NoData("no run of this request is in the store")
+    present = [fact for fact in facts if fact in frames.runs]
+    rows, tidy = [], []
+    for task, runs in frames.runs.groupby("task"):
+        texts = [_values_text(runs[fact].dropna().unique()) for fact in present]
+        rows.append((Entry(str(task)), *map(Entry, texts)))
+        tidy.append({"task": task} | dict(zip(present, texts, strict=True)))
+    return Table(pd.DataFrame(tidy), ("task", *map(fact_label, present)), tuple(rows))
+
+
+def _values_text(values: np.ndarray) -> str:
+    if len(values) == 0:
+        return "–"
+    if all(isinstance(value, int | float | np.number) for value in values):
+        low, high = (f"{bound:,.6g}" if abs(bound) < 1e6 else f"{bound:,.0f}" for bound in (min(values), max(values)))
+        return low if low == high else f"{low} to {high}"
+    return ", ".join(sorted(map(str, values)))

@@ -1,0 +1,186 @@
+"""The runs of an experiment in conf/experiment, invented: its grid, each run's settings, and rows of every stage it asks for.
+
+Nothing here names an experiment or a report. A stage's rows come from the function `STAGE_rows` below.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import invented
+import numpy as np
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+CONF = Path(__file__).parents[2] / "conf"
+GROUPS = ("model", "size", "task", "data")
+SCORE = {"language": "nll", "in_context_regression": "squared_error"}
+"""What a task is scored by; by its accuracy if nothing is said."""
+
+
+@functools.cache
+def composed(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base=None):
+        return compose("config", overrides=list(overrides))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings as the store has them: dotted names, lists as text."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
+
+
+def configurations(experiment: str) -> Iterator[dict[str, Any]]:
+    """The configuration of every run of an experiment's grid but for the seeds, of which there are two."""
+    for entry in composed(f"experiment={experiment}").experiment.grid:
+        axes = {key: value if isinstance(value, list) else [value] for key, value in OmegaConf.to_container(entry).items()}
+        axes.pop("seed", None)
+        for values in itertools.product(*axes.values()):
+            chosen = dict(zip(axes, values, strict=True))
+            config = composed(f"experiment={experiment}", *(f"{name}={chosen[name]}" for name in GROUPS if name in chosen)).copy()
+            for key, value in chosen.items():
+                if key not in GROUPS:
+                    OmegaConf.update(config, key, value, force_add=True)
+            yield OmegaConf.to_container(config, resolve=True)
+
+
+def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: int = 0) -> None:
+    """Writes the runs of an experiment and the request for them; the first `skipped` are asked for and never begun."""
+    for i, (config, seed) in enumerate(itertools.product(configurations(experiment), seeds)):
+        model, task = config["model"], config["task"]
+        settings = dict(flat({group: config[group] for group in ("model", "size", "task", "train")}))
+        names = {"label": model["label"], "size": config["size"]["name"], "seed": seed, "settings": settings}
+        names["group"] = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode()).hexdigest()[:8]
+        if i < skipped:
+            store.ask(model["name"], task["name"], **names)
+            continue
+        facts = {"seq_len": task["seq_len"], "train_steps": config["train"].get("steps"), "lr": config["train"].get("lr")}
+        facts |= {"head_dim": config["size"]["head_dim"], "batch_size": config["train"].get("batch_size")}
+        facts |= {"state_bytes": 64 * len(model["name"]) * config["size"]["head_dim"]}
+        stages = {name: globals()[f"{name}_rows"](store, config, seed) for name in ("train", *config["eval"]["stages"])}
+        curve = [(step, 3.0 + level(config, seed) - step / 50) for step in range(1, 101)]
+        stages = {name: rows for name, rows in stages.items() if rows}
+        store.run(model["name"], task["name"], stages=stages, facts=facts, curve=curve, **names)
+    store.request(experiment)
+
+
+def level(config: Mapping[str, Any], seed: int) -> float:
+    """How good a run is, from 0 to 1: decided by its settings alone, and a little by its seed."""
+    digest = hashlib.sha256(repr((config["model"], config["size"], config["train"])).encode()).digest()
+    return 0.9 * digest[0] / 255 + 0.01 * seed
+
+
+def solves(config: Mapping[str, Any]) -> bool:
+    return any("solver" in config["model"][name] for name in config["model"]["pattern"])
+
+
+def score_of(config: Mapping[str, Any]) -> str:
+    return SCORE.get(config["task"]["name"], "accuracy")
+
+
+def train_rows(store, config, seed):
+    value = 1 + level(config, seed)
+    rows = [store.row("tokens_per_second", 1000 * value, "train")]
+    if score_of(config) == "nll":
+        floors = {"unigram_bits_per_byte": 4.5, "trigram_bits_per_byte": 2.9}
+        values = {"nll": value, "bits_per_byte": 1.5 * value, **floors}
+        return rows + [store.row(metric, each, "validation") for metric, each in values.items()]
+    return [*rows, store.row(score_of(config), value / 2, "validation")]
+
+
+def cost_rows(store, config, seed):
+    return [store.row("measured_flops_per_token", 1e5 * (1 + level(config, 0)), "validation")]
+
+
+def position_rows(store, config, seed):
+    if score_of(config) != "nll":
+        return []
+    own = np.random.default_rng(seed).uniform(1, 2, invented.DOCUMENTS) + level(config, seed)
+    noise = np.random.default_rng(round(1e6 * level(config, seed))).normal(0, 0.1, invented.DOCUMENTS)
+    groups = {"groups": [i // 2 for i in range(invented.DOCUMENTS)]}
+    return [
+        store.row("nll", 0.0, "validation", examples=list(own + noise), position_low=low, position_high=high) | groups
+        for low, high in invented.BANDS
+    ]
+
+
+def test_rows(store, config, seed):
+    task, value = config["task"], level(config, seed)
+    if score_of(config) == "squared_error":
+        errors = {"squared_error": 3 + value, "ridge_error": 2.0, "bayes_error": 2 - task["drift"]}
+        length = task["seq_len"]
+        rows = [store.row(m, each / (t + 1), "test", position=t) for m, each in errors.items() for t in range(length)]
+        place = {"position_low": length - length // 4, "position_high": length}
+        return rows + [store.row(metric, each, "test", **place) for metric, each in errors.items()]
+    rows = [store.row("accuracy", value, "test"), store.row("chance", 0.25, "test")]
+    for pairs in task.get("num_pairs") or ():
+        rows += [store.row("accuracy", value / pairs, "test", num_pairs=pairs)]
+        rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs)]
+    if task["name"] == "parity":
+        rows += [store.row("accuracy", value if t > 40 else 1.0, "test", position=t) for t in range(256)]
+    return rows if score_of(config) == "accuracy" else []
+
+
+def lm_eval_rows(store, config, seed):
+    if score_of(config) != "nll":
+        return []
+    rows = []
+    for name in ("offline_key_value", "offline_last_word"):
+        right = np.random.default_rng(seed).permutation(40) < 40 * level(config, seed)
+        rows.append(store.row("accuracy", right.mean(), "test", examples=list(map(float, right)), benchmark=name, shots=0))
+        rows.append(store.row("chance", 0.1, "test", benchmark=name, shots=0))
+    return rows
+
+
+def solver_rows(store, config, seed):
+    score = score_of(config)
+    return invented.solver_rows(store, seed=seed, metric=score, offset=level(config, seed)) if solves(config) else []
+
+
+def decode_rows(store, config, seed):
+    return invented.decode_rows(store, seed=seed) if solves(config) else []
+
+
+def internals_rows(store, config, seed):
+    if not solves(config):
+        return []
+    rows = invented.internals_rows(store, seed=seed)
+    for row in [row for row in rows if row["metric"] == "indefinite"]:
+        rows.append(row | {"metric": "smallest_eigenvalue", "value": 1.0 + seed})
+    return rows
+
+
+def length_rows(store, config, seed):
+    rows = invented.length_rows(store, seed=seed)
+    return rows if solves(config) else [row for row in rows if row["metric"] in ("nll", "perplexity")]
+
+
+def repeats_rows(store, config, seed):
+    mixer = config["model"]["mixer"]
+    return invented.repeats_rows(store, floor=mixer["regularizer_floor"], capped=mixer["forget_cap"] is not None)
+
+
+def efficiency_rows(store, config, seed):
+    return invented.efficiency_rows(store, slow=1 + level(config, seed))
+
+
+def least_squares_rows(store, config, seed):
+    if not solves(config):
+        return []
+    task = config["task"]
+    length = task["seq_len"]
+    rows = []
+    for i, name in enumerate(("operator", "forgetting", "floored")):
+        error = 2 + 0.2 * i + 0.1 * seed
+        rows += [store.row(f"{name}_error", error / (t + 1), "test", position=t) for t in range(length)]
+        rows.append(store.row(f"{name}_error", error, "test", position_low=length - length // 4, position_high=length))
+        rows.append(store.row(f"{name}_decay", 0.9 + 0.01 * i, "validation"))
+    return rows
