@@ -88,8 +88,7 @@ class Attention(SequenceMixer):
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
-        self.num_heads, self.key_dim = settings.num_heads, settings.key_dim
-        self.window, self.rope_base = settings.window, settings.rope_base
+        self.num_heads, self.key_dim, self.window = settings.num_heads, settings.key_dim, settings.window
         self.query_key_value_projection = nn.Linear(d_model, 3 * self.num_heads * self.key_dim, bias=False)
         self.output_projection = nn.Linear(self.num_heads * self.key_dim, d_model, bias=False)
 
@@ -114,7 +113,7 @@ class Attention(SequenceMixer):
     def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q and k, turned to their positions, and v of x, each [B, T, H, K]."""
         q, k, v = self.query_key_value_projection(x).unflatten(-1, (3, self.num_heads, self.key_dim)).unbind(2)
-        turn = rotation(positions, key_dim=self.key_dim, base=self.rope_base, dtype=q.dtype)
+        turn = rotation(positions, key_dim=self.key_dim, base=self.settings.rope_base, dtype=q.dtype)
         return rotate(q, turn), rotate(k, turn), v
 
     def _positions(self, x: Tensor, position: Tensor | None, *, starts: Tensor | None) -> Tensor:

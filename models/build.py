@@ -12,21 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import models
-from conf.settings import (
-    LARGEST,
-    OUTSIDE,
-    Count,
-    Line,
-    Name,
-    Positive,
-    Refusal,
-    RequestError,
-    Settings,
-    above,
-    unknown,
-    within,
-    words,
-)
+from conf.settings import OUTSIDE, Count, Line, Name, Refusal, RequestError, Settings, above, unknown, within
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check
@@ -99,8 +85,8 @@ def _check_rates(rates: object, key: str) -> None:
         if not isinstance(by_size, Mapping):
             raise Refusal(f"{key}.{task}", by_size, "mappings from sizes to learning rates")
         for size, rate in by_size.items():
-            if type(rate) not in (int, float) or not 0 < rate <= LARGEST:
-                raise Refusal(f"{key}.{task}.{size}", rate, words(Positive))
+            if type(rate) not in (int, float) or not 0 < rate < float("inf"):
+                raise Refusal(f"{key}.{task}.{size}", rate, "numbers above 0")
 
 
 def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
@@ -116,14 +102,11 @@ def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
 @functools.cache
 def mixer_classes() -> dict[str, type[SequenceMixer]]:
     """Every mixer by the name that its class declares, from all modules of this package."""
-    found: dict[str, type[SequenceMixer]] = {}
-    for module in pkgutil.walk_packages(models.__path__, "models."):
-        if module.name.startswith(WITHOUT_MIXERS):
-            continue
-        for value in vars(importlib.import_module(module.name)).values():
-            if isinstance(value, type) and issubclass(value, SequenceMixer) and "name" in vars(value):
-                assert found.setdefault(value.name, value) is value, f"{value.name} is declared twice"
-    return dict(sorted(found.items()))
+    names = [module.name for module in pkgutil.walk_packages(models.__path__, "models.")]
+    modules = [importlib.import_module(name) for name in names if not name.startswith(WITHOUT_MIXERS)]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    mixers = [value for value in classes if issubclass(value, SequenceMixer) and "name" in vars(value)]
+    return {mixer.name: mixer for mixer in sorted(mixers, key=lambda mixer: mixer.name)}
 
 
 def mixer_class(name: str) -> type[SequenceMixer]:

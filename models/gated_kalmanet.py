@@ -29,8 +29,8 @@ class GatedKalmaNet(LinearRNN):
 
     The condition number is at most (a + 1) / a whatever the keys and gates are, so there is neither a cap of gamma nor a
     learned penalty. alpha_t = sigmoid(w e_t + b) mixes in the read-out of gated linear attention.
-    The gradient goes through lambda_t into keys, gates and the state before; of the solution it is the implicit one, by the
-    same iteration on the cotangent, and the range of eigenvalues that the iteration is told counts as a constant.
+    The gradient goes through lambda_t into keys, gates and the state before. The solution is differentiated implicitly, by
+    the iteration that solved, on the cotangent; the range of eigenvalues that the iteration is told counts as a constant.
     Ours against the authors': beta weighs k k^T and v k^T once (theirs scales k and v, so it weighs twice), sigmoid
     gates as in all arms, no convolution of v and no gate of the output.
     """
@@ -50,7 +50,7 @@ class GatedKalmaNet(LinearRNN):
 
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
-        self.regularizer_ratio, self.solver = settings.regularizer_ratio, build_solver(settings.solver)
+        self.solver = build_solver(settings.solver)
         self.alpha_gate = ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=settings.alpha_init)
 
     @property
@@ -59,7 +59,7 @@ class GatedKalmaNet(LinearRNN):
         return False
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
-        """Those of the base class, and alpha in (0, 1)."""
+        """The gates of the base class, and alpha in (0, 1)."""
         return {**super().gates(x), "alpha": torch.sigmoid(self.alpha_gate(x))}
 
     def recurrence(
@@ -67,12 +67,12 @@ class GatedKalmaNet(LinearRNN):
     ) -> tuple[Tensor, State]:
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
         regularizer = self.regularizer(k=k, log_decay=log_decay, beta=beta, H=state["H"]).unsqueeze(-1).expand(q.shape)
-        solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.chunk_size)
+        solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
         solved, after = solve(**inputs, regularizer=regularizer, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver)
         if q.shape[1] == 1:
             unsolved = torch.einsum("bhvk,bthk->bthv", after.G, q.to(after.G.dtype))
         else:
-            unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.chunk_size)
+            unsolved, _ = decayed_linear_attention.chunked(**inputs, state=state["G"], chunk_size=self.settings.chunk_size)
         return torch.lerp(unsolved, solved, alpha.unsqueeze(-1).to(solved.dtype)), {"G": after.G, "H": after.H}
 
     def regularizer(self, *, k: Tensor, log_decay: Tensor, beta: Tensor, H: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ class GatedKalmaNet(LinearRNN):
             k_t = k[:, 0].unsqueeze(-1).to(H.dtype)
             norm = torch.linalg.matrix_norm(decay_t * H + (beta_t * k_t) @ k_t.mT).unsqueeze(1)
         else:
-            norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.chunk_size)
-        return self.regularizer_ratio * norm + SMALLEST_REGULARIZER
+            norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.settings.chunk_size)
+        return self.settings.regularizer_ratio * norm + SMALLEST_REGULARIZER
 
     def init_recurrent_state(self, batch_size: int) -> State:
         H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)

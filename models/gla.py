@@ -43,8 +43,7 @@ class GatedLinearAttention(SequenceMixer):
 
         def __post_init__(self) -> None:
             if self.key_dim < 1 or self.key_dim != self.value_dim * self.key_ratio:
-                told = f"numbers whose product with value_dim {self.value_dim} is whole"
-                raise Refusal("key_ratio", self.key_ratio, told)
+                raise Refusal("key_ratio", self.key_ratio, f"numbers whose product with value_dim {self.value_dim} is whole")
 
         @property
         def key_dim(self) -> int:
@@ -53,7 +52,6 @@ class GatedLinearAttention(SequenceMixer):
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.num_heads, self.key_dim, self.value_dim = settings.num_heads, settings.key_dim, settings.value_dim
-        self.decay_temperature, self.chunk_size = settings.decay_temperature, settings.chunk_size
         keys, values = self.num_heads * self.key_dim, self.num_heads * self.value_dim
         self.query_key_projection = nn.Linear(d_model, 2 * keys, bias=False)
         self.value_projection = nn.Linear(d_model, values, bias=False)
@@ -70,7 +68,7 @@ class GatedLinearAttention(SequenceMixer):
         log_decay = self.log_decay(x)
         if starts is not None:
             log_decay = log_decay.masked_fill(starts[..., None, None], float("-inf"))
-        op = resolve(gla, self.kernel, length=x.shape[1], chunk_size=self.chunk_size)
+        op = resolve(gla, self.kernel, length=x.shape[1], chunk_size=self.settings.chunk_size)
         # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
             o, G = op(q=q, k=k, v=v, log_decay=log_decay, state=G)
@@ -80,7 +78,7 @@ class GatedLinearAttention(SequenceMixer):
     def log_decay(self, x: Tensor) -> Tensor:
         """log(alpha) < 0, [B, T, H, K] in float32 or wider."""
         logits = self.decay_projection(self.decay_bottleneck(x)).unflatten(-1, (self.num_heads, self.key_dim))
-        return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.decay_temperature
+        return F.logsigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32))) / self.settings.decay_temperature
 
     def init_state(self, batch_size: int) -> State:
         return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}

@@ -52,7 +52,6 @@ class LinearRNN(SequenceMixer):
         super().__init__(settings, d_model=d_model, backend=backend)
         num_heads, key_dim, value_dim = settings.num_heads, settings.key_dim, settings.value_dim
         self.num_heads, self.key_dim, self.value_dim = num_heads, key_dim, value_dim
-        self.feature_map, self.chunk_size = settings.feature_map, settings.chunk_size
         self.query_key_projection = nn.Linear(d_model, 2 * num_heads * key_dim, bias=False)
         self.value_projection = nn.Linear(d_model, num_heads * value_dim, bias=False)
         self.convolution = ShortConvolution(channels=2 * num_heads * key_dim, width=settings.conv_width)
@@ -68,7 +67,7 @@ class LinearRNN(SequenceMixer):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
         """Read-outs [B, T, H, V] and the new recurrent state, from the recurrent part of the old one: what `op` gives of G."""
-        op = resolve(self.op, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
+        op = resolve(self.op, self.kernel, length=q.shape[1], chunk_size=self.settings.chunk_size)
         o, G = op(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state["G"])
         return o, {"G": G}
 
@@ -122,9 +121,9 @@ class LinearRNN(SequenceMixer):
         return {"q": q, "k": k, "v": v, **gates}, conv
 
     def _features(self, query_key: Tensor) -> Tensor:
-        if self.feature_map == "identity":
+        if self.settings.feature_map == "identity":
             return query_key
-        if self.feature_map == "silu":
+        if self.settings.feature_map == "silu":
             return F.silu(query_key)
         heads = F.silu(query_key).unflatten(-1, (-1, self.key_dim))
         return F.normalize(heads, dim=-1).flatten(-2)

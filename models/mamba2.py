@@ -74,7 +74,7 @@ class Mamba2(SequenceMixer):
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.key_dim, self.value_dim, self.num_groups = settings.key_dim, settings.value_dim, settings.num_groups
-        self.width, self.chunk_size = settings.expand * d_model, settings.chunk_size
+        self.width = settings.expand * d_model
         if self.width % self.value_dim:
             raise Refusal("value_dim", self.value_dim, f"divisors of the width {self.width}")
         self.num_heads = self.width // self.value_dim
@@ -131,7 +131,7 @@ class Mamba2(SequenceMixer):
     def _recurrence(self, inputs: Inputs, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
         """Read-outs [B, T, H, V] and the new state."""
         (_, q, k, v, dt), A = inputs, self._A()
-        op = resolve(ssd, self.kernel, length=v.shape[1], chunk_size=self.chunk_size)
+        op = resolve(ssd, self.kernel, length=v.shape[1], chunk_size=self.settings.chunk_size)
         return op(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
 
     @property

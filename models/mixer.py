@@ -118,7 +118,7 @@ class SequenceMixer(nn.Module, ABC):
         return {name: value.contiguous() for name, value in state.items()}
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
-        """As `step`, but the new state is written into the tensors of `state`, whose shapes stay: a CUDA graph can hold it.
+        """`step`, but the new state is written into the tensors of `state`, whose shapes stay: a CUDA graph can hold it.
 
         state: from `reserve`. For decoding: no gradient goes through what is overwritten.
         """

@@ -35,8 +35,8 @@ class MLSTM(LinearRNN):
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
-        """As in the base class, where beta is the logarithm of the input gate."""
-        op = resolve(mlstm, self.kernel, length=q.shape[1], chunk_size=self.chunk_size)
+        """The recurrence as the base class describes it, but beta is the logarithm of the input gate."""
+        op = resolve(mlstm, self.kernel, length=q.shape[1], chunk_size=self.settings.chunk_size)
         held = mlstm.MLSTMState(state["G"], state["z"], state["m"])
         o, held = op(q=q / math.sqrt(self.key_dim), k=k, v=v, log_decay=log_decay, log_beta=beta, state=held)
         return o, held._asdict()

@@ -55,7 +55,7 @@ class RGLRU(SequenceMixer):
         if width < 1 or width % num_heads:
             told = f"divisors of the width {width} = {settings.width_multiplier} * d_model {d_model}"
             raise Refusal("num_heads", num_heads, told)
-        self.width, self.chunk_size, self.decay_power = width, settings.chunk_size, settings.decay_power
+        self.width = width
         self.gate_projection = nn.Linear(d_model, width)
         self.input_projection = nn.Linear(d_model, width)
         self.convolution = ShortConvolution(channels=width, width=settings.conv_width)
@@ -77,14 +77,14 @@ class RGLRU(SequenceMixer):
         """Every h [B, T, width] and the last one."""
         if self.kernel is not None:
             return self.kernel.computes(log_decay=log_decay, u=u, state=state)
-        return rglru.chunked(log_decay=log_decay, u=u, state=state, chunk_size=self.chunk_size)
+        return rglru.chunked(log_decay=log_decay, u=u, state=state, chunk_size=self.settings.chunk_size)
 
     def _log_decay_and_input_gate(self, inner: Tensor) -> tuple[Tensor, Tensor]:
         """log a_t <= 0 and i_t in [0, 1], both [B, T, width] in float32 or wider."""
         logits = self.gates(inner)
         gates = torch.sigmoid(logits.to(torch.promote_types(logits.dtype, torch.float32)))
         recurrence_gate, input_gate = (gate.flatten(-2) for gate in gates.chunk(2, dim=-1))
-        return -self.decay_power * F.softplus(self.decay_parameter) * recurrence_gate, input_gate
+        return -self.settings.decay_power * F.softplus(self.decay_parameter) * recurrence_gate, input_gate
 
     def init_state(self, batch_size: int) -> State:
         return {"conv": self.convolution.init_state(batch_size), "h": self.zeros(batch_size, self.width)}
@@ -107,4 +107,4 @@ class RGLRU(SequenceMixer):
         low, high = self.settings.decay_min, self.settings.decay_max
         uniform_(self.decay_parameter, low=low, high=high, generator=generator)
         with torch.no_grad():
-            self.decay_parameter.copy_(torch.log(torch.expm1(-torch.log(self.decay_parameter) / self.decay_power)))
+            self.decay_parameter.copy_(torch.log(torch.expm1(-torch.log(self.decay_parameter) / self.settings.decay_power)))

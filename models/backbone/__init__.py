@@ -88,7 +88,7 @@ class Backbone(nn.Module, ABC):
         return self.final_norm(x)
 
     def training_features(self, tokens: Tensor, *, starts: Tensor | None) -> Tensor:
-        """The same features of whole sequences alone, through `training_forms`, which training accelerates."""
+        """The features of whole sequences, without a state, through `training_forms`, which training accelerates."""
         embed, outputs, finish = self.training_forms
         x = embed(self, tokens)
         for block, output in zip(self.blocks, outputs, strict=True):
@@ -108,7 +108,7 @@ class Backbone(nn.Module, ABC):
         return answers.squeeze(1), state
 
     def reserve(self, state: list[State], num_tokens: int) -> list[State]:
-        """The same state in tensors that `step_` may write num_tokens tokens into."""
+        """The state of every block in tensors that `step_` may write num_tokens tokens into."""
         return [block.mixer.reserve(each, num_tokens) for block, each in zip(self.blocks, state, strict=True)]
 
     def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
@@ -159,7 +159,7 @@ class Backbone(nn.Module, ABC):
 
     @torch.no_grad()
     def measured_flops_per_token(self, tokens: Tensor, *, starts: Tensor | None = None) -> float:
-        """The same for these very tokens [B, T, ...]: less where a solver stops early."""
+        """The contractions that these very tokens [B, T, ...] take: fewer where a solver stops early."""
         x, saved = self.embed(tokens), 0.0
         for block in self.blocks:
             mixed = block.mixer_norm(x)

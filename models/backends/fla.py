@@ -42,7 +42,7 @@ def obstacle() -> str | None:
 
 
 def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, int]) -> str | None:
-    """The same for these versions, None where not installed, and the device's compute capability."""
+    """Why these versions (None: not installed) can't run on a device of this compute capability, with the remedy."""
     if fla is None:
         return 'flash-linear-attention is not installed: pip install "flash-linear-attention>=0.6,<0.7"'
     # The operators call functions that are not its public interface.
@@ -138,10 +138,9 @@ def mesa(
 ) -> tuple[Tensor, MesaState]:
     """By `mesa_net`, which solves in solver.max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
 
-    Here for comparison. It breaks a compiled graph. Raises ValueError where V differs from K, or as all adapters do.
+    Here for comparison. It breaks a compiled graph.
     """
-    if v.shape[-1] != k.shape[-1]:
-        raise ValueError(f"value_dim is {v.shape[-1]}, permitted with fla's Mesa is key_dim, {k.shape[-1]}")
+    assert v.shape[-1] == k.shape[-1]
     from fla.ops.mesa_net import chunk_mesa_net
 
     q, k, v = _operands(q, k, v)
@@ -161,7 +160,7 @@ def mesa(
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, smallest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The same with zeros behind, K and V from `smallest` up and V aligned: a key of zeros reads and writes nothing."""
+    """The tensors with zeros behind, K and V from `smallest` up and V aligned: a key of zeros reads and writes nothing."""
     more_keys = max(0, smallest - k.shape[-1])
     more_values = max(-v.shape[-1] % ALIGNED, smallest - v.shape[-1])
     if not more_keys and not more_values:

@@ -59,7 +59,7 @@ def simple_gla_backward(
 
 @custom_op("linear_rnn_suite::fla_gla", mutates_args=())
 def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same with a gamma for every key dimension; also returns weights inside chunks [B, T, H, CHUNK_SIZE], not all set."""
+    """`simple_gla` with a gamma a key dimension; also returns weights inside chunks [B, T, H, CHUNK_SIZE], not all set."""
     from fla.ops.gla.chunk import chunk_gla_fwd
 
     with torch.cuda.device_of(q):

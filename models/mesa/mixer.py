@@ -27,7 +27,7 @@ from models.ops.solvers import Solver, SolverSettings, build_solver
 from models.ops.solvers.iteration import IterativeSolver
 
 SMALLEST_DECAY = 1e-6
-"""Of a gamma that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would soon overflow."""
+"""The least |gamma| of a gate that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would overflow."""
 
 
 class Mesa(LinearRNN):
@@ -64,9 +64,7 @@ class Mesa(LinearRNN):
             if start is not None and start <= 0.0 and not self.signed_decay:
                 raise Refusal("forget_gate_init", start, f"without signed_decay {words(GateStart)}, null")
             if self.regularizer_floor >= self.regularizer_init:
-                raise Refusal(
-                    "regularizer_init", self.regularizer_init, f"numbers above regularizer_floor, {self.regularizer_floor}"
-                )
+                raise Refusal("regularizer_init", self.regularizer_init, f"numbers above the floor, {self.regularizer_floor}")
             if self.random_steps is not None and self.solver.name == "cholesky":
                 raise Refusal("random_steps", self.random_steps, "null with solver.name=cholesky, which takes no steps")
             if self.decode == "solver" and self.refresh is not None:
@@ -80,7 +78,6 @@ class Mesa(LinearRNN):
         super().__init__(settings, d_model=d_model, backend=backend)
         if settings.signed_decay and self.forget_gate is not None:
             self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
-        self.forget_cap, self.signed_decay = settings.forget_cap, settings.signed_decay
         self.steps_of_batch: int | None = None
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
         self.solve_by(settings)
@@ -88,7 +85,6 @@ class Mesa(LinearRNN):
     def solve_by(self, settings: Settings) -> None:
         """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need."""
         self.settings, self.solver = settings, build_solver(settings.solver)
-        self.decode, self.refresh = settings.decode, settings.refresh
 
     @property
     def regularizer(self) -> Tensor:
@@ -117,16 +113,16 @@ class Mesa(LinearRNN):
         return self.solver
 
     def gates(self, x: Tensor) -> dict[str, Tensor | None]:
-        """Those of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
+        """The gates of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
         sign = None
-        if self.signed_decay and self.forget_gate is not None:
+        if self.settings.signed_decay and self.forget_gate is not None:
             gamma = torch.tanh(self.forget_gate(x))
             log_decay, sign = gamma.abs().clamp_min(SMALLEST_DECAY).log(), torch.where(gamma < 0.0, -1.0, 1.0).to(gamma.dtype)
         else:
             log_decay = self.log_decay(x)
         beta = self.beta(x)
-        if self.forget_cap is not None:
-            log_decay = log_decay + torch.log1p((self.forget_cap - 1.0) * beta.square())
+        if self.settings.forget_cap is not None:
+            log_decay = log_decay + torch.log1p((self.settings.forget_cap - 1.0) * beta.square())
         return {"log_decay": log_decay, "beta": beta, "sign": sign}
 
     def recurrence(
@@ -138,14 +134,14 @@ class Mesa(LinearRNN):
             # Kernels know positive gates alone, and are not chosen for others.
             o, after = self.kernel.computes(**inputs, state=before, solver=self.solver_in_use())
             return o, {"G": after.G, "H": after.H}
-        single, by_inverse = q.shape[1] == 1, self.decode == "sherman_morrison"
+        single, by_inverse = q.shape[1] == 1, self.settings.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
         if single and by_inverse:
             inverse = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
             due = age["age"] == 0 if age else torch.zeros(len(q), dtype=torch.bool, device=q.device)
             o, after = sherman_morrison.decode(**inputs, state=inverse, due=due)
         else:
-            op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.chunk_size)
+            op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
             o, after = op(**inputs, sign=sign, state=before, solver=self.solver_in_use())
         held = {name: x for name, x in after._asdict().items() if x is not None} | age
         if by_inverse and not single:
@@ -160,10 +156,10 @@ class Mesa(LinearRNN):
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""
-        if self.refresh is None:
+        if self.settings.refresh is None:
             return {}
         position = positions_in_document(state["age"], (log_decay == float("-inf")).all(-1))
-        return {"age": (position[:, -1] + 1) % self.refresh}
+        return {"age": (position[:, -1] + 1) % self.settings.refresh}
 
     @torch.no_grad()
     def observe(
@@ -178,7 +174,7 @@ class Mesa(LinearRNN):
         state = self.init_state(x.shape[0]) if state is None else state
         inputs, _ = self.recurrence_inputs(x, state, starts=starts)
         before = mesa.MesaState(state["G"], state["H"], state.get("x"))
-        settings = {"regularizer": self.regularizer, "solver": self.solver_in_use(), "chunk_size": self.chunk_size}
+        settings = {"regularizer": self.regularizer, "solver": self.solver_in_use(), "chunk_size": self.settings.chunk_size}
         with torch.autocast(x.device.type, enabled=False):
             trace = mesa.trace(**inputs, **settings, state=before, spectrum=spectrum)
         beta, sign = inputs["beta"], inputs["sign"]
@@ -191,16 +187,16 @@ class Mesa(LinearRNN):
         state = {**super().init_recurrent_state(batch_size), "H": H}
         if self.solver.initial == "previous_token":
             state["x"] = self.zeros(batch_size, self.num_heads, self.key_dim)
-        if self.decode == "sherman_morrison":
+        if self.settings.decode == "sherman_morrison":
             state["R"] = sherman_morrison.invert(H, self.regularizer)
-        if self.refresh is not None:
+        if self.settings.refresh is not None:
             state["age"] = torch.zeros(batch_size, dtype=torch.int64, device=H.device)
         return state
 
     def recurrence_state_elements(self) -> int:
-        per_head = self.key_dim**2 * (2 if self.decode == "sherman_morrison" else 1)
+        per_head = self.key_dim**2 * (2 if self.settings.decode == "sherman_morrison" else 1)
         per_head += self.key_dim if self.solver.initial == "previous_token" else 0
-        return super().recurrence_state_elements() + self.num_heads * per_head + (self.refresh is not None)
+        return super().recurrence_state_elements() + self.num_heads * per_head + (self.settings.refresh is not None)
 
     def recurrence_flops_per_token(self) -> float:
         """The outer products written into G and H, the solve at its maximal steps, and the read-out.
@@ -209,13 +205,13 @@ class Mesa(LinearRNN):
         """
         K = self.key_dim
         solve = self.solver.flops(K)
-        if self.decode == "sherman_morrison":
-            solve = 6.0 * K**2 + (0.0 if self.refresh is None else 2.0 * K**3 / self.refresh)
+        if self.settings.decode == "sherman_morrison":
+            solve = 6.0 * K**2 + (0.0 if self.settings.refresh is None else 2.0 * K**3 / self.settings.refresh)
         return self.num_heads * (2.0 * K * (K + 2 * self.value_dim) + solve)
 
     def measured_flops_per_token(self, x: Tensor, *, starts: Tensor | None = None) -> float:
         declared = self.forward_flops_per_token(x.shape[1])
-        if self.decode == "sherman_morrison":
+        if self.settings.decode == "sherman_morrison":
             return declared
         steps = self.observe(x, starts=starts, spectrum=False)["steps"]
         taken, counts = (numbers.tolist() for numbers in steps.unique(return_counts=True))

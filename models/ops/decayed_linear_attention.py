@@ -27,7 +27,7 @@ def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tenso
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The same as matrix products (MesaNet eq. 9): attention inside a chunk, the state from chunk to chunk."""
+    """The recurrence as matrix products (MesaNet eq. 9): attention inside a chunk, the state from chunk to chunk."""
     shape = v.shape
     q, k, v, log_decay, beta = split_heads(q, k, v, log_decay, beta, chunk_size=chunk_size, dtype=state.dtype)
     decays = chunk_decays(log_decay)

@@ -30,7 +30,7 @@ def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tenso
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The same as matrix products (the UT transform of arXiv 2406.06484, section 3.2, with decays).
+    """The recurrence as matrix products (the UT transform of arXiv 2406.06484, section 3.2, with decays).
 
     G is decayed linear attention over the corrections u_t = beta_t (v_t - gamma_t G_{t-1} k_t) in place of beta_t v_t.
     In a chunk that starts from the state S they solve (I + A) u_t = beta_t (v_t - zeta_t0 S k_t), where

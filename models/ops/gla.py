@@ -25,7 +25,7 @@ def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tens
 
 
 def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
-    """The same in chunks: attention inside one, the state from chunk to chunk.
+    """The recurrence in chunks: attention inside one, the state from chunk to chunk.
 
     Every pair of tokens in a chunk has K decays, held as [C, C, K]: a product of two factors, which would spare them, has
     one that overflows behind a strong decay. So memory is that of T C K numbers a head, and chunks are short.

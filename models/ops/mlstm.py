@@ -51,7 +51,7 @@ def recurrent(
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, log_beta: Tensor, state: MLSTMState, chunk_size: int
 ) -> tuple[Tensor, MLSTMState]:
-    """The same in matrix products."""
+    """The recurrence in matrix products."""
     linear_attention = partial(decayed_linear_attention.chunked, chunk_size=chunk_size)
     return by_linear_attention(linear_attention, q=q, k=k, v=v, log_decay=log_decay, log_beta=log_beta, state=state)
 
@@ -66,7 +66,7 @@ def by_linear_attention(
     log_beta: Tensor,
     state: MLSTMState,
 ) -> tuple[Tensor, MLSTMState]:
-    """The same by any form of decayed linear attention, over the stabilised gates; z is one more row of G, written by a v of 1.
+    """The recurrence by any form of decayed linear attention, over stabilised gates; z is a row more of G, written by a v of 1.
 
     linear_attention: takes and returns what models/ops/decayed_linear_attention.py does.
     """

@@ -26,7 +26,7 @@ def recurrent(
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, starts: Tensor | None, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The same as matrix products. Heads of a group repeat the products of its queries and keys."""
+    """The recurrence as matrix products. Heads of a group repeat the products of its queries and keys."""
     inputs = _linear_attention(q, k, v, dt, A, starts)
     return decayed_linear_attention.chunked(**inputs, state=state, chunk_size=chunk_size)
 

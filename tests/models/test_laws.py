@@ -237,8 +237,8 @@ def uncounted_flops_per_token(model: LanguageModel) -> float:
     """
     mixers = [block.mixer for block in model.blocks]
     convolutions = sum(mixer.convolution.forward_flops_per_token() for mixer in mixers if hasattr(mixer, "convolution"))
-    inverting = [mixer for _, mixer in mesa_layers(model) if mixer.refresh is not None]
-    return convolutions + sum(2.0 * mixer.num_heads * mixer.key_dim**3 / mixer.refresh for mixer in inverting)
+    inverting = [mixer for _, mixer in mesa_layers(model) if mixer.settings.refresh is not None]
+    return convolutions + sum(2.0 * mixer.num_heads * mixer.key_dim**3 / mixer.settings.refresh for mixer in inverting)
 
 
 @pytest.mark.parametrize("length", [1, 9])

@@ -20,7 +20,6 @@ from torch.autograd.function import FunctionCtx
 
 from models.backends.triton import mesa_launches as launches
 
-LARGEST_DIM = launches.LARGEST_DIM
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INITIAL = ("zero", "diagonal", "query")
 MOST_HEADS = 65_535
@@ -64,10 +63,11 @@ def mesa_chunked(
     |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0; so does that of its backward. In bfloat16, 1e-4 brings
     all gradients to the rounding of their dtype; 1e-3 brings o there. Directions are rounded to float16, so that before
     the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
-    Raises ValueError for other dtypes, sizes or settings, and for more than MOST_HEADS heads of all sequences together.
+    Raises ValueError for other dtypes, and for more than MOST_HEADS heads of all sequences together; the table in
+    models/backends/__init__.py says for which sizes and settings these kernels are chosen.
     """
     refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer, "G": G, "H": H})
-    refuse_settings(k.shape[-1], v.shape[-1], tolerance, max_steps, initial)
+    assert max(k.shape[-1], v.shape[-1]) <= launches.LARGEST_DIM and initial in INITIAL
     batch_size, _, num_heads, _ = k.shape
     if batch_size * num_heads > MOST_HEADS:
         raise ValueError(
@@ -84,16 +84,6 @@ def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
     for name, x in inputs.items():
         if x is not None and x.dtype not in DTYPES:
             raise ValueError(f"{name} is {x.dtype}, permitted with backend=triton are {', '.join(map(str, DTYPES))}")
-
-
-def refuse_settings(key_dim: int, value_dim: int, tolerance: float, max_steps: int, initial: str) -> None:
-    """ValueError for what these kernels do not compute."""
-    if max(key_dim, value_dim) > LARGEST_DIM:
-        raise ValueError(f"key_dim is {key_dim} and value_dim {value_dim}, permitted with backend=triton is up to {LARGEST_DIM}")
-    if max_steps < 0 or not 0.0 <= tolerance < 1.0:
-        raise ValueError(f"max_steps is {max_steps} and tolerance {tolerance}, permitted are from 0, and from 0 to below 1")
-    if initial not in INITIAL:
-        raise ValueError(f"initial is {initial!r}, permitted with backend=triton are {', '.join(INITIAL)}")
 
 
 @torch.library.custom_op("linear_rnn_suite::mesa", mutates_args=())

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.backends.triton.mesa import refuse_dtypes, refuse_settings
+from models.backends.triton.mesa import refuse_dtypes
 
 ELEMENTS_PER_WARP = 2048
-"""Of H, or of G where that is larger: 64 registers a thread. With 128 in all, two programs share a multiprocessor."""
+"""Numbers of H, or of G where that is larger: 64 registers a thread. With 128 in all, two programs share a multiprocessor."""
 
 
 def mesa_decode_(
@@ -34,10 +34,9 @@ def mesa_decode_(
     """o [B, 1, H, V] in float32; the state after the token is written into G [B, H, V, K] and H [B, H, K, K].
 
     All as in `mesa.mesa_chunked`, with T = 1. G and H are float32 and contiguous. No gradient goes through it, and nothing
-    waits for the device: it can be captured in a CUDA graph. Raises ValueError for other dtypes, sizes or settings.
+    waits for the device: it can be captured in a CUDA graph. Raises ValueError for other dtypes.
     """
     refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer})
-    refuse_settings(k.shape[-1], v.shape[-1], tolerance, max_steps, initial)
     for name, S in (("G", G), ("H", H)):
         if S.dtype != torch.float32 or not S.is_contiguous():
             raise ValueError(f"{name} is {S.dtype} with strides {S.stride()}, permitted is a contiguous float32 state")

@@ -67,7 +67,7 @@ def load_parts(base, part, rows, columns, row_stride, num_rows, num_columns):
 
 @triton.jit
 def load_gates(base, t, T, heads):
-    """Of each token of a chunk, zero after the last."""
+    """A gate of each token of a chunk, zero after the last token."""
     return tl.load(base + t * heads, mask=t < T, other=0.0).to(tl.float32)
 
 

@@ -106,7 +106,7 @@ def chunked(
     chunk_size: int,
     sign: Tensor | None = None,
 ) -> tuple[Tensor, MesaState]:
-    """The same in matrix products over chunks of chunk_size >= 1 tokens, solved by `solver`: what trains.
+    """The layer in matrix products over chunks of chunk_size >= 1 tokens, solved by `solver`: what trains.
 
     Time and memory are linear in T; save with `Cholesky`, no K x K matrix is held per token. A solver that starts at the
     token before has nothing to do in parallel: it runs `decode` token after token, and holds G and H of each for gradients.
@@ -131,7 +131,7 @@ def decode(
     solver: Solver,
     sign: Tensor | None = None,
 ) -> tuple[Tensor, MesaState]:
-    """The same for T = 1, solved by `solver` on the H_t that has to be written anyway."""
+    """The layer for T = 1, solved by `solver` on the H_t that has to be written anyway."""
     return _decode(Inputs(q, k, v, log_decay, beta, regularizer, sign), state, solver)
 
 
@@ -152,7 +152,7 @@ def trace(
 ) -> SolverTrace:
     """What `chunked` spends on the same inputs, how far from solved it is then, and with `spectrum` how hard it was.
 
-    Of one token, T = 1, it is what `decode` spends: its matrix is at hand there, and so is a better preconditioner.
+    For one token, T = 1, it is what `decode` spends: its matrix is at hand there, and so is a better preconditioner.
 
     A solver that starts at the token before waits for no other token: its chunk_steps are its steps.
     """

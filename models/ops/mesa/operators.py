@@ -61,7 +61,7 @@ class TokenOperator(NamedTuple):
 
 
 class ChunkOperator(NamedTuple):
-    """The same of all tokens of M chunks, without ever holding a G_t or H_t (MesaNet eq. 9; for H with v := k).
+    """G_t and H_t + Lambda of all tokens of M chunks, without ever holding a G_t or H_t (MesaNet eq. 9; for H with v := k).
 
     keys: [M, C, K]. values: [M, C, V + K], v and k. weights: [M, C, C], zeta_ts beta_s, what token s weighs at t.
     from_start: [M, C, 1], what is left at t of `memory` [M, V + K, K] before the chunk. regularizer: [M, 1, K], or

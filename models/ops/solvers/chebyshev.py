@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
@@ -19,7 +18,6 @@ class Interval(NamedTuple):
     half_width: Tensor
 
 
-@dataclass(frozen=True, kw_only=True)
 class Chebyshev(IterativeSolver):
     """The residual polynomial that is smallest over a range [a, b] of eigenvalues, and not, as in CG, over A's own.
 

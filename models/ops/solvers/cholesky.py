@@ -11,7 +11,7 @@ from torch import Tensor
 from models.ops.solvers.operator import Operator, Solution, widened
 
 DENSE_ELEMENTS = 2**23
-"""Of the matrices that are held at a time."""
+"""Numbers in the matrices that are held at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,7 +9,6 @@ from models.ops.solvers.iteration import IterativeSolver, dot, step
 from models.ops.solvers.operator import Operator
 
 
-@dataclass(frozen=True, kw_only=True)
 class ConjugateGradients(IterativeSolver):
     """Conjugate gradients; the paper's start at "diagonal".
 

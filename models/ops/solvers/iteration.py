@@ -12,7 +12,7 @@ from torch import Tensor
 from models.ops.solvers.operator import Operator, Solution, select, widened
 
 CACHED_ELEMENTS = 2**17
-"""Of one [M, C, K] tensor in a block; conjugate gradients go through about eight of them in every step."""
+"""Numbers in one [M, C, K] tensor of a block; conjugate gradients go through about eight such tensors in every step."""
 
 
 @dataclass(frozen=True, kw_only=True)

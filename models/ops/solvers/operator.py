@@ -48,7 +48,7 @@ class Solution(NamedTuple):
 
 
 def widened(operator: Operator) -> Operator:
-    """The same matrices in float64."""
+    """The matrices of an operator in float64."""
     return type(operator)(*(x.double() for x in operator))
 
 

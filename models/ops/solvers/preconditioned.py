@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from models.ops.solvers.iteration import IterativeSolver, dot, step
 from models.ops.solvers.operator import Operator, Preconditioner
 
 
-@dataclass(frozen=True, kw_only=True)
 class PreconditionedConjugateGradients(IterativeSolver):
     """Conjugate gradients for M^-1 A, with the operator's own M near A; plain ones for tokens that have none.
 
@@ -50,6 +47,6 @@ class PreconditionedConjugateGradients(IterativeSolver):
             p = advance(p, rz / rz_before.masked_fill(~active, float("inf")), z)
 
     def flops(self, dim: int, steps: float | None = None) -> float:
-        """Of the form for one token: a factorisation, two triangular solves a step and for the first guess, and the products."""
+        """A factorisation for one token, two triangular solves a step and for the first guess, and the products."""
         products = self._products(steps)
         return dim**3 / 3 + 2.0 * dim**2 * 2 * products

@@ -146,15 +146,6 @@ def test_float64_is_refused(name: str) -> None:
         getattr(fla, name)(**inputs, state=torch.zeros(B, H, V, K))
 
 
-def test_mesa_refuses_values_of_another_size_than_keys() -> None:
-    inputs, state = draw(T), fla.MesaState(torch.zeros(B, H, V, K), torch.zeros(B, H, K, K))
-    solver = built.solver(
-        {"name": "cg", "max_steps": 1, "tolerance": 0.0, "stop": "right_hand_side", "initial": "zero", "gradient": "implicit"}
-    )
-    with pytest.raises(ValueError, match="value_dim is 5"):
-        fla.mesa(**inputs, regularizer=torch.ones(H, K), state=state, solver=solver)
-
-
 @pytest.mark.parametrize(
     ("versions", "capability", "said"),
     [
