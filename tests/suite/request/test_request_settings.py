@@ -14,6 +14,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, Meta
 
+from conf.groups import options
 from conf.settings import RequestError, Settings, UserPath, UserPaths, fields, text
 from models.build import Labels, Size
 from suite.cli import main
@@ -22,7 +23,6 @@ from suite.evaluation.settings import Eval
 from suite.evaluation.stages import read_eval, studies_by_name
 from suite.plan import plan
 from suite.request.compose import compose_one
-from conf.groups import options
 from suite.request.overrides import parse
 from suite.request.schema import Chosen, Experiment, Match, Paths
 from tasks.language.task import DataSettings
