@@ -14,7 +14,7 @@ import pwd
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -121,6 +121,8 @@ Line = Annotated[str, Meta(pattern=r"^(?=.*\S)[^\x00-\x1f\x7f\x80-\x9f\u2028\u20
 Name = Annotated[str, Meta(pattern=r"^\w[\w.-]*$", description="words of letters, digits, ., _ and -")]
 
 
+# Type checkers would take a subclass that does not repeat frozen=True for a record that can change.
+@dataclass_transform(frozen_default=True)
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of one thing: frozen, hashable, by keyword, without default values.
 

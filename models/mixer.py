@@ -36,7 +36,7 @@ class SequenceMixer(nn.Module, ABC):
 
         type: Name
 
-    op: ClassVar[ModuleType | None] = None
+    op: ModuleType | None = None
     """The module of models/ops that computes the recurrence, where a backend other than PyTorch has a kernel for it."""
 
     settings: Settings

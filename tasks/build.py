@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import tasks
-from conf.settings import RequestError, unknown
+from conf.settings import Refusal, RequestError, unknown
 from tasks.task import Task
 
 
@@ -28,8 +28,11 @@ def task_class(type_name: str) -> type[Task]:
 
 def read_task(values: Mapping[str, Any], key: str = "task") -> Task.Settings:
     """The typed settings of a `task` configuration at the place `key`. Raises RequestError."""
-    if not isinstance(type_name := values.get("type"), str):
-        raise RequestError(f"{key}.type is needed: give {key}.type=VALUE, permitted are {', '.join(task_types())}")
+    permitted = ", ".join(task_types())
+    if (type_name := values.get("type")) is None:
+        raise RequestError(f"{key}.type is needed: give {key}.type=VALUE, permitted are {permitted}")
+    if not isinstance(type_name, str):
+        raise Refusal(f"{key}.type", type_name, permitted)
     return task_class(type_name).Settings.read(values, key)
 
 

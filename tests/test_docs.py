@@ -16,10 +16,10 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
+from conf.groups import options
 from suite.cli import MULTIRUN, VERBS
 from suite.cli import main as command
 from suite.plan import plan
-from suite.request.overrides import options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))

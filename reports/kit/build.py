@@ -83,17 +83,16 @@ def part_function(type_name: str) -> Callable[..., Drawing | Table]:
 
 def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table], frames: Frames, out_dir: Path) -> str:
     """Draws one part, writes its files and returns its piece of the page."""
-    stem = out_dir / part["name"]
-    for suffix in SUFFIXES:
-        stem.with_suffix(suffix).unlink(missing_ok=True)
+    paths = [out_dir / f"{part['name']}{suffix}" for suffix in SUFFIXES]
+    for path in paths:
+        path.unlink(missing_ok=True)
     try:
         with mpl.rc_context(LOOK):
             made = call(frames)
-            written = write_drawing(made, stem) if isinstance(made, Drawing) else write_table(made, stem)
-            body = _drawing_html(made, part["title"]) if isinstance(made, Drawing) else to_html(made)
+            body = (_drawn if isinstance(made, Drawing) else _tabulated)(made, part["title"], *paths)
     except NoData as nothing:
-        written, body = [], f'<p class="nothing">Nothing to show: {html.escape(str(nothing))}.</p>'
-    links = " · ".join(f'<a href="{path.name}">{path.suffix[1:]}</a>' for path in written)
+        body = f'<p class="nothing">Nothing to show: {html.escape(str(nothing))}.</p>'
+    links = " · ".join(f'<a href="{path.name}">{path.suffix[1:]}</a>' for path in paths if path.exists())
     return (
         f'<section id="{part["name"]}">\n<h2>{html.escape(part["title"])}</h2>\n'
         f'<p class="caption">{html.escape(part["caption"])}</p>\n{body}\n<p class="files">{links}</p>\n</section>'
@@ -112,33 +111,27 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     inert.to_csv(path, index=False)
 
 
-def write_drawing(drawing: Drawing, stem: Path) -> list[Path]:
-    """The figure as png and pdf and its numbers as csv; the same numbers give the same bytes."""
-    png, pdf, csv = (stem.with_suffix(suffix) for suffix in (".png", ".pdf", ".csv"))
+def _drawn(drawing: Drawing, title: str, png: Path, pdf: Path, csv: Path, *_others: Path) -> str:
+    """Writes the figure and its numbers, the same bytes for the same numbers; returns its piece of the page."""
     drawing.figure.savefig(png, dpi=PNG_DPI)
     # The layout is found once: finding it again for every format would take most of the report's time.
     drawing.figure.set_layout_engine("none")
     drawing.figure.savefig(pdf, metadata={"CreationDate": None})
     write_csv(drawing.data, csv)
-    return [png, pdf, csv]
-
-
-def write_table(table: Table, stem: Path) -> list[Path]:
-    """The table as md and tex, and its numbers as csv."""
-    csv, markdown, latex = (stem.with_suffix(suffix) for suffix in (".csv", ".md", ".tex"))
-    write_csv(table.data, csv)
-    markdown.write_text(to_markdown(table), encoding="utf-8")
-    latex.write_text(to_latex(table), encoding="utf-8")
-    return [csv, markdown, latex]
-
-
-def _drawing_html(drawing: Drawing, title: str) -> str:
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in drawing.notes)
     picture = io.BytesIO()
     drawing.figure.savefig(picture, format="svg", metadata={"Date": None})
     # An image rather than inline SVG: the ids of two figures can't clash, and no script of it would run.
     source = f"data:image/svg+xml;base64,{base64.b64encode(picture.getvalue()).decode()}"
     return f'<figure><img alt="{html.escape(title)}" src="{source}"></figure>\n{notes}'
+
+
+def _tabulated(table: Table, _title: str, _png: Path, _pdf: Path, csv: Path, markdown: Path, latex: Path) -> str:
+    """Writes the table and its numbers; returns its piece of the page."""
+    write_csv(table.data, csv)
+    markdown.write_text(to_markdown(table), encoding="utf-8")
+    latex.write_text(to_latex(table), encoding="utf-8")
+    return to_html(table)
 
 
 def what_was_asked(frames: Frames) -> str:

@@ -31,6 +31,11 @@ class Interval(NamedTuple):
     def half_width(self) -> float:
         return (self.high - self.low) / 2
 
+    @property
+    def sign(self) -> int:
+        """On which side of zero it lies, -1 or 1; 0 where it holds zero or can't be given."""
+        return int(self.low > 0) - int(self.high < 0)
+
 
 @functools.cache
 def student_t(degrees: int, tail: float = 0.025) -> float:
@@ -105,10 +110,10 @@ def bootstrap_intervals(
     """Bootstrap of the column means of values [N, M], whole clusters of rows drawn together (Efron 1979).
 
     A row is a window, a column a position; NaN where a window does not reach it. clusters: the document of every row, None
-    where rows are independent. For differences of two models on the same windows this is the paired bootstrap. Returns
-    mean, low, high [M]; low and high are NaN for fewer than two clusters. They are percentiles further out than 95 %, by as
-    much as Student's t is wider, since the percentiles of few documents are too near (Hesterberg 2015, sec. 5.3); with fewer
-    than FEW_CLUSTERS they are the t interval of the mean, a ratio of sums over clusters, linearised.
+    where rows are independent. Differences of two models on the same windows make it the paired bootstrap. Returns mean,
+    low, high [M]; low and high are NaN for fewer than two clusters. The ends are percentiles further out than 95 %, by as much
+    as Student's t is wider, since the percentiles of few documents are too near (Hesterberg 2015, sec. 5.3); with fewer than
+    FEW_CLUSTERS the ends are the t interval of the mean, a ratio of sums over clusters, linearised.
     """
     values = np.asarray(values, dtype=float)
     names, cluster = np.unique(np.arange(len(values)) if clusters is None else clusters, return_inverse=True)

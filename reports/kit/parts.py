@@ -120,9 +120,9 @@ def varying(table: pd.DataFrame) -> list[str]:
 
 
 def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows less those of studies that the request asked for otherwise: other experiments may share its runs.
+    """The rows without studies whose settings the request did not ask for: other experiments may share its runs.
 
-    Stages that it did not ask for at all stay, such as benchmarks that were added later.
+    The rows of stages that the request did not ask for at all stay, such as benchmarks that were added later.
     """
     asked = {(cell["run_id"], study) for cell in cells for study in cell.get("studies", ())}
     stages = {(run_id, study.rpartition("-")[0]) for run_id, study in asked}

@@ -8,25 +8,9 @@ import re
 
 from reports.kit.parts import Entry, Table
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "−": r"$-$",
-    "≤": r"$\le$",
-    "–": "--",
-    "\N{NO-BREAK SPACE}": "~",
-}
+LATEX = {character: rf"\{character}" for character in "{}$&#%_"}
+LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "\N{NO-BREAK SPACE}": "~"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "−": r"$-$", "≤": r"$\le$", "–": "--"}
 
 
 def to_markdown(table: Table) -> str:
@@ -76,7 +60,7 @@ def scientific(value: float) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A difference for an entry or a sentence: "+0.12", "−0.12"; nothing is left of the sign of what rounds to zero."""
+    """A difference for an entry or a sentence: "+0.12", "−0.12"; a value that rounds to zero is +0."""
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 

@@ -74,21 +74,19 @@ def seed_summary(values: np.ndarray, metric: str, *, difference: bool = False) -
     return interval._asdict() | {"half_width": interval.half_width, "n": len(each), "each": each}
 
 
-def over_runs(
-    table: pd.DataFrame, column: str, keys: Sequence[str], *, metric: str = "", difference: bool = False
-) -> pd.DataFrame:
-    """One row a value of the keys: the `seed_summary` of a metric, or of its difference, over runs, and worst (in size)."""
-    rows = []
+def over_runs(table: pd.DataFrame, keys: Sequence[str], *, metric: str = "") -> pd.DataFrame:
+    """One row a value of the keys: the `seed_summary` of a metric, or of its `difference`, over runs, and worst (in size)."""
+    differs, rows = "difference" in table, []
     for key, group in table.groupby(list(keys), sort=False, dropna=False):
-        values = group[column].to_numpy(dtype=float)
-        found = seed_summary(values, metric, difference=difference) | {"worst": np.abs(values).max()}
+        values = group["difference" if differs else "value"].to_numpy(dtype=float)
+        found = seed_summary(values, metric, difference=differs) | {"worst": np.abs(values).max()}
         rows.append(dict(zip(keys, key, strict=True)) | found)
     return pd.DataFrame(rows)
 
 
 def by_metric(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
     """`over_runs` of every metric's rows, told apart by `metric`; those by BAND `at_position`."""
-    parts = [over_runs(rows, "value", keys, metric=metric).assign(metric=metric) for metric, rows in tables.items()]
+    parts = [over_runs(rows, keys, metric=metric).assign(metric=metric) for metric, rows in tables.items()]
     return at_position(pd.concat(parts, ignore_index=True))
 
 

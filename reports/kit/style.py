@@ -84,7 +84,8 @@ def line_style(model: str, marker: float = 0.0) -> dict[str, str | float]:
     """The arguments of a line of this model; with its marker, so many times as large as usual, where that is above 0."""
     style = style_of(model)
     look = {"color": style.color, "linewidth": style.width, "linestyle": style.dashes}
-    return look | ({"marker": style.marker, "markersize": marker * marker_size(model)} if marker else {})
+    # A star needs more points to look as large as the others.
+    return look | ({"marker": style.marker, "markersize": marker * (9.0 if style.marker == "*" else 5.5)} if marker else {})
 
 
 def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str]]:
@@ -135,11 +136,6 @@ def fact_text(name: str, value: object) -> str:
     if "." not in name:
         return str(value)
     return f"{label} {value}" if str(value).startswith("[") else f"{value} {label}"
-
-
-def marker_size(model: str) -> float:
-    """In points; a star needs more to look as large as the others."""
-    return 9.0 if style_of(model).marker == "*" else 5.5
 
 
 def plain(label: str) -> str:

@@ -41,9 +41,14 @@ class Column:
     def title(self) -> str:
         return f"{task_label(self.task)} {axis_label(self.metric)}" if self.stage else axis_label(self.metric)
 
+    @property
+    def runs(self) -> str:
+        """Whose it is: "MQAR, tiny"."""
+        return ", ".join(filter(None, (task_label(self.task), self.size)))
+
 
 def column_of(config: Mapping[str, str]) -> Column:
-    """A column from its configuration; ValueError for a field that it has not or a metric that is not in the table."""
+    """A column from its configuration; ValueError for an unknown field or metric."""
     known = [field.name for field in fields(Column)]
     if not {"metric", "task"} <= set(config) <= set(known):
         raise ValueError(f"a column has {known}, of which metric and task are needed; not {sorted(config)}")
@@ -111,40 +116,36 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
     return table.assign(chance=np.nan_to_num(chance), bound=bound)
 
 
-def marks(summary: pd.DataFrame, metric: str) -> dict[str, str]:
-    """Which arms are "best" and "second", compared as printed, so that equal numbers are marked alike."""
-    better, digits = METRICS[metric].better, METRICS[metric].digits
-    means = summary.set_index("arm")["mean"].dropna().round(digits)
-    if not better or len(means) < 2:
-        return {}
-    ranked = np.sort(means.unique())
-    best, second = (ranked[::-1] if better == "higher" else ranked)[:2] if len(ranked) > 1 else (ranked[0], None)
-    return {arm: "best" if mean == best else "second" for arm, mean in means.items() if mean in (best, second)}
+def marks(summary: pd.DataFrame, metric: str, *, within: str) -> dict[str, str]:
+    """Which arms are "best" and "second" of those alike in `within`, compared as printed: equal numbers are marked alike."""
+    better, digits, marked = METRICS[metric].better, METRICS[metric].digits, {}
+    for _, compared in summary.groupby(within) if better else ():
+        means = compared.set_index("arm")["mean"].dropna().round(digits)
+        ranked = np.sort(means.unique())[:: -1 if better == "higher" else 1]
+        if len(means) > 1:
+            names = dict(zip(ranked, ("best", "second"), strict=False))
+            marked |= means[means.isin(names)].map(names).to_dict()
+    return marked
 
 
 def number(value: float, metric: str) -> str:
     return f"{value:,.{METRICS[metric].digits}f}"
 
 
-def value_entry(row: Mapping[str, object], mark: str) -> Entry:
-    """The text of a summary's row: the mean, its interval when there is one, its bound, and what is not in it."""
-    metric, n, asked = row["metric"], row["n"], row["asked"]
-    if n == 0:
-        return Entry(row["without"])
-    text = number(row["mean"], metric)
-    # A fact like the number of parameters is the same for every seed: an interval would be noise.
-    if METRICS[metric].better:
-        text += spread(row, digits=METRICS[metric].digits, chance=row["chance"])
-    if row["bound"] < 1:
-        text += f" (≤\N{NO-BREAK SPACE}{number(row['bound'], metric)})"
-    if n < asked:
-        text += f" (n={n};\N{NO-BREAK SPACE}{row['without']})"
-    return Entry(text, row["mean"], mark)
-
-
-def value_entries(summary: pd.DataFrame, marked: Mapping[str, str]) -> dict[str, Entry]:
-    """The entry of every arm of a summary."""
-    return {row["arm"]: value_entry(row, marked.get(row["arm"], "")) for row in summary.to_dict("records")}
+def entries_of(summary: pd.DataFrame, metric: str, *, within: str) -> dict[str, Entry]:
+    """By arm the mean, its interval when there is one, its bound, and what is not in it; marked `within` a column."""
+    marked, entries = marks(summary, metric, within=within), {}
+    for row in summary.to_dict("records"):
+        text = number(row["mean"], metric)
+        # A fact like the number of parameters is the same for every seed: an interval would be noise.
+        if METRICS[metric].better:
+            text += spread(row, digits=METRICS[metric].digits, chance=row["chance"])
+        if row["bound"] < 1:
+            text += f" (≤\N{NO-BREAK SPACE}{number(row['bound'], metric)})"
+        if row["n"] < row["asked"]:
+            text += f" (n={row['n']};\N{NO-BREAK SPACE}{row['without']})"
+        entries[row["arm"]] = Entry(text, row["mean"], marked.get(row["arm"], "")) if row["n"] else Entry(row["without"])
+    return entries
 
 
 def entries_by(

@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.intervals import Interval, standard_error, t_interval
-from reports.kit.lines import new_figure, used
+from reports.kit.panels import new_figure, used
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import of_stage
@@ -30,20 +30,12 @@ BENCHMARK = ["benchmark", "shots"]
 PANELS_A_ROW = 5
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """How much better `upper` scores than `lower`, in the metric's unit; positive agrees with the condition."""
 
     lower: str
     upper: str
     interval: Interval
-
-    @property
-    def agrees(self) -> bool | None:
-        """True or False when the interval settles it, None when it holds zero or can't be given."""
-        if self.interval.low > 0:
-            return True
-        return False if self.interval.high < 0 else None
 
     def __str__(self) -> str:
         mean, low, high = self.interval
@@ -89,8 +81,8 @@ def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str, chance:
             table, guessing = -table, -np.inf
         verdict, reason, comparisons = _judge(table, windows, full, guessing)
         row = dict(zip(keys, key, strict=True)) | {"metric": group["metric"].iloc[0], "examples": len(table)}
-        for comparison in comparisons:
-            name, (mean, low, high) = f"{comparison.upper}_minus_{comparison.lower}", comparison.interval
+        for lower, upper, (mean, low, high) in comparisons:
+            name = f"{upper}_minus_{lower}"
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row | {"verdict": verdict, "reason": reason})
     return pd.DataFrame(rows)
@@ -109,28 +101,22 @@ def _judge(table: pd.DataFrame, windows: Sequence[str], full: str, chance: float
     if not own.low > chance:
         reason = f"{full} is not above chance, {chance:.3f}: {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
         return "undecided", reason, comparisons
-    unsettled = [str(comparison) for comparison in comparisons if comparison.agrees is None]
-    against = [str(comparison) for comparison in comparisons if comparison.agrees is False]
-    if unsettled:
-        return "undecided", f"unsettled: {'; '.join(unsettled)}", comparisons
-    if against:
-        return "local", f"against: {'; '.join(against)}", comparisons
+    for verdict, what, sign in (("undecided", "unsettled", 0), ("local", "against", -1)):
+        said = [str(comparison) for comparison in comparisons if comparison.interval.sign == sign]
+        if said:
+            return verdict, f"{what}: {'; '.join(said)}", comparisons
     return "global", f"all {len(comparisons)} comparisons agree", comparisons
-
-
-def benchmark_name(benchmark: str) -> str:
-    """A benchmark's name in words, without its shots."""
-    return re.sub(r"_?\d+_?shots?$", "", benchmark.removeprefix("offline_")).replace("_", " ")
 
 
 def benchmark_title(benchmark: str, shots: float) -> str:
     """A benchmark's name for people: words, and its shots in one form."""
-    return benchmark_name(benchmark) if np.isnan(shots) else f"{benchmark_name(benchmark)}, {shots:.0f}-shot"
+    name = re.sub(r"_?\d+_?shots?$", "", benchmark.removeprefix("offline_")).replace("_", " ")
+    return name if np.isnan(shots) else f"{name}, {shots:.0f}-shot"
 
 
 def reading_order(column: pd.Series) -> pd.Series:
     """The key that sorts by verdict, benchmark and shots: global first, names without their shots, shots as numbers."""
-    ranks = {"verdict": VERDICTS.index, "benchmark": benchmark_name}
+    ranks = {"verdict": VERDICTS.index, "benchmark": lambda name: benchmark_title(name, np.nan)}
     return column.map(ranks[column.name]) if column.name in ranks else column
 
 

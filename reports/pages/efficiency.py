@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from reports.kit.lines import lines_of, row_of_panels, ticks_at, with_legend
+from reports.kit.lines import lines_of
+from reports.kit.panels import row_of_panels, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage
 from reports.kit.style import arms_in_order, backend_dashes
@@ -18,7 +19,7 @@ from suite.metrics import METRICS, axis_label
 
 ARM = ["arm", "model", "backend"]
 WORKLOAD = ["work", "batch", "length", "device"]
-# How it was trained, as it is if nothing is said, and what an arm is called where something is.
+# The usual way of training, and what an arm is called that was trained in another.
 ACCELERATION = {"compiled": 0, "cuda_graph": "auto", "checkpointed": 0}
 ACCELERATED = {
     ("compiled", 1): "compiled",
@@ -36,6 +37,8 @@ COSTS = {
     "roofline_fraction": "roofline reached [%]",
     "peak_memory_bytes": "peak memory [GiB]",
 }
+LABELLED = ((10, (1, 2, 5)), (3, (1, 1.5, 2, 3, 5, 7)), (0, (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)))
+"""The leading digits that a logarithmic axis labels: the less it spans, the more."""
 OTHER = {"length": "batch", "batch": "length"}
 AXIS = {"length": "length [tokens]", "batch": "sequences at once"}
 
@@ -88,7 +91,12 @@ def lines(frames: Frames, *, panels: Sequence[Mapping[str, str]]) -> Drawing:
         axes.set_title(f"{panel['work']}, {common}")
         parts.append(rows.assign(along=panel["along"]))
     data = pd.concat(parts, ignore_index=True).drop_duplicates()
-    return with_legend(data, figure, *_remarks(data))
+    said = [f"Measured on {', '.join(sorted(data['device'].unique()))}. Bars span the quartiles."]
+    backends = sorted(data["backend"].unique())
+    if len(backends) > 1:
+        names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
+        said.append("Lines by backend: " + ", ".join(f"{name} {names[backend_dashes(name)]}" for name in backends) + ".")
+    return with_legend(data, figure, *said, *not_timed(data))
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
@@ -100,19 +108,11 @@ def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
     ticks_at(axes, rows[along], "{:,.0f}")
     axes.tick_params(axis="x", rotation=45 if rows[along].nunique() > 4 else 0)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=_labelled(*axes.get_ylim())))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=next(digits for span, digits in LABELLED if high > span * low)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=AXIS[along], ylabel=axis_label(shows))
-
-
-def _labelled(low: float, high: float) -> tuple[float, ...]:
-    """The leading digits of what a logarithmic axis labels: the less it spans, the more."""
-    if high > 10.0 * low:
-        return 1.0, 2.0, 5.0
-    if high > 3.0 * low:
-        return 1.0, 1.5, 2.0, 3.0, 5.0, 7.0
-    return 1.0, 1.2, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0
 
 
 def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
@@ -121,16 +121,6 @@ def _spread(line: pd.DataFrame, shows: str) -> np.ndarray:
     if shows == "throughput":
         low, high = shown * median / high, shown * median / low
     return np.stack([shown - low, high - shown]).clip(min=0)
-
-
-def _remarks(data: pd.DataFrame) -> list[str]:
-    """Where it was measured, how backends are told apart, and what could not be timed and why."""
-    said = [f"Measured on {', '.join(sorted(data['device'].unique()))}. Bars span the quartiles."]
-    backends = sorted(data["backend"].unique())
-    if len(backends) > 1:
-        names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
-        said.append("Lines by backend: " + ", ".join(f"{name} {names[backend_dashes(name)]}" for name in backends) + ".")
-    return said + not_timed(data)
 
 
 def not_timed(data: pd.DataFrame) -> list[str]:
@@ -147,9 +137,12 @@ def not_timed(data: pd.DataFrame) -> list[str]:
 def costs(frames: Frames, *, works: Sequence[str]) -> Table:
     """One row an arm and piece of work, at the greatest length that was asked for: warm and cold time, memory, roofline."""
     whole = measured(frames)
-    data = pd.concat([_longest(whole[whole["work"] == work]) for work in works], ignore_index=True)
+    data = whole[whole["work"].isin(works)]
     if data.empty:
         raise NoData(f"no run was timed in {', '.join(works)} (stage efficiency)")
+    # At the greatest length, the largest batch.
+    for name in ("length", "batch"):
+        data = data[data[name] == data.groupby("work")[name].transform("max")]
     shown = {name: title for name, title in COSTS.items() if data[name].notna().any()}
     rows = []
     for work in works:
@@ -160,12 +153,6 @@ def costs(frames: Frames, *, works: Sequence[str]) -> Table:
     header = ("work", "model", "backend", "sequences x tokens", *shown.values())
     notes = (*_ceilings(whole), *not_timed(whole), *outcome_notes(frames.cells), *state_notes(frames.runs))
     return Table(whole, header, tuple(rows), notes)
-
-
-def _longest(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the greatest length, of the largest batch there."""
-    rows = rows[rows["length"] == rows["length"].max()]
-    return rows[rows["batch"] == rows["batch"].max()]
 
 
 def _entry(row: Mapping[str, object], name: str) -> Entry:

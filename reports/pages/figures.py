@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
-from reports.kit.lines import banded_lines, lines_of, position_axis, row_of_panels, with_legend, zero_line
+from reports.kit.lines import banded_lines, lines_of
+from reports.kit.panels import position_axis, row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import bands_note, measured, of_stage, position_differences, seed_summary
 from reports.kit.style import arms_in_order, task_label

@@ -9,7 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.kit.lines import banded_lines, lines_of, row_of_panels, with_legend
+from reports.kit.lines import banded_lines, lines_of
+from reports.kit.panels import row_of_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import over_runs
 from reports.kit.style import arms_in_order
@@ -51,17 +52,17 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
 def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """One row a variant, position and line, a model's or a reference's (REFERENCES): mean, low, high, seeds."""
     rows = _test_rows(results, task)
-    table = _over_seeds(rows[rows["position"].notna()], "value", [*LINE, "position"])
+    table = _over_seeds(rows[rows["position"].notna()], [*LINE, "position"])
     return table[[*LINE, "position", "mean", "low", "high", "seeds"]]
 
 
-def _over_seeds(rows: pd.DataFrame, column: str, keys: list[str]) -> pd.DataFrame:
+def _over_seeds(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     """`over_runs` of the models' errors and of the references', whose family is their metric; n is `seeds` too."""
     own = rows["metric"] == "squared_error"
     rows = rows.assign(family=rows["family"].where(own, rows["metric"]), model=rows["model"].where(own, ""))
     # A reference is the same whichever model's run it stands beside.
     rows = rows[own | rows["metric"].isin(REFERENCES)].drop_duplicates([*VARIANT, "family", "seed", "position"])
-    table = over_runs(rows, column, keys, metric="squared_error").sort_values(keys, ignore_index=True)
+    table = over_runs(rows, keys, metric="squared_error").sort_values(keys, ignore_index=True)
     return table.assign(seeds=table["n"])
 
 
@@ -126,14 +127,14 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
     reference: the metric whose error is 1, `ridge_error` or `bayes_error`. Mean over seeds, best and second best marked.
     """
     data = ratios(frames.results, task=task, reference=reference)
-    models = data[data["metric"] == "squared_error"]
-    marked = {title: marks(group.assign(arm=group["family"]), "squared_error") for title, group in variants_of(models).items()}
     named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
+    models = named[named["metric"] == "squared_error"]
+    marked = marks(models.assign(arm=models["family"] + models["title"]), "squared_error", within="title")
 
     def entry(row: Mapping[str, object], title: str) -> Entry:
         """The mean, its interval when there is one, and the seeds where others have more."""
         seeds = f" (n={row['seeds']})" if row["seeds"] < data["seeds"].max() else ""
-        mark = marked.get(title, {}).get(row["family"], "")
+        mark = marked.get(row["family"] + title, "")
         return Entry(f"{row['mean']:.3f}{spread(row, digits=3)}{seeds}", row["mean"], mark)
 
     variants = list(variants_of(data))
@@ -152,4 +153,4 @@ def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:
     rows = rows[last & (rows["position_low"] == rows["seq_len"] - rows["seq_len"] // 4)]
     known = rows[rows["metric"] == reference].drop_duplicates([*VARIANT, "seed"])[[*VARIANT, "seed", "value"]]
     rows = rows.merge(known, on=[*VARIANT, "seed"], suffixes=("", "_known"))
-    return _over_seeds(rows.assign(ratio=rows["value"] / rows["value_known"]), "ratio", LINE).drop(columns="worst")
+    return _over_seeds(rows.assign(value=rows["value"] / rows["value_known"]), LINE).drop(columns="worst")

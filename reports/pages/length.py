@@ -7,17 +7,8 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.kit.lines import (
-    banded_lines,
-    lines_of,
-    metric_panels,
-    position_axis,
-    seed_points,
-    shaded,
-    ticks_at,
-    with_legend,
-    zero_line,
-)
+from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
+from reports.kit.panels import metric_panels, position_axis, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import BAND, by_metric, less, measured, over_runs, seeds_note
@@ -29,15 +20,15 @@ FACTOR = ["length_factor", "length"]
 
 def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFrame:
     """One row an arm, length and metric: mean and interval over seeds, and of the NLL also less that at one times the length."""
-    keys = ["arm", "model", *FACTOR]
-    tables = {m: measured(frames.results, stage="length", task=task, metric=m, whole=True) for m in metrics}
-    parts = {metric: by_metric({metric: rows}, keys) for metric, rows in tables.items()}
-    trained = {metric: rows[rows["length_factor"] == 1] for metric, rows in tables.items()}
-    if len(trained.get("nll", ())):
-        paired = less(tables["nll"], trained["nll"], on=["run_id"], done="evaluated at the training length")
-        change = over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll_difference")
-        parts["nll"] = pd.concat([parts["nll"], change])
-    return pd.concat(parts.values(), ignore_index=True)
+    keys, parts = ["arm", "model", *FACTOR], []
+    for metric in metrics:
+        rows = measured(frames.results, stage="length", task=task, metric=metric, whole=True)
+        parts.append(by_metric({metric: rows}, keys))
+        trained = rows[rows["length_factor"] == 1]
+        if metric == "nll" and len(trained):
+            paired = less(rows, trained, on=["run_id"], done="evaluated at the training length")
+            parts.append(over_runs(paired, keys, metric="nll").assign(metric="nll_difference"))
+    return pd.concat(parts, ignore_index=True)
 
 
 def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
@@ -85,8 +76,8 @@ def _lines(axes: Axes, data: pd.DataFrame) -> None:
 def table(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
     """One row an arm and length, means with intervals over seeds, and what changes up to the longest."""
     data = summary(frames, task=task, metrics=metrics)
-    columns = [name for metric in metrics for name in ((metric, "nll_difference") if metric == "nll" else (metric,))]
-    columns = [name for name in columns if name in set(data["metric"])]
+    # The difference of the NLL stands behind the NLL.
+    columns = list(dict.fromkeys(data["metric"]))
     rows, notes = [], []
     for arm, _, own in lines_of(data, "length"):
         lengths = entries_by(own, "length", "metric", columns, _entry)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from reports.kit.lines import lines_of, row_of_panels, with_legend
+from reports.kit.lines import lines_of
+from reports.kit.panels import row_of_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import BAND, of_stage, seed_summary
 from reports.kit.style import arms_in_order
@@ -87,8 +88,12 @@ def definiteness(frames: Frames, *, task: str) -> Table:
         raise NoData(f"no run of {task} has the eigenvalues of H + Lambda (stage internals)")
     data = definite_by_range(rows[rows["position_low"].notna() & rows["head"].notna()])
     ranges = sorted(set(zip(data["position_low"], data["position_high"], strict=True)))
-    entries = dict(entries_by(data, "arm", BAND, ranges, _definiteness_entry))
-    arms = [arm for arm, _ in arms_in_order(data)]
+
+    def entry(row: Mapping[str, float], _range: tuple[float, float]) -> Entry:
+        share = f"; {100 * row['indefinite']:.2g} % of tokens" if row["indefinite"] > 0 else ""
+        return Entry(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
+
+    entries, arms = dict(entries_by(data, "arm", BAND, ranges, entry)), [arm for arm, _ in arms_in_order(data)]
     titles = [f"tokens {low + 1:.0f} to {high:.0f}" if high > low + 1 else f"token {high:.0f}" for low, high in ranges]
     rows = tuple((Entry(arm), *entries[arm]) for arm in arms)
     return Table(data, ("model", *titles), rows, tuple(_verdict(data, arm) for arm in arms))
@@ -96,22 +101,15 @@ def definiteness(frames: Frames, *, task: str) -> Table:
 
 def definite_by_range(rows: pd.DataFrame) -> pd.DataFrame:
     """One row an arm and range of positions: smallest (over everything), indefinite (mean share), heads and seeds with any."""
-    found = []
-    for key, group in rows.groupby([*ARM, *BAND]):
-        share = group[group["metric"] == "indefinite"]
-        some = share[share["value"] > 0]
-        found.append(
-            dict(zip([*ARM, *BAND], key, strict=True))
-            | {"smallest": group.loc[group["metric"] == "smallest_eigenvalue", "value"].min()}
-            | {"indefinite": share["value"].mean(), "seeds": share["seed"].nunique(), "heads": len(share)}
-            | {"seeds_with_any": some["seed"].nunique(), "heads_with_any": len(some)}
-        )
-    return pd.DataFrame(found)
-
-
-def _definiteness_entry(row: Mapping[str, float], _range: tuple[float, float]) -> Entry:
-    share = f"; {100 * row['indefinite']:.2g} % of tokens" if row["indefinite"] > 0 else ""
-    return Entry(f"{number(row['smallest'], 'smallest_eigenvalue')}{share}", row["smallest"])
+    keys = [*ARM, *BAND]
+    share = rows[rows["metric"] == "indefinite"].groupby(keys)
+    some = rows[(rows["metric"] == "indefinite") & (rows["value"] > 0)].groupby(keys)
+    counts = {"indefinite": share["value"].mean(), "seeds": share["seed"].nunique(), "heads": share.size()}
+    counts |= {"seeds_with_any": some["seed"].nunique(), "heads_with_any": some.size()}
+    smallest = rows[rows["metric"] == "smallest_eigenvalue"].groupby(keys)["value"].min().rename("smallest")
+    table = smallest.to_frame().assign(**counts)
+    whole = [name for name in counts if name != "indefinite"]
+    return table.assign(**table[whole].fillna(0).astype(int)).reset_index()
 
 
 def _verdict(data: pd.DataFrame, arm: str) -> str:

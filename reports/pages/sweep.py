@@ -8,22 +8,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.kit.lines import lines_of, row_of_panels, seed_points, ticks_at, with_legend, zero_line
+from reports.kit.lines import lines_of, seed_points
+from reports.kit.panels import row_of_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import seed_summary, seeds_note
-from reports.kit.style import arms_in_order, fact_label, fact_text, last_part, style_of, task_label
+from reports.kit.style import arms_in_order, fact_label, fact_text, last_part, style_of
 from reports.kit.tables import (
     Column,
     column_of,
     entries_by,
+    entries_of,
     marks,
     notes_on,
     number,
     rows_of,
     scored_cells,
     summarise,
-    value_entries,
 )
 from suite.metrics import METRICS, axis_label
 
@@ -41,8 +42,8 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
     wanted = column_of(column)
     summary = by_fact(frames, wanted, fact)
     if summary.empty:
-        raise NoData(f"no run of {_title(wanted)} was asked for")
-    entries = value_entries(summary, marked_within(summary, wanted.metric, fact if best == "model" else "family"))
+        raise NoData(f"no run of {wanted.runs} was asked for")
+    entries = entries_of(summary, wanted.metric, within=fact if best == "model" else "family")
     values = sorted(summary[fact].unique())
     found = dict(entries_by(summary, "family", fact, values, lambda row, _: entries[row["arm"]], "not asked"))
     rows = tuple((Entry(family), *found[family]) for family, _ in arms_in_order(summary, "family"))
@@ -69,11 +70,6 @@ def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
     return summary
 
 
-def marked_within(summary: pd.DataFrame, metric: str, column: str) -> dict[str, str]:
-    """`marks` among the arms that agree in this column."""
-    return {arm: mark for _, compared in summary.groupby(column) for arm, mark in marks(compared, metric).items()}
-
-
 def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -> Drawing:
     """The score against the fact, one panel a column, one line a model, with t intervals or, see `seed_interval`, the seeds.
 
@@ -83,7 +79,7 @@ def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -
     wanted = [column_of(column) for column in columns]
     panels = [(column, table) for column in wanted if len(table := by_fact(frames, column, fact))]
     if not panels:
-        raise NoData(f"no run of {', '.join(map(_title, wanted))} was asked for")
+        raise NoData(f"no run of {', '.join(column.runs for column in wanted)} was asked for")
     figure, drawn = row_of_panels(len(panels), width=3.4, beside=1.8, height=4.2)
     for axes, (column, table) in zip(drawn, panels, strict=True):
         _panel(axes, table, column, fact)
@@ -92,12 +88,8 @@ def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -
     return with_legend(data, figure, *(["A cross at the frame's edge is a run that diverged."] if diverged else []))
 
 
-def _title(column: Column) -> str:
-    return ", ".join(filter(None, (task_label(column.task), column.size)))
-
-
 def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
-    marked = marked_within(table, column.metric, "family")
+    marked = marks(table, column.metric, within="family")
     for _, look, line in lines_of(table, fact, "family", marker=0.9):
         point = {"color": look["color"], "linestyle": "none", "marker": look.pop("marker"), "markersize": look.pop("markersize")}
         label = look.pop("label")
@@ -105,9 +97,14 @@ def _panel(axes: Axes, table: pd.DataFrame, column: Column, fact: str) -> None:
         axes.plot(line[fact], line["mean"], markerfacecolor="white", **point)
         best = line[line["arm"].map(marked).eq("best")]
         axes.plot(best[fact], best["mean"], label=label, **point)
-    _crosses(axes, table[table["without"].str.contains("diverged")], fact, at_top=METRICS[column.metric].better == "lower")
+    # Crosses at one value of the fact stand in a column.
+    for value, group in table[table["without"].str.contains("diverged")].groupby(fact):
+        for i, (_, model) in enumerate(arms_in_order(group, "family")):
+            height = 0.035 * (i + 0.5)
+            y = 1 - height if METRICS[column.metric].better == "lower" else height
+            axes.plot(value, y, "x", color=style_of(model).color, markersize=6, transform=axes.get_xaxis_transform())
     scale_of(axes, fact, table[fact])
-    axes.set(title=_title(column), xlabel=fact_label(fact), ylabel=axis_label(column.metric))
+    axes.set(title=column.runs, xlabel=fact_label(fact), ylabel=axis_label(column.metric))
 
 
 def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
@@ -120,39 +117,25 @@ def scale_of(axes: Axes, fact: str, values: pd.Series) -> None:
     ticks_at(axes, values)
 
 
-def _crosses(axes: Axes, diverged: pd.DataFrame, fact: str, *, at_top: bool) -> None:
-    """Crosses at the frame's top or bottom, those at one value of the fact in a column."""
-    for value, group in diverged.groupby(fact):
-        for i, (_, model) in enumerate(arms_in_order(group, "family")):
-            height = 0.035 * (i + 0.5)
-            y = 1 - height if at_top else height
-            axes.plot(value, y, "x", color=style_of(model).color, markersize=6, transform=axes.get_xaxis_transform())
-
-
 def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]) -> pd.DataFrame:
     """One row a value of the fact: the first model's score less the second's, paired by seed, with its 95 % t interval.
 
     ahead: the label of the model that the interval puts ahead, or "undecided". Raises NoData where no value has both.
     """
     cells = scored_cells(frames, column).dropna(subset="value")
-    cells = cells.dropna(subset=fact) if fact in cells else cells.iloc[:0]
     names = cells.drop_duplicates("model").set_index("model")["family"]
     rows = []
-    for value, group in cells.groupby(fact) if len(cells) else ():
+    for value, group in cells.groupby(fact) if fact in cells else ():
         by_seed = group.pivot_table(index="seed", columns="model", values="value").reindex(columns=list(models)).dropna()
         if len(by_seed):
             found = seed_summary((by_seed[models[0]] - by_seed[models[1]]).to_numpy(), column.metric, difference=True)
+            sign = int(found["low"] > 0) - int(found["high"] < 0)
+            ahead = models[(sign > 0) == (METRICS[column.metric].better == "lower")] if sign else None
             means = dict(zip(("first", "second"), by_seed.mean(), strict=True))
-            ahead = _ahead(found["low"], found["high"], [names[model] for model in models], METRICS[column.metric].better)
-            rows.append({fact: value, **means, **found, "ahead": ahead})
+            rows.append({fact: value, **means, **found, "ahead": names[ahead] if ahead else "undecided"})
     if not rows:
         raise NoData(f"no value of {fact_label(fact)} has runs of {' and '.join(models)} with the same seed")
     return pd.DataFrame(rows).assign(first_model=names[models[0]], second_model=names[models[1]])
-
-
-def _ahead(low: float, high: float, names: Sequence[str], better: str) -> str:
-    low, high = (low, high) if better == "higher" else (-high, -low)
-    return names[0] if low > 0 else names[1] if high < 0 else "undecided"
 
 
 def ranking(frames: Frames, *, column: Mapping[str, str], fact: str, models: Sequence[str]) -> Table:

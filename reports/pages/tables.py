@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.kit.parts import Entry, Frames, NoData, Table
 from reports.kit.style import arms_in_order, fact_label
-from reports.kit.tables import Column, column_of, marks, notes_on, number, per_run, rows_of, state_notes, summarise, value_entries
+from reports.kit.tables import column_of, entries_of, notes_on, number, per_run, rows_of, state_notes, summarise
 from suite.metrics import METRICS
 
 
@@ -23,7 +23,7 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
     if not wanted:
         raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")
     summaries = [summarise(frames, column) for column in wanted]
-    scored = [value_entries(summary, marks(summary, column.metric)) for column, summary in zip(wanted, summaries, strict=True)]
+    scored = [entries_of(table, column.metric, within="task") for column, table in zip(wanted, summaries, strict=True)]
     run_ids = pd.concat([rows_of(frames.cells, column)["run_id"] for column in wanted])
     cells = frames.cells[frames.cells["run_id"].isin(run_ids)]
     seeds = cells.groupby(["arm", "task"]).size().groupby("arm").max()
@@ -31,31 +31,22 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
     for arm, _ in arms_in_order(cells):
         own = (of_arm.get(arm, Entry("not asked")) for of_arm in scored)
         rows.append((Entry(arm), *own, Entry(f"n={seeds[arm]}", float(seeds[arm]))))
-    reference_rows, references = _reference_rows(frames, wanted, floors)
-    data = pd.concat([*summaries, references], ignore_index=True)
+    references = []
+    for i, column in enumerate(wanted):
+        for metric in floors.get(column.metric, ()):
+            values = per_run(frames, column, metric)
+            if len(values):
+                label, value = METRICS[metric].label, float(values.mean())
+                entries = [Entry(label), *[Entry("")] * (len(wanted) + 1)]
+                entries[i + 1] = Entry(number(value, column.metric), value)
+                rows.append(tuple(entries))
+                references.append({"arm": label, "task": column.task, "metric": metric, "mean": value})
+    data = pd.concat([*summaries, pd.DataFrame(references)], ignore_index=True)
     header = ("model", *(column.title for column in wanted), "seeds")
     notes = [*notes_on(cells), *(state_notes(frames.runs) if "state_bytes" in set(data["metric"]) else ())]
     if data["bound"].lt(1).any():
         notes.append("≤ is the most that a model can reach that sees no further back than its window.")
-    return Table(data, header, (*rows, *reference_rows), tuple(notes))
-
-
-def _reference_rows(
-    frames: Frames, columns: Sequence[Column], floors: Mapping[str, Sequence[str]]
-) -> tuple[list[tuple[Entry, ...]], pd.DataFrame]:
-    """One row a reference, its value in the column that it bounds, and the same numbers in tidy form."""
-    rows, tidy = [], []
-    for i, column in enumerate(columns):
-        for metric in floors.get(column.metric, ()):
-            values = per_run(frames, column, metric)
-            if values.empty:
-                continue
-            label, value = METRICS[metric].label, float(values.mean())
-            entries = [Entry("")] * len(columns)
-            entries[i] = Entry(number(value, column.metric), value)
-            rows.append((Entry(label), *entries, Entry("")))
-            tidy.append({"arm": label, "task": column.task, "metric": metric, "mean": value})
-    return rows, pd.DataFrame(tidy)
+    return Table(data, header, tuple(rows), tuple(notes))
 
 
 def settings(frames: Frames, *, facts: Sequence[str]) -> Table:

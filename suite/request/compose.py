@@ -85,7 +85,7 @@ class Composer:
             section = copy.deepcopy(_composed(variant[1])[name])
             for each in own:
                 section = self._assigned(section, each, choices)
-            if name == "paths" and section["cache"] is None:
+            if name == "paths" and isinstance(section, dict) and section["cache"] is None:
                 section["cache"] = _cache()
             self._plain[variant], self._mentioned[variant] = section, _mentioned(section)
         return variant
@@ -94,12 +94,16 @@ class Composer:
         """The section with a value in its place, which must be there unless it is new."""
         *outer, last = each.key.split(".")[1:] or [""]
         if not last:
-            return each.value
+            return _merged(section, each.value)
         place = section
         for part in outer:
+            if each.is_new and isinstance(place, dict):
+                place.setdefault(part, {})
             place = place.get(part) if isinstance(place, dict) else None
         if not isinstance(place, dict) or not (each.is_new or last in place):
             raise self._unknown(each, choices)
+        if each.is_new and last in place:
+            raise RequestError(f"+{each.key} is there already, permitted is {each.typed[1:]}")
         place[last] = _merged(place.get(last), each.value)
         return section
 

@@ -10,7 +10,7 @@ import pytest
 from invented import DOCUMENTS, TOLERANCES, solver_rows
 
 from reports.kit.parts import Frames, NoData, load_frames
-from reports.kit.solver_settings import SETTING
+from reports.kit.solver import SETTING
 from reports.pages.mesa.compute import Evaluated, _less_fixed, answer, at_equal_cost, equal_cost, evaluated, fixed_or_stopped
 
 BOTH = ["solver_steps", "solver_chunk_steps"]

@@ -110,7 +110,7 @@ def test_an_interval_stays_within_the_limits_of_its_metric(values, metric: str, 
 
 
 def printed(values, metric: str, **place) -> str:
-    row = over_runs(pd.DataFrame({"value": values, "arm": "a"}), "value", ["arm"], metric=metric).iloc[0]
+    row = over_runs(pd.DataFrame({"value": values, "arm": "a"}), ["arm"], metric=metric).iloc[0]
     return spread(row, digits=3, **place)
 
 
@@ -169,7 +169,7 @@ def test_floors_that_are_one_are_seldom_told_apart(floors: int) -> None:
     for _ in range(150):
         values = generator.normal(size=(3, 1)) + generator.normal(size=(3, floors))
         rows = [
-            over_runs(pd.DataFrame({"value": column, "cap": "c"}), "value", ["cap"], metric="nll").iloc[0].to_dict()
+            over_runs(pd.DataFrame({"value": column, "cap": "c"}), ["cap"], metric="nll").iloc[0].to_dict()
             | {"regularizer_floor": float(floor), "metric": "nll", "without": "", "by_seed": dict(enumerate(column))}
             for floor, column in enumerate(values.T)
         ]

@@ -9,7 +9,7 @@ from invented import BANDS, FIXED, TOLERANCES, settings, solver_rows
 
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.rows import over_runs
-from reports.kit.solver_settings import less_fixed, setting_label, setting_scores
+from reports.kit.solver import less_fixed, setting_label, setting_scores
 from reports.pages.mesa import solver, solver_cost
 
 
@@ -42,7 +42,7 @@ def test_a_difference_is_to_the_same_run_at_the_reference_steps(studied) -> None
 
 def test_the_mean_over_runs_has_its_interval_and_its_worst(studied) -> None:
     table = less_fixed(setting_scores(studied, task="language", metric="nll"), steps=30)
-    row = over_runs(table[table["tolerance"] == 1e-2], "difference", ["tolerance"]).iloc[0]
+    row = over_runs(table[table["tolerance"] == 1e-2], ["tolerance"]).iloc[0]
     # 12.706205 * 0.05 * 0.5**3, for seeds at 0.5**3 and 1.1 * 0.5**3
     assert (row["mean"], row["n"], row["worst"]) == (pytest.approx(1.05 / 8), 2, pytest.approx(1.1 / 8))
     assert row["half_width"] == pytest.approx(12.706205 * 0.05 / 8, rel=1e-5)

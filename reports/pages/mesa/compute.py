@@ -10,31 +10,28 @@ way, the lower bound is as far below the straight line as they bend.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.intervals import FEW_CLUSTERS, RESAMPLES, bootstrap_percentiles, t_interval
-from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, new_figure, ticks_at, with_legend, zero_line
+from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR
+from reports.kit.panels import new_figure, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed
 from reports.kit.rows import drawn_from, of_stage, slice_names
-from reports.kit.solver_settings import SETTING, is_fixed, is_stopped, setting_label
+from reports.kit.solver import SETTING, is_fixed, is_stopped, setting_label
 from suite.metrics import METRICS, axis_label
 
-COSTS = {
-    "solver_steps": "its own steps",
-    "solver_chunk_steps": "the steps of its chunk's slowest",
-}
+COSTS = {"solver_steps": "its own steps", "solver_chunk_steps": "the steps of its chunk's slowest"}
 SAYS = {"helps": "helps", "hurts": "hurts", "undecided": "is undecided", "no interval": "can not be compared"}
 BOUNDS = "A range: between whole numbers of steps the loss of fixed steps is known within bounds, from its convexity."
 
 
 class Evaluated(NamedTuple):
-    """What every setting made of every window of the text, [setting, seed, window]; documents: of which each window is a part,
-    None where that is not known."""
+    """What every setting made of every window, [setting, seed, window]; documents: each window's, None if not known."""
 
     settings: pd.DataFrame
     nll: np.ndarray
@@ -76,28 +73,27 @@ def equal_cost(found: Evaluated) -> pd.DataFrame:
     _, seeds, windows = found.nll.shape
     names, document = np.unique(np.arange(windows) if found.documents is None else found.documents, return_inverse=True)
     times = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)[:, document]
-    nll, cost = ([values.mean((1, 2)), *values.mean(2).T, *_resampled(values.mean(1), times)] for values in found[1:3])
+    # One for all runs together, one a seed, and one a draw of documents.
+    nll, cost = (
+        [values.mean((1, 2)), *values.mean(2).T, *(times @ values.mean(1).T / times.sum(1, keepdims=True))]
+        for values in (found.nll, found.cost)
+    )
     fixed = np.flatnonzero(is_fixed(found.settings))
     rows = []
     for k in np.flatnonzero(~is_fixed(found.settings)):
         row = found.settings.iloc[k].to_dict() | {"cost": cost[0][k], "nll": nll[0][k]}
-        # One for all runs together, one a seed, and one a draw of documents.
         differences = np.array([_less_fixed(*pair, k, fixed) for pair in zip(nll, cost, strict=True)])
         for name, values in zip(("least", "most"), differences.T, strict=True):
             row[name], by_seed = values[0], t_interval(values[1 : 1 + seeds]).half_width
+            drawn, (low, high) = values[1 + seeds :], (np.nan, np.nan)
             # Fewer documents drawn again are too like one another, see FEW_CLUSTERS.
-            known = values[1 + seeds :] if len(names) >= FEW_CLUSTERS else np.full(1, np.nan)
-            low, high = _bounds(known, bootstrap_percentiles(len(names)))
+            if len(names) >= FEW_CLUSTERS and np.isnan(drawn).mean() <= 0.025:
+                low, high = np.nanpercentile(drawn, bootstrap_percentiles(len(names)))
             row[f"{name}_low"] = row[name] - np.hypot(by_seed, row[name] - low)
             row[f"{name}_high"] = row[name] + np.hypot(by_seed, high - row[name])
         counts = {"seeds": seeds, "windows": windows, "documents": np.nan if found.documents is None else len(names)}
         rows.append(row | {"verdict": _verdict(row)} | counts)
     return pd.DataFrame(rows).sort_values("cost", ignore_index=True)
-
-
-def _resampled(values: np.ndarray, times: np.ndarray) -> np.ndarray:
-    """The means of values [setting, window] for each draw of windows [draw, window]: [draw, setting]."""
-    return times @ values.T / times.sum(axis=1, keepdims=True)
 
 
 def _less_fixed(nll: np.ndarray, cost: np.ndarray, k: int, fixed: np.ndarray) -> tuple[float, float]:
@@ -129,27 +125,17 @@ def _verdict(row: Mapping[str, float]) -> str:
     return "helps" if row["most_high"] < 0 else "hurts" if row["least_low"] > 0 else "undecided"
 
 
-def _bounds(values: np.ndarray, percentiles: tuple[float, float]) -> tuple[float, float]:
-    if np.isnan(values).mean() > 0.025:
-        return np.nan, np.nan
-    low, high = np.nanpercentile(values, percentiles)
-    return float(low), float(high)
-
-
 def answer(comparison: pd.DataFrame, cost: str) -> str:
     """The sentence: what every tolerance gains over fixed steps of the same cost."""
     verdicts = list(comparison["verdict"])
     counts = ", ".join(f"{SAYS[word]} at {verdicts.count(word)}" for word in dict.fromkeys(verdicts))
-    said = [
-        f"eps {scientific(row.tolerance)} ({row.cost:.1f} steps) {SAYS[row.verdict]}{_difference(row.least, row.most)}"
-        for row in comparison.itertuples()
-    ]
+    said = []
+    for row in comparison.itertuples():
+        gain = f", {scientific(row.least)} to {scientific(row.most)} nats to fixed steps"
+        known = "" if np.isnan(row.least) else gain
+        said.append(f"eps {scientific(row.tolerance)} ({row.cost:.1f} steps) {SAYS[row.verdict]}{known}")
     text = f"Does adaptivity itself help, where a token costs {COSTS[cost]}? Of {len(said)} tolerances, it {counts}"
     return f"{text}: {'; '.join(said)}."
-
-
-def _difference(least: float, most: float) -> str:
-    return "" if np.isnan(least) else f", {scientific(least)} to {scientific(most)} nats to fixed steps"
 
 
 def fixed_or_stopped(frames: Frames, *, task: str, steps: int, costs: Sequence[str]) -> Drawing:
@@ -187,11 +173,9 @@ def _curves(axes: Axes, found: Evaluated, cost: str, steps: int) -> pd.DataFrame
     if len(reference) == 0:
         raise NoData(f"no run was evaluated at {steps} fixed steps, against which the others are compared")
     table = found.settings.assign(unit=cost, kind="curve", cost=spent, nll=nll, less_reference=nll - reference[0])
-    for part, color, marker, label in (
-        (table[fixed], FIXED_COLOR, "D", "fixed steps"),
-        (table[~fixed], STOPPED_COLOR, "o", "tolerance"),
-    ):
-        part = part[part["cost"] > 0].sort_values("cost")
+    looks = (fixed, FIXED_COLOR, "D", "fixed steps"), (~fixed, STOPPED_COLOR, "o", "tolerance")
+    for shown, color, marker, label in looks:
+        part = table[shown & (table["cost"] > 0)].sort_values("cost")
         axes.plot(part["cost"], part["less_reference"], color=color, marker=marker, markersize=4.5, label=label)
     zero_line(axes)
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.5)
@@ -213,23 +197,17 @@ def _gains(axes: Axes, comparison: pd.DataFrame) -> None:
 def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
     """One row a tolerance and unit of cost, with the answer to whether stopping early helps below."""
     comparisons = {cost: equal_cost(evaluated(frames, task=task, cost=cost)) for cost in costs}
-    rows = [_row(row, cost) for cost, comparison in comparisons.items() for row in comparison.to_dict("records")]
     data = pd.concat([comparison.assign(unit=cost) for cost, comparison in comparisons.items()], ignore_index=True)
     header = ("tolerance", "a token costs", "steps", "NLL less fixed steps of the same cost", "95 % interval", "stopping early")
     notes = [answer(comparison, cost) for cost, comparison in comparisons.items()]
     interval = f"Interval: {_intervals(data)} Each row is a test of its own."
-    return Table(data, header, tuple(rows), (*notes, BOUNDS, interval))
+    return Table(data, header, tuple(map(_row, data.to_dict("records"))), (*notes, BOUNDS, interval))
 
 
-def _row(row: Mapping[str, float], cost: str) -> tuple[Entry, ...]:
-    setting, known = setting_label(*(row[name] for name in SETTING)), not np.isnan(row["least"])
-    ranges = (row["least"], row["most"]), (row["least_low"], row["most_high"])
-    found = [f"{signed(low, 5)} to {signed(high, 5)}" if known else "–" for low, high in ranges]
-    return (
-        Entry(setting),
-        Entry(COSTS[cost]),
-        Entry(f"{row['cost']:.2f}", row["cost"]),
-        Entry(found[0], row["least"]),
-        Entry(found[1], row["least_low"]),
-        Entry(row["verdict"]),
-    )
+def _row(row: Mapping[str, Any]) -> tuple[Entry, ...]:
+    entries = [Entry(setting_label(*(row[name] for name in SETTING))), Entry(COSTS[row["unit"]])]
+    entries.append(Entry(f"{row['cost']:.2f}", row["cost"]))
+    for low, high in (("least", "most"), ("least_low", "most_high")):
+        text = "–" if np.isnan(row["least"]) else f"{signed(row[low], 5)} to {signed(row[high], 5)}"
+        entries.append(Entry(text, row[low]))
+    return (*entries, Entry(row["verdict"]))

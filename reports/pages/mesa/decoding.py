@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from reports.kit.lines import banded_lines, metric_panels, position_axis, shaded, with_legend
+from reports.kit.lines import banded_lines, shaded
+from reports.kit.panels import metric_panels, position_axis, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed
 from reports.kit.rows import BAND, by_band, by_metric, less, of_stage, over_runs, seeds_note
-from reports.kit.solver_settings import setting_label
+from reports.kit.solver import setting_label
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
 
@@ -59,7 +60,7 @@ def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[s
     nll = decoder_rows(frames, task=task, metric="nll", whole=True)
     paired = less(nll, nll[nll["decoder"] == baseline], on=["run_id"], done=f"decoded with {baseline}")
     keys = ["decoder", *DECODER]
-    change = over_runs(paired, "difference", keys, metric="nll", difference=True).assign(metric="nll")
+    change = over_runs(paired, keys, metric="nll").assign(metric="nll")
     costs = {metric: decoder_rows(frames, task=task, metric=metric, whole=True) for metric in COSTS}
     data = asked(pd.concat([change, by_metric(costs, keys)], ignore_index=True), decoders)
     rows = [(Entry(decoder), *entries) for decoder, entries in entries_by(data, "decoder", "metric", ("nll", *COSTS), _entry)]

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
-from reports.kit.lines import banded_lines, grid_of_panels, new_figure, position_axis, scale_of_metric, seed_points, with_legend
+from reports.kit.lines import banded_lines, seed_points
+from reports.kit.panels import grid_of_panels, new_figure, position_axis, scale_of_metric, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, Table
 from reports.kit.render import signed
 from reports.kit.rows import BAND, by_metric, measured, seeds_note
@@ -62,17 +63,14 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing
             position_axis(axes)
             axes.set_xlabel("")
             axes.tick_params(labelsize=7.5)
-        row[0].set_ylabel(_two_lines(axis_label(metric)), fontsize=8)
+        words = axis_label(metric).split(" ")
+        half = len(words) // 2 if len(words) > 2 else len(words)
+        row[0].set_ylabel("\n".join(" ".join(part) for part in (words[:half], words[half:]) if part), fontsize=8)
         scale_of_metric(row[0], metric)
     for top, bottom, layer in zip(panels[0], panels[-1], layers, strict=True):
         top.set_title(f"layer {layer + 1}")
         bottom.set_xlabel("position [tokens]", fontsize=8)
     return with_legend(data, figure, RANKED, seeds_note(data, "Bars and bands"))
-
-
-def _two_lines(label: str) -> str:
-    words = label.split(" ")
-    return " ".join(words[: len(words) // 2]) + "\n" + " ".join(words[len(words) // 2 :]) if len(words) > 2 else label
 
 
 def by_head(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:

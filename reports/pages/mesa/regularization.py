@@ -10,16 +10,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.intervals import t_interval
-from reports.kit.lines import (
-    WIDE_RANGE,
-    grid_of_panels,
-    row_of_panels,
-    scale_of_metric,
-    seed_points,
-    shaded,
-    ticks_at,
-    with_legend,
-)
+from reports.kit.lines import seed_points, shaded
+from reports.kit.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage, seeds_note
 from reports.kit.style import fact_label, fact_text, plain
@@ -180,18 +172,13 @@ def _best(own: pd.DataFrame) -> list[str]:
     better = METRICS[own["metric"].iloc[0]].better
     best = scored.loc[scored["mean"].idxmin() if better == "lower" else scored["mean"].idxmax()]
     others = scored[scored[FLOOR] != best[FLOOR]]
-    # The best is chosen by its score: each two floors count as compared.
-    apart = [_apart(values, best["by_seed"], pairs=math.comb(len(scored), 2)) for values in others["by_seed"]]
-    near = others.loc[~np.array(apart, dtype=bool), FLOOR]
+    # The best is chosen by its score: each two floors count as compared, by their differences at the same seeds.
+    pairs, first = math.comb(len(scored), 2), best["by_seed"]
+    gaps = [np.array([values[seed] - first[seed] for seed in values if seed in first]) for values in others["by_seed"]]
+    near = others.loc[[t_interval(gap, comparisons=pairs).sign == 0 for gap in gaps], FLOOR]
     told = f", not told apart from {_floors(near)}" if len(near) else ""
     return [f"best mean on text at a floor of {best[FLOOR]:g}{told}"]
 
 
 def _floors(values: pd.Series) -> str:
     return ", ".join(f"{floor:g}" for floor in values)
-
-
-def _apart(values: Mapping[int, float], best: Mapping[int, float], *, pairs: int) -> bool:
-    """Whether the t interval of the differences of the same seeds, one of `pairs` intervals, leaves zero out."""
-    interval = t_interval(np.array([values[seed] - best[seed] for seed in values if seed in best]), comparisons=pairs)
-    return interval.low > 0 or interval.high < 0

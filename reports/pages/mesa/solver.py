@@ -9,30 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
-from reports.kit.lines import (
-    banded_lines,
-    lines_of,
-    position_axis,
-    row_of_panels,
-    seed_points,
-    shaded,
-    steps_axis,
-    tolerance_axis,
-    with_legend,
-    zero_line,
-)
+from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
+from reports.kit.panels import position_axis, row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames
 from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
-from reports.kit.solver_settings import (
-    SETTING,
-    at_steps,
-    is_fixed,
-    is_stopped,
-    less_fixed,
-    setting_label,
-    setting_order,
-    setting_scores,
-)
+from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
 from reports.kit.style import task_label
 from suite.metrics import axis_label
 
@@ -64,7 +45,7 @@ def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Dr
 def differences(frames: Frames, *, task: str, metric: str, steps: int) -> pd.DataFrame:
     """One row an arm and setting: over runs, the metric less that of the same run at `steps` fixed steps."""
     scores = less_fixed(setting_scores(frames, task=task, metric=metric), steps=steps)
-    return over_runs(scores, "difference", ["arm", "model", *SETTING], metric=metric, difference=True)
+    return over_runs(scores, ["arm", "model", *SETTING], metric=metric)
 
 
 def _differences_axis(axes: Axes, bound: float) -> None:

@@ -7,29 +7,20 @@ from contextlib import suppress
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
-from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, row_of_panels, seed_points, tolerance_axis
+from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
+from reports.kit.panels import row_of_panels, tolerance_axis
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific
 from reports.kit.rows import by_metric, over_runs, seeds_note
-from reports.kit.solver_settings import (
-    RUN,
-    SETTING,
-    is_fixed,
-    is_stopped,
-    less_fixed,
-    setting_label,
-    setting_order,
-    setting_scores,
-)
+from reports.kit.solver import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
 from reports.kit.style import task_label
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
 
 CHUNK_COLOR = "#e69f00"
-TIME = "microseconds_per_token"
-COSTS = ("solver_steps", "solver_chunk_steps", "solver_residual", "relative_time", TIME)
+SPENT, TIME = "solver_steps", "microseconds_per_token"
+COSTS = (SPENT, "solver_chunk_steps", "solver_residual", "relative_time", TIME)
 
 
 def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: int, tolerance: float, bound: float) -> Table:
@@ -41,28 +32,22 @@ def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: in
     first = scores[0]["task"]
     asked = [(score["task"], score["metric"]) for score in scores]
     parts = {}
-    for task, metric, less in (*((*key, steps) for key in asked), *((first, metric, None) for metric in COSTS)):
+    for task, metric in (*asked, *((first, metric) for metric in COSTS)):
+        is_score = (task, metric) in asked
         with suppress(NoData):
-            parts[task, metric] = _column(frames, task, metric, less=less)
+            table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
+            summary = over_runs(less_fixed(table, steps=steps) if is_score else table, SETTING, metric=metric)
+            parts[task, metric] = summary.assign(task=task, metric=metric, less_steps=steps if is_score else np.nan)
     if not parts:
         raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
     data = pd.concat(parts.values(), ignore_index=True)
     settings = entries_by(setting_order(data), SETTING, ["task", "metric"], parts, _entry)
     rows = tuple((Entry(setting_label(*setting)), *entries) for setting, entries in settings)
     titles = [
-        f"{task_label(task)} {axis_label(metric)}, less {steps} steps" if (task, metric) in asked else axis_label(metric)
-        for task, metric in parts
+        f"{task_label(key[0])} {axis_label(key[1])}, less {steps} steps" if key in asked else axis_label(key[1]) for key in parts
     ]
     said = [verdict(frames, task=first, steps=steps, tolerance=tolerance, bound=bound)] if (first, "nll") in parts else []
     return Table(data, ("setting", *titles), rows, (*said, seeds_note(data, "±")))
-
-
-def _column(frames: Frames, task: str, metric: str, *, less: int | None) -> pd.DataFrame:
-    """The settings' means of a column, or of its difference to `less` fixed steps; raises NoData where that was not measured."""
-    table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
-    table = table if less is None else less_fixed(table, steps=less)
-    summary = over_runs(table, "value" if less is None else "difference", SETTING, metric=metric, difference=less is not None)
-    return summary.assign(task=task, metric=metric, less_steps=np.nan if less is None else less)
 
 
 def quiet_times(frames: Frames, task: str) -> pd.DataFrame:
@@ -84,15 +69,16 @@ def _entry(row: Mapping[str, object], column: tuple[str, str]) -> Entry:
 
 def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:
     """One sentence: whether `tolerance` gives the NLL of `steps` steps within `bound` nats at half of the steps or fewer."""
-    differences = less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps)
-    spent = setting_scores(frames, task=task, metric="solver_steps")
-    asked, spent = (
-        table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in (differences, spent)
+    tables = (
+        less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps),
+        setting_scores(frames, task=task, metric=SPENT),
     )
-    if asked.empty or spent.empty:
+    at = [table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in tables]
+    if any(table.empty for table in at):
         return f"No run was evaluated with eps {scientific(tolerance)}."
-    difference = over_runs(asked, "difference", ["solver"], metric="nll", difference=True).iloc[0]
-    used = over_runs(spent, "value", ["solver"], metric="solver_steps").iloc[0]
+    difference, used = (
+        over_runs(table, ["solver"], metric=metric).iloc[0] for table, metric in zip(at, ("nll", SPENT), strict=True)
+    )
     reached = difference["worst"] <= bound and used["mean"] <= steps / 2
     asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
     seeds = f"in the worst of {difference['n']} seeds by {scientific(difference['worst'])}"
@@ -112,21 +98,20 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     data = data[is_fixed(data) | is_stopped(data)]
     figure, (left, right) = row_of_panels(2, width=4.5, height=3.4)
     mean, slowest, time = (data[data["metric"] == metric] for metric in metrics)
-    _points(left, slowest[is_stopped(slowest)], "tolerance", CHUNK_COLOR, "s", "slowest token of a chunk")
-    _points(left, mean[is_stopped(mean)], "tolerance", STOPPED_COLOR, "o", "mean over tokens")
+    times = mean.merge(time, on=SETTING, suffixes=("_steps", ""))
+    for axes, line, x, color, marker, label in (
+        (left, slowest[is_stopped(slowest)], "tolerance", CHUNK_COLOR, "s", "slowest token of a chunk"),
+        (left, mean[is_stopped(mean)], "tolerance", STOPPED_COLOR, "o", "mean over tokens"),
+        (right, times[is_fixed(times)], "mean_steps", FIXED_COLOR, "D", "fixed steps"),
+        (right, times[is_stopped(times)], "mean_steps", STOPPED_COLOR, "o", "tolerance"),
+    ):
+        look = {"color": color, "marker": marker, "label": label, "linewidth": 1.4, "markersize": 5}
+        seed_points(axes, line, x, look=look)
     left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
     tolerance_axis(left, "tolerance eps")
     left.set(ylabel=METRICS["solver_steps"].label, ylim=(0, None))
     left.legend(loc="center left")
-    times = mean.merge(time, on=SETTING, suffixes=("_steps", ""))
-    _points(right, times[is_fixed(times)], "mean_steps", FIXED_COLOR, "D", "fixed steps")
-    _points(right, times[is_stopped(times)], "mean_steps", STOPPED_COLOR, "o", "tolerance")
     y = "time of a forward pass\n(1: the model's own settings)"
     right.set(xlabel="solver steps, mean over tokens", ylabel=y, ylim=(0, None))
     right.legend(loc="upper left")
     return Drawing(data, figure, (seeds_note(data, "Bars"),))
-
-
-def _points(axes: Axes, line: pd.DataFrame, x: str, color: str, marker: str, label: str) -> None:
-    look = {"color": color, "marker": marker, "label": label, "linewidth": 1.4, "markersize": 5}
-    seed_points(axes, line, x, look=look)

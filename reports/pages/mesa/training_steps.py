@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from reports.kit.intervals import seed_interval
-from reports.kit.lines import row_of_panels, seed_points, shaded, steps_axis, with_legend, zero_line
+from reports.kit.lines import seed_points, shaded
+from reports.kit.panels import row_of_panels, steps_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed_interval
 from reports.kit.rows import less, over_runs, seeds_note
-from reports.kit.solver_settings import at_steps, is_fixed, setting_label, setting_scores
+from reports.kit.solver import at_steps, is_fixed, setting_label, setting_scores
 from reports.kit.style import arms_in_order, plain
 from reports.kit.tables import Column, column_of, entries_by, mean_entry, notes_on, rows_of, scored_cells
 from suite.metrics import METRICS, axis_label
@@ -31,15 +32,6 @@ def with_way(cells: pd.DataFrame) -> pd.DataFrame:
     names = {"solver_max_steps": "solver.max_steps", "solver_tolerance": "solver.tolerance", "gradient": "solver.gradient"}
     names["random_steps"] = "random_steps"
     return cells.assign(**{name: cells.get(f"model.mixer.{setting}", np.nan) for name, setting in names.items()})
-
-
-def trained_steps(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row a run: run_id, arm, seed, WAY, and the column's value."""
-    cells = with_way(scored_cells(frames, column))[["run_id", "arm", "seed", *WAY, "value"]]
-    table = cells.dropna(subset=["value", "solver_max_steps"])
-    if table.empty:
-        raise NoData(f"no run of {column.task} whose solver takes a known number of steps has {column.metric}")
-    return table
 
 
 def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -> Drawing:
@@ -70,7 +62,10 @@ def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
 
     evaluated: as trained and, where the stage `solver` has the scores, at `steps` fixed steps.
     """
-    trained = trained_steps(frames, column)
+    trained = with_way(scored_cells(frames, column))[["run_id", "arm", "seed", *WAY, "value"]]
+    trained = trained.dropna(subset=["value", "solver_max_steps"])
+    if trained.empty:
+        raise NoData(f"no run of {column.task} whose solver takes a known number of steps has {column.metric}")
     tables = {"as trained": trained}
     with suppress(NoData):
         scores = setting_scores(frames, task=column.task, metric=column.metric)
@@ -81,13 +76,13 @@ def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
         if len(table):
             reference = table[(table["solver_max_steps"] == steps) & (table["solver_tolerance"] == 0)]
             paired = less(table, reference, on=["seed"], done=f"trained at {steps} fixed steps")
-            found = over_runs(paired, "difference", ["arm", *WAY[::-1]], metric=column.metric, difference=True)
+            found = over_runs(paired, ["arm", *WAY[::-1]], metric=column.metric)
             parts.append(found.assign(evaluated=name))
     return pd.concat(parts, ignore_index=True)
 
 
 def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> Table:
-    """One row a way of training: its score less that of `steps` fixed steps in training, by the steps in evaluation."""
+    """One row a way of training: its score less that of `steps` fixed steps, by the steps in evaluation; what is worse below."""
     wanted = column_of(column)
     data = by_evaluation(frames, wanted, steps).sort_values(WAY, ignore_index=True)
     evaluated = data["evaluated"].unique()
@@ -95,29 +90,25 @@ def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> T
     rows = [(Entry(label_of(trained, tolerance), trained), *entries) for (tolerance, trained), entries in ways]
     title = f"{axis_label(wanted.metric)} less {steps} steps in training"
     header = ("trained with", *(f"{title}, evaluated {name}" for name in evaluated))
-    return Table(data, header, tuple(rows), (*_clearly_worse(data), *notes_on(rows_of(frames.cells, wanted))))
-
-
-def _clearly_worse(data: pd.DataFrame) -> Iterator[str]:
-    """One sentence an evaluation: the ways of training whose whole interval is on the worse side of zero."""
+    said = []
     for name, own in data.groupby("evaluated", sort=False):
-        worse = [label_of(steps, tolerance) for tolerance, steps in own.loc[own["low"] > 0, WAY].itertuples(index=False)]
-        yield f"Evaluated {name}, worse by a whole interval: {', '.join(worse) or 'none'}."
+        worse = [label_of(trained, tolerance) for tolerance, trained in own.loc[own["low"] > 0, WAY].itertuples(index=False)]
+        said.append(f"Evaluated {name}, worse by a whole interval: {', '.join(worse) or 'none'}.")
+    return Table(data, header, tuple(rows), (*said, *notes_on(rows_of(frames.cells, wanted))))
 
 
 def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
     """One row an arm and number of fixed steps in evaluation: mean, low, high, half_width and n over seeds."""
     scores = setting_scores(frames, task=task, metric=metric)
-    return over_runs(scores[is_fixed(scores)], "value", ["arm", "model", "max_steps"], metric=metric)
+    return over_runs(scores[is_fixed(scores)], ["arm", "model", "max_steps"], metric=metric)
 
 
 def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
     """The score by the steps in evaluation, one line a way of training."""
     data = robustness(frames, task=task, metric=metric)
-    names, order = training_names(frames, task), [arm for arm, _ in arms_in_order(data)]
+    names = training_names(frames, task)
     figure, (axes,) = row_of_panels(1, width=7.6, height=3.8)
-    ordered = data.sort_values("arm", key=lambda arms: arms.map(order.index), kind="stable")
-    for (arm, look, line), marker in zip(shaded(ordered, "arm"), MARKERS * 3, strict=False):
+    for (arm, look, line), marker in zip(shaded(data.sort_values("arm", kind="stable"), "arm"), MARKERS * 3, strict=False):
         look = {**look, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
         seed_points(axes, line, "max_steps", look=look)
     steps_axis(axes, data["max_steps"], "solver steps in evaluation")
@@ -128,17 +119,13 @@ def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
 def training_names(frames: Frames, task: str) -> dict[str, str]:
     """Every arm of the task in few words: "0 to 30 steps, unrolled gradient"; its label where two would be named alike."""
     arms = with_way(frames.cells[frames.cells["task"] == task]).drop_duplicates("arm").set_index("arm")
-    names = pd.Series({arm: _training_name(row) for arm, row in arms.iterrows()}).dropna()
-    return dict(zip(arms.index, arms.index, strict=True)) | names[~names.duplicated(keep=False)].to_dict()
-
-
-def _training_name(cell: pd.Series) -> str | None:
-    if pd.isna(cell["solver_max_steps"]):
-        return None
-    steps = label_of(cell["solver_max_steps"], cell["solver_tolerance"])
-    if pd.notna(cell["random_steps"]):
-        steps = f"0 to {cell['random_steps']:g} steps"
-    return f"{steps}, {cell['gradient']} gradient" if pd.notna(cell["gradient"]) else steps
+    names = {}
+    for arm, cell in arms.dropna(subset="solver_max_steps").iterrows():
+        drawn, gradient = cell["random_steps"], cell["gradient"]
+        steps = label_of(cell["solver_max_steps"], cell["solver_tolerance"]) if pd.isna(drawn) else f"0 to {drawn:g} steps"
+        names[arm] = steps if pd.isna(gradient) else f"{steps}, {gradient} gradient"
+    told = pd.Series(names, dtype=object)
+    return dict(zip(arms.index, arms.index, strict=True)) | told[~told.duplicated(keep=False)].to_dict()
 
 
 def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int) -> Table:

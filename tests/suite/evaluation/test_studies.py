@@ -184,8 +184,8 @@ def test_a_second_call_does_nothing(store, capsys):
         ("eval.solvers=[{name: gauss}]", ("gauss", "cholesky")),
         ("eval.solvers=[{initial: random}]", ("random", "diagonal")),
         ("eval.solvers=[5]", ("eval.solvers[0]=5", "{name, max_steps")),
-        ("eval.solvers={max_steps: 5}", ("eval.solvers={max_steps: 5}", "permitted are values such as [{")),
-        ("eval.decoders=null", ("eval.decoders=null", "permitted are values such as [{}")),
+        ("eval.solvers={max_steps: 5}", ("eval.solvers={max_steps:5}", "permitted are lists of {name, max_steps")),
+        ("eval.decoders=null", ("eval.decoders=null", "lists of {name, max_steps")),
         ("eval.decoders=[{decode: guess}]", ("guess", "sherman_morrison")),
         ("eval.decoders=[{refresh: 4}]", ("eval.decoders.refresh=4", "null with decode=solver")),
         ("eval.length_factors=[0]", ("eval.length_factors[0]=0", "from 1")),
@@ -209,7 +209,7 @@ def test_a_wrong_value_is_answered_by_one_line(store, argument, said, capsys):
 def test_the_model_is_as_it_was_after_every_study(store):
     subject = subject_of(store)
     tokens = subject.task.batch("validation", range(4)).tokens
-    own = [(mixer.solver, mixer.decode, mixer.refresh) for _, mixer in mesa_layers(subject.model)]
+    own = [(mixer.solver, mixer.settings, mixer.backend) for _, mixer in mesa_layers(subject.model)]
     with torch.no_grad():
         before, _ = subject.model(tokens)
         measured(subject, "solver", solvers=[{"name": "cholesky"}, {"initial": "previous_token", "max_steps": 1}])
@@ -217,7 +217,7 @@ def test_the_model_is_as_it_was_after_every_study(store):
         for stage, asked in (("internals", {}), ("length", {"length_factors": [1]}), ("repeats", {"run_lengths": [4]})):
             measured(subject, stage, **asked)
         after, _ = subject.model(tokens)
-    assert own == [(mixer.solver, mixer.decode, mixer.refresh) for _, mixer in mesa_layers(subject.model)]
+    assert own == [(mixer.solver, mixer.settings, mixer.backend) for _, mixer in mesa_layers(subject.model)]
     assert not any(mixer._forward_pre_hooks for _, mixer in mesa_layers(subject.model))
     assert torch.equal(before, after)
 
