@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
+from conf.groups import options
 from conf.settings import flat, text
 from suite.cli import main
 from suite.compute.interface import build_backbone
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.workloads import Cell, state_bytes
 from suite.plan import Run, plan, task_of
-from suite.request.overrides import options
 from suite.results import load_results, load_runs
 
 # Sections of a configuration whose settings decide the numbers of a run, and their keys that do not.
