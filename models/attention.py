@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, Positive
-from models.initialization import fan_in_normal_
+from models.components import linear_flops_per_token
 from models.mixer import SequenceMixer, State
 from models.ops import softmax_attention
 
@@ -172,12 +172,7 @@ class Attention(SequenceMixer):
         """Two contractions of K with each of the keys a token sees, min(t, window) at token t, and the projections."""
         full = seq_len if self.window is None else min(seq_len, self.window)
         mean_keys = (full * (full + 1) / 2 + (seq_len - full) * full) / seq_len
-        projections = self.query_key_value_projection.weight.numel() + self.output_projection.weight.numel()
-        return 2.0 * projections + 4.0 * mean_keys * self.num_heads * self.key_dim
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        for projection in (self.query_key_value_projection, self.output_projection):
-            fan_in_normal_(projection.weight, generator=generator)
+        return linear_flops_per_token(self) + 4.0 * mean_keys * self.num_heads * self.key_dim
 
     @property
     def reach(self) -> int | None:

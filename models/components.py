@@ -30,6 +30,24 @@ def linear_maps(model: nn.Module) -> list[nn.Linear | BlockDiagonalLinear]:
     return [module for module in model.modules() if isinstance(module, nn.Linear | BlockDiagonalLinear)]
 
 
+def linear_flops_per_token(module: nn.Module) -> float:
+    """Contractions of the linear maps and short convolutions in a module: a weight is multiplied and added once a token."""
+    convolutions = [part for part in module.modules() if isinstance(part, ShortConvolution)]
+    return 2.0 * sum(part.weight.numel() for part in (*linear_maps(module), *convolutions))
+
+
+def reset_children(module: nn.Module, generator: torch.Generator) -> None:
+    """Fills what a module is made of in the order of its parts: linear maps first, their biases with 0, then whatever else."""
+    linears = [part for part in module.children() if isinstance(part, nn.Linear)]
+    for linear in linears:
+        fan_in_normal_(linear.weight, generator=generator)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+    for part in module.children():
+        if part not in linears:
+            part.reset_parameters(generator)
+
+
 class ShortConvolution(nn.Module):
     """Causal depthwise convolution over time, y_t = sum_j w_j * x_{t-j} with j < width; no bias.
 
@@ -64,13 +82,6 @@ class ShortConvolution(nn.Module):
         channels, width = self.weight.shape
         dtype = torch.promote_types(self.weight.dtype, torch.float32)
         return torch.zeros(batch_size, width - 1, channels, dtype=dtype, device=self.weight.device)
-
-    def state_elements(self) -> int:
-        channels, width = self.weight.shape
-        return channels * (width - 1)
-
-    def forward_flops_per_token(self) -> float:
-        return 2.0 * self.weight.numel()
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         fan_in_normal_(self.weight, generator=generator)
@@ -108,6 +119,3 @@ class ScalarGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         fan_in_normal_(self.projection.weight, generator=generator)
         nn.init.constant_(self.projection.bias, torch.logit(torch.tensor(self.initial)).item())
-
-    def forward_flops_per_token(self) -> float:
-        return 2.0 * self.projection.weight.numel()

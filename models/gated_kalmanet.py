@@ -85,19 +85,11 @@ class GatedKalmaNet(LinearRNN):
             norm = mesa.frobenius_norm(k=k, log_decay=log_decay, beta=beta, sign=None, H=H, chunk_size=self.settings.chunk_size)
         return self.settings.regularizer_ratio * norm + SMALLEST_REGULARIZER
 
-    def init_recurrent_state(self, batch_size: int) -> State:
+    def init_state(self, batch_size: int) -> State:
         H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)
-        return {**super().init_recurrent_state(batch_size), "H": H}
-
-    def recurrence_state_elements(self) -> int:
-        return super().recurrence_state_elements() + self.num_heads * self.key_dim**2
+        return {**super().init_state(batch_size), "H": H}
 
     def recurrence_flops_per_token(self) -> float:
         """The outer products written into G and H, that of the norm, the solve at its maximal steps, and two read-outs."""
         writes_and_reads = 2.0 * self.key_dim * (2 * self.key_dim + 3 * self.value_dim)
-        gate = self.alpha_gate.forward_flops_per_token()
-        return gate + self.num_heads * (writes_and_reads + self.solver.flops(self.key_dim))
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        super().reset_parameters(generator)
-        self.alpha_gate.reset_parameters(generator)
+        return self.num_heads * (writes_and_reads + self.solver.flops(self.key_dim))

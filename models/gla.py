@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from conf.settings import Count, Positive, Refusal
 from models.backends import resolve
-from models.components import HeadRMSNorm
-from models.initialization import fan_in_normal_
+from models.components import HeadRMSNorm, linear_flops_per_token
 from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
 from models.ops import gla
@@ -83,20 +82,6 @@ class GatedLinearAttention(SequenceMixer):
     def init_state(self, batch_size: int) -> State:
         return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}
 
-    def state_elements(self, seq_len: int) -> int:
-        return self.num_heads * self.value_dim * self.key_dim
-
     def forward_flops_per_token(self, seq_len: int) -> float:
         """The linear maps, the outer product written into G and the read-out."""
-        weights = sum(linear.weight.numel() for linear in self._linears())
-        return 2.0 * weights + 4.0 * self.num_heads * self.value_dim * self.key_dim
-
-    def _linears(self) -> list[nn.Linear]:
-        return [module for module in self.children() if isinstance(module, nn.Linear)]
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        for linear in self._linears():
-            fan_in_normal_(linear.weight, generator=generator)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
-        self.norm.reset_parameters(generator)
+        return linear_flops_per_token(self) + 4.0 * self.num_heads * self.value_dim * self.key_dim

@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from conf.settings import Count, above, between
 from models.backends import resolve
-from models.components import HeadRMSNorm, ScalarGate, ShortConvolution
-from models.initialization import fan_in_normal_
+from models.components import HeadRMSNorm, ScalarGate, ShortConvolution, linear_flops_per_token
 from models.mixer import SequenceMixer, State, overwrite
 
 NormEps = Annotated[float, above(0, 1)]
@@ -83,14 +82,6 @@ class LinearRNN(SequenceMixer):
     def recurrence_flops_per_token(self) -> float:
         """Contractions of one step of the recurrence, over all heads."""
 
-    def init_recurrent_state(self, batch_size: int) -> State:
-        """The recurrent part of the initial state: a zero G [B, H, V, K], to which a subclass adds what else it holds."""
-        return {"G": self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)}
-
-    def recurrence_state_elements(self) -> int:
-        """Numbers in the recurrent part of the state, per sequence."""
-        return self.num_heads * self.value_dim * self.key_dim
-
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0]) if state is None else state
         inputs, conv = self.recurrence_inputs(x, state, starts=starts)
@@ -142,24 +133,9 @@ class LinearRNN(SequenceMixer):
         return x.new_zeros((*x.shape[:2], self.num_heads), dtype=torch.promote_types(x.dtype, torch.float32))
 
     def init_state(self, batch_size: int) -> State:
-        return {"conv": self.convolution.init_state(batch_size), **self.init_recurrent_state(batch_size)}
-
-    def state_elements(self, seq_len: int) -> int:
-        return self.convolution.state_elements() + self.recurrence_state_elements()
+        """The convolution's state and a zero G [B, H, V, K], to which a subclass adds what else it holds."""
+        G = self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)
+        return {"conv": self.convolution.init_state(batch_size), "G": G}
 
     def forward_flops_per_token(self, seq_len: int) -> float:
-        linears = (self.query_key_projection, self.value_projection, self.output_projection)
-        gates = [gate for gate in (self.forget_gate, self.input_gate) if gate is not None]
-        return (
-            2.0 * sum(linear.weight.numel() for linear in linears)
-            + sum(gate.forward_flops_per_token() for gate in gates)
-            + self.convolution.forward_flops_per_token()
-            + self.recurrence_flops_per_token()
-        )
-
-    def reset_parameters(self, generator: torch.Generator) -> None:
-        for linear in (self.query_key_projection, self.value_projection, self.output_projection):
-            fan_in_normal_(linear.weight, generator=generator)
-        for part in (self.convolution, self.forget_gate, self.input_gate, self.norm):
-            if part is not None:
-                part.reset_parameters(generator)
+        return linear_flops_per_token(self) + self.recurrence_flops_per_token()

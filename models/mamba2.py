@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from conf.settings import Count, Positive, Refusal
 from models.backends import resolve
-from models.components import HeadRMSNorm, ShortConvolution
-from models.initialization import fan_in_normal_, uniform_
+from models.components import HeadRMSNorm, ShortConvolution, linear_flops_per_token
+from models.initialization import uniform_
 from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
 from models.ops import ssd
@@ -143,19 +143,13 @@ class Mamba2(SequenceMixer):
         h = self.zeros(batch_size, self.num_heads, self.value_dim, self.key_dim)
         return {"conv": self.convolution.init_state(batch_size), "h": h}
 
-    def state_elements(self, seq_len: int) -> int:
-        return self.convolution.state_elements() + self.width * self.key_dim
-
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Linear maps, the convolution, and the recurrence: the outer product written into h and the read-out."""
-        maps = 2.0 * (self.input_projection.weight.numel() + self.output_projection.weight.numel())
-        return maps + self.convolution.forward_flops_per_token() + 4.0 * self.width * self.key_dim
+        return linear_flops_per_token(self) + 4.0 * self.width * self.key_dim
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
-        for linear in (self.input_projection, self.output_projection):
-            fan_in_normal_(linear.weight, generator=generator)
-        self.convolution.reset_parameters(generator)
+        super().reset_parameters(generator)
         nn.init.zeros_(self.convolution_bias)
         low, high = math.log(self.settings.step_size_min), math.log(self.settings.step_size_max)
         dt = uniform_(self.step_size_bias, low=low, high=high, generator=generator).exp()
@@ -164,4 +158,3 @@ class Mamba2(SequenceMixer):
         low, high = self.settings.decay_rate_min, self.settings.decay_rate_max
         uniform_(self.log_decay_rate, low=low, high=high, generator=generator).log_()
         nn.init.ones_(self.skip)
-        self.norm.reset_parameters(generator)

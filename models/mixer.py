@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import conf.settings
 from conf.settings import Name
 from models import backends
+from models.components import reset_children
 
 State = dict[str, Tensor]
 """What a mixer remembers: every tensor is [B, ...], every key is the paper's symbol."""
@@ -75,9 +76,9 @@ class SequenceMixer(nn.Module, ABC):
         weight = self.output_projection.weight
         return torch.zeros(batch_size, *shape, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device)
 
-    @abstractmethod
     def state_elements(self, seq_len: int) -> int:
         """Numbers held per sequence after seq_len tokens: constant for an RNN, linear for attention."""
+        return sum(x.numel() for x in self.init_state(1).values())
 
     def state_bytes(self, seq_len: int, dtype: torch.dtype) -> int:
         """Bytes held per sequence after seq_len tokens where matrix products give `dtype`; of a counter, 4 are counted."""
@@ -94,9 +95,12 @@ class SequenceMixer(nn.Module, ABC):
         """The contractions that this very input [B, T, d_model] takes: fewer where a solver stops early."""
         return self.forward_flops_per_token(x.shape[1])
 
-    @abstractmethod
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device."""
+        """Fills every parameter and buffer from the generator; a mixer may have been built on the meta device.
+
+        Here the modules of the mixer; a subclass adds the parameters that it holds itself.
+        """
+        reset_children(self, generator)
 
     @property
     def reach(self) -> int | None:

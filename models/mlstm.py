@@ -41,12 +41,9 @@ class MLSTM(LinearRNN):
         o, held = op(q=q / math.sqrt(self.key_dim), k=k, v=v, log_decay=log_decay, log_beta=beta, state=held)
         return o, held._asdict()
 
-    def init_recurrent_state(self, batch_size: int) -> State:
+    def init_state(self, batch_size: int) -> State:
         z, m = self.zeros(batch_size, self.num_heads, self.key_dim), self.zeros(batch_size, self.num_heads)
-        return {**super().init_recurrent_state(batch_size), "z": z, "m": m}
-
-    def recurrence_state_elements(self) -> int:
-        return super().recurrence_state_elements() + self.num_heads * (self.key_dim + 1)
+        return {**super().init_state(batch_size), "z": z, "m": m}
 
     def recurrence_flops_per_token(self) -> float:
         """The outer product written into G and the read-outs of G and z."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, Positive, Refusal, between
-from models.components import BlockDiagonalLinear, ShortConvolution
-from models.initialization import fan_in_normal_, uniform_
+from models.components import BlockDiagonalLinear, ShortConvolution, linear_flops_per_token
+from models.initialization import uniform_
 from models.mixer import SequenceMixer, State
 from models.ops import rglru
 
@@ -89,20 +89,12 @@ class RGLRU(SequenceMixer):
     def init_state(self, batch_size: int) -> State:
         return {"conv": self.convolution.init_state(batch_size), "h": self.zeros(batch_size, self.width)}
 
-    def state_elements(self, seq_len: int) -> int:
-        return self.convolution.state_elements() + self.width
-
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Linear maps and the convolution; the recurrence is elementwise."""
-        maps = (self.gate_projection, self.input_projection, self.gates, self.output_projection)
-        return 2.0 * sum(linear.weight.numel() for linear in maps) + self.convolution.forward_flops_per_token()
+        return linear_flops_per_token(self)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        for linear in (self.gate_projection, self.input_projection, self.output_projection):
-            fan_in_normal_(linear.weight, generator=generator)
-            nn.init.zeros_(linear.bias)
-        self.convolution.reset_parameters(generator)
-        self.gates.reset_parameters(generator)
+        super().reset_parameters(generator)
         # a^c ~ U(decay_min, decay_max) where a = exp(-softplus(Lambda)), hence Lambda = log(exp(-log(a^c) / c) - 1).
         low, high = self.settings.decay_min, self.settings.decay_max
         uniform_(self.decay_parameter, low=low, high=high, generator=generator)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import fan_in_normal_
+from models.components import linear_flops_per_token, reset_children
 from models.mixer import SequenceMixer, State
 
 
@@ -41,11 +41,10 @@ class SwiGLU(nn.Module):
         return self.output_projection(F.silu(self.gate_projection(x)) * self.up_projection(x))
 
     def forward_flops_per_token(self) -> float:
-        return 2.0 * sum(p.weight.numel() for p in (self.gate_projection, self.up_projection, self.output_projection))
+        return linear_flops_per_token(self)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
-        for projection in (self.gate_projection, self.up_projection, self.output_projection):
-            fan_in_normal_(projection.weight, generator=generator)
+        reset_children(self, generator)
 
 
 class Block(nn.Module):
@@ -73,8 +72,7 @@ class Block(nn.Module):
         return x_t + self.mlp(self.mlp_norm(x_t))
 
     def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
-        for part in (self.mixer_norm, self.mixer, self.mlp_norm, self.mlp):
-            part.reset_parameters(generator)
+        reset_children(self, generator)
         for part in (self.mixer, self.mlp):
             # The stream sums two contributions a block; scaling their variance keeps it near 1 at any depth.
             with torch.no_grad():

@@ -182,9 +182,9 @@ class Mesa(LinearRNN):
         named = {"beta": beta, "gamma": gamma, "regularizer": self.regularizer.mean(-1).expand_as(beta)}
         return named | {name: y for name, y in trace._asdict().items() if y is not None}
 
-    def init_recurrent_state(self, batch_size: int) -> State:
+    def init_state(self, batch_size: int) -> State:
         H = self.zeros(batch_size, self.num_heads, self.key_dim, self.key_dim)
-        state = {**super().init_recurrent_state(batch_size), "H": H}
+        state = {**super().init_state(batch_size), "H": H}
         if self.solver.initial == "previous_token":
             state["x"] = self.zeros(batch_size, self.num_heads, self.key_dim)
         if self.settings.decode == "sherman_morrison":
@@ -192,11 +192,6 @@ class Mesa(LinearRNN):
         if self.settings.refresh is not None:
             state["age"] = torch.zeros(batch_size, dtype=torch.int64, device=H.device)
         return state
-
-    def recurrence_state_elements(self) -> int:
-        per_head = self.key_dim**2 * (2 if self.settings.decode == "sherman_morrison" else 1)
-        per_head += self.key_dim if self.solver.initial == "previous_token" else 0
-        return super().recurrence_state_elements() + self.num_heads * per_head + (self.settings.refresh is not None)
 
     def recurrence_flops_per_token(self) -> float:
         """The outer products written into G and H, the solve at its maximal steps, and the read-out.

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone.language_model import LanguageModel
 from models.build import Size, build_model, read_model
+from models.components import linear_flops_per_token
 from models.mesa.layers import mesa_layers
 from tests.models.tolerances import assert_near
 
@@ -236,7 +237,7 @@ def uncounted_flops_per_token(model: LanguageModel) -> float:
     Nor does it see an inversion.
     """
     mixers = [block.mixer for block in model.blocks]
-    convolutions = sum(mixer.convolution.forward_flops_per_token() for mixer in mixers if hasattr(mixer, "convolution"))
+    convolutions = sum(linear_flops_per_token(mixer.convolution) for mixer in mixers if hasattr(mixer, "convolution"))
     inverting = [mixer for _, mixer in mesa_layers(model) if mixer.settings.refresh is not None]
     return convolutions + sum(2.0 * mixer.num_heads * mixer.key_dim**3 / mixer.settings.refresh for mixer in inverting)
 

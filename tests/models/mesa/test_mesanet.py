@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from models.components import linear_flops_per_token
 from models.mesa.mixer import Mesa
 from models.ops import mesa
 from tests.models.mesa.mesanet_cases import LAYER, B, H, build_layer, draw_x
@@ -38,7 +39,7 @@ def test_flops_are_those_counted_at_the_steps_used() -> None:
     _, state = layer(x[:, :-1], state)
     with FlopCounterMode(display=False) as counter:
         layer.step(x[:, -1], state)
-    assert counter.get_total_flops() + layer.convolution.forward_flops_per_token() == layer.forward_flops_per_token(1)
+    assert counter.get_total_flops() + linear_flops_per_token(layer.convolution) == layer.forward_flops_per_token(1)
     x = torch.randn(1, 40, 24, generator=torch.Generator().manual_seed(0))
     steps = layer.observe(x, spectrum=False)["steps"].flatten().tolist()
     declared, at_most = layer.forward_flops_per_token(40), layer.solver.flops(16)
