@@ -4,7 +4,7 @@ Its public functions break a graph, so these call what stands below them; `obsta
 version for that. All work in chunks of CHUNK_SIZE tokens on contiguous q, k [B, T, H, K] and v [B, T, H, V] of one dtype
 (bfloat16, float16 or float32, whose products are taken in TF32), float32 gates [B, T, H] or [B, T, H, K] and a float32 state
 [B, H, V, K]. They return o in the dtype of v, the state after the last token in float32, and what a gradient needs beside
-the inputs. Backward operators take the gradients into o and the state, or None for the latter, and these tensors.
+the inputs; for the gradients themselves see models/backends/differentiable.py.
 
 Nothing of fla is imported before a kernel runs.
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
-from torch.library import CustomOpDef, custom_op
+from torch.library import custom_op
+
+from models.backends.differentiable import differentiate
 
 CHUNK_SIZE = 64
 
@@ -43,18 +44,14 @@ def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
         return chunk_simple_gla_fwd(q, k, v, total, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE)
 
 
-@custom_op("linear_rnn_suite::fla_simple_gla_backward", mutates_args=())
-def simple_gla_backward(
-    do: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def simple_gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.simple_gla.chunk import chunk_simple_gla_bwd
 
-    with torch.cuda.device_of(q):
-        total = _summed(log_decay)
-        dq, dk, dv, dtotal, before = chunk_simple_gla_bwd(
-            q, k, v, total, None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
-        )
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), _summed_backward(dtotal), before
+    q, k, v, log_decay, state = kept
+    dq, dk, dv, dtotal, before = chunk_simple_gla_bwd(
+        q, k, v, _summed(log_decay), None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
+    )
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), _summed_backward(dtotal), before
 
 
 @custom_op("linear_rnn_suite::fla_gla", mutates_args=())
@@ -69,17 +66,14 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tu
         return o, after, weights
 
 
-@custom_op("linear_rnn_suite::fla_gla_backward", mutates_args=())
-def gla_backward(
-    do: Tensor, dstate: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, weights: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.gla.chunk import chunk_gla_bwd
 
-    with torch.cuda.device_of(q):
-        dq, dk, dv, dlog_decay, before = chunk_gla_bwd(
-            q, k, v, log_decay, None, 1.0, state, None, weights, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
-        )
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay.to(log_decay.dtype), before
+    q, k, v, log_decay, state, weights = kept
+    dq, dk, dv, dlog_decay, before = chunk_gla_bwd(
+        q, k, v, log_decay, None, 1.0, state, None, weights, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
+    )
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay.to(log_decay.dtype), before
 
 
 @custom_op("linear_rnn_suite::fla_gated_delta_rule", mutates_args=())
@@ -96,26 +90,14 @@ def gated_delta_rule(
         return o, after, inverse
 
 
-@custom_op("linear_rnn_suite::fla_gated_delta_rule_backward", mutates_args=())
-def gated_delta_rule_backward(
-    do: Tensor,
-    dstate: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    state: Tensor,
-    inverse: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def gated_delta_rule_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd
 
-    with torch.cuda.device_of(q):
-        total = _summed(log_decay)
-        dq, dk, dv, dbeta, dlog_decay, before, _, _ = chunk_gated_delta_rule_bwd(
-            q, k, v, total, beta, inverse, 1.0, state, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
-        )
-        return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, dbeta.to(beta.dtype), before
+    q, k, v, log_decay, beta, state, inverse = kept
+    dq, dk, dv, dbeta, dlog_decay, before, _, _ = chunk_gated_delta_rule_bwd(
+        q, k, v, _summed(log_decay), beta, inverse, 1.0, state, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
+    )
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, dbeta.to(beta.dtype), before
 
 
 @custom_op("linear_rnn_suite::fla_recurrent", mutates_args=())
@@ -173,54 +155,20 @@ def delta_rule_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor
     return o
 
 
-def _differentiate(forward: CustomOpDef, backward: CustomOpDef, *, num_inputs: int) -> None:
-    """Makes `backward` the gradient of `forward`, whose outputs are o, the state and what only `backward` reads."""
-
-    def keep(ctx: FunctionCtx, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:
-        # The gradient into a state that nobody reads is then None, not a matrix of zeros.
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, *output[2:])
-
-    def differentiate(ctx: FunctionCtx, do: Tensor | None, dstate: Tensor | None, *_: None) -> tuple[Tensor, ...]:
-        do = torch.zeros_like(ctx.saved_tensors[2]) if do is None else do.contiguous()
-        dstate = None if dstate is None else dstate.contiguous()
-        return tuple(backward(do, dstate, *ctx.saved_tensors))
-
-    def fake_gradients(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.empty_like(x) for x in kept[:num_inputs])
-
-    forward.register_autograd(differentiate, setup_context=keep)
-    backward.register_fake(fake_gradients)
+def _as_returned(q: Tensor, k: Tensor, v: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+    """Tensors like o and the state, which is the last input, for a compiler."""
+    return torch.empty_like(v), torch.empty_like(others[-1])
 
 
-_differentiate(simple_gla, simple_gla_backward, num_inputs=5)
-_differentiate(gla, gla_backward, num_inputs=5)
-_differentiate(gated_delta_rule, gated_delta_rule_backward, num_inputs=6)
+def _as_kept(k: Tensor, dtype: torch.dtype) -> Tensor:
+    return k.new_empty((*k.shape[:3], CHUNK_SIZE), dtype=dtype)
 
 
-@simple_gla.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v), torch.empty_like(state)
-
-
-@gla.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    weights = k.new_empty((*k.shape[:3], CHUNK_SIZE), dtype=torch.float32)
-    return torch.empty_like(v), torch.empty_like(state), weights
-
-
-@gated_delta_rule.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(v), torch.empty_like(state), k.new_empty((*k.shape[:3], CHUNK_SIZE))
-
-
-@recurrent.register_fake
-def _(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, key_log_decay: Tensor | None, state: Tensor
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(v, dtype=torch.float32), torch.empty_like(state)
-
-
-@delta_rule_.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Tensor:
-    return torch.empty_like(v)
+simple_gla.register_fake(_as_returned)
+gla.register_fake(lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], torch.float32)))
+gated_delta_rule.register_fake(lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], inputs[1].dtype)))
+recurrent.register_fake(lambda *inputs: (torch.empty_like(inputs[2], dtype=torch.float32), torch.empty_like(inputs[-1])))
+delta_rule_.register_fake(lambda *inputs: torch.empty_like(inputs[2]))
+differentiate(simple_gla, simple_gla_backward, num_inputs=5)
+differentiate(gla, gla_backward, num_inputs=5)
+differentiate(gated_delta_rule, gated_delta_rule_backward, num_inputs=6)

@@ -14,7 +14,9 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.library import custom_op
+
+from models.backends.differentiable import differentiate
 
 INSTALL = (
     "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps 'mamba-ssm>=2.3.2,<2.4' einops"
@@ -63,12 +65,12 @@ def ssd(*, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, starts: Tenso
     """
     # The kernels cut a sequence where its number changes, and count the state before it to number 0.
     document = None if starts is None else starts.cumsum(1, dtype=torch.int32)
-    return _scan(q, k, v, dt, A, document, state)
+    return _scan(q, k, v, dt, A, state, document)
 
 
-@torch.library.custom_op("linear_rnn_suite::mamba_ssm_scan", mutates_args=())
+@custom_op("linear_rnn_suite::mamba_ssm_scan", mutates_args=())
 def _scan(
-    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, document: Tensor | None, state: Tensor
+    q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, state: Tensor, document: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     y, _, _, _, _, last = _kernels("ssd_combined")._mamba_chunk_scan_combined_fwd(
         v, dt, A, k, q, CHUNK_SIZE, initial_states=state, seq_idx=document
@@ -76,23 +78,9 @@ def _scan(
     return y, last.contiguous()
 
 
-@_scan.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, document: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
-    return v.new_empty(v.shape), state.new_empty(state.shape)
-
-
-@torch.library.custom_op("linear_rnn_suite::mamba_ssm_scan_backward", mutates_args=())
-def _scan_backward(
-    into_y: Tensor,
-    into_last: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    document: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _scan_backward(into_y: Tensor, into_last: Tensor | None, *kept: Tensor | None) -> tuple[Tensor, ...]:
+    q, k, v, dt, A, state, document = kept
+    into_last = torch.zeros_like(state) if into_last is None else into_last
     # Of the output that the kernels ask for they read only the shape, where there is no gate: v has it too.
     into_v, into_dt, into_A, into_k, into_q, _, _, _, into_state = _kernels("ssd_combined")._mamba_chunk_scan_combined_bwd(
         into_y, v, dt, A, k, q, v, CHUNK_SIZE, initial_states=state, dfinal_states=into_last, seq_idx=document
@@ -100,34 +88,11 @@ def _scan_backward(
     return into_q, into_k, into_v, into_dt, into_A, into_state.to(state.dtype)
 
 
-@_scan_backward.register_fake
-def _(
-    into_y: Tensor,
-    into_last: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    document: Tensor | None,
-    state: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return tuple(torch.empty_like(x) for x in (q, k, v, dt, A, state))
+_scan.register_fake(lambda q, k, v, dt, A, state, document: (v.new_empty(v.shape), state.new_empty(state.shape)))
+differentiate(_scan, _scan_backward, num_inputs=6)
 
 
-def _save(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx: FunctionCtx, into_y: Tensor, into_last: Tensor) -> tuple[Tensor | None, ...]:
-    *into_inputs, into_state = _scan_backward(into_y, into_last, *ctx.saved_tensors)
-    return *into_inputs, None, into_state
-
-
-_scan.register_autograd(_differentiate, setup_context=_save)
-
-
-@torch.library.custom_op("linear_rnn_suite::mamba_ssm_step", mutates_args=("state",))
+@custom_op("linear_rnn_suite::mamba_ssm_step", mutates_args=("state",))
 def step_(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, state: Tensor) -> Tensor:
     """One token without a gradient, which reads and writes the state once, in place; the read-out [B, H, V].
 
@@ -140,6 +105,4 @@ def step_(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, state: Tensor)
     return _kernels("selective_state_update").selective_state_update(state, v, dt, A, k, q, D=nothing, dt_bias=nothing)
 
 
-@step_.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, state: Tensor) -> Tensor:
-    return torch.empty_like(v)
+step_.register_fake(lambda q, k, v, dt, A, state: torch.empty_like(v))
