@@ -12,28 +12,14 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import models
-from conf.settings import OUTSIDE, Count, Line, Name, Refusal, RequestError, Settings, above, unknown, within
+from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, unknown
+from models.backbone import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check
 from models.mixer import SequenceMixer
-from models.ops.cross_entropy import MAX_SOFT_CAP
 
 WITHOUT_MIXERS = ("models.ops", "models.backends")
-Width = Annotated[int, within(1, 2**20)]
-
-
-class Size(Settings, kw_only=True):
-    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
-
-    name: Annotated[Name, OUTSIDE]
-    d_model: Width
-    num_blocks: Annotated[int, within(1, 2**10)]
-    num_heads: Width
-    head_dim: Width
-    mlp_dim: Annotated[int, within(1, 2**24)]
-    norm_eps: Annotated[float, above(0, 1)]
-    logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
 
 
 class Labels(Settings, kw_only=True):
@@ -132,18 +118,12 @@ def computing_backends(model: Model) -> tuple[str, ...]:
 
 def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
     """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`."""
-    shared = _shared(model, size, backend)
-    return LanguageModel(vocab_size=vocab_size, logit_soft_cap=size.logit_soft_cap, **shared)
+    return LanguageModel(size, build_mixers(model, size, backend=backend), vocab_size=vocab_size)
 
 
 def build_regressor(model: Model, size: Size, *, input_dim: int, output_dim: int, backend: str) -> Regressor:
     """The model for a task of vectors, where size.logit_soft_cap has no meaning; otherwise as `build_model`."""
-    return Regressor(input_dim=input_dim, output_dim=output_dim, **_shared(model, size, backend))
-
-
-def _shared(model: Model, size: Size, backend: str) -> dict[str, Any]:
-    mixers = build_mixers(model, size, backend=backend)
-    return {"d_model": size.d_model, "mlp_dim": size.mlp_dim, "norm_eps": size.norm_eps, "mixers": mixers}
+    return Regressor(size, build_mixers(model, size, backend=backend), input_dim=input_dim, output_dim=output_dim)
 
 
 def build_mixers(model: Model, size: Size, *, backend: str) -> list[SequenceMixer]:

@@ -8,14 +8,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from conf.settings import OUTSIDE, Name, Settings, above, within
 from models.backbone.blocks import Block, RMSNorm
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State
+from models.ops.cross_entropy import MAX_SOFT_CAP
+
+Width = Annotated[int, within(1, 2**20)]
+
+
+class Size(Settings, kw_only=True):
+    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
+
+    name: Annotated[Name, OUTSIDE]
+    d_model: Width
+    num_blocks: Annotated[int, within(1, 2**10)]
+    num_heads: Width
+    head_dim: Width
+    mlp_dim: Annotated[int, within(1, 2**24)]
+    norm_eps: Annotated[float, above(0, 1)]
+    logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
 
 
 class TrainingForms(NamedTuple):
@@ -36,17 +53,17 @@ class Backbone(nn.Module, ABC):
 
     A token is an id or a vector; a position that asks something has a target, and the loss is what its answer costs.
 
-    embedding: what `embed` reads tokens with. mixers: one per block, in order.
+    mixers: one per block, in order. embedding: what `embed` reads tokens with.
     """
 
-    def __init__(
-        self, *, embedding: nn.Module, d_model: int, mlp_dim: int, mixers: Sequence[SequenceMixer], norm_eps: float
-    ) -> None:
+    def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, embedding: nn.Module) -> None:
         super().__init__()
-        self.d_model = d_model
+        self.d_model = size.d_model
         self.embedding = embedding
-        self.blocks = nn.ModuleList(Block(mixer=mixer, d_model=d_model, mlp_dim=mlp_dim, norm_eps=norm_eps) for mixer in mixers)
-        self.final_norm = RMSNorm(d_model, eps=norm_eps)
+        self.blocks = nn.ModuleList(
+            Block(mixer=mixer, d_model=size.d_model, mlp_dim=size.mlp_dim, norm_eps=size.norm_eps) for mixer in mixers
+        )
+        self.final_norm = RMSNorm(size.d_model, eps=size.norm_eps)
         self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), type(self).finish)
 
     @abstractmethod

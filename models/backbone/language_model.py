@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Size
 from models.backends import chosen
 from models.mixer import SequenceMixer
 from models.ops import cross_entropy
@@ -18,22 +18,12 @@ from models.ops import cross_entropy
 class LanguageModel(Backbone):
     """Ids [B, T] to next-token logits [B, T, vocab_size]; the loss is the negative log-likelihood in nats.
 
-    vocab_size: number of token ids. logit_soft_cap: c in c * tanh(logits / c).
+    vocab_size: number of token ids. size.logit_soft_cap: c in c * tanh(logits / c).
     """
 
-    def __init__(
-        self,
-        *,
-        vocab_size: int,
-        d_model: int,
-        mlp_dim: int,
-        mixers: Sequence[SequenceMixer],
-        norm_eps: float,
-        logit_soft_cap: float,
-    ) -> None:
-        embedding = nn.Embedding(vocab_size, d_model)
-        super().__init__(embedding=embedding, d_model=d_model, mlp_dim=mlp_dim, mixers=mixers, norm_eps=norm_eps)
-        self.vocab_size, self.logit_soft_cap = vocab_size, logit_soft_cap
+    def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, vocab_size: int) -> None:
+        super().__init__(size, mixers, embedding=nn.Embedding(vocab_size, size.d_model))
+        self.vocab_size, self.logit_soft_cap = vocab_size, size.logit_soft_cap
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens) * math.sqrt(self.d_model)

@@ -8,26 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbone import Backbone
+from models.backbone import Backbone, Size
 from models.mixer import SequenceMixer
 
 
 class Regressor(Backbone):
     """Vectors [B, T, input_dim] to vectors [B, T, output_dim]; the loss is the squared error, the mean over output_dim."""
 
-    def __init__(
-        self,
-        *,
-        input_dim: int,
-        output_dim: int,
-        d_model: int,
-        mlp_dim: int,
-        mixers: Sequence[SequenceMixer],
-        norm_eps: float,
-    ) -> None:
-        embedding = nn.Linear(input_dim, d_model, bias=False)
-        super().__init__(embedding=embedding, d_model=d_model, mlp_dim=mlp_dim, mixers=mixers, norm_eps=norm_eps)
-        self.readout = nn.Linear(d_model, output_dim, bias=False)
+    def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, input_dim: int, output_dim: int) -> None:
+        super().__init__(size, mixers, embedding=nn.Linear(input_dim, size.d_model, bias=False))
+        self.readout = nn.Linear(size.d_model, output_dim, bias=False)
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.embedding(tokens)

@@ -22,8 +22,13 @@ def solver(values: Mapping[str, Any]) -> Solver:
     return build_solver(SolverSettings.read(values, "solver"))
 
 
-def uniform(values: Mapping[str, Any], size: Mapping[str, Any]) -> tuple[Model, Size]:
-    """A model with one mixer throughout, and its size, of which heads need not be said: a mixer has its own."""
+def size(**changes: Any) -> Size:
+    """The size of a backbone whose mixers are given; heads need not be said, since a mixer has its own."""
+    given = {"name": "size", "num_blocks": 1, "num_heads": 1, "head_dim": 1, "norm_eps": 1e-6, "logit_soft_cap": 30.0}
+    return Size.read({**given, **changes}, "size")
+
+
+def uniform(values: Mapping[str, Any], sizes: Mapping[str, Any]) -> tuple[Model, Size]:
+    """A model with one mixer throughout, and its size."""
     read = read_model({"name": "model", "label": "Model", "version": 1, "pattern": ["mixer"], "mixer": values})
-    heads = {"name": "size", "num_heads": 1, "head_dim": 1, "logit_soft_cap": 30.0}
-    return read, Size.read({**heads, **size}, "size")
+    return read, size(**sizes)

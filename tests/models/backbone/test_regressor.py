@@ -116,9 +116,7 @@ def test_declared_flops_of_embedding_and_head_are_the_counted():
 def test_both_faces_share_the_blocks_and_a_language_model_keeps_its_parameters():
     """The order decides the last bit of the gradient's norm, and the names what a checkpoint can be read into."""
     made = model()
-    tokens = LanguageModel(
-        vocab_size=7, d_model=16, mlp_dim=24, mixers=[b.mixer for b in made.blocks], norm_eps=1e-6, logit_soft_cap=30.0
-    )
+    tokens = LanguageModel(built.size(d_model=16, mlp_dim=24), [b.mixer for b in made.blocks], vocab_size=7)
     names = [name for name, _ in tokens.named_parameters()]
     assert names[0] == "embedding.weight" and names[-1] == "final_norm.weight" and len(names) == len(set(names))
     assert set(names) | {"readout.weight"} == {name for name, _ in made.named_parameters()}

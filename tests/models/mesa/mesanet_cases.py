@@ -50,7 +50,7 @@ def build_layer(**changes: object) -> Mesa:
 
 def build_model(num_blocks: int = 2, **changes: object) -> LanguageModel:
     mixers = [build_layer(**changes) for _ in range(num_blocks)]
-    model = LanguageModel(vocab_size=11, d_model=24, mlp_dim=16, mixers=mixers, norm_eps=1e-6, logit_soft_cap=30.0)
+    model = LanguageModel(built.size(d_model=24, mlp_dim=16), mixers, vocab_size=11)
     model.reset_parameters(seed=0)
     return model.double()
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.backbone.language_model import LanguageModel
 from models.mesa.layers import mesa_layers, solver_replaced
+from tests.models import built
 from tests.models.mesa.mesanet_cases import LAYER, build_layer
 
 STEPS, VOCAB_SIZE, RUN = 12, 256, 100
@@ -23,9 +24,7 @@ GATES_AT_ONE = {"forget_gate_init": 0.999999, "input_gate_init": 0.999999, "forg
 
 def build(backend: str, key_dim: int, device: str) -> LanguageModel:
     mixers = [build_layer(backend=backend, key_dim=key_dim, value_dim=key_dim, solver=SOLVER, **GATES_AT_ONE) for _ in range(2)]
-    model = LanguageModel(
-        vocab_size=VOCAB_SIZE, d_model=LAYER["d_model"], mlp_dim=32, mixers=mixers, norm_eps=1e-6, logit_soft_cap=30.0
-    )
+    model = LanguageModel(built.size(d_model=LAYER["d_model"], mlp_dim=32), mixers, vocab_size=VOCAB_SIZE)
     model.reset_parameters(seed=0)
     with torch.no_grad():
         for _, mixer in mesa_layers(model):

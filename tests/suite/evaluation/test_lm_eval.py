@@ -19,6 +19,7 @@ from suite.evaluation.continuation import Prompt, continue_greedily
 from suite.evaluation.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
 from suite.evaluation.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
 from tasks.language.tokenizer import ByteTokenizer
+from tests.models import built
 
 TOKENIZER = ByteTokenizer()
 SENTENCES = ["the cat sat on the mat", "the dog ran to the sea", "rain and rain", "a much longer sentence, about the dog"]
@@ -77,9 +78,6 @@ class DecayedSum(SequenceMixer):
     def init_state(self, batch_size: int) -> State:
         return {"S": torch.zeros(batch_size, self.output_projection.in_features)}
 
-    def state_elements(self, seq_len: int) -> int:
-        return self.output_projection.in_features
-
     def forward_flops_per_token(self, seq_len: int) -> float:
         return 2.0 * self.output_projection.weight.numel()
 
@@ -128,7 +126,7 @@ class PlainLM(LM):
 @pytest.fixture(scope="module")
 def model() -> LanguageModel:
     mixers = [DecayedSum(16), DecayedSum(16)]
-    model = LanguageModel(vocab_size=257, d_model=16, mlp_dim=32, mixers=mixers, norm_eps=1e-6, logit_soft_cap=30.0)
+    model = LanguageModel(built.size(d_model=16, mlp_dim=32), mixers, vocab_size=257)
     model.reset_parameters(0)
     return model
 
