@@ -68,7 +68,8 @@ class GatedKalmaNet(LinearRNN):
         inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta}
         regularizer = self.regularizer(k=k, log_decay=log_decay, beta=beta, H=state["H"]).unsqueeze(-1).expand(q.shape)
         solve = mesa.decode if q.shape[1] == 1 else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
-        solved, after = solve(**inputs, regularizer=regularizer, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver)
+        before = mesa.MesaState(state["G"], state["H"])
+        solved, after = solve(mesa.Inputs(**inputs, regularizer=regularizer), state=before, solver=self.solver)
         if q.shape[1] == 1:
             unsolved = torch.einsum("bhvk,bthk->bthv", after.G, q.to(after.G.dtype))
         else:

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla_operators as operators
-from models.ops.mesa import MesaState
+from models.ops.mesa import Inputs, MesaState
 from models.ops.mlstm import MLSTMState, by_linear_attention
 from models.ops.solvers import ConjugateGradients
 
@@ -125,32 +125,22 @@ def delta_rule_(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Ten
     return operators.delta_rule_(q, k, v, _finite(log_decay), beta.float().contiguous(), state)
 
 
-def mesa(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: ConjugateGradients,
-) -> tuple[Tensor, MesaState]:
+def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tuple[Tensor, MesaState]:
     """By `mesa_net`, which solves in solver.max_steps steps of conjugate gradients in float16, whatever the residual; K = V.
 
     Here for comparison. It breaks a compiled graph.
     """
-    assert v.shape[-1] == k.shape[-1]
     from fla.ops.mesa_net import chunk_mesa_net
 
-    q, k, v = _operands(q, k, v)
+    q, k, v = _operands(*inputs[:3])
+    assert v.shape[-1] == k.shape[-1]
     o, H, G = chunk_mesa_net(
         q,
         k,
         v,
-        _finite(log_decay),
-        beta.float().contiguous(),
-        regularizer.float().contiguous(),
+        _finite(inputs.log_decay),
+        inputs.beta.float().contiguous(),
+        inputs.regularizer.float().contiguous(),
         h_kk_init=state.H.contiguous(),
         h_kv_init=state.G.mT.contiguous(),
         output_final_state=True,

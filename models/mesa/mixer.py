@@ -128,21 +128,21 @@ class Mesa(LinearRNN):
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
-        inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": self.regularizer}
+        inputs = mesa.Inputs(q, k, v, log_decay, beta, self.regularizer, sign)
         before = mesa.MesaState(state["G"], state["H"], state.get("x"))
         if self.kernel is not None:
             # Kernels know positive gates alone, and are not chosen for others.
-            o, after = self.kernel.computes(**inputs, state=before, solver=self.solver_in_use())
+            o, after = self.kernel.computes(inputs, state=before, solver=self.solver_in_use())
             return o, {"G": after.G, "H": after.H}
         single, by_inverse = q.shape[1] == 1, self.settings.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
         if single and by_inverse:
             inverse = sherman_morrison.InverseState(state["G"], state["H"], state["R"])
             due = age["age"] == 0 if age else torch.zeros(len(q), dtype=torch.bool, device=q.device)
-            o, after = sherman_morrison.decode(**inputs, state=inverse, due=due)
+            o, after = sherman_morrison.decode(inputs, state=inverse, due=due)
         else:
             op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
-            o, after = op(**inputs, sign=sign, state=before, solver=self.solver_in_use())
+            o, after = op(inputs, state=before, solver=self.solver_in_use())
         held = {name: x for name, x in after._asdict().items() if x is not None} | age
         if by_inverse and not single:
             held["R"] = sherman_morrison.invert(after.H, self.regularizer)
@@ -151,8 +151,8 @@ class Mesa(LinearRNN):
     def recurrence_(self, inputs: dict[str, Tensor | None], state: State) -> Tensor:
         if self.kernel is None or self.kernel.in_place is None:
             return super().recurrence_(inputs, state)
-        read = {name: x for name, x in inputs.items() if name != "sign"} | {"regularizer": self.regularizer}
-        return self.kernel.in_place(**read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
+        read = mesa.Inputs(**inputs, regularizer=self.regularizer)
+        return self.kernel.in_place(read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""
@@ -174,12 +174,11 @@ class Mesa(LinearRNN):
         state = self.init_state(x.shape[0]) if state is None else state
         inputs, _ = self.recurrence_inputs(x, state, starts=starts)
         before = mesa.MesaState(state["G"], state["H"], state.get("x"))
-        settings = {"regularizer": self.regularizer, "solver": self.solver_in_use(), "chunk_size": self.settings.chunk_size}
+        read, solver = mesa.Inputs(**inputs, regularizer=self.regularizer), self.solver_in_use()
         with torch.autocast(x.device.type, enabled=False):
-            trace = mesa.trace(**inputs, **settings, state=before, spectrum=spectrum)
-        beta, sign = inputs["beta"], inputs["sign"]
-        gamma = inputs["log_decay"].exp() * (1.0 if sign is None else sign)
-        named = {"beta": beta, "gamma": gamma, "regularizer": self.regularizer.mean(-1).expand_as(beta)}
+            trace = mesa.trace(read, state=before, solver=solver, chunk_size=self.settings.chunk_size, spectrum=spectrum)
+        gamma = read.log_decay.exp() * (1.0 if read.sign is None else read.sign)
+        named = {"beta": read.beta, "gamma": gamma, "regularizer": read.regularizer.mean(-1).expand_as(read.beta)}
         return named | {name: y for name, y in trace._asdict().items() if y is not None}
 
     def init_state(self, batch_size: int) -> State:

@@ -160,7 +160,7 @@ def torch_mesa(steps: int, tolerance: float) -> Run:
 
     def run(x: Tensors) -> Tensor:
         G = state_like(x["v"])
-        return mesa.chunked(**of_mesa(x), sign=None, state=MesaState(G, G.clone(), None), solver=solver, chunk_size=32)[0]
+        return mesa.chunked(mesa.Inputs(**of_mesa(x)), state=MesaState(G, G.clone(), None), solver=solver, chunk_size=32)[0]
 
     return run
 
@@ -249,7 +249,7 @@ def errors(runs: Mapping[str, Run], shape: Shape, keys: Keys, device: torch.devi
     G = state_like(doubled["v"]).double()
     found = {}
     with torch.no_grad():
-        exact, _ = mesa.recurrent(**of_mesa(doubled), sign=None, state=MesaState(G, G.clone(), None))
+        exact, _ = mesa.recurrent(mesa.Inputs(**of_mesa(doubled)), state=MesaState(G, G.clone(), None))
         for name, run in runs.items():
             off = run(inputs).double() - exact
             worst = (off.norm(dim=-1) / exact.norm(dim=-1)).max()

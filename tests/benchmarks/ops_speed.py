@@ -75,7 +75,7 @@ def normalised_state(form: Callable[..., tuple[Tensor, mlstm.MLSTMState]]) -> Ru
 def two_states(form: Callable[..., tuple[Tensor, mesa.MesaState]]) -> Run:
     def run(inputs: Tensors) -> list[Tensor]:
         state = mesa.MesaState(torch.zeros(B, H, D, D), torch.zeros(B, H, D, D), None)
-        o, state = form(**inputs, state=state, sign=None)
+        o, state = form(mesa.Inputs(**inputs), state=state)
         return [o, state.G, state.H]
 
     return run

@@ -45,7 +45,7 @@ def draw_heads(case: Case, dim: int) -> dict[str, Tensor]:
 def arguments(inputs: dict[str, Tensor], solver: Solver, chunk_size: int) -> dict:
     rest = {name: x for name, x in inputs.items() if name not in ("G", "H")}
     state = mesa.MesaState(inputs["G"], inputs["H"], None)
-    return {**rest, "state": state, "solver": solver, "chunk_size": chunk_size, "sign": None}
+    return {"inputs": mesa.Inputs(**rest), "state": state, "solver": solver, "chunk_size": chunk_size}
 
 
 def train_ms(inputs: dict[str, Tensor], solver: Solver, chunk_size: int) -> float:

@@ -9,46 +9,27 @@ from torch import Tensor
 
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
-from models.ops.mesa import MesaState
+from models.ops.mesa import Inputs, MesaState
 from models.ops.solvers import ConjugateGradients
 
 
-def mesa(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: ConjugateGradients,
-) -> tuple[Tensor, MesaState]:
+def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tuple[Tensor, MesaState]:
     """Computed in the dtype of v."""
-    gates = {"log_decay": log_decay, "beta": beta, "regularizer": regularizer}
+    q, k, v, log_decay, beta, regularizer, _ = inputs
     if q.shape[1] == 1 and not torch.is_grad_enabled():
         after = MesaState(*(x.clone(memory_format=torch.contiguous_format) for x in (state.G, state.H)))
-        return mesa_(q=q, k=k, v=v, **gates, state=after, solver=solver), after
+        return mesa_(inputs, state=after, solver=solver), after
     # Under autocast v is as the projections gave it, while norms have widened q and k, which would cost twice the time.
     q, k = q.to(v.dtype), k.to(v.dtype)
+    gates = {"log_decay": log_decay, "beta": beta, "regularizer": regularizer}
     result = mesa_chunked(q=q, k=k, v=v, **gates, G=state.G, H=state.H, **_stopping(solver))
     return result.o, MesaState(result.G, result.H)
 
 
-def mesa_(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: ConjugateGradients,
-) -> Tensor:
+def mesa_(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> Tensor:
     """As `mesa` for T = 1, with G and H updated in place."""
-    inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer}
-    return mesa_decode_(**inputs, G=state.G, H=state.H, **_stopping(solver))
+    read = {name: x for name, x in inputs._asdict().items() if name != "sign"}
+    return mesa_decode_(**read, G=state.G, H=state.H, **_stopping(solver))
 
 
 def _stopping(solver: ConjugateGradients) -> dict[str, Any]:

@@ -4,10 +4,8 @@
     H_t = gamma_t H_{t-1} + beta_t k_t k_t^T
     o_t = G_t x_t   with   (H_t + Lambda_t) x_t = q_t
 
-All forms take q, k [B, T, H, K]; v [B, T, H, V]; log_decay <= 0 (-inf forgets all that came before) and beta in [0, 1],
-both [B, T, H]; sign, [B, T, H] of 1 and -1 with gamma = sign exp(log_decay), or None for gamma = exp(log_decay);
-regularizer, the diagonal of Lambda, > 0, [H, K], or [B, T, H, K] where every token has its own; and the state before,
-float32 or wider, in whose dtype everything is computed. They return o [B, T, H, V] and the state after the last token.
+All forms take `Inputs` and the state before, float32 or wider, in whose dtype everything is computed. They return
+o [B, T, H, V] and the state after the last token.
 
 A sign of -1 may leave H_t + Lambda_t with eigenvalues below 0 (MesaNet App. I): `trace` tells, and nothing raises.
 G and H are held as one memory [V + K, K], since H is what G would be with the keys as values.
@@ -56,7 +54,12 @@ class SolverTrace(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """What all forms take beside the state, as above."""
+    """What all forms take beside the state: q, k [B, T, H, K] and v [B, T, H, V].
+
+    log_decay: <= 0, where -inf forgets all that came before; beta: in [0, 1]; both [B, T, H]. regularizer: the diagonal of
+    Lambda, > 0, [H, K], or [B, T, H, K] where every token has its own. sign: [B, T, H] of 1 and -1 with
+    gamma = sign exp(log_decay), or None for gamma = exp(log_decay).
+    """
 
     q: Tensor
     k: Tensor
@@ -64,21 +67,12 @@ class Inputs(NamedTuple):
     log_decay: Tensor
     beta: Tensor
     regularizer: Tensor
-    sign: Tensor | None
+    sign: Tensor | None = None
 
 
-def recurrent(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    sign: Tensor | None = None,
-) -> tuple[Tensor, MesaState]:
+def recurrent(inputs: Inputs, *, state: MesaState) -> tuple[Tensor, MesaState]:
     """The definition, a token at a time, solved exactly and differentiated through the solve: the ground truth."""
+    q, k, v, log_decay, beta, regularizer, sign = inputs
     G, H, outputs = state.G, state.H, []
     penalty = regularizer.to(H.dtype)
     penalties = [torch.diag_embed(penalty)] * q.shape[1] if penalty.ndim == 2 else map(torch.diag_embed, penalty.unbind(1))
@@ -93,81 +87,50 @@ def recurrent(
     return torch.stack(outputs, dim=1).squeeze(-1), MesaState(G, H)
 
 
-def chunked(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: Solver,
-    chunk_size: int,
-    sign: Tensor | None = None,
-) -> tuple[Tensor, MesaState]:
+def chunked(inputs: Inputs, *, state: MesaState, solver: Solver, chunk_size: int) -> tuple[Tensor, MesaState]:
     """The layer in matrix products over chunks of chunk_size >= 1 tokens, solved by `solver`: what trains.
 
     Time and memory are linear in T; save with `Cholesky`, no K x K matrix is held per token. A solver that starts at the
     token before has nothing to do in parallel: it runs `decode` token after token, and holds G and H of each for gradients.
     """
-    inputs = Inputs(q, k, v, log_decay, beta, regularizer, sign)
     if solver.initial == "previous_token":
-        return _decode_all(inputs, state, solver)
-    q_chunks, operator, state = _split(inputs, state, chunk_size)
-    o, _ = solve_and_read(operator, q_chunks, solver, None)
-    return join_heads(o, v.shape), state
+        outputs = []
+        for token in _tokens(inputs):
+            o, state = decode(token, state=state, solver=solver)
+            outputs.append(o)
+        return torch.cat(outputs, dim=1), state
+    q, operator, state = _split(inputs, state, chunk_size)
+    o, _ = solve_and_read(operator, q, solver, None)
+    return join_heads(o, inputs.v.shape), state
 
 
-def decode(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: Solver,
-    sign: Tensor | None = None,
-) -> tuple[Tensor, MesaState]:
+def decode(inputs: Inputs, *, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
     """The layer for T = 1, solved by `solver` on the H_t that has to be written anyway."""
-    return _decode(Inputs(q, k, v, log_decay, beta, regularizer, sign), state, solver)
+    q, operator, guess, after = _step(inputs, state, solver)
+    o, x = solve_and_read(operator, q, solver, guess)
+    return o.reshape(inputs.v.shape), _remember(after, x, solver)
 
 
 @torch.no_grad()
-def trace(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: MesaState,
-    solver: Solver,
-    chunk_size: int,
-    sign: Tensor | None = None,
-    spectrum: bool,
-) -> SolverTrace:
+def trace(inputs: Inputs, *, state: MesaState, solver: Solver, chunk_size: int, spectrum: bool) -> SolverTrace:
     """What `chunked` spends on the same inputs, how far from solved it is then, and with `spectrum` how hard it was.
 
     For one token, T = 1, it is what `decode` spends: its matrix is at hand there, and so is a better preconditioner.
 
     A solver that starts at the token before waits for no other token: its chunk_steps are its steps.
     """
-    inputs = Inputs(q, k, v, log_decay, beta, regularizer, sign)
-    if solver.initial != "previous_token" and q.shape[1] > 1:
-        q_chunks, operator, _ = _split(inputs, state, chunk_size)
-        observed, _ = _observe(operator, q_chunks, solver, None, spectrum)
-        return SolverTrace(*(x if x is None else join_heads(x.unsqueeze(-1), k.shape).squeeze(-1) for x in observed))
+    batch_size, length, num_heads, _ = inputs.q.shape
+    if solver.initial != "previous_token" and length > 1:
+        q, operator, _ = _split(inputs, state, chunk_size)
+        observed, _ = _observe(operator, q, solver, None, spectrum)
+        return SolverTrace(*(x if x is None else join_heads(x.unsqueeze(-1), inputs.k.shape).squeeze(-1) for x in observed))
     traces = []
     for token in _tokens(inputs):
         q_t, operator, guess, after = _step(token, state, solver)
         observed, x = _observe(operator, q_t, solver, guess, spectrum)
         traces.append(observed)
         state = _remember(after, x, solver)
-    shape = (len(q), q.shape[2], q.shape[1])
+    shape = (batch_size, num_heads, length)
     return SolverTrace(*(None if x[0] is None else torch.cat(x, dim=1).view(shape).mT for x in zip(*traces, strict=True)))
 
 
@@ -241,20 +204,6 @@ def _tokens(inputs: Inputs) -> Iterator[Inputs]:
     length = inputs.q.shape[1]
     tokens = ([x] * length if x is None or x.ndim == 2 else x.split(1, dim=1) for x in inputs)
     return (Inputs(*token) for token in zip(*tokens, strict=True))
-
-
-def _decode(inputs: Inputs, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
-    q, operator, guess, after = _step(inputs, state, solver)
-    o, x = solve_and_read(operator, q, solver, guess)
-    return o.reshape(inputs.v.shape), _remember(after, x, solver)
-
-
-def _decode_all(inputs: Inputs, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
-    outputs = []
-    for token in _tokens(inputs):
-        o, state = _decode(token, state, solver)
-        outputs.append(o)
-    return torch.cat(outputs, dim=1), state
 
 
 def _observe(

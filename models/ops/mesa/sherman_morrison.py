@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from models.ops.decay import over_time
+from models.ops.mesa import Inputs
 
 
 class InverseState(NamedTuple):
@@ -46,22 +47,13 @@ def invert(H: Tensor, regularizer: Tensor) -> Tensor:
     return (inverse + inverse.mT) / 2
 
 
-def decode(
-    *,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    log_decay: Tensor,
-    beta: Tensor,
-    regularizer: Tensor,
-    state: InverseState,
-    due: Tensor,
-) -> tuple[Tensor, InverseState]:
-    """One token, T = 1: q, k [B, 1, H, K]; v [B, 1, H, V]; log_decay <= 0 and beta in [0, 1], both [B, 1, H].
+def decode(inputs: Inputs, *, state: InverseState, due: Tensor) -> tuple[Tensor, InverseState]:
+    """One token, T = 1, without a sign and with one Lambda for all tokens.
 
-    regularizer: the diagonal of Lambda, [H, K] > 0. due: [B] bool, the sequences in which R is inverted anew.
+    due: [B] bool, the sequences in which R is inverted anew.
     Returns o [B, 1, H, V] and the state, both in the dtype of the state before, float32 or wider.
     """
+    q, k, v, log_decay, beta, regularizer, _ = inputs
     G, H, R = state
     ((q_t, k_t, v_t, decay_t, beta_t),) = over_time(q, k, v, log_decay.exp(), beta, dtype=H.dtype)
     G = decay_t * G + (beta_t * v_t) @ k_t.mT

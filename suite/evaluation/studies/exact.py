@@ -41,4 +41,4 @@ def readout_error(seen: dict[str, Tensor]) -> Tensor:
 def _exact(inputs: dict[str, Tensor]) -> Tensor:
     batch_size, _, num_heads, key_dim = inputs["k"].shape
     G, H = (inputs["k"].new_zeros(batch_size, num_heads, rows, key_dim) for rows in (inputs["v"].shape[-1], key_dim))
-    return mesa.recurrent(**inputs, state=mesa.MesaState(G, H))[0]
+    return mesa.recurrent(mesa.Inputs(**inputs), state=mesa.MesaState(G, H))[0]

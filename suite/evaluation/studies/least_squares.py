@@ -88,6 +88,5 @@ def op_answers(
         restarts = problem.restarts.to(q.device)[None, :, None]
         log_decay, beta = log_decay.masked_fill(restarts, -torch.inf), beta.masked_fill(restarts, 0.0)
     G, H = (q.new_zeros(len(q), 1, rows, q.shape[-1]) for rows in (v.shape[-1], k.shape[-1]))
-    inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "sign": None}
-    inputs |= {"regularizer": q.new_full((1, q.shape[-1]), regularizer), "state": mesa.MesaState(G, H)}
-    return mesa.chunked(**inputs, solver=solver, chunk_size=chunk_size)[0].squeeze(2)
+    inputs = mesa.Inputs(q, k, v, log_decay, beta, q.new_full((1, q.shape[-1]), regularizer))
+    return mesa.chunked(inputs, state=mesa.MesaState(G, H), solver=solver, chunk_size=chunk_size)[0].squeeze(2)

@@ -46,7 +46,7 @@ def test_few_steps_start_where_they_should(initial, max_steps):
     def exact(tensors):
         over_time = {name: x for name, x in tensors.items() if name not in ("G", "H")}
         state = mesa.MesaState(tensors["G"], tensors["H"])
-        o, state = mesa.chunked(**over_time, state=state, solver=solver, chunk_size=64)
+        o, state = mesa.chunked(mesa.Inputs(**over_time), state=state, solver=solver, chunk_size=64)
         return o, state.G, state.H
 
     cotangents, names = cases.draw_cotangents(inputs)[:1], cases.NAMES[:7]
@@ -92,7 +92,7 @@ def test_decode_is_the_step_of_the_op():
             state, held = mesa.MesaState(G.double(), H.double()), {"G": G.clone(), "H": H.clone()}
             for t in range(2):
                 token = {name: x if x.ndim == 2 else x[:, t : t + 1] for name, x in inputs.items()}
-                o, state = mesa.decode(**{name: x.double() for name, x in token.items()}, state=state, solver=solver)
+                o, state = mesa.decode(mesa.Inputs(**{name: x.double() for name, x in token.items()}), state=state, solver=solver)
                 found = mesa_decode_(**token, **held, max_steps=max_steps, tolerance=tolerance, initial=initial)
                 for x, y in ((found, o), (held["G"], state.G), (held["H"], state.H)):
                     # The tolerance times a condition of 4, or float32's rounding.
@@ -150,6 +150,6 @@ def test_dtypes_that_differ():
 
     widened = inputs | {name: inputs[name].float() for name in ("q", "k")}
     state = mesa.MesaState(widened.pop("G"), widened.pop("H"))
-    o, _ = mesa_by_triton(**widened, state=state, solver=built.solver(settings(30, 1e-6)))
+    o, _ = mesa_by_triton(mesa.Inputs(**widened), state=state, solver=built.solver(settings(30, 1e-6)))
     assert o.dtype == torch.bfloat16
     torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)

@@ -48,7 +48,7 @@ def kernel(inputs: Tensors, *, tolerance: float, max_steps: int, initial: str = 
 
 def recurrent(inputs: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     over_time = {name: x for name, x in inputs.items() if name not in ("G", "H")}
-    o, state = mesa.recurrent(**over_time, state=mesa.MesaState(inputs["G"], inputs["H"]))
+    o, state = mesa.recurrent(mesa.Inputs(**over_time), state=mesa.MesaState(inputs["G"], inputs["H"]))
     return o, state.G, state.H
 
 

@@ -96,7 +96,7 @@ def two_states(form: Callable[..., tuple[Tensor, mesa.MesaState]]) -> Run:
 
     def run(inputs: Tensors) -> Sequence[Tensor]:
         state = mesa.MesaState(inputs["G"], (inputs["H"] + inputs["H"].mT) / 2.0)
-        o, state = form(**{name: x for name, x in inputs.items() if name not in state._fields}, state=state)
+        o, state = form(mesa.Inputs(**{name: x for name, x in inputs.items() if name not in state._fields}), state=state)
         return o, state.G, state.H
 
     return run

@@ -44,8 +44,7 @@ def test_a_kernel_takes_what_its_op_does_but_for_chunks(row: Kernel) -> None:
         pytest.importorskip("triton")
     op = importlib.import_module(f"models.ops.{row.op}")
     kernel = load(op, row.backend)
-    # A kernel that knows positive gates alone takes no sign.
-    assert parameters(op.chunked) - parameters(kernel.computes) <= {"chunk_size", "sign"}
+    assert parameters(op.chunked) - parameters(kernel.computes) == {"chunk_size"}
     assert parameters(kernel.computes) <= parameters(op.chunked)
 
 

@@ -170,7 +170,7 @@ def test_decode_follows_the_op_over_many_tokens(key_dim, value_dim):
         stopping = {"tolerance": solver.tolerance, "max_steps": solver.max_steps, "initial": solver.initial}
         for t in range(64):
             token = {name: x if x.ndim == 2 else x[:, t : t + 1] for name, x in inputs.items()}
-            o, state = mesa.decode(**{name: x.double() for name, x in token.items()}, state=state, solver=solver)
+            o, state = mesa.decode(mesa.Inputs(**{name: x.double() for name, x in token.items()}), state=state, solver=solver)
             found = mesa_decode_(**token, **held, **stopping)
             # float32 throughout, ended at 1e-6 under conditions of about 10; the state's sums take 64 roundings.
             assert (found - o).norm() < 1e-5 * o.norm()

@@ -190,7 +190,7 @@ def test_a_signed_layer_is_the_definition_with_signed_gates(length: int) -> None
     assert (inputs["sign"] < 0).any()
     o, _ = layer.recurrence(**inputs, state=before)
     held = mesa.MesaState(before["G"], before["H"])
-    assert_near(o, mesa.recurrent(**inputs, regularizer=layer.regularizer, state=held)[0], "float64")
+    assert_near(o, mesa.recurrent(mesa.Inputs(**inputs, regularizer=layer.regularizer), state=held)[0], "float64")
 
 
 @torch.no_grad()

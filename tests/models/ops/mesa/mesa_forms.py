@@ -71,7 +71,7 @@ VARIANTS = {"plain": dict, "signs": with_signs, "regularizer_per_token": with_a_
 
 def run(form: Callable[..., tuple[Tensor, mesa.MesaState]], inputs: Tensors) -> list[Tensor]:
     rest = {name: x for name, x in inputs.items() if name not in STATE}
-    o, state = form(**rest, state=mesa.MesaState(inputs["G"], inputs["H"]))
+    o, state = form(mesa.Inputs(**rest), state=mesa.MesaState(inputs["G"], inputs["H"]))
     return [o, state.G, state.H]
 
 
@@ -89,7 +89,7 @@ def decoded(inputs: Tensors, solver: Solver = EXACT) -> list[Tensor]:
     over_time = {name for name, x in inputs.items() if name not in STATE and not (name == "regularizer" and x.ndim == 2)}
     for t in range(inputs["q"].shape[1]):
         rest = {name: x[:, t : t + 1] if name in over_time else x for name, x in inputs.items() if name not in STATE}
-        o, state = mesa.decode(**rest, state=state, solver=solver)
+        o, state = mesa.decode(mesa.Inputs(**rest), state=state, solver=solver)
         outputs.append(o)
     return [torch.cat(outputs, dim=1), state.G, state.H]
 
@@ -118,4 +118,4 @@ def worst_error(actual: Tensor, expected: Tensor) -> float:
 def trace(inputs: Tensors, solver: Solver, chunk_size: int = CHUNK_SIZE, *, spectrum: bool = False) -> mesa.SolverTrace:
     rest = {name: x for name, x in inputs.items() if name not in STATE}
     state = mesa.MesaState(inputs["G"], inputs["H"])
-    return mesa.trace(**rest, state=state, solver=solver, chunk_size=chunk_size, spectrum=spectrum)
+    return mesa.trace(mesa.Inputs(**rest), state=state, solver=solver, chunk_size=chunk_size, spectrum=spectrum)

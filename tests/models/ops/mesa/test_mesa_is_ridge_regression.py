@@ -31,12 +31,12 @@ def ridge(x: np.ndarray, y: np.ndarray, asked: np.ndarray, penalty: np.ndarray) 
     return answers
 
 
-def op_inputs(penalty: np.ndarray, dtype: torch.dtype) -> dict:
+def op_inputs(penalty: np.ndarray, dtype: torch.dtype) -> tuple[mesa.Inputs, mesa.MesaState]:
     x, y, asked = (torch.from_numpy(part).to(dtype) for part in pairs())
-    gates = {"log_decay": torch.zeros(x.shape[:3], dtype=dtype), "beta": torch.ones(x.shape[:3], dtype=dtype)}
+    log_decay, beta = torch.zeros(x.shape[:3], dtype=dtype), torch.ones(x.shape[:3], dtype=dtype)
     G, H = (torch.zeros(2, HEADS, rows, INPUT_DIM, dtype=dtype) for rows in (OUTPUT_DIM, INPUT_DIM))
     regularizer = torch.from_numpy(penalty).to(dtype)
-    return {"q": asked, "k": x, "v": y, **gates, "regularizer": regularizer, "state": mesa.MesaState(G, H), "sign": None}
+    return mesa.Inputs(asked, x, y, log_decay, beta, regularizer), mesa.MesaState(G, H)
 
 
 @pytest.mark.parametrize("penalty", [0.01, 0.25, 50.0])
@@ -44,21 +44,21 @@ def op_inputs(penalty: np.ndarray, dtype: torch.dtype) -> dict:
 def test_every_form_of_the_op_is_ridge_regression_at_every_step(name, penalty):
     penalties = penalty * np.linspace(0.5, 1.5, HEADS * INPUT_DIM).reshape(HEADS, INPUT_DIM)
     expected = ridge(*pairs(), penalties)
-    inputs = op_inputs(penalties, torch.float64)
+    inputs, state = op_inputs(penalties, torch.float64)
     if name == "recurrent":
-        answers = mesa.recurrent(**inputs)[0]
+        answers = mesa.recurrent(inputs, state=state)[0]
     else:
         # Chebyshev's rate is that of its bounds, far behind CG's in so small a dimension.
         solver = built.solver({"name": name, "max_steps": 3000 if name == "chebyshev" else 30, **SETTINGS})
-        answers = mesa.chunked(**inputs, solver=solver, chunk_size=16)[0]
+        answers = mesa.chunked(inputs, state=state, solver=solver, chunk_size=16)[0]
     assert np.abs(answers.numpy() - expected).max() < 1e-6
 
 
 def test_stepped_it_is_the_same():
     penalties = np.full((HEADS, INPUT_DIM), 0.25)
-    expected, inputs = ridge(*pairs(), penalties), op_inputs(penalties, torch.float64)
-    solver, state = built.solver({"name": "cg", "max_steps": 30, **SETTINGS}), inputs["state"]
+    expected, (inputs, state) = ridge(*pairs(), penalties), op_inputs(penalties, torch.float64)
+    solver = built.solver({"name": "cg", "max_steps": 30, **SETTINGS})
     for t in range(LENGTH):
-        now = {key: value[:, t : t + 1] for key, value in inputs.items() if key in ("q", "k", "v", "log_decay", "beta")}
-        o, state = mesa.decode(**now, regularizer=inputs["regularizer"], state=state, sign=None, solver=solver)
+        now = mesa.Inputs(*(part[:, t : t + 1] for part in inputs[:5]), inputs.regularizer)
+        o, state = mesa.decode(now, state=state, solver=solver)
         assert np.abs(o[:, 0].numpy() - expected[:, t]).max() < 1e-6

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops.mesa import sherman_morrison
+from models.ops.mesa import Inputs, sherman_morrison
 from models.ops.mesa.sherman_morrison import InverseState, invert
 from tests.models.tolerances import assert_near
 
@@ -44,7 +44,7 @@ def decoded(inputs: Tensors, refresh: int | None = None) -> tuple[Tensor, list[I
     for t in range(inputs["q"].shape[1]):
         token = {name: inputs[name][:, t : t + 1] for name in OVER_TIME}
         due = torch.full((B,), refresh is not None and (t + 1) % refresh == 0)
-        o, state = sherman_morrison.decode(**token, regularizer=regularizer, state=states[-1], due=due)
+        o, state = sherman_morrison.decode(Inputs(**token, regularizer=regularizer), state=states[-1], due=due)
         states.append(state)
         outputs.append(o)
     return torch.cat(outputs, dim=1), states[1:]
@@ -146,7 +146,8 @@ def test_only_the_sequences_that_are_due_invert() -> None:
         torch.zeros(B, H, V, K).double(), torch.zeros(B, H, K, K).double(), 2.0 * torch.eye(K).expand(B, H, K, K).double()
     )
     token = {name: inputs[name] for name in OVER_TIME}
-    _, after = sherman_morrison.decode(**token, regularizer=inputs["regularizer"], state=state, due=torch.tensor([True, False]))
+    read = Inputs(**token, regularizer=inputs["regularizer"])
+    _, after = sherman_morrison.decode(read, state=state, due=torch.tensor([True, False]))
     expected = invert(after.H, inputs["regularizer"])
     assert_near(after.R[0], expected[0], "float64")
     assert not torch.isclose(after.R[1], expected[1]).all()

@@ -138,10 +138,10 @@ def test_a_sequence_that_goes_on_starts_at_the_token_before() -> None:
     state, outputs = mesa.MesaState(inputs["G"], inputs["H"]), []
     for half in halves:
         rest = {name: x for name, x in half.items() if name not in ("G", "H")}
-        o, state = mesa.chunked(**rest, state=state, solver=solver, chunk_size=4)
+        o, state = mesa.chunked(mesa.Inputs(**rest), state=state, solver=solver, chunk_size=4)
         outputs.append(o)
     assert torch.equal(torch.cat(outputs, dim=1), whole) and state.x.shape == (B, H, K)
-    assert mesa.chunked(**rest, state=state, solver=cg(1), chunk_size=4)[1].x is None
+    assert mesa.chunked(mesa.Inputs(**rest), state=state, solver=cg(1), chunk_size=4)[1].x is None
 
 
 @pytest.mark.parametrize("name", ITERATIVE)

@@ -87,7 +87,7 @@ def test_its_eigenvalues_are_near_one_another(variant: str) -> None:
 
 def test_a_token_that_is_solved_exactly_needs_no_correction() -> None:
     inputs = draw(1)
-    rest = {name: x for name, x in inputs.items() if name not in ("G", "H")}
+    rest = mesa.Inputs(**{name: x for name, x in inputs.items() if name not in ("G", "H")})
     state = mesa.MesaState(inputs["G"], inputs["H"])
-    o, _ = mesa.decode(**rest, state=state, solver=built("preconditioned_cg", 0))
-    torch.testing.assert_close(o, mesa.recurrent(**rest, state=state)[0])
+    o, _ = mesa.decode(rest, state=state, solver=built("preconditioned_cg", 0))
+    torch.testing.assert_close(o, mesa.recurrent(rest, state=state)[0])
