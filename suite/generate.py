@@ -10,7 +10,7 @@ import torch
 
 from conf.settings import LARGEST, Count, Natural, RequestError, Settings, fields, unknown, within
 from models.backbone.generation import generate, narrow
-from models.mesa.layers import mesa_layers, solver_replaced
+from models.mesa.layers import mesa_layers, mesa_replaced
 from suite.machine.devices import select_device
 from suite.plan import Run, check_compute
 from suite.request.compose import compose_one
@@ -52,7 +52,7 @@ def generate_text(arguments: Sequence[str]) -> str:
         if asked.solver_steps is not None and not mesa_layers(model):
             raise RequestError(f"solver_steps={asked.solver_steps}: {run.config.model.name} solves nothing")
         solver = {} if asked.solver_steps is None else {"max_steps": asked.solver_steps}
-        with solver_replaced(model, solver):
+        with mesa_replaced(model, {"solver": solver}):
             prompt = torch.tensor([ids], device=device)
             sampling = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": here.config.seed}
             (following,) = generate(model, prompt, num_tokens=asked.tokens, **sampling).tolist()

@@ -23,7 +23,7 @@ def generate(
     """The tokens that follow each prompt [B, num_tokens]: the prompts are read at once, then every token is one step.
 
     On a CUDA device the step and the draw are captured once as a CUDA graph and replayed, where the model is capturable. A
-    solver with other steps is `with mesa_layers.solver_replaced(model, {"max_steps": 5}):` around the call; fewer bytes and
+    solver with other steps is `with mesa_replaced(model, {"solver": {"max_steps": 5}}):` around the call; fewer bytes and
     fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it.
 
     model: in evaluation mode. prompt: ids [B, T], T >= 1, all prompts of one length. temperature: of the softmax that is

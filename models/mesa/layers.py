@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from models.backbone import Backbone
@@ -15,30 +15,17 @@ def mesa_layers(model: Backbone) -> list[tuple[int, Mesa]]:
     return [(i, block.mixer) for i, block in enumerate(model.blocks) if isinstance(block.mixer, Mesa)]
 
 
-def solver_replaced(model: Backbone, settings: Mapping[str, Any]) -> AbstractContextManager[None]:
-    """Within the block every Mesa layer solves with these settings laid over its own, e.g. {"max_steps": 5}.
-
-    A solver that starts at the token before needs a state that was begun within the block.
-    Raises RequestError for a setting or value that is not permitted.
-    """
-    own = [mixer.settings for _, mixer in mesa_layers(model)]
-    return _replaced(model, [each.replace({"solver": {**each.solver.plain(), **settings}}) for each in own])
-
-
-def decoder_replaced(model: Backbone, *, decode: str, refresh: int | None) -> AbstractContextManager[None]:
-    """Within the block every Mesa layer solves single tokens in this way; begin the state within the block.
-
-    Raises RequestError for values that are not permitted.
-    """
-    own = [mixer.settings for _, mixer in mesa_layers(model)]
-    return _replaced(model, [each.replace({"decode": decode, "refresh": refresh}) for each in own])
-
-
 @contextmanager
-def _replaced(model: Backbone, settings: Sequence[Mesa.Settings]) -> Iterator[None]:
-    """A layer's backend stays where it computes the layer with its new settings, and is torch elsewhere."""
+def mesa_replaced(model: Backbone, changes: Mapping[str, Any]) -> Iterator[None]:
+    """Within the block every Mesa layer has these settings laid over its own, e.g. {"solver": {"max_steps": 5}}.
+
+    A state that such a layer goes on from has to be begun within the block. A layer's backend stays where it computes the
+    layer with its new settings, and is torch elsewhere. Raises RequestError for a setting or value that is not permitted.
+    """
     layers = [mixer for _, mixer in mesa_layers(model)]
     own = [(mixer.settings, mixer.solver, mixer.backend) for mixer in layers]
+    solvers = [{**each.solver.plain(), **changes.get("solver", {})} for each, _, _ in own]
+    settings = [each.replace({**changes, "solver": solver}) for (each, _, _), solver in zip(own, solvers, strict=True)]
     try:
         for mixer, new in zip(layers, settings, strict=True):
             mixer.solve_by(new)

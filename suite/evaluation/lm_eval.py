@@ -27,6 +27,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from models.backbone.language_model import LanguageModel
 from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
 from suite.evaluation.lm_eval_names import Blame, benchmark_names, is_local, leaves, quiet, task_manager
+from suite.evaluation.settings import Benchmarks
 from tasks.language.tokenizer import Tokenizer
 from tasks.task import Measurement
 
@@ -130,39 +131,25 @@ class BackboneLM(LM):
 
 
 def evaluate_benchmarks(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    *,
-    tasks: str | Sequence[str],
-    include_path: str | None,
-    num_fewshot: int | None,
-    limit: int | None,
-    batch_size: int,
-    max_length: int | None,
-    device: torch.device | str,
-    seed: int,
+    model: LanguageModel, tokenizer: Tokenizer, asked: Benchmarks, *, device: torch.device | str
 ) -> list[Measurement]:
     """Scores of lm-eval tasks, one row per (task, metric), on the split that the task names its test.
 
-    tasks: names of tasks, groups or tags; a string is split at its commas.
-    include_path: a folder of further task YAMLs. num_fewshot: in place of the task's own, unless that is fixed at 0.
-    limit: the first documents only. max_length: see BackboneLM; with it, a row `truncated` gives the share of requests cut.
-    seed: draws the few-shot examples (lm-eval's own default is 1234).
     Slices: benchmark, shots, and metric_filter where a task post-processes answers. `chance` stands beside multiple choice.
+    Under a max_length a row `truncated` gives the share of requests that were cut.
     Raises ValueError for an unknown task or folder, data that cannot be read, and requests that cannot be served.
     """
-    if batch_size < 1 or (max_length is not None and max_length < 1):
-        raise ValueError(f"batch_size={batch_size} and max_length={max_length} must be at least 1")
-    names = benchmark_names(tasks)
-    manager = task_manager(names, include_path)
-    lm = BackboneLM(model, tokenizer, batch_size=batch_size, max_length=max_length, device=device)
+    names = benchmark_names(asked.tasks)
+    manager = task_manager(names, asked.include_path)
+    lm = BackboneLM(model, tokenizer, batch_size=asked.batch_size, max_length=asked.max_length, device=device)
+    local = all(is_local(config) for name in names for _, config in leaves(name, manager.task_index))
     rows = []
-    with quiet(), _reading_anew(_are_local(names, manager)):
-        loaded = _load_with_shots(names, manager, num_fewshot, seed)
+    with quiet(), _reading_anew(local):
+        loaded = _load_with_shots(names, manager, asked.num_fewshot, asked.fewshot_seed)
         # One after another, so that what fails has a name.
         for name, task in loaded.items():
             with Blame(name, "cannot be scored"):
-                results = evaluator.evaluate(lm, {"tasks": {name: task}}, limit=limit, bootstrap_iters=0)
+                results = evaluator.evaluate(lm, {"tasks": {name: task}}, limit=asked.limit, bootstrap_iters=0)
                 rows += _measurements(name, task, results, lm)
     return rows
 
@@ -184,10 +171,6 @@ def check_shots(name: str, version: str, include_path: str | None, num_fewshot: 
         except ValueError as error:
             if isinstance(error.__cause__, TooFewExamples):
                 raise
-
-
-def _are_local(names: Sequence[str], manager: TaskManager) -> bool:
-    return all(is_local(config) for name in names for _, config in leaves(name, manager.task_index))
 
 
 def _load_with_shots(names: Sequence[str], manager: TaskManager, num_fewshot: int | None, seed: int) -> dict[str, Task]:

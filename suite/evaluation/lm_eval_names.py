@@ -26,6 +26,7 @@ from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
 from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 
+from conf.settings import text
 from suite.store.code_state import definitions
 from suite.store.contents import data_files, file_digest, folder_digest, module_digest, module_file, on_this_machine, text_digest
 
@@ -81,7 +82,7 @@ def benchmark_names(tasks: str | Sequence[str]) -> list[str]:
     given = tasks.split(",") if isinstance(tasks, str) else tasks
     names = [name.strip() for name in given if name.strip()]
     if not names:
-        raise ValueError(f"eval.tasks={tasks!r} names no benchmark; e.g. eval.tasks=offline")
+        raise ValueError(f"eval.tasks={text(tasks)} names no benchmark; e.g. eval.tasks=offline")
     return names
 
 

@@ -11,10 +11,14 @@ from suite.request.schema import Config
 from tasks.task import Task
 
 
-class Eval(Settings, kw_only=True):
-    """stages: which evaluations. study_tokens: how many tokens a study scores. The others are of lm_eval."""
+class Benchmarks(Settings, kw_only=True):
+    """What lm_eval is asked for.
 
-    stages: tuple[str, ...]
+    tasks: names of tasks, groups or tags; a string is split at its commas. include_path: a folder of further task YAMLs.
+    num_fewshot: in place of a task's own, unless that is fixed at 0. fewshot_seed: draws the few-shot examples (lm-eval's own
+    default is 1234). limit: the first documents only. max_length: tokens of a request that the model reads, None for all.
+    """
+
     tasks: tuple[str, ...] | str
     include_path: UserPath | None
     num_fewshot: Annotated[int, within(0, 10**6)] | None
@@ -22,6 +26,12 @@ class Eval(Settings, kw_only=True):
     limit: Count | None
     batch_size: Annotated[int, within(1, 2**20)]
     max_length: Annotated[int, within(2, 2**31 - 1)] | None
+
+
+class Eval(Benchmarks, kw_only=True):
+    """stages: which evaluations. study_tokens: how many tokens a study scores."""
+
+    stages: tuple[str, ...]
     study_tokens: Count
 
 

@@ -9,7 +9,7 @@ import functools
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +18,7 @@ from models.mesa.layers import mesa_layers
 from suite.compute.scoring import score_split, to_device
 from suite.compute.settings import Compute
 from suite.evaluation import studies
-from suite.evaluation.settings import Asked, Eval
+from suite.evaluation.settings import Asked, Benchmarks, Eval
 from suite.evaluation.studies.subject import Subject
 from suite.request.schema import Config
 from suite.stage import Stage
@@ -62,11 +62,6 @@ def stage_names() -> tuple[str, ...]:
     return (*STAGES, *studies_by_name())
 
 
-@functools.lru_cache(maxsize=256)
-def _read(values: str) -> tuple[Eval, dict[str, Settings]]:
-    return read_eval(json.loads(values))
-
-
 def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], task: Task) -> tuple[Stage, ...]:
     """The stages that the `eval` section of a request asks for and that apply to the run, each once.
 
@@ -74,7 +69,7 @@ def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], 
     repeats nothing. Raises RequestError for a stage or benchmark that is unknown, and ValueError for an entry that a study
     does not permit.
     """
-    shared, own = _read(json.dumps(values))
+    shared, own = read_eval(values)
     settings, stages = {"task_version": task.version}, []
     for name in STAGES:
         if name in shared.stages:
@@ -87,22 +82,11 @@ def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], 
     return tuple(dict.fromkeys(stages))
 
 
-Planned = Iterator[tuple[dict[str, Any], dict[str, Any]]]
+Planned = Iterable[tuple[dict[str, Any], dict[str, Any]]]
 """The settings and the options of each stage."""
 
 
-def _always(shared: Eval, task: Task) -> Planned:
-    yield {}, {}
-
-
-def _of_positions(shared: Eval, task: Task) -> Planned:
-    if task.measures_positions:
-        yield {}, {}
-
-
-def _of_a_test_split(shared: Eval, task: Task) -> Planned:
-    if "test" in task.splits:
-        yield {}, {}
+ONCE: Planned = (({}, {}),)
 
 
 def _of_benchmarks(shared: Eval, task: Task) -> Planned:
@@ -112,17 +96,13 @@ def _of_benchmarks(shared: Eval, task: Task) -> Planned:
     from suite.evaluation.lm_eval import check_shots
     from suite.evaluation.lm_eval_names import task_versions
 
-    versions = task_versions(_listed(shared.tasks), shared.include_path)
+    versions = task_versions(shared.tasks, shared.include_path)
     for name, version in versions.items():
         check_shots(name, version, shared.include_path, shared.num_fewshot, shared.fewshot_seed)
     options = {"include_path": shared.include_path, "batch_size": shared.batch_size}
     asked = {key: getattr(shared, key) for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
     for name, version in versions.items():
         yield {"tasks": name, "version": version, **asked}, options
-
-
-def _listed(tasks: tuple[str, ...] | str) -> list[str] | str:
-    return tasks if isinstance(tasks, str) else list(tasks)
 
 
 def evaluate(stage: Stage, subject: Subject, *, batch_size: int) -> Sequence[Measurement]:
@@ -160,29 +140,19 @@ def _lm_eval(subject: Subject, settings: Mapping[str, Any], options: Mapping[str
     from suite.evaluation.lm_eval import evaluate_benchmarks
     from suite.evaluation.lm_eval_names import task_versions
 
-    name, include_path = settings["tasks"], options["include_path"]
-    measurements = evaluate_benchmarks(
-        subject.model,
-        subject.task.tokenizer,
-        tasks=name,
-        include_path=include_path,
-        num_fewshot=settings["num_fewshot"],
-        limit=settings["limit"],
-        batch_size=options["batch_size"],
-        max_length=settings["max_length"],
-        device=subject.device,
-        seed=settings["fewshot_seed"],
-    )
-    if task_versions(name, include_path)[name] != settings["version"]:
+    name, given = settings["tasks"], {**settings, **options}
+    asked = Benchmarks.read({key: given[key] for key in fields(Benchmarks)}, "eval")
+    measurements = evaluate_benchmarks(subject.model, subject.task.tokenizer, asked, device=subject.device)
+    if task_versions(name, asked.include_path)[name] != settings["version"]:
         raise ValueError(f"lm-eval task {name!r} changed since this command began; the same command evaluates it as it is now")
     return measurements
 
 
 Measured = Callable[[Subject, Mapping[str, Any], Mapping[str, Any], int], Sequence[Measurement]]
 STAGES: dict[str, tuple[Callable[[Eval, Task], Planned], Measured]] = {
-    "cost": (_always, _cost),
-    "position": (_of_positions, _position),
-    "test": (_of_a_test_split, _test),
+    "cost": (lambda shared, task: ONCE, _cost),
+    "position": (lambda shared, task: ONCE if task.measures_positions else (), _position),
+    "test": (lambda shared, task: ONCE if "test" in task.splits else (), _test),
     "lm_eval": (_of_benchmarks, _lm_eval),
 }
 """Evaluations of every model: which stages apply, and what each measures."""

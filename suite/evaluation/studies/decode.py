@@ -6,16 +6,15 @@ recursion of Sherman and Morrison.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from conf import settings
-from models.backbone import Backbone
-from models.mesa.layers import decoder_replaced, solver_replaced
+from models.mesa.layers import mesa_replaced
 from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops.solvers import SolverSettings
@@ -26,11 +25,13 @@ from suite.evaluation.studies.layers import joined, observed, traced
 from suite.evaluation.studies.rows import mean_row, placed, places, row, score_rows
 from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Sample, Subject
-from suite.evaluation.studies.timing import TIMED_REPEATS, TIMED_TOKENS, alternate
+from suite.evaluation.studies.timing import TIMED_TOKENS, compared_rows
 from tasks.task import Batch, Measurement, Scored
 
 # Tokens that are timed, after the first half of a sequence: enough that a refresh every 64 of them falls among them.
 TIMED_STEPS = 64
+# What Mesa's settings say of single tokens, beside the solver.
+OF_DECODING = ("decode", "refresh")
 
 
 class Decoder(SolverSettings, kw_only=True):
@@ -57,24 +58,20 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
     mixer = own_mesa(asked.config.model)
     if mixer is None:
         return []
-    own = {**mixer.solver.plain(), "decode": mixer.decode, "refresh": mixer.refresh}
+    own = {**mixer.solver.plain(), **{name: getattr(mixer, name) for name in OF_DECODING}}
     decoders = [Decoder.read({**own, **entry.plain()}, "eval.decoders").plain() for entry in asked.own.decoders]
     if mixer.signed_decay:
         decoders = [decoder for decoder in decoders if decoder["decode"] != "sherman_morrison"]
     for decoder in decoders:
-        solver = {key: value for key, value in decoder.items() if key not in ("decode", "refresh")}
-        changed = {"solver": solver, "decode": decoder["decode"], "refresh": decoder["refresh"]}
-        type(mixer).read({**mixer.plain(), **changed}, "eval.decoders")
+        type(mixer).read({**mixer.plain(), **_of_a_mixer(decoder)}, "eval.decoders")
     fresh = {**own, "decode": "solver", "refresh": None, "initial": "diagonal"}
     return [{"decoder": decoder, "fresh": fresh} for decoder in decoders]
 
 
-@contextmanager
-def _decoding(model: Backbone, decoder: Mapping[str, Any]) -> Iterator[None]:
-    """Within the block the model decodes in this way; begin the state within the block."""
-    solver = {key: value for key, value in decoder.items() if key not in ("decode", "refresh")}
-    with solver_replaced(model, solver), decoder_replaced(model, decode=decoder["decode"], refresh=decoder["refresh"]):
-        yield
+def _of_a_mixer(decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a decoder as a Mesa layer has them, with a solver's by themselves."""
+    own = {key: decoder[key] for key in OF_DECODING}
+    return {**own, "solver": {key: value for key, value in decoder.items() if key not in own}}
 
 
 @torch.no_grad()
@@ -86,7 +83,7 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     """
     decoder, sample = asked["decoder"], subject.sample(asked["tokens"])
     scored, errors, steps = [], [], []
-    with _decoding(subject.model, decoder):
+    with mesa_replaced(subject.model, _of_a_mixer(decoder)):
         for batch in sample.batches():
             each, seen = _stepped(subject, batch)
             scored.append(each)
@@ -130,17 +127,14 @@ def _times(subject: Subject, sample: Sample, asked: Mapping[str, Any]) -> list[M
     tokens = subject.on_device(sample.task.batch(sample.split, range(count))).tokens
     begun = {}
     for name in ("decoder", "fresh"):
-        with _decoding(model, asked[name]):
+        with mesa_replaced(model, _of_a_mixer(asked[name])):
             _, begun[name] = model.features(tokens[:, :half])
 
     def run(name: str) -> None:
-        with _decoding(model, asked[name]):
+        with mesa_replaced(model, _of_a_mixer(asked[name])):
             state = begun[name]
             for t in range(half, half + steps):
                 _, state = model.step(tokens[:, t], state)
 
-    ratio, seconds = alternate(lambda: run("decoder"), lambda: run("fresh"), subject.device)
-    return [
-        Measurement("relative_time", ratio, sample.split, {}, TIMED_REPEATS),
-        Measurement("microseconds_per_token", 1e6 * seconds / (count * steps), sample.split, {}, TIMED_REPEATS),
-    ]
+    ways = (partial(run, name) for name in ("decoder", "fresh"))
+    return compared_rows(*ways, subject.device, split=sample.split, tokens=count * steps)

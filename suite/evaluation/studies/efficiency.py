@@ -6,7 +6,7 @@ length of the prompt and by how many there are. All with the run's weights, on r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -67,19 +67,15 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
         return []
     own, compute = asked.own, asked.compute
     lengths, prompts, counts = own.timed_lengths, own.prompt_lengths, own.decode_batch_sizes
-    _check_lengths(lengths, asked.tokens)
+    for length in lengths:
+        if asked.tokens % length:
+            raise ValueError(f"eval.timed_lengths has {length}, permitted are divisors of eval.study_tokens={asked.tokens}")
     stages = [{"part": part, "length": length} for part in ("layer", "model") for length in lengths]
     cells = [(count, prompts[0]) for count in counts if prompts] + [(counts[0], length) for length in prompts if counts]
     stages += [{"part": "generation", "batch_size": count, "length": length} for count, length in dict.fromkeys(cells)]
     accelerated = {name: getattr(compute, name) for name in ACCELERATION}
     stages = [{**stage, **(accelerated if stage["part"] == "model" else {})} for stage in stages]
     return [{**stage, "device": _device_name(compute)} for stage in stages]
-
-
-def _check_lengths(lengths: Sequence[int], tokens: int) -> None:
-    for length in lengths:
-        if tokens % length:
-            raise ValueError(f"eval.timed_lengths has {length}, permitted are divisors of eval.study_tokens={tokens}")
 
 
 def _device_name(compute: Compute) -> str:

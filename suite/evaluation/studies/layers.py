@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from models.backbone import Backbone
 from models.mesa.layers import mesa_layers
 from models.mesa.mixer import Mesa
 from models.mixer import State
-from suite.compute.scoring import score_features
+from suite.compute.scoring import score
 from suite.evaluation.studies.subject import Sample, Subject
 from tasks.task import Scored
 
@@ -29,14 +30,11 @@ def observed(model: Backbone, observer: Observer) -> Iterator[dict[int, list[dic
     """Within the block every call of a Mesa layer, a whole sequence or a step, leaves what `observer` says of it."""
     seen: dict[int, list[dict[str, Tensor]]] = {layer: [] for layer, _ in mesa_layers(model)}
 
-    def hook_of(layer: int) -> Callable[[Mesa, tuple[Any, ...], dict[str, Any]], None]:
-        def note(mixer: Mesa, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
-            x, state = arguments
-            seen[layer].append(observer(mixer, x, state, named["starts"]))
+    def note(layer: int, mixer: Mesa, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x, state = arguments
+        seen[layer].append(observer(mixer, x, state, named["starts"]))
 
-        return note
-
-    handles = [mixer.register_forward_pre_hook(hook_of(layer), with_kwargs=True) for layer, mixer in mesa_layers(model)]
+    handles = [mixer.register_forward_pre_hook(partial(note, layer), with_kwargs=True) for layer, mixer in mesa_layers(model)]
     try:
         yield seen
     finally:
@@ -74,10 +72,6 @@ def joined(seen: dict[int, list[dict[str, Tensor]]], dim: int) -> Observations:
 @torch.no_grad()
 def score_and_observe(subject: Subject, sample: Sample, observer: Observer) -> tuple[list[Scored], Observations]:
     """The scores of every batch of a sample, and what the layers did meanwhile."""
-    scored = []
     with observed(subject.model, observer) as seen:
-        for batch in sample.batches():
-            there = subject.on_device(batch)
-            features, _ = subject.model.features(there.tokens, starts=there.starts)
-            scored.append(score_features(subject.model, features, batch))
+        scored = [score(subject.model, batch, subject.device) for batch in sample.batches()]
     return scored, joined(seen, 0)

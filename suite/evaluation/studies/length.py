@@ -12,11 +12,11 @@ from torch import Tensor
 from conf import settings
 from models.mesa.mixer import Mesa
 from models.mixer import State
-from suite.compute.scoring import score_features
+from suite.compute.scoring import score
 from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import Observations, joined, observed, traced, traced_with_spectrum
 from suite.evaluation.studies.rows import Place, mean_of_layers, nll_row, placed, places, row
-from suite.evaluation.studies.subject import TOKENS_AT_ONCE, Subject
+from suite.evaluation.studies.subject import Sample, Subject
 from tasks.task import IGNORE, Batch, Measurement, Task
 
 # The eigenvalues take longer than all else: they are computed of one in so many sequences.
@@ -48,16 +48,12 @@ def measure(subject: Subject, wanted: Mapping[str, Any]) -> list[Measurement]:
     factor, trained = wanted["length_factor"], subject.task.seq_len
     longest = wanted["window"] * trained
     windows = subject.task.resized(seq_len=longest, examples=max(1, wanted["tokens"] // longest))
-    count, size = windows.num_examples("validation"), max(1, TOKENS_AT_ONCE // longest)
-    losses, asked = [], []
+    count = windows.num_examples("validation")
     with observed(subject.model, _observe) as seen:
-        for first in range(0, count, size):
-            batch = _cut(windows, windows.batch("validation", range(first, min(first + size, count))), factor * trained)
-            there = subject.on_device(batch)
-            features, _ = subject.model.features(there.tokens, starts=there.starts)
-            losses.append(score_features(subject.model, features, batch).loss)
-            asked.append(batch.asked)
-    nll, asked = (torch.cat(parts).unflatten(0, (count, -1)) for parts in (losses, asked))
+        batches = (_cut(windows, whole, factor * trained) for whole in Sample(windows, "validation", count).batches())
+        scored = [score(subject.model, batch, subject.device) for batch in batches]
+    parts = ([each.loss for each in scored], [each.batch.asked for each in scored])
+    nll, asked = (torch.cat(part).unflatten(0, (count, -1)) for part in parts)
     rows = [each for place, where in places(factor * trained) for each in _score_rows(nll[..., where], asked[..., where], place)]
     layers = joined(seen, 0)
     if layers:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from conf import settings
-from models.mesa.layers import solver_replaced
+from models.mesa.layers import mesa_replaced
 from models.ops.solvers import SolverSettings
 from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced
 from suite.evaluation.studies.rows import mean_of_layers, mean_row, placed, score_rows
-from suite.evaluation.studies.settings import own_mesa, solver_of
+from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Sample, Subject
-from suite.evaluation.studies.timing import TIMED_REPEATS, TIMED_TOKENS, alternate
+from suite.evaluation.studies.timing import TIMED_TOKENS, compared_rows
 from tasks.task import Measurement
 
 SolverChange = settings.partial("SolverChange", SolverSettings, __name__)
@@ -28,9 +28,9 @@ class Settings(settings.Settings, kw_only=True):
 
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
-    """One stage an entry of eval.solvers. Raises RequestError for an entry that makes no solver."""
+    """One stage an entry of eval.solvers: the model's own solver with the entry laid over it. Raises RequestError."""
     mixer = own_mesa(asked.config.model)
-    return [] if mixer is None else [{"solver": solver_of(mixer.solver, entry)} for entry in asked.own.solvers]
+    return [] if mixer is None else [{"solver": mixer.solver.replace(entry.plain()).plain()} for entry in asked.own.solvers]
 
 
 @torch.no_grad()
@@ -41,7 +41,7 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     heads and layers. relative_time: of a forward pass, to one with the model's own solver.
     """
     solver, sample = asked["solver"], subject.sample(asked["tokens"])
-    with solver_replaced(subject.model, solver):
+    with mesa_replaced(subject.model, {"solver": solver}):
         scored, layers = score_and_observe(subject, sample, traced)
     rows = score_rows(sample, scored)
     rows += [
@@ -61,12 +61,7 @@ def _times(subject: Subject, sample: Sample, solver: Mapping[str, Any]) -> list[
         subject.model.features(batch.tokens, starts=batch.starts)
 
     def replaced() -> None:
-        with solver_replaced(subject.model, solver):
+        with mesa_replaced(subject.model, {"solver": solver}):
             own()
 
-    ratio, seconds = alternate(replaced, own, subject.device)
-    per_token = 1e6 * seconds / (count * sample.task.seq_len)
-    return [
-        Measurement("relative_time", ratio, sample.split, {}, TIMED_REPEATS),
-        Measurement("microseconds_per_token", per_token, sample.split, {}, TIMED_REPEATS),
-    ]
+    return compared_rows(replaced, own, subject.device, split=sample.split, tokens=count * sample.task.seq_len)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from tasks.task import Measurement
+
 # Tokens of a timed pass, and how often both ways are timed in turn.
 TIMED_TOKENS = 4096
 TIMED_REPEATS = 5
@@ -52,15 +54,19 @@ def _between_events(work: Callable[[], object], count: int, device: torch.device
     return [before.elapsed_time(after) for before, after in pairwise(marks)]
 
 
-def alternate(one: Callable[[], object], other: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """The median ratio of one's time to the other's just after it, and one's median time in seconds.
+def compared_rows(
+    one: Callable[[], object], other: Callable[[], object], device: torch.device, *, split: str, tokens: int
+) -> list[Measurement]:
+    """relative_time, the median ratio of one's time to the other's just after it, and one's microseconds_per_token.
 
-    Both run once before, and in turn: what else the machine does meanwhile falls on both.
+    Both run once before, and in turn: what else the machine does meanwhile falls on both. tokens: those that one works on.
     """
     one()
     other()
     pairs = [(seconds(one, device), seconds(other, device)) for _ in range(TIMED_REPEATS)]
-    return statistics.median(a / b for a, b in pairs), statistics.median(a for a, _ in pairs)
+    ratio, spent = statistics.median(a / b for a, b in pairs), statistics.median(a for a, _ in pairs)
+    values = {"relative_time": ratio, "microseconds_per_token": 1e6 * spent / tokens}
+    return [Measurement(metric, value, split, {}, TIMED_REPEATS) for metric, value in values.items()]
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -97,7 +97,8 @@ def layer_backward(cell: Cell) -> Work:
             with cell.autocast():
                 y, _ = mixer(x)
             y.backward(gradient)
-        _drop_gradients(x, *(p for mixer in mixers for p in mixer.parameters()))
+            mixer.zero_grad()
+        x.grad = None
 
     # Back, the weights and the input are read again, and the output's gradient; theirs are written.
     moved = 3 * weight_bytes(mixers) / len(mixers) + 5 * total_bytes([x]) + state_bytes(mixers, cell) / len(mixers)
@@ -142,7 +143,7 @@ def model_backward(cell: Cell) -> Work:
         with cell.autocast():
             of_batch = loss(model, inputs)
         of_batch.backward()
-        _drop_gradients(*model.parameters())
+        model.zero_grad()
 
     weights = weight_bytes([model])
     flops = TRAINING_FLOPS * cell.tokens * flops_per_token(cell)
@@ -190,8 +191,3 @@ def weight_bytes(modules: Sequence[nn.Module]) -> int:
 def state_bytes(modules: Sequence[SequenceMixer | Backbone], cell: Cell) -> float:
     """Of the states after the cell's sequences."""
     return float(cell.batch_size * sum(module.state_bytes(cell.length, cell.dtype) for module in modules))
-
-
-def _drop_gradients(*tensors: Tensor) -> None:
-    for tensor in tensors:
-        tensor.grad = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from models.backbone.generation import captured, compile_step, draw, generate, narrow
 from models.backbone.language_model import LanguageModel
 from models.build import build_model
-from models.mesa.layers import solver_replaced
+from models.mesa.layers import mesa_replaced
 from tests.models import built
 from tests.models.test_laws import MODELS, VARIANTS, VOCAB_SIZE, config, draw_tokens, stirred
 
@@ -65,7 +65,7 @@ def test_top_k_leaves_the_others_out() -> None:
 @torch.no_grad()
 def test_the_solver_steps_of_a_mesanet_are_a_value() -> None:
     model = stirred("mesanet").eval()
-    with solver_replaced(model, {"max_steps": 0}):
+    with mesa_replaced(model, {"solver": {"max_steps": 0}}):
         expected = follow(model, PROMPT, num_tokens=20)
         assert torch.equal(generate(model, PROMPT, num_tokens=20, temperature=0.0, top_k=None, seed=0), expected)
     assert not torch.equal(generate(model, PROMPT, num_tokens=20, temperature=0.0, top_k=None, seed=0), expected)

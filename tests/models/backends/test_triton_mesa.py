@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.mesa.layers import decoder_replaced, mesa_layers, solver_replaced
+from models.mesa.layers import mesa_layers, mesa_replaced
 from models.mesa.mixer import Mesa
 from models.ops import mesa
 from tests.models import built
@@ -71,11 +71,11 @@ def test_other_solvers_are_left_to_torch_for_a_while():
     def backends():
         return {mixer.backend for _, mixer in mesa_layers(model)}
 
-    with solver_replaced(model, {"max_steps": 3}), decoder_replaced(model, decode="solver", refresh=None):
+    with mesa_replaced(model, {"solver": {"max_steps": 3}, "decode": "solver", "refresh": None}):
         assert backends() == {"triton"}
-    with solver_replaced(model, {"initial": "previous_token"}):
+    with mesa_replaced(model, {"solver": {"initial": "previous_token"}}):
         assert backends() == {"torch"}
-    with decoder_replaced(model, decode="sherman_morrison", refresh=None):
+    with mesa_replaced(model, {"decode": "sherman_morrison", "refresh": None}):
         assert backends() == {"torch"}
     assert backends() == {"triton"}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.backbone.language_model import LanguageModel
-from models.mesa.layers import decoder_replaced, mesa_layers, solver_replaced
+from models.mesa.layers import mesa_layers, mesa_replaced
 from models.mesa.mixer import Mesa
 from models.ops.mesa.sherman_morrison import invert
 from tests.models.mesa.mesanet_cases import LAYER, B, H, build_layer, build_model, draw_tokens, draw_x
@@ -62,15 +62,15 @@ def test_a_solver_is_replaced_within_the_block_alone() -> None:
     layers = mesa_layers(model)
     assert [index for index, _ in layers] == [0, 1]
     before = [layer.solver for _, layer in layers]
-    with solver_replaced(model, {"max_steps": 0, "initial": "query"}):
+    with mesa_replaced(model, {"solver": {"max_steps": 0, "initial": "query"}}):
         assert [layer.solver for _, layer in layers] == [replace(s, max_steps=0, initial="query") for s in before]
         assert not torch.isclose(model(tokens)[0], own).all()
-    with pytest.raises(KeyError), solver_replaced(model, {"name": "cholesky"}):
+    with pytest.raises(KeyError), mesa_replaced(model, {"solver": {"name": "cholesky"}}):
         raise KeyError
     assert [layer.solver for _, layer in layers] == before and torch.equal(model(tokens)[0], own)
-    with pytest.raises(ValueError, match="max_stepz"), solver_replaced(model, {"max_stepz": 3}):
+    with pytest.raises(ValueError, match="max_stepz"), mesa_replaced(model, {"solver": {"max_stepz": 3}}):
         pass
-    with pytest.raises(ValueError, match="-1"), solver_replaced(model, {"max_steps": -1}):
+    with pytest.raises(ValueError, match="-1"), mesa_replaced(model, {"solver": {"max_steps": -1}}):
         pass
     assert [layer.solver for _, layer in layers] == before
 
@@ -90,7 +90,7 @@ def test_rank_one_decoding_differs_where_gates_forget_and_not_when_it_always_inv
     own, _ = stepped(model, tokens)
     differences = {}
     for refresh in (None, 4, 1):
-        with decoder_replaced(model, decode="sherman_morrison", refresh=refresh):
+        with mesa_replaced(model, {"decode": "sherman_morrison", "refresh": refresh}):
             assert model.init_state(B)[0]["R"].shape == (B, H, 16, 16)
             logits, _ = stepped(model, tokens)
         differences[refresh] = (logits - own).abs().max().item()

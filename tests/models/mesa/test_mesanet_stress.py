@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from models.backbone.language_model import LanguageModel
-from models.mesa.layers import mesa_layers, solver_replaced
+from models.mesa.layers import mesa_layers, mesa_replaced
 from tests.models import built
 from tests.models.mesa.mesanet_cases import LAYER, build_layer
 
@@ -66,7 +66,7 @@ def test_training_stays_finite_and_solved(backend: str, device: str, key_dim: in
     assert losses[-1] < losses[0]
     with torch.no_grad():
         solved = mean_loss(model, tokens).item()
-        with solver_replaced(model, {"name": "cholesky"}):
+        with mesa_replaced(model, {"solver": {"name": "cholesky"}}):
             exact = mean_loss(model, tokens).item()
     # On the CPU they differ by 2e-6, and by 0.05 where the solver takes 2 steps in place of all.
     assert abs(solved - exact) < 1e-3

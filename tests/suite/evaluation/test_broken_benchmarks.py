@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from suite.evaluation.lm_eval import check_shots, evaluate_benchmarks
+from suite.evaluation.settings import Benchmarks
 from tasks.language.tokenizer import ByteTokenizer
 
 ROWS = [{"q": "A", "c": ["x", "y"], "a": 0}, {"q": "B", "c": ["x", "y", "z"], "a": 2}, {"q": "C", "c": ["x", "y"], "a": 1}]
@@ -43,8 +44,9 @@ def write(folder: Path, tasks: dict[str, str], code: str = "") -> None:
 
 
 def rows_of(folder: Path, name: str, **changes) -> list:
-    settings = {"num_fewshot": None, "limit": None, "max_length": None, "device": "cpu", "seed": 1, "batch_size": 4} | changes
-    return evaluate_benchmarks(Constant(), ByteTokenizer(), tasks=name, include_path=str(folder), **settings)
+    settings = {"num_fewshot": None, "limit": None, "max_length": None, "fewshot_seed": 1, "batch_size": 4} | changes
+    asked = Benchmarks.read({"tasks": name, "include_path": str(folder), **settings})
+    return evaluate_benchmarks(Constant(), ByteTokenizer(), asked, device="cpu")
 
 
 FAILURES = {

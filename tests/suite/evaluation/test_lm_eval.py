@@ -18,6 +18,7 @@ from models.mixer import SequenceMixer, State
 from suite.evaluation.continuation import Prompt, continue_greedily
 from suite.evaluation.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
 from suite.evaluation.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
+from suite.evaluation.settings import Benchmarks
 from tasks.language.tokenizer import ByteTokenizer
 from tests.models import built
 
@@ -150,8 +151,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> st
 
 
 def evaluated(model: LanguageModel, tasks: str | list[str], folder: str | None = None, batch_size: int = 8, **changes) -> list:
-    settings = {"num_fewshot": None, "limit": None, "max_length": None, "device": "cpu", "seed": 1234} | changes
-    return evaluate_benchmarks(model, TOKENIZER, tasks=tasks, include_path=folder, batch_size=batch_size, **settings)
+    settings = {"num_fewshot": None, "limit": None, "max_length": None, "fewshot_seed": 1234, "batch_size": batch_size} | changes
+    asked = Benchmarks.read({"tasks": tasks, "include_path": folder, **settings})
+    return evaluate_benchmarks(model, TOKENIZER, asked, device="cpu")
 
 
 def requests_of(*arguments: tuple) -> list[Instance]:
