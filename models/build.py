@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -12,14 +10,13 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 import models
+from conf.declared import declared
 from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, unknown
 from models.backbone import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check
 from models.mixer import SequenceMixer
-
-WITHOUT_MIXERS = ("models.ops", "models.backends")
 
 
 class Labels(Settings, kw_only=True):
@@ -88,11 +85,7 @@ def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
 @functools.cache
 def mixer_classes() -> dict[str, type[SequenceMixer]]:
     """Every mixer by the name that its class declares, from all modules of this package."""
-    names = [module.name for module in pkgutil.walk_packages(models.__path__, "models.")]
-    modules = [importlib.import_module(name) for name in names if not name.startswith(WITHOUT_MIXERS)]
-    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
-    mixers = [value for value in classes if issubclass(value, SequenceMixer) and "name" in vars(value)]
-    return {mixer.name: mixer for mixer in sorted(mixers, key=lambda mixer: mixer.name)}
+    return declared(models, SequenceMixer, "name", without=("models.ops", "models.backends"))
 
 
 def mixer_class(name: str) -> type[SequenceMixer]:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import tasks
+from conf.declared import declared
 from conf.settings import Refusal, RequestError, unknown
 from tasks.task import Task
 
 
 def task_types() -> tuple[str, ...]:
     """Every `type` that a class in this package declares, sorted."""
-    return tuple(sorted(_classes()))
+    return tuple(_classes())
 
 
 def task_class(type_name: str) -> type[Task]:
@@ -43,18 +41,5 @@ def build_task(settings: Task.Settings, *, seed: int) -> Task:
 
 @functools.cache
 def _classes() -> dict[str, type[Task]]:
-    found = {}
-    for each in _declared():
-        assert found.setdefault(each.type, each) is each, f"{each} and {found[each.type]} declare one type"
-    return found
-
-
-def _declared() -> Iterator[type[Task]]:
-    """The classes of all modules here that say a `type` of their own."""
-    for module in pkgutil.walk_packages(tasks.__path__, "tasks."):
-        # Benchmarks for lm-eval, which reads them by libraries that take long to import.
-        if module.name.startswith("tasks.offline."):
-            continue
-        for each in vars(importlib.import_module(module.name)).values():
-            if isinstance(each, type) and issubclass(each, Task) and "type" in vars(each) and not inspect.isabstract(each):
-                yield each
+    # Benchmarks for lm-eval are read by libraries that take long to import.
+    return declared(tasks, Task, "type", without=("tasks.offline.",))

@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -142,6 +143,14 @@ def obstacle(backend: str, device: str) -> str | None:
     if device != "cuda":
         return "it needs a CUDA device"
     return importlib.import_module(f"models.backends.{backend}").obstacle()
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a package; None where it is missing."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def check(backend: str, permitted: Sequence[str]) -> None:

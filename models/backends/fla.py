@@ -16,13 +16,13 @@ with an error of 1e-5, one at every token with 1e-3, where bfloat16 has 4e-3.
 from __future__ import annotations
 
 import re
-from importlib import metadata
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla_operators as operators
+from models.backends import version
 from models.ops.mesa import Inputs, MesaState
 from models.ops.mlstm import MLSTMState, by_linear_attention
 from models.ops.solvers import ConjugateGradients
@@ -38,7 +38,7 @@ ALIGNED = 16
 def obstacle() -> str | None:
     """Why flash-linear-attention can't run on a CUDA device here, with the remedy; None where nothing is in its way."""
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-    return obstacle_of(fla=_version("fla-core"), triton=_version("triton"), capability=capability)
+    return obstacle_of(fla=version("fla-core"), triton=version("triton"), capability=capability)
 
 
 def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, int]) -> str | None:
@@ -56,13 +56,6 @@ def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, i
             '(fla issue 640): pip install "triton>=3.7.1"'
         )
     return None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -9,13 +9,13 @@ import functools
 import importlib
 import importlib.util
 import sys
-from importlib import metadata
 from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from models.backends import version
 from models.backends.differentiable import differentiate
 
 INSTALL = (
@@ -27,13 +27,12 @@ CHUNK_SIZE = 256
 
 def obstacle() -> str | None:
     """Why mamba-ssm can't run on a CUDA device here, with the remedy; None where nothing is in its way."""
-    try:
-        version = metadata.version("mamba-ssm")
-    except metadata.PackageNotFoundError:
+    installed = version("mamba-ssm")
+    if installed is None:
         return f"mamba-ssm is not installed: {INSTALL}"
     # The operators below call functions that are not its public interface.
-    if not version.startswith("2.3."):
-        return f"mamba-ssm is {version}, permitted is 2.3: {INSTALL}"
+    if not installed.startswith("2.3."):
+        return f"mamba-ssm is {installed}, permitted is 2.3: {INSTALL}"
     for module in ("einops", "triton"):
         if importlib.util.find_spec(module) is None:
             return f"{module}, which mamba-ssm needs, is not installed: pip install {module}"

@@ -79,8 +79,17 @@ def join_chunks(x: Tensor, length: int) -> Tensor:
     return x.flatten(1, 2)[:, :length]
 
 
+def states_before(written: Tensor, kept: Tensor, state: Tensor, *, dim: int) -> tuple[Tensor, Tensor]:
+    """The states S_n = kept_{n-1} S_{n-1} + written_{n-1} before all N chunks, which lie along `dim`, and that after the last."""
+    before = []
+    for kept_n, written_n in zip(kept.unbind(dim), written.unbind(dim), strict=True):
+        before.append(state)
+        state = torch.addcmul(written_n, kept_n, state)
+    return torch.stack(before, dim), state
+
+
 def scan_states(written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The states S_n = kept_{n-1} S_{n-1} + written_{n-1} before all N chunks, from the one before the first.
+    """`states_before` for states that are matrices, in less memory.
 
     written: [M, R, K] with M = B H N, what each chunk adds; kept: [M], what it leaves; state: [B, H, R, K].
     Returns [M, R, K] and the state after the last chunk [B, H, R, K].

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+from models.ops.decay import chunk_decays, join_heads, over_time, split_heads, states_before
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,11 +36,7 @@ def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
     from_start, to_end = decays.from_start.mT, decays.to_end.mT
     written = torch.bmm(v.mT, k * to_end)  # [M, V, K]
     kept = from_start[:, -1:]
-    before = []
-    for kept_n, written_n in zip(*(x.unflatten(0, (*state.shape[:2], -1)).unbind(2) for x in (kept, written)), strict=True):
-        before.append(state)
-        state = torch.addcmul(written_n, kept_n, state)
+    before, state = states_before(*(x.unflatten(0, (*state.shape[:2], -1)) for x in (written, kept)), state, dim=2)
     # Of t and s: the sum over d of q_td k_sd and what is left at t of d as s wrote it.
     weights = torch.einsum("mtd,mdts,msd->mts", q, decays.within, k)
-    before = torch.stack(before, dim=2).flatten(0, 2)
-    return join_heads(torch.baddbmm(torch.bmm(weights, v), q * from_start, before.mT), shape), state
+    return join_heads(torch.baddbmm(torch.bmm(weights, v), q * from_start, before.flatten(0, 2).mT), shape), state

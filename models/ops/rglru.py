@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.decay import join_chunks, split_chunks
+from models.ops.decay import join_chunks, split_chunks, states_before
 
 MIN_VARIANCE = 1e-12
 """Below this, 1 - a^2 counts as constant: the slope of its square root has no bound at 0."""
@@ -48,12 +48,8 @@ def _scan(decay: Tensor, u: Tensor, state: Tensor, chunk_size: int) -> Tensor:
         h, total = torch.addcmul(u_i, decay_i, h), decay_i * total
         local.append(h)
         product.append(total)
-    inherited = []
-    for end, total_n in zip(h.unbind(1), total.unbind(1), strict=True):
-        inherited.append(state)
-        state = torch.addcmul(end, total_n, state)
-    before = torch.stack(inherited, dim=1).unsqueeze(2)
-    return join_chunks(torch.addcmul(torch.stack(local, dim=2), torch.stack(product, dim=2), before), u.shape[1])
+    before, _ = states_before(h, total, state, dim=1)
+    return join_chunks(torch.addcmul(torch.stack(local, dim=2), torch.stack(product, dim=2), before.unsqueeze(2)), u.shape[1])
 
 
 class _Scan(torch.autograd.Function):

@@ -24,10 +24,8 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
     ]
     device = next(model.parameters()).device
-    settings = {"betas": train.betas, "eps": train.eps, "fused": True}
-    if device.type == "cpu":
-        return torch.optim.AdamW(groups, lr=train.lr, **settings)
-    return torch.optim.AdamW(groups, lr=torch.tensor(train.lr, device=device), **settings)
+    lr = train.lr if device.type == "cpu" else torch.tensor(train.lr, device=device)
+    return torch.optim.AdamW(groups, lr=lr, betas=train.betas, eps=train.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from models.backends import version
 
 PACKAGES = (
     "linear-rnn-suite",
@@ -28,13 +29,7 @@ PACKAGES = (
 
 def package_versions() -> dict[str, str | None]:
     """The installed version of every package that the suite can use; None where it is missing."""
-    versions: dict[str, str | None] = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    return {name: version(name) for name in PACKAGES}
 
 
 def git_commit() -> str | None:

@@ -52,12 +52,8 @@ def continuation(**metadata: object) -> dict[str, datasets.Dataset]:
 
 def key_value(**metadata: object) -> dict[str, datasets.Dataset]:
     """FDA's form: a passage, then two consecutive words of it; the answer is the word that followed them."""
-
-    def accept(words: Sequence[str]) -> bool:
-        return len(_keys(words)) > 0
-
     documents = []
-    for words in _sample(100, 80, 88, accept):
+    for words in _sample(100, 80, 88, lambda words: bool(_keys(words))):
         key = min(_keys(words), key=lambda i: _digest(" ".join(words[i:])))
         documents.append({"prompt": " ".join(words) + "\n" + " ".join(words[key : key + 2]), "target": words[key + 2]})
     return _splits(documents)

@@ -51,7 +51,3 @@ class Chebyshev(IterativeSolver):
             d = advance(d, half_width * pace * rho, 2.0 * pace * r)
             rho = half_width * pace
         return x
-
-    def flops(self, dim: int, steps: float | None = None) -> float:
-        """Products with dim x dim matrices."""
-        return 2.0 * dim**2 * self._products(steps)

@@ -32,10 +32,6 @@ class ConjugateGradients(IterativeSolver):
             active = active & (rr > limit) & (rr < most) & (steps < self.max_steps)
         return x
 
-    def flops(self, dim: int, steps: float | None = None) -> float:
-        """Products with dim x dim matrices."""
-        return 2.0 * dim**2 * self._products(steps)
-
 
 def advance(p: Tensor, factor: Tensor, r: Tensor) -> Tensor:
     """factor p + r, in place where no gradient is recorded."""

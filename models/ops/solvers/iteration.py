@@ -116,9 +116,9 @@ class IterativeSolver(ABC):
     def _descend(self, operator: Operator, prepared: Any, x: Tensor, r: Tensor, limit: Tensor, steps: Tensor) -> Tensor:
         """x, whose residual is r, moved until |r|^2 <= limit or steps is max_steps, token by token; both may be overwritten."""
 
-    @abstractmethod
     def flops(self, dim: int, steps: float | None = None) -> float:
         """Contractions with dim x dim matrices a token; steps: how many it took, max_steps unless given."""
+        return 2.0 * dim**2 * self._products(steps)
 
     def _products(self, steps: float | None) -> float:
         """Products with A: one a step, the first residual unless x starts at zero, and the true one after an early stop."""
