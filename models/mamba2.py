@@ -7,7 +7,6 @@ value_dim P (head dimension), decay_rate -A, skip D.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,16 +19,6 @@ from models.initialization import uniform_
 from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
 from models.ops import ssd
-
-
-class Inputs(NamedTuple):
-    """What a sequence gives the recurrence: gate [B, T, width], the rest as in models/ops/ssd.py."""
-
-    gate: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    dt: Tensor
 
 
 class Mamba2(SequenceMixer):
@@ -92,23 +81,23 @@ class Mamba2(SequenceMixer):
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         state = self.init_state(x.shape[0]) if state is None else state
-        inputs, conv = self._inputs(x, state["conv"], starts)
+        gate, inputs, conv = self._inputs(x, state["conv"], starts)
+        op = resolve(ssd, self.kernel, length=x.shape[1], chunk_size=self.settings.chunk_size)
         # Autocast would narrow the products of the recurrence, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
-            y, h = self._recurrence(inputs, state["h"], starts)
-        return self._output(y, inputs, x.dtype), {"conv": conv, "h": h}
+            y, h = op(**inputs, A=self._A(), starts=starts, state=state["h"])
+        return self._output(y, inputs["v"], gate, x.dtype), {"conv": conv, "h": h}
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
         if self.kernel is None:
             return super().step_(x_t, state)
-        inputs, conv = self._inputs(x_t.unsqueeze(1), state["conv"], None)
-        q, k, v, dt = (x.squeeze(1) for x in inputs[1:])
-        y = self.kernel.in_place(q, k, v, dt, self._A(), state["h"])
+        gate, inputs, conv = self._inputs(x_t.unsqueeze(1), state["conv"], None)
+        y = self.kernel.in_place(*(x.squeeze(1) for x in inputs.values()), self._A(), state["h"])
         state["conv"].copy_(conv)
-        return self._output(y.unsqueeze(1), inputs, x_t.dtype).squeeze(1)
+        return self._output(y.unsqueeze(1), inputs["v"], gate, x_t.dtype).squeeze(1)
 
-    def _inputs(self, x: Tensor, conv: Tensor, starts: Tensor | None) -> tuple[Inputs, Tensor]:
-        """What the recurrence reads, and the new state of the convolution."""
+    def _inputs(self, x: Tensor, conv: Tensor, starts: Tensor | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """The gate [B, T, width], q, k, v and dt as in models/ops/ssd.py, and the new state of the convolution."""
         widths = [self.width, self.width + 2 * self.num_groups * self.key_dim, self.num_heads]
         gate, channels, dt = self.input_projection(x).split(widths, dim=-1)
         channels, conv = self.convolution(channels, conv, starts=starts)
@@ -116,23 +105,18 @@ class Mamba2(SequenceMixer):
         values, keys_queries = channels.split([self.width, 2 * self.num_groups * self.key_dim], dim=-1)
         k, q = keys_queries.unflatten(-1, (2, self.num_groups, self.key_dim)).unbind(2)
         dt = F.softplus(dt.to(self._wide) + self.step_size_bias)
-        return Inputs(gate, q, k, values.unflatten(-1, (self.num_heads, self.value_dim)), dt), conv
+        v = values.unflatten(-1, (self.num_heads, self.value_dim))
+        return gate, {"q": q, "k": k, "v": v, "dt": dt}, conv
 
-    def _output(self, y: Tensor, inputs: Inputs, dtype: torch.dtype) -> Tensor:
+    def _output(self, y: Tensor, v: Tensor, gate: Tensor, dtype: torch.dtype) -> Tensor:
         """The output of the layer [B, T, d_model], computed up to its projection in float32 or wider and then in dtype."""
-        y = y + self.skip.unsqueeze(-1) * inputs.v
-        y = y.flatten(-2) * F.silu(inputs.gate.to(self._wide))
+        y = y + self.skip.unsqueeze(-1) * v
+        y = y.flatten(-2) * F.silu(gate.to(self._wide))
         return self.output_projection(self.norm(y.unflatten(-1, (self.num_groups, -1))).flatten(-2).to(dtype))
 
     def _A(self) -> Tensor:
         """The negative decay rates [H]."""
         return -torch.exp(self.log_decay_rate.to(self._wide))
-
-    def _recurrence(self, inputs: Inputs, state: Tensor, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Read-outs [B, T, H, V] and the new state."""
-        (_, q, k, v, dt), A = inputs, self._A()
-        op = resolve(ssd, self.kernel, length=v.shape[1], chunk_size=self.settings.chunk_size)
-        return op(q=q, k=k, v=v, dt=dt, A=A, starts=starts, state=state)
 
     @property
     def _wide(self) -> torch.dtype:

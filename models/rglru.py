@@ -6,6 +6,7 @@ decay_parameter Lambda, decay_power c, width D_RNN.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -70,14 +71,9 @@ class RGLRU(SequenceMixer):
         u = rglru.input_scale(log_decay) * gate * inner
         if starts is not None:
             log_decay = log_decay.masked_fill(starts.unsqueeze(-1), float("-inf"))
-        h, last = self._recurrence(log_decay, u, state["h"])
+        op = self.kernel.computes if self.kernel is not None else partial(rglru.chunked, chunk_size=self.settings.chunk_size)
+        h, last = op(log_decay=log_decay, u=u, state=state["h"])
         return self.output_projection(F.gelu(self.gate_projection(x)) * h.to(x.dtype)), {"conv": conv, "h": last}
-
-    def _recurrence(self, log_decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Every h [B, T, width] and the last one."""
-        if self.kernel is not None:
-            return self.kernel.computes(log_decay=log_decay, u=u, state=state)
-        return rglru.chunked(log_decay=log_decay, u=u, state=state, chunk_size=self.settings.chunk_size)
 
     def _log_decay_and_input_gate(self, inner: Tensor) -> tuple[Tensor, Tensor]:
         """log a_t <= 0 and i_t in [0, 1], both [B, T, width] in float32 or wider."""

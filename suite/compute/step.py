@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,8 @@ WARM_UP_STEPS = 3
 logger = logging.getLogger(__name__)
 
 
-class Step(Protocol):
-    """Updates a model once, from inputs on the host: returns loss and gradient norm [2] on the device, not waited for."""
-
-    def __call__(self, inputs: TrainingInputs) -> Tensor: ...
+Step = Callable[[TrainingInputs], Tensor]
+"""Updates a model once, from inputs on the host: returns loss and gradient norm [2] on the device, not waited for."""
 
 
 class EagerStep:

@@ -80,7 +80,9 @@ class BlockTask(Task):
         self.version = type(self).version + any(map(self.few, streams))
         self._belongs = functools.cache(self._rule)
         # Neighbouring indices share a block; the cache changes how fast an example is had, not what it is.
-        self._block = functools.lru_cache(maxsize=self.cached_blocks * len(streams))(self._undrawn)
+        self._block = functools.lru_cache(maxsize=self.cached_blocks * len(streams))(
+            lambda split, stream, block: DrawnOnce(lambda: self._draw_block(split, stream, block))
+        )
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, split: str, stream: int) -> Drawn:
@@ -131,9 +133,6 @@ class BlockTask(Task):
 
     def block(self, split: str, stream: int, block: int) -> Drawn:
         return self._block(split, stream, block)()
-
-    def _undrawn(self, split: str, stream: int, block: int) -> DrawnOnce:
-        return DrawnOnce(lambda: self._draw_block(split, stream, block))
 
     def _draw_block(self, split: str, stream: int, block: int) -> Drawn:
         """The first BLOCK candidates of the block's random numbers that are of the split."""

@@ -9,9 +9,6 @@ from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops import mesa
 
-# Of the recurrence, beside its state; sign is there where gates may be negative.
-INPUTS = ("q", "k", "v", "log_decay", "beta", "regularizer", "sign")
-
 
 def read_out(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None) -> dict[str, Tensor]:
     """The inputs of the recurrence on these tokens and what it reads out, `o` [B, T, H, V]; all under their names in the op."""
@@ -28,17 +25,13 @@ def readout_error(seen: dict[str, Tensor]) -> Tensor:
 
     0 where both are zero, and NaN where an input is not finite.
     """
-    inputs = {name: seen[name].double() for name in INPUTS if name in seen}
+    inputs = {name: seen[name].double() for name in mesa.Inputs._fields if name in seen}
     # A log_decay of -inf is a reset.
     finite = all(values.isfinite().all() for name, values in inputs.items() if name != "log_decay")
     if not finite or inputs["log_decay"].isnan().any():
         return torch.full_like(inputs["beta"], torch.nan)
-    o, exact = seen["o"].double(), _exact(inputs)
-    error = (o - exact).norm(dim=-1)
-    return torch.where(error == 0.0, 0.0, error / exact.norm(dim=-1))
-
-
-def _exact(inputs: dict[str, Tensor]) -> Tensor:
     batch_size, _, num_heads, key_dim = inputs["k"].shape
     G, H = (inputs["k"].new_zeros(batch_size, num_heads, rows, key_dim) for rows in (inputs["v"].shape[-1], key_dim))
-    return mesa.recurrent(mesa.Inputs(**inputs), state=mesa.MesaState(G, H))[0]
+    o, (exact, _) = seen["o"].double(), mesa.recurrent(mesa.Inputs(**inputs), state=mesa.MesaState(G, H))
+    error = (o - exact).norm(dim=-1)
+    return torch.where(error == 0.0, 0.0, error / exact.norm(dim=-1))
