@@ -12,7 +12,7 @@ from msgspec import Meta
 import models
 from conf.declared import declared
 from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, unknown
-from models.backbone import Size
+from models.backbone.blocks import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check

@@ -8,31 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from conf.settings import OUTSIDE, Name, Settings, above, within
-from models.backbone.blocks import Block, RMSNorm
+from models.backbone.blocks import Block, RMSNorm, Size
 from models.initialization import fan_in_normal_
 from models.mixer import SequenceMixer, State
-from models.ops.cross_entropy import MAX_SOFT_CAP
-
-Width = Annotated[int, within(1, 2**20)]
-
-
-class Size(Settings, kw_only=True):
-    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
-
-    name: Annotated[Name, OUTSIDE]
-    d_model: Width
-    num_blocks: Annotated[int, within(1, 2**10)]
-    num_heads: Width
-    head_dim: Width
-    mlp_dim: Annotated[int, within(1, 2**24)]
-    norm_eps: Annotated[float, above(0, 1)]
-    logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
 
 
 class TrainingForms(NamedTuple):
@@ -60,9 +43,7 @@ class Backbone(nn.Module, ABC):
         super().__init__()
         self.d_model = size.d_model
         self.embedding = embedding
-        self.blocks = nn.ModuleList(
-            Block(mixer=mixer, d_model=size.d_model, mlp_dim=size.mlp_dim, norm_eps=size.norm_eps) for mixer in mixers
-        )
+        self.blocks = nn.ModuleList(Block(size, mixer) for mixer in mixers)
         self.final_norm = RMSNorm(size.d_model, eps=size.norm_eps)
         self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), type(self).finish)
 

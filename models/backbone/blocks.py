@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from conf.settings import OUTSIDE, Name, Settings, above, within
 from models.components import linear_flops_per_token, reset_children
 from models.mixer import SequenceMixer, State
+from models.ops.cross_entropy import MAX_SOFT_CAP
+
+Width = Annotated[int, within(1, 2**20)]
+
+
+class Size(Settings, kw_only=True):
+    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
+
+    name: Annotated[Name, OUTSIDE]
+    d_model: Width
+    num_blocks: Annotated[int, within(1, 2**10)]
+    num_heads: Width
+    head_dim: Width
+    mlp_dim: Annotated[int, within(1, 2**24)]
+    norm_eps: Annotated[float, above(0, 1)]
+    logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
 
 
 class RMSNorm(nn.Module):
@@ -50,12 +68,12 @@ class SwiGLU(nn.Module):
 class Block(nn.Module):
     """x + mixer(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, *, mixer: SequenceMixer, d_model: int, mlp_dim: int, norm_eps: float) -> None:
+    def __init__(self, size: Size, mixer: SequenceMixer) -> None:
         super().__init__()
-        self.mixer_norm = RMSNorm(d_model, eps=norm_eps)
+        self.mixer_norm = RMSNorm(size.d_model, eps=size.norm_eps)
         self.mixer = mixer
-        self.mlp_norm = RMSNorm(d_model, eps=norm_eps)
-        self.mlp = SwiGLU(d_model=d_model, mlp_dim=mlp_dim)
+        self.mlp_norm = RMSNorm(size.d_model, eps=size.norm_eps)
+        self.mlp = SwiGLU(d_model=size.d_model, mlp_dim=size.mlp_dim)
 
     def forward(self, x: Tensor, state: State | None, *, starts: Tensor | None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.backbone import Backbone, Size
+from models.backbone import Backbone
+from models.backbone.blocks import Size
 from models.mixer import SequenceMixer
 
 

@@ -28,12 +28,6 @@ def _summed(log_decay: Tensor) -> Tensor:
     return chunk_local_cumsum(log_decay, chunk_size=CHUNK_SIZE, scale=RCP_LN2)
 
 
-def _summed_backward(gradient: Tensor) -> Tensor:
-    from fla.ops.utils import chunk_local_cumsum
-
-    return chunk_local_cumsum(gradient, chunk_size=CHUNK_SIZE, reverse=True)
-
-
 @custom_op("linear_rnn_suite::fla_simple_gla", mutates_args=())
 def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma."""
@@ -46,12 +40,14 @@ def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
 
 def simple_gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.simple_gla.chunk import chunk_simple_gla_bwd
+    from fla.ops.utils import chunk_local_cumsum
 
     q, k, v, log_decay, state = kept
     dq, dk, dv, dtotal, before = chunk_simple_gla_bwd(
         q, k, v, _summed(log_decay), None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
     )
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), _summed_backward(dtotal), before
+    dlog_decay = chunk_local_cumsum(dtotal, chunk_size=CHUNK_SIZE, reverse=True)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, before
 
 
 @custom_op("linear_rnn_suite::fla_gla", mutates_args=())

@@ -24,7 +24,7 @@ class Corpus:
     """digest: hexadecimal, changes whenever the documents may have changed; far cheaper than `read`."""
 
     digest: str
-    read: Callable[[], list[str]]
+    read: Callable[[], Sequence[str]]
 
 
 def open_corpus(paths: Sequence[str] | None) -> Corpus:
@@ -53,18 +53,14 @@ def stdlib_modules() -> Iterator[Path]:
         yield from (Path(folder, file) for file in sorted(files) if file.endswith(".py"))
 
 
-def stdlib_documents() -> list[str]:
+@functools.cache
+def stdlib_documents() -> tuple[str, ...]:
     """The prose of the standard library, read from its sources and never imported.
 
     One document a module, its documentation strings in order, and one a topic of the language reference that `help()`
     shows. A string that an earlier module had is dropped, so that none is both trained on and held out.
     Raises ValueError when this Python comes without its sources.
     """
-    return list(_stdlib_documents())
-
-
-@functools.cache
-def _stdlib_documents() -> tuple[str, ...]:
     documents, seen = [], set()
     for module in stdlib_modules():
         try:

@@ -14,14 +14,13 @@ TINY = 2**16
 
 
 def belongs(numbers: np.ndarray, split: str) -> np.ndarray:
-    """[N] bool: which of the examples that these whole numbers [N, M] >= 0 identify are of the split."""
-    return np.isin(_quarter(numbers), SPLIT_QUARTERS[split])
+    """[N] bool: which of the examples that these whole numbers [N, M] >= 0 identify are of the split.
 
-
-def _quarter(numbers: np.ndarray) -> np.ndarray:
-    """A hash of every row to 0 ... 3: multiply, add, and take the two highest bits."""
+    A hash of every row to 0 ... 3 decides: multiply, add, and take the two highest bits.
+    """
     multipliers = np.random.Philox(key=0).random_raw(numbers.shape[1]) | np.uint64(1)
-    return (numbers.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(62)
+    quarters = (numbers.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(62)
+    return np.isin(quarters, SPLIT_QUARTERS[split])
 
 
 def belongs_of(space: np.ndarray) -> Callable[[np.ndarray, str], np.ndarray]:

@@ -320,9 +320,9 @@ def test_stdlib_is_prose_and_its_held_out_part_is_unseen():
 def library(tmp_path, monkeypatch):
     """An empty folder in the place of the standard library."""
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    corpus._stdlib_documents.cache_clear()
+    corpus.stdlib_documents.cache_clear()
     yield tmp_path
-    corpus._stdlib_documents.cache_clear()
+    corpus.stdlib_documents.cache_clear()
 
 
 def test_stdlib_drops_what_it_had_and_what_is_no_documentation(library):
