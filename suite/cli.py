@@ -67,14 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if any(argument in HELP for argument in rest):
             from suite.help import keys_of
 
-            print(
-                "\n".join(
-                    [
-                        f"usage: python -m suite {verb}: {WHAT[verb]}",
-                        *filter(None, [keys_of(verb, [argument for argument in rest if argument not in HELP])]),
-                    ]
-                )
-            )
+            keys = keys_of(verb, [argument for argument in rest if argument not in HELP])
+            print(f"usage: python -m suite {verb}: {WHAT[verb]}\n{keys}".rstrip())
             return OK
         with warnings.catch_warnings():
             warnings.showwarning = _say

@@ -214,7 +214,8 @@ def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
         # The rest says where the text lies.
         task["data"] = {"validation_fraction": task["data"]["validation_fraction"]}
     mixers = {name: model[name] for name in ("name", "version", "pattern", *model["pattern"])}
-    chosen = {"model": mixers, "size": whole["size"], "task": task, "train": whole["train"]}
+    size = {key: value for key, value in whole["size"].items() if key != "name"}
+    chosen = {"model": mixers, "size": size, "task": task, "train": whole["train"]}
     return {key: text(value) if isinstance(value, list) else value for key, value in flat(chosen)}
 
 

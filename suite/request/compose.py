@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.groups import CONF, groups, options
-from conf.settings import RequestError, Settings, fields, flat, home, near, text
+from conf.settings import Refusal, RequestError, Settings, fields, flat, home, near
 from models.build import Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import Assignment, assignment
@@ -28,13 +28,10 @@ from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Pa
 from tasks.build import read_task
 from tasks.language.task import DataSettings
 
+KINDS = {"match": Match, "paths": Paths, "size": Size, "data": DataSettings, "train": Train, "compute": Compute}
 READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
-    **{
-        name: functools.partial(kind.read, key=name)
-        for name, kind in (("match", Match), ("paths", Paths), ("size", Size), ("train", Train), ("compute", Compute))
-    },
-    "data": functools.partial(DataSettings.read, key="data"),
+    **{name: functools.partial(kind.read, key=name) for name, kind in KINDS.items()},
     "task": read_task,
     "model": read_model,
     # Read by the evaluations, which know what belongs to each of them.
@@ -129,7 +126,7 @@ class Composer:
                 if value == "???":
                     raise RequestError(f"{place} is needed: give {place}=VALUE")
             if name in READERS and not isinstance(plain, dict):
-                raise RequestError(f"{name}={text(plain)[:100]} is out of range, permitted are {', '.join(_options(name))}")
+                raise Refusal(name, plain, ", ".join(options(name) if name in groups() else ["mappings"]))
             self._read[key] = (READERS[name](plain) if name in READERS else plain), plain
         return self._read[key]
 
@@ -163,10 +160,11 @@ def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _touching(name: str, choices: tuple[str, ...]) -> tuple[str, ...]:
-    """The choices that make a section: the experiment, and the options that change the section under this experiment."""
+    """The choices that make a section: the experiment, the section's own, and options that change it under this experiment."""
     experiment = tuple(choice for choice in choices if choice.startswith("experiment="))
-    others = (choice for choice in choices if choice not in experiment)
-    return (*experiment, *(choice for choice in others if name in _touched(experiment, choice)))
+    # The section's own may be what is composed anyway, but for another option: train=language with task=mqar.
+    touching = (each for each in choices if each.startswith(f"{name}=") or name in _touched(experiment, each))
+    return (*experiment, *(each for each in touching if each not in experiment))
 
 
 @functools.cache
@@ -202,10 +200,6 @@ def _keys(name: str, section: Any) -> list[str]:
     """The dotted keys of a section, those of its inner mappings among them."""
     inner = section.items() if isinstance(section, dict) else ()
     return [name, *(key for part, each in inner for key in _keys(f"{name}.{part}", each))]
-
-
-def _options(name: str) -> list[str]:
-    return options(name) if name in groups() else ["mappings"]
 
 
 def _cache() -> str:

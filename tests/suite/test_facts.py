@@ -1,42 +1,115 @@
-"""The facts by which runs that differ in their mixer are told apart."""
+"""The settings by which runs are told apart, in what is asked for and in what the store gives back; and the bytes of a state."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pandas as pd
 import pytest
 import torch
 
+from conf.groups import options
+from conf.settings import flat, text
+from suite.cli import main
 from suite.compute.interface import build_backbone
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.workloads import Cell, state_bytes
-from suite.plan import MIXER_FACTS, mixer_facts, plan, task_of
+from suite.plan import Run, plan, task_of
+from suite.results import load_results, load_runs
 
-MESA = {"forget_gate_init": 0.98, "forget_cap": None, "solver": {"max_steps": 30, "tolerance": 1e-4}}
+# Sections of a configuration whose settings decide the numbers of a run, and their keys that do not.
+DECIDING = ("model", "size", "task", "train")
+OUTSIDE = (
+    "model.label",
+    "model.paper",
+    "size.name",
+    "task.data.name",
+    "task.data.path",
+    "task.data.tokenizer",
+    "task.data.cache",
+)
+
+QUICK = ["task=mqar", "train.steps=1", "train.warmup_steps=0", "task.num_validation=8", "task.num_test=8", "eval=none"]
+REQUESTS = [["model=gla,hawk_mesa"], ["model=gla", "model.mixer.key_dim=8", "train.betas=[0.5,0.9]"]]
 
 
-def test_a_fact_is_the_first_mixers_that_has_it() -> None:
-    found = mixer_facts({"pattern": ["a", "b"], "a": {"forget_gate_init": 0.5}, "b": MESA})
-    assert (found["forget_gate_init"], found["solver_max_steps"], found["solver_tolerance"]) == (0.5, 30, 1e-4)
+def expected(run: Run) -> dict[str, object]:
+    """Every setting of a run's configuration by its dotted key, as config.yaml holds it."""
+    sections = {name: run.written[name] for name in DECIDING}
+    found = {key: value for key, value in flat(sections) if key not in OUTSIDE and not key.startswith("model.lr.")}
+    return {key: text(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
 
 
-def test_a_fact_that_no_mixer_has_or_that_is_null_is_none() -> None:
-    found = mixer_facts({"pattern": ["a"], "a": MESA, "unused": {"regularizer_floor": 1.0}})
-    assert set(found) == set(MIXER_FACTS)
-    assert (found["forget_cap"], found["regularizer_floor"], found["random_steps"]) == (None, None, None)
+@pytest.mark.parametrize("model", options("model"))
+def test_every_setting_of_any_model_is_in_its_cell(model: str) -> None:
+    (run,) = plan([f"model={model}", "task=mqar", "eval=none"])
+    assert {key: value for key, value in run.cell.items() if "." in key} == expected(run)
+
+
+@pytest.mark.parametrize("task", options("task"))
+def test_every_setting_of_any_task_is_in_its_cell(task: str) -> None:
+    (run,) = plan(["model=gla", f"task={task}", "eval=none"])
+    assert {key: value for key, value in run.cell.items() if "." in key} == expected(run)
 
 
 @pytest.mark.parametrize(
-    ("override", "fact", "value"),
+    ("override", "key", "value"),
     [
-        ("model.mixer.forget_gate_init=0.5", "forget_gate_init", 0.5),
-        ("model.mixer.forget_cap=null", "forget_cap", None),
-        ("model.mixer.solver.max_steps=5", "solver_max_steps", 5),
-        ("model.mixer.solver.gradient=unrolled", "solver_gradient", "unrolled"),
-        ("model.mixer.random_steps=10", "random_steps", 10),
+        ("model.mixer.forget_gate_init=0.5", "model.mixer.forget_gate_init", 0.5),
+        ("model.mixer.forget_cap=null", "model.mixer.forget_cap", None),
+        ("model.mixer.solver.max_steps=5", "model.mixer.solver.max_steps", 5),
+        ("model.mixer.solver.gradient=unrolled", "model.mixer.solver.gradient", "unrolled"),
+        ("model.mixer.random_steps=10", "model.mixer.random_steps", 10),
+        ("size.head_dim=16", "model.mixer.key_dim", 16),
+        ("train.lr=1", "train.lr", 1.0),
+        ("task.num_pairs=[2,4]", "task.num_pairs", "[2,4]"),
     ],
 )
-def test_what_is_varied_is_in_every_cell_and_result(override: str, fact: str, value: object) -> None:
+def test_what_is_varied_is_in_the_cell(override: str, key: str, value: object) -> None:
     (run,) = plan(["model=mesanet", "task=mqar", override])
-    assert (run.cell[fact], run.facts[fact]) == (value, value)
+    assert run.cell[key] == value and type(run.cell[key]) is type(value)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs: two models, of which one has two mixers, and one of them with another setting."""
+    store = tmp_path_factory.mktemp("facts") / "results"
+    for request in REQUESTS:
+        assert main(["run", *request, *QUICK, "compute.jobs=1", f"paths.results={store}"]) == 0
+    return store
+
+
+def dotted(table: pd.DataFrame) -> pd.DataFrame:
+    return table[sorted(column for column in table if "." in column)]
+
+
+@pytest.mark.parametrize("load", [load_runs, load_results])
+def test_what_the_store_gives_back_is_what_was_asked_for(load, store: Path) -> None:
+    asked = [run for request in REQUESTS for run in plan([*request, *QUICK])]
+    rows = load(store)
+    assert set(rows["run_id"]) == {run.run_id for run in asked}
+    for run in asked:
+        (_, row), *_ = dotted(rows[rows["run_id"] == run.run_id]).iterrows()
+        settings = {key: value for key, value in run.cell.items() if "." in key}
+        assert set(settings) <= set(row.index)
+        found = {key: None if pd.isna(value) else value for key, value in row.items()}
+        assert found == {**dict.fromkeys(row.index), **settings}
+
+
+@pytest.mark.parametrize("load", [load_runs, load_results])
+def test_a_run_of_a_version_that_wrote_no_settings_has_the_same_columns_from_its_configuration(load, store: Path) -> None:
+    now, files = dotted(load(store)), list(store.glob("runs/*/run.json"))
+    contents = {path: path.read_text() for path in files}
+    try:
+        for path in files:
+            whole = json.loads(contents[path])
+            assert "settings" in whole
+            path.write_text(json.dumps({key: value for key, value in whole.items() if key not in ("settings", "digest")}))
+        pd.testing.assert_frame_equal(dotted(load(store)), now)
+    finally:
+        for path in files:
+            path.write_text(contents[path])
 
 
 @pytest.mark.parametrize(
@@ -67,5 +140,5 @@ def test_a_match_by_state_is_by_the_bytes_held() -> None:
 def test_the_roofline_moves_the_bytes_held() -> None:
     (run,) = plan(["model=transformer", "task=efficiency", "train.autocast=bfloat16", "train.steps=0", "eval=none"])
     model = build_backbone(run.interface, run.config.model, run.config.size, backend="torch")
-    cell = Cell(Subject(model, task_of(run.config), run.config, torch.device("cpu")), 2, 64)
+    cell = Cell(Subject(model, task_of(run.config), run.config, run.compute, torch.device("cpu")), 2, 64)
     assert state_bytes([cell.model], cell) == 2 * model.state_bytes(64, torch.bfloat16) == 2 * 2 * (2 * 2 * 64 * 64 + 4)
