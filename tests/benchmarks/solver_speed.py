@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.ops import mesa
-from models.ops.solvers import SOLVERS, Solver, build_solver
+from models.ops.solvers import SOLVERS, Solver, SolverSettings, build_solver
 from tests.models.solver_cases import Case, draw_case
 
 T, HEADS = 1024, 8
@@ -59,7 +59,7 @@ def train_ms(inputs: dict[str, Tensor], solver: Solver, chunk_size: int) -> floa
 
 def row(case: Case, options: argparse.Namespace) -> list[str]:
     inputs = draw_heads(case, options.dim)
-    solvers = [build_solver({"name": name, **SETTINGS}) for name in SOLVERS]
+    solvers = [build_solver(SolverSettings.read({"name": name, **SETTINGS})) for name in SOLVERS]
     times = [[train_ms(inputs, solver, options.chunk_size) for solver in solvers] for _ in range(options.repeats + 1)]
     # The first round warms up.
     medians = [statistics.median(column) for column in zip(*times[1:], strict=True)]
