@@ -26,7 +26,7 @@ from suite.cli import main as command
 from suite.request.compose import compose_one
 <<<<<<< HEAD
 =======
-from suite.request.overrides import options
+from conf.groups import options
 >>>>>>> w-suitetests
 from suite.results import load_curves
 from suite.store.code_state import TABLE, code_state

@@ -32,7 +32,7 @@ from suite.request.overrides import compose_config
 =======
 from models.build import computing_backends
 from suite.request.compose import compose_one
-from suite.request.overrides import options
+from conf.groups import options
 >>>>>>> w-suitetests
 from suite.results import load_results
 
