@@ -15,7 +15,6 @@ import io
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -24,10 +23,6 @@ import torch
 from conf.groups import options
 from suite.cli import main as command
 from suite.request.compose import compose_one
-<<<<<<< HEAD
-=======
-from conf.groups import options
->>>>>>> w-suitetests
 from suite.results import load_curves
 from suite.store.code_state import TABLE, code_state
 
@@ -77,13 +72,8 @@ def states() -> dict[str, str]:
     found = {}
     for model in options("model"):
         for task in (task for _, task in CASES.values()):
-<<<<<<< HEAD
-            config = compose_one([f"model={model}", f"task={task}"]).config
-            found[f"{model} {task}"] = code_state(replace(config, backend="torch"))[:6]
-=======
             config = compose_one([f"model={model}", f"task={task}", "backend=torch"]).config
             found[f"{model} {task}"] = code_state(config)[:6]
->>>>>>> w-suitetests
     return found
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.store.foreign import inert
-from suite.store.run_directory.reading import CELL_COLUMNS, frame, is_scalar, names, read, shown, skip
+from suite.store.reading import CELL_COLUMNS, frame, is_scalar, names, read, shown, skip
 
 
 def load_request(root: str | Path, experiment: str) -> dict[str, Any] | None:

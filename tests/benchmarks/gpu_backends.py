@@ -26,14 +26,8 @@ import torch
 
 from conf.groups import options
 from models.backends import obstacle
-<<<<<<< HEAD
-from models.build import computing_backends, read_model
-from suite.request.overrides import compose_config
-=======
 from models.build import computing_backends
 from suite.request.compose import compose_one
-from conf.groups import options
->>>>>>> w-suitetests
 from suite.results import load_results
 
 PERMITTED = 0.01
@@ -71,13 +65,8 @@ def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
     for seed in seeds:
         of_seed = []
         for model in models:
-<<<<<<< HEAD
-            config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=True)["model"]
-            able = tuple(name for name in computing_backends(read_model(config)) if obstacle(name, device) is None)
-=======
             config = compose_one([f"model={model}"]).config.model
             able = tuple(name for name in computing_backends(config) if obstacle(name, device) is None)
->>>>>>> w-suitetests
             of_seed.append(Job(model, seed, able, "backends"))
             mixer = dict(zip(config.pattern, config.mixers, strict=True)).get("mixer")
             chunk_size = getattr(mixer, "chunk_size", None)

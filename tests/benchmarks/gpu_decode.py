@@ -25,7 +25,7 @@ import torch
 from models.backbone.generation import captured, compile_step, draw, narrow
 from models.backbone.language_model import LanguageModel
 from models.backends import obstacle
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from models.mixer import State
 from suite.request.compose import compose_one
 
@@ -97,13 +97,7 @@ def build(case: str, options: argparse.Namespace, device: torch.device) -> tuple
     if reason is not None:
         raise ValueError(f"backend {backend} can't run here: {reason}")
     with torch.device("meta"):
-<<<<<<< HEAD
-        model = build_model(
-            read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=options.vocab_size, backend=backend
-        )
-=======
         model = build_model(config.model, config.size, vocab_size=options.vocab_size, backend=backend)
->>>>>>> w-suitetests
     model = model.to_empty(device=device)
     model.reset_parameters(0)
     narrow(model.eval(), torch.bfloat16)

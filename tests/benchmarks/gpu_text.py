@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from models.backbone.language_model import LanguageModel
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from suite.compute.acceleration import accelerate
 from suite.request.compose import compose_one
 
@@ -85,13 +85,8 @@ def example_order(count: int, needed: int) -> Tensor:
 
 def build(name: str, backend: str, size: dict[str, int], vocab_size: int, device: torch.device) -> LanguageModel:
     overrides = [f"model={name}", "size=small", *(f"size.{key}={value}" for key, value in size.items())]
-<<<<<<< HEAD
-    config = OmegaConf.to_container(compose_config(overrides), resolve=True)
-    model = build_model(read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=vocab_size, backend=backend)
-=======
     composed = compose_one(overrides)
     model = build_model(composed.config.model, composed.config.size, vocab_size=vocab_size, backend=backend)
->>>>>>> w-suitetests
     model.reset_parameters(0)
     return model.to(device)
 

@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Rotation, rotate, rotation
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
 from suite.compute.scoring import TrainingInputs
@@ -137,13 +137,7 @@ def suite_arm(name: str, backend: str, shape: Shape, groups: Groups, *, compute:
     composed = compose_one(overrides)
     config, computed = composed.config, composed.compute.replace(compute)
     with torch.device("meta"):
-<<<<<<< HEAD
-        model = build_model(
-            read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=shape.vocab_size, backend=backend
-        )
-=======
         model = build_model(config.model, config.size, vocab_size=shape.vocab_size, backend=backend)
->>>>>>> w-suitetests
     model.to_empty(device=DEVICE)
     model.reset_parameters(0)
     optimizer = build_optimizer(model, config.train)

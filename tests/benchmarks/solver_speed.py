@@ -17,11 +17,7 @@ from torch import Tensor
 
 from models.ops import mesa
 from models.ops.solvers import SOLVERS, Solver, SolverSettings, build_solver
-<<<<<<< HEAD
 from tests.models.ops.solvers.solver_cases import Case, draw_case
-=======
-from tests.models.solver_cases import Case, draw_case
->>>>>>> w-suitetests
 
 T, HEADS = 1024, 8
 CASES = [
