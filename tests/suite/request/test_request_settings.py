@@ -1,19 +1,13 @@
-"""Every key of the configuration has a type, and what is not of it is refused by name before anything is written."""
+"""A value is made of the type that is declared: 8 and 8.0 are one number, a path is found as it is typed."""
 
 from __future__ import annotations
 
-import functools
 import os
-import random
-import re
-from collections.abc import Iterator, Mapping
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import msgspec
 import pytest
-from msgspec import UNSET, Meta
 
+<<<<<<< HEAD
 from conf.groups import options
 from conf.settings import RequestError, Settings, UserPath, UserPaths, fields, text
 from models.build import Labels, Size
@@ -319,6 +313,12 @@ def test_the_line_names_the_key_the_value_and_what_is_permitted(first, argument,
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
+=======
+from conf.settings import RequestError, Settings, UserPath, UserPaths
+from suite.evaluation.stages import read_eval
+from suite.plan import plan
+from suite.request.compose import compose_one
+>>>>>>> w-suitetests
 
 ONE_NUMBER = [
     ("transformer", "mqar", "model.mixer.rope_base", 10000),
