@@ -86,6 +86,8 @@ class Attention(SequenceMixer):
         window: Count | None
         rope_base: Positive
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.num_heads, self.key_dim, self.window = settings.num_heads, settings.key_dim, settings.window

@@ -48,6 +48,8 @@ class GatedKalmaNet(LinearRNN):
             if self.solver.initial == "previous_token":
                 raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with Gated KalmaNet")
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.solver = build_solver(settings.solver)

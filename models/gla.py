@@ -48,6 +48,8 @@ class GatedLinearAttention(SequenceMixer):
         def key_dim(self) -> int:
             return int(self.value_dim * self.key_ratio)
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.num_heads, self.key_dim, self.value_dim = settings.num_heads, settings.key_dim, settings.value_dim

@@ -47,6 +47,8 @@ class LinearRNN(SequenceMixer):
         norm_eps: NormEps
         chunk_size: Count
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         num_heads, key_dim, value_dim = settings.num_heads, settings.key_dim, settings.value_dim

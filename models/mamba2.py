@@ -60,6 +60,8 @@ class Mamba2(SequenceMixer):
             if self.decay_rate_min > self.decay_rate_max:
                 raise Refusal("decay_rate_min", self.decay_rate_min, f"numbers up to decay_rate_max, {self.decay_rate_max}")
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         self.key_dim, self.value_dim, self.num_groups = settings.key_dim, settings.value_dim, settings.num_groups

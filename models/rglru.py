@@ -50,12 +50,13 @@ class RGLRU(SequenceMixer):
             if self.decay_min >= self.decay_max:
                 raise Refusal("decay_min", self.decay_min, f"numbers below decay_max, {self.decay_max}")
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
         num_heads, width = settings.num_heads, round(settings.width_multiplier * d_model)
         if width < 1 or width % num_heads:
-            told = f"divisors of the width {width} = {settings.width_multiplier} * d_model {d_model}"
-            raise Refusal("num_heads", num_heads, told)
+            raise Refusal("num_heads", num_heads, f"divisors of the width {width} = width_multiplier * d_model {d_model}")
         self.width = width
         self.gate_projection = nn.Linear(d_model, width)
         self.input_projection = nn.Linear(d_model, width)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+__all__ = ["__version__", "load_model"]
+
 
 def __getattr__(name: str) -> Any:
     # torch takes seconds to import, and whoever only reads results does without it.
@@ -14,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from suite.saved import load_model
 
         return load_model
+    if name == "__version__":
+        from suite.machine.environment import package_versions
+
+        return package_versions()["linear-rnn-suite"] or "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

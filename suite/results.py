@@ -9,12 +9,8 @@ written is skipped with a warning that names it, and what the frames hold as tex
 
 from __future__ import annotations
 
-import math
 import os
-import re
-import warnings
 from collections.abc import Collection, Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +19,17 @@ import pandas as pd
 from conf.settings import flat, text
 from suite.canonical import canonical_json, digest
 from suite.store.code_state import age
-from suite.store.foreign import inert, parse_line, read_json, read_lines, read_yaml, reason_of
+from suite.store.foreign import parse_line, read_lines, read_yaml
+from suite.store.reading import frame, is_scalar, names, number, read, shown, skip
+from suite.store.requests import load_request
 from suite.store.status import Status, read_status
 from suite.store.versions import measured, superseded
 
-SCHEMA = 1
+__all__ = ["load_curves", "load_examples", "load_request", "load_results", "load_runs"]
+
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
 ROW_COLUMNS = ["stage", "evaluation", "superseded", "metric", "split", "slice", "value", "count"]
 MACHINE_COLUMNS = ["python", "torch", "lm-eval", "platform", "cpu_count", "git_commit"]
-CELL_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed"]
 CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "seconds"]
 
 
@@ -45,7 +43,7 @@ def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.Da
     """
     root = Path(root)
     runs = [run | _machine(folder, root) for folder, run in _runs(root, run_ids)]
-    return _frame(runs, [*RUN_COLUMNS, "reason", "failed_stage", "failed_step"])
+    return frame(runs, [*RUN_COLUMNS, "reason", "failed_stage", "failed_step"])
 
 
 def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -56,7 +54,7 @@ def load_results(root: str | Path, run_ids: Collection[str] | None = None) -> pd
     `evaluation` is the file's name. A slice hides a fact of the same name. Raises ValueError when there is no run.
     """
     rows = [{**run, **row} for run, row in _rows(Path(root), run_ids)]
-    return _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns=["examples", "groups"], errors="ignore")
+    return frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS]).drop(columns=["examples", "groups"], errors="ignore")
 
 
 def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -70,7 +68,7 @@ def load_examples(root: str | Path, run_ids: Collection[str] | None = None) -> p
         for run, row in _rows(Path(root), run_ids)
         if row["examples"]
     ]
-    table = _frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups"]).drop(columns="value")
+    table = frame(rows, [*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups"]).drop(columns="value")
     table = table.explode(["example", "examples", "groups"], ignore_index=True)
     table = table.rename(columns={"examples": "value", "groups": "document"})
     return table.astype({"example": "int64", "value": "float64", "document": "float64"})
@@ -85,84 +83,13 @@ def load_curves(root: str | Path, run_ids: Collection[str] | None = None) -> pd.
     for folder, run in _runs(root, run_ids):
         identity = {column: run.get(column) for column in RUN_COLUMNS}
         lines = list(_logged_steps(folder / "metrics.jsonl", root))
-        trained = _read(folder / "train.json", root, run=folder.name) if os.path.lexists(folder / "train.json") else None
+        trained = read(folder / "train.json", root, run=folder.name) if os.path.lexists(folder / "train.json") else None
         written = (trained or {}).get("log_lines")
         if isinstance(written, int) and written > len(lines):
-            _skip(folder / "metrics.jsonl", f"{written - len(lines)} of its lines are missing")
+            skip(folder / "metrics.jsonl", f"{written - len(lines)} of its lines are missing")
         rows += [identity | line for line in lines]
-    table = _frame(rows, [*RUN_COLUMNS, *CURVE_COLUMNS])
+    table = frame(rows, [*RUN_COLUMNS, *CURVE_COLUMNS])
     return table.drop_duplicates(["run_id", "step"], keep="last").sort_values(["run_id", "step"], ignore_index=True)
-
-
-def load_request(root: str | Path, experiment: str) -> dict[str, Any] | None:
-    """The latest request for an experiment: {"experiment", "created", "overrides", "cells"}, or None.
-
-    Raises ValueError for a name that can't be an experiment's.
-    """
-    if not re.fullmatch(r"[\w-]+", experiment):
-        raise ValueError(f"experiment {experiment!r} is not a name of letters, digits, _ and -")
-    root, requests = Path(root), []
-    for path in sorted((root / "experiments").glob(f"{experiment}-*.json")):
-        request = _read(path, root)
-        if request is None or request.get("experiment") != experiment:
-            continue
-        try:
-            requests.append(_checked_request(request))
-        except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-            _skip(path, error)
-    return max(requests, key=lambda request: request["when"], default=None)
-
-
-def _checked_request(request: dict[str, Any]) -> dict[str, Any]:
-    """The request with its time, `when`, and with cells whose text is inert. Raises ValueError and others for what is none."""
-    cells, overrides = request.get("cells"), request.get("overrides")
-    if not isinstance(cells, list) or not cells or not all(isinstance(c, dict) and set(CELL_COLUMNS) <= set(c) for c in cells):
-        raise ValueError(f"its cells do not all have {', '.join(CELL_COLUMNS)}")
-    if not all(isinstance(s, list) and all(isinstance(name, str) for name in s) for s in (c.get("studies", []) for c in cells)):
-        raise ValueError("the studies of its cells are not lists of strings")
-    if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
-        raise ValueError("its overrides are not a list of strings")
-    try:
-        when = datetime.fromisoformat(request["created"]).astimezone()
-    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
-        raise ValueError("its created is not an ISO time") from error
-    shown = [{_shown(key): _shown(value) for key, value in cell.items() if _is_scalar(value)} | _names(cell) for cell in cells]
-    studies = [[inert(name) for name in cell.get("studies", [])] for cell in cells]
-    table = _frame(shown, []).astype(object)
-    shown = table.where(table.notna(), None).to_dict("records")
-    return {
-        **request,
-        "when": when,
-        "overrides": [inert(override) for override in overrides],
-        "cells": [{**cell, "studies": names} for cell, names in zip(shown, studies, strict=True)],
-    }
-
-
-def _names(named: dict[str, Any]) -> dict[str, Any]:
-    """The identity of a run as text, and its seed. Raises ValueError where they are not that."""
-    names = {column: named.get(column) for column in CELL_COLUMNS if column != "seed"}
-    if not all(name is None or isinstance(name, str) for name in names.values()) or type(named.get("seed")) is not int:
-        raise ValueError(f"{', '.join(names)} and seed are not all text and a whole number")
-    return {column: _shown(name) for column, name in names.items()} | {"seed": named["seed"]}
-
-
-def _skip(path: Path, problem: object) -> None:
-    said = reason_of(problem) if isinstance(problem, Exception) else problem
-    warnings.warn(f"skipped {inert(path)}: {inert(said)}", stacklevel=2)
-
-
-def _read(path: Path, root: Path, *, schema: int | None = SCHEMA, run: str | None = None) -> dict[str, Any] | None:
-    """The JSON object in a file of the store, and of a run where one is given; None, with a warning, for anything else."""
-    try:
-        content = read_json(path, root)
-        if schema is not None and content.get("schema") != schema:
-            raise ValueError(f"its schema is {content.get('schema')!r}, not {schema}")
-        if run is not None and content.get("run_id", run) != run:
-            raise ValueError(f"it belongs to run {content['run_id']!r}")
-    except (OSError, ValueError) as error:
-        _skip(path, error)
-        return None
-    return content
 
 
 def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -172,23 +99,23 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
         folder = path.parent
         if run_ids is not None and folder.name not in run_ids:
             continue
-        content = _read(path, root)
+        content = read(path, root)
         if content is None:
             continue
         if content.get("run_id") != folder.name or not isinstance(content.get("facts"), dict):
-            _skip(path, f"it is not the run {folder.name}")
+            skip(path, f"it is not the run {folder.name}")
             continue
-        facts = {_shown(key): _shown(value) for key, value in content["facts"].items() if _is_scalar(value)}
+        facts = {shown(key): shown(value) for key, value in content["facts"].items() if is_scalar(value)}
         try:
-            names = _names({**facts, "run_id": folder.name, "group_id": content.get("group_id")})
+            called = names({**facts, "run_id": folder.name, "group_id": content.get("group_id")})
         except ValueError as error:
-            _skip(path, error)
+            skip(path, error)
             continue
         found = True
         settings = _settings(content, folder, root)
         if "state_counted" not in facts:
             facts["state_counted"] = "as float32" if settings.get("train.autocast") == "bfloat16" else "as held"
-        yield folder, settings | facts | names | {"code": age(content.get("code"))} | _status(folder, root)
+        yield folder, settings | facts | called | {"code": age(content.get("code"))} | _status(folder, root)
     if not found:
         raise ValueError(f"no results under {root}")
 
@@ -203,9 +130,9 @@ def _settings(content: dict[str, Any], folder: Path, root: Path) -> dict[str, An
         try:
             written = _of_a_configuration(read_yaml(folder / "config.yaml", root))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            _skip(folder / "config.yaml", error)
+            skip(folder / "config.yaml", error)
             return {}
-    return {_shown(key): _shown(value) for key, value in written.items() if "." in key and _is_scalar(value)}
+    return {shown(key): shown(value) for key, value in written.items() if "." in key and is_scalar(value)}
 
 
 def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
@@ -222,10 +149,10 @@ def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
 def _machine(folder: Path, root: Path) -> dict[str, Any]:
     """What environment.json says of where a run was computed: its MACHINE_COLUMNS, None where it says nothing."""
     path = folder / "environment.json"
-    written = (_read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {}
+    written = (read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {}
     packages = written.get("packages")
     known = (packages if isinstance(packages, dict) else {}) | written
-    return {column: _shown(known.get(column)) if _is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
+    return {column: shown(known.get(column)) if is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
 
 
 def _status(folder: Path, root: Path) -> dict[str, Any]:
@@ -235,7 +162,7 @@ def _status(folder: Path, root: Path) -> dict[str, Any]:
         try:
             status = read_status(path, root, folder.name)
         except (OSError, ValueError) as error:
-            _skip(path, error)
+            skip(path, error)
     failed = [f"{each['title']} failed: {each['reason']}" for each in status.failures.values()]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
     reason = status.reason or "".join(f"{each}{more}" for each in failed[-1:])
@@ -247,7 +174,7 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
     for folder, run in _runs(root, run_ids):
         stages, found = [], []
         for path in [*folder.glob("train.json"), *sorted(folder.glob("eval/*.json"))]:
-            content = _read(path, root)
+            content = read(path, root)
             if content is None:
                 continue
             try:
@@ -258,7 +185,7 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
                     raise ValueError("it belongs to another run or stage")
                 measured(content)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
-                _skip(path, f"a row of it is malformed ({type(error).__name__}: {error})")
+                skip(path, f"a row of it is malformed ({type(error).__name__}: {error})")
                 continue
             stages.append(content)
             found.append(rows)
@@ -268,36 +195,24 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
-    slices, examples = {_shown(key): _shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
-    groups = [_number(group) for group in row.get("groups") or [None] * len(examples)]
+    slices, examples = {shown(key): shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
+    groups = [number(group) for group in row.get("groups") or [None] * len(examples)]
     if len(groups) != len(examples):
         raise ValueError(f"{len(groups)} groups of {len(examples)} examples")
     taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
-    if taken or not all(_is_scalar(value) for value in slices.values()):
+    if taken or not all(is_scalar(value) for value in slices.values()):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
-        "stage": _shown(str(stage)),
-        "evaluation": _shown(str(evaluation)),
-        "metric": _shown(str(row["metric"])),
-        "split": _shown(str(row["split"])),
+        "stage": shown(str(stage)),
+        "evaluation": shown(str(evaluation)),
+        "metric": shown(str(row["metric"])),
+        "split": shown(str(row["split"])),
         "slice": ", ".join(f"{name}={value}" for name, value in sorted(slices.items())),
-        "value": _number(row["value"]),
+        "value": number(row["value"]),
         "count": int(row["count"]),
-        "examples": [_number(value) for value in examples],
+        "examples": [number(value) for value in examples],
         "groups": [float(group) for group in groups],
     }
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _is_scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
-
-
-def _shown(value: Any) -> Any:
-    return inert(value) if isinstance(value, str) else value
 
 
 def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
@@ -305,21 +220,12 @@ def _logged_steps(path: Path, root: Path) -> Iterator[dict[str, float]]:
     try:
         *lines, torn = read_lines(path, root) or [b""]
     except (OSError, ValueError) as error:
-        _skip(path, error)
+        skip(path, error)
         return
     for i, line in enumerate([*lines, torn]):
         try:
             logged = parse_line(line, path.parent.name)
-            yield {column: _number(logged.get(column)) for column in CURVE_COLUMNS} | {"step": logged["step"]}
+            yield {column: number(logged.get(column)) for column in CURVE_COLUMNS} | {"step": logged["step"]}
         except (TypeError, ValueError) as error:
             if i < len(lines):
-                _skip(path, f"line {i + 1}: {error}")
-
-
-def _frame(rows: list[dict[str, Any]], columns: list[str]) -> pd.DataFrame:
-    """The rows with these columns first, whether or not any row has them. A column of text and numbers is one of text."""
-    table = pd.DataFrame(rows)
-    for name in table.columns.difference(["examples", "example", "document", "groups"]):
-        if pd.api.types.infer_dtype(table[name], skipna=True) in ("mixed", "mixed-integer"):
-            table[name] = table[name].map(str, na_action="ignore")
-    return table.reindex(columns=[*columns, *(name for name in table.columns if name not in columns)])
+                skip(path, f"line {i + 1}: {error}")

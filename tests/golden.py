@@ -4,7 +4,7 @@
     python -m tests.golden --declare     and where none does, writes down that today's states of the code equal the last ones
     python -m tests.golden --renew       keeps today's losses as the golden ones: numbers were changed on purpose
 
-After a change that must not change numbers: --declare, and commit suite/code_states.json with it. A state is only ever
+After a change that must not change numbers: --declare, and commit suite/store/code_states.json with it. A state is only ever
 declared for a model and a task whose own losses were compared; --renew begins a new list of equal states where they differ.
 """
 
@@ -15,7 +15,6 @@ import io
 import json
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -73,8 +72,8 @@ def states() -> dict[str, str]:
     found = {}
     for model in options("model"):
         for task in (task for _, task in CASES.values()):
-            config = compose_one([f"model={model}", f"task={task}"]).config
-            found[f"{model} {task}"] = code_state(replace(config, backend="torch"))[:6]
+            config = compose_one([f"model={model}", f"task={task}", "backend=torch"]).config
+            found[f"{model} {task}"] = code_state(config)[:6]
     return found
 
 

@@ -80,36 +80,32 @@ def _suits_fused_loss(features: Tensor) -> bool:
 
 
 MESA = (
-    Limit("solver.name=cg", lambda mixer: mixer.solver.name == "cg"),
-    Limit("solver.gradient=implicit", lambda mixer: mixer.solver.gradient == "implicit"),
-    Limit("feature_map=silu_l2", lambda mixer: mixer.feature_map == "silu_l2"),
-    Limit("decode=solver", lambda mixer: mixer.decode == "solver"),
-    Limit("signed_decay=false", lambda mixer: not mixer.signed_decay),
+    Limit("solver.name=cg", lambda m: m.solver.name == "cg"),
+    Limit("solver.gradient=implicit", lambda m: m.solver.gradient == "implicit"),
+    Limit("feature_map=silu_l2", lambda m: m.feature_map == "silu_l2"),
+    Limit("decode=solver", lambda m: m.decode == "solver"),
+    Limit("signed_decay=false", lambda m: not m.signed_decay),
     # Between these a Lambda is exact enough in float16, in which kernels of bfloat16 inputs keep it.
-    Limit("regularizer_floor from 1e-4", lambda mixer: mixer.regularizer_floor >= 1e-4),
-    Limit("regularizer_init below 32,768", lambda mixer: mixer.regularizer_init < 32_768),
+    Limit("regularizer_floor from 1e-4", lambda m: m.regularizer_floor >= 1e-4),
+    Limit("regularizer_init below 32,768", lambda m: m.regularizer_init < 32_768),
 )
 MESA_BY_TRITON = (
     *MESA,
-    Limit("key_dim and value_dim up to 128", lambda mixer: max(mixer.key_dim, mixer.value_dim) <= 128),
-    Limit("solver.initial other than previous_token", lambda mixer: mixer.solver.initial != "previous_token"),
+    Limit("key_dim and value_dim up to 128", lambda m: max(m.key_dim, m.value_dim) <= 128),
+    Limit("solver.initial other than previous_token", lambda m: m.solver.initial != "previous_token"),
     # What float32 can tell of a residual; below it `models.ops.solvers` goes on in more digits, which no kernel does.
-    Limit(
-        "solver.tolerance=0, or from 2e-7 with solver.stop=right_hand_side",
-        lambda mixer: (
-            mixer.solver.tolerance == 0.0 or (mixer.solver.stop == "right_hand_side" and mixer.solver.tolerance >= 2e-7)
-        ),
-    ),
+    Limit("solver.tolerance=0 or from 2e-7", lambda m: m.solver.tolerance == 0.0 or m.solver.tolerance >= 2e-7),
+    Limit("solver.stop=right_hand_side or tolerance=0", lambda m: m.solver.stop == "right_hand_side" or m.solver.tolerance == 0),
 )
 MESA_BY_FLA = (
     *MESA,
     # Found right on an H200; at 32 its read-outs were off by their own size.
-    Limit("key_dim = value_dim = 64 or 128", lambda mixer: mixer.key_dim == mixer.value_dim and mixer.key_dim in (64, 128)),
-    Limit("solver.initial=zero", lambda mixer: mixer.solver.initial == "zero"),
-    Limit("solver.tolerance=0", lambda mixer: mixer.solver.tolerance == 0.0),
-    Limit("random_steps=null", lambda mixer: mixer.random_steps is None),
+    Limit("key_dim = value_dim = 64 or 128", lambda m: m.key_dim == m.value_dim and m.key_dim in (64, 128)),
+    Limit("solver.initial=zero", lambda m: m.solver.initial == "zero"),
+    Limit("solver.tolerance=0", lambda m: m.solver.tolerance == 0.0),
+    Limit("random_steps=null", lambda m: m.random_steps is None),
 )
-DELTA_RULE_BY_FLA = (Limit("key_dim up to 256", lambda mixer: mixer.key_dim <= 256),)
+DELTA_RULE_BY_FLA = (Limit("key_dim up to 256", lambda m: m.key_dim <= 256),)
 
 # The kernels of an op stand fastest first.
 KERNELS = (

@@ -74,10 +74,14 @@ class Mesa(LinearRNN):
             if self.decode == "sherman_morrison" and self.solver.initial == "previous_token":
                 raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with decode=sherman_morrison")
 
+    settings: Settings
+
     def __init__(self, settings: Settings, *, d_model: int, backend: str) -> None:
         super().__init__(settings, d_model=d_model, backend=backend)
-        if settings.signed_decay and self.forget_gate is not None:
-            self.forget_gate.initial = _sigmoid_where_tanh_is(settings.forget_gate_init)
+        gamma = settings.forget_gate_init
+        if settings.signed_decay and self.forget_gate is not None and gamma is not None:
+            # sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start.
+            self.forget_gate.initial = 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
         self.steps_of_batch: int | None = None
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
         self.solve_by(settings)
@@ -217,8 +221,3 @@ class Mesa(LinearRNN):
         # The inverse of the softplus, log(exp(y) - 1), in a form that does not overflow.
         over = self.settings.regularizer_init - self.settings.regularizer_floor
         nn.init.constant_(self.regularizer_logit, over + math.log(-math.expm1(-over)))
-
-
-def _sigmoid_where_tanh_is(gamma: float) -> float:
-    """sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start."""
-    return 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))

@@ -23,12 +23,11 @@ from typing import NamedTuple
 
 import pandas as pd
 import torch
-from omegaconf import OmegaConf
 
 from conf.groups import options
 from models.backends import obstacle
-from models.build import computing_backends, read_model
-from suite.request.overrides import compose_config
+from models.build import computing_backends
+from suite.request.compose import compose_one
 from suite.results import load_results
 
 PERMITTED = 0.01
@@ -66,10 +65,11 @@ def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
     for seed in seeds:
         of_seed = []
         for model in models:
-            config = OmegaConf.to_container(compose_config([f"model={model}"]), resolve=True)["model"]
-            able = tuple(name for name in computing_backends(read_model(config)) if obstacle(name, device) is None)
+            config = compose_one([f"model={model}"]).config.model
+            able = tuple(name for name in computing_backends(config) if obstacle(name, device) is None)
             of_seed.append(Job(model, seed, able, "backends"))
-            chunk_size = config.get("mixer", {}).get("chunk_size")
+            mixer = dict(zip(config.pattern, config.mixers, strict=True)).get("mixer")
+            chunk_size = getattr(mixer, "chunk_size", None)
             if len(able) > 1 and chunk_size is not None:
                 of_seed.append(Job(model, seed, ("torch",), "regrouped", (f"model.mixer.chunk_size={chunk_size // 2}",)))
         found += sorted(of_seed, key=lambda job: -len(job.backends))

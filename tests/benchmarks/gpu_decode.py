@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from models.backbone.generation import captured, compile_step, draw, narrow
 from models.backbone.language_model import LanguageModel
 from models.backends import obstacle
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from models.mixer import State
-from suite.request.overrides import compose_config
+from suite.request.compose import compose_one
 
 FIXED = ("model.mixer.solver.tolerance=0.0",)
 # Name: model, backend on a GPU, overrides.
@@ -92,15 +91,13 @@ def build(case: str, options: argparse.Namespace, device: torch.device) -> tuple
     """The model in bfloat16 and the backend that computes it."""
     name, backend, overrides = CASES[case]
     size = ("size=tiny", *TOY) if options.dry_run else ("size=400m",)
-    config = OmegaConf.to_container(compose_config([f"model={name}", *size, *overrides]), resolve=True)
+    config = compose_one([f"model={name}", *size, *overrides]).config
     backend = "torch" if options.dry_run else backend
     reason = obstacle(backend, device.type)
     if reason is not None:
         raise ValueError(f"backend {backend} can't run here: {reason}")
     with torch.device("meta"):
-        model = build_model(
-            read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=options.vocab_size, backend=backend
-        )
+        model = build_model(config.model, config.size, vocab_size=options.vocab_size, backend=backend)
     model = model.to_empty(device=device)
     model.reset_parameters(0)
     narrow(model.eval(), torch.bfloat16)

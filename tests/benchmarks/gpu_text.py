@@ -25,13 +25,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from models.backbone.language_model import LanguageModel
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from suite.compute.acceleration import accelerate
-from suite.request.overrides import compose_config
+from suite.request.compose import compose_one
 
 PIECE_CHARACTERS = 20_000
 END = 50_256
@@ -86,8 +85,8 @@ def example_order(count: int, needed: int) -> Tensor:
 
 def build(name: str, backend: str, size: dict[str, int], vocab_size: int, device: torch.device) -> LanguageModel:
     overrides = [f"model={name}", "size=small", *(f"size.{key}={value}" for key, value in size.items())]
-    config = OmegaConf.to_container(compose_config(overrides), resolve=True)
-    model = build_model(read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=vocab_size, backend=backend)
+    composed = compose_one(overrides)
+    model = build_model(composed.config.model, composed.config.size, vocab_size=vocab_size, backend=backend)
     model.reset_parameters(0)
     return model.to(device)
 
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for asked in options.models:
         name, _, backend = asked.partition(":")
         model = build(name, backend or "torch", size, protocol.vocab_size, device)
-        accelerate(model, {"compile": options.compile, "activation_checkpointing": "none"})
+        accelerate(model, compose_one([f"compute.compile={str(options.compile).lower()}"]).compute)
         facts = train(model.train(), training, protocol)
         nll = validate(model.eval(), held_out[:VALIDATION_SEQUENCES], batch_size=32)
         parameters = sum(p.numel() for p in model.parameters())

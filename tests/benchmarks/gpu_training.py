@@ -34,18 +34,18 @@ from subprocess import PIPE
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Rotation, rotate, rotation
-from models.build import Size, build_model, read_model
+from models.build import build_model
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
 from suite.compute.scoring import TrainingInputs
+from suite.compute.settings import Compute
 from suite.compute.step import Step
 from suite.plan import plan, task_of
-from suite.request.overrides import compose_config
+from suite.request.compose import compose_one
 from suite.running.health import Readings
 from suite.running.train import batches
 from suite.saved import new_model
@@ -134,16 +134,15 @@ def suite_arm(name: str, backend: str, shape: Shape, groups: Groups, *, compute:
     """The suite's own model and step."""
     sizes = ("num_blocks", "d_model", "num_heads", "head_dim", "mlp_dim")
     overrides = [f"model={name}", "size=400m", "train.autocast=bfloat16", *(f"size.{key}={getattr(shape, key)}" for key in sizes)]
-    config = OmegaConf.to_container(compose_config(overrides), resolve=True)
+    composed = compose_one(overrides)
+    config, computed = composed.config, composed.compute.replace(compute)
     with torch.device("meta"):
-        model = build_model(
-            read_model(config["model"]), Size.read(config["size"], "size"), vocab_size=shape.vocab_size, backend=backend
-        )
+        model = build_model(config.model, config.size, vocab_size=shape.vocab_size, backend=backend)
     model.to_empty(device=DEVICE)
     model.reset_parameters(0)
-    optimizer = build_optimizer(model, config["train"])
-    accelerate(model, config["compute"] | compute)
-    step = training_step(model, optimizer, config["train"], config["compute"] | compute, flops=float("inf"))
+    optimizer = build_optimizer(model, config.train)
+    accelerate(model, computed)
+    step = training_step(model, optimizer, config.train, computed, flops=float("inf"))
     tokens = random_tokens(shape)
     inputs = TrainingInputs(tokens[:, :-1].contiguous(), tokens[:, 1:].flatten(), None, None)
     if CUDA:
@@ -266,11 +265,11 @@ def mqar_case(options: argparse.Namespace) -> Iterator[Row]:
     for compiled in (False, True) if CUDA else (False,):
         for captured in (False, True) if CUDA else (False,):
             arm = " ".join(["compiled" if compiled else "eager", *(["captured"] if captured else [])])
-            compute = run.config["compute"] | {"compile": compiled, "cuda_graph": captured}
+            compute = run.compute.replace({"compile": compiled, "cuda_graph": captured})
             yield from mqar_arm(run, compute, groups, arm)
 
 
-def mqar_arm(run: Any, compute: Row, groups: Groups, arm: str) -> Iterator[Row]:
+def mqar_arm(run: Any, compute: Compute, groups: Groups, arm: str) -> Iterator[Row]:
     """The step alone on one batch, then the loop of training with the task's own batches."""
     model = new_model(run, DEVICE)
     optimizer = build_optimizer(model, run.config.train)

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from invented_runs import configurations, invent
 
+from reports.kit import build
 from reports.kit.build import build_report, part_function
 from reports.kit.parts import load_frames, varying
 from reports.pages.sweep import scores
@@ -36,6 +37,11 @@ def page_of(name: str) -> dict:
 
 def built(store, page: dict, folder: Path) -> str:
     return build_report(page, load_frames(store.root, page["experiment"]), folder).read_text()
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch) -> None:
+    monkeypatch.setattr(build, "PNG_DPI", 20)
 
 
 @pytest.mark.parametrize("name", REPORTS)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from suite.request.compose import compose_one
-from suite.store.run_directory import code_state
+from suite.store import code_state
 from tests.suite.conftest import ROOT
 
 RUN = {"mixers": ["deltanet.DeltaNet"], "task": "mqar.MQAR"}

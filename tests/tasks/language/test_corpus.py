@@ -18,13 +18,13 @@ import yaml
 import zstandard
 
 from conf.settings import UserPaths
+from tasks.language import corpus, text_files
 from tasks.language.corpus import (
     STDLIB_VALIDATION_FRACTION,
     heldout_stdlib_documents,
     split_documents,
     stdlib_documents,
 )
-from tasks.language.task import corpus, text_files
 
 TEXT = "first\nline <|endoftext|> inside\nand <|endoftext|>\n<|endoftext|>\nsecond é\n<|endoftext|>"
 DOCUMENTS = ["first\nline <|endoftext|> inside\nand <|endoftext|>\n", "second é\n"]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tasks.language.task import tokens
+from tasks.language import tokens
 from tasks.language.tokenizer import ByteTokenizer, load_tokenizer
 from tasks.language.tokens import StoredTokens, encode_documents, load_tokens
 
@@ -189,7 +189,7 @@ def test_a_failure_half_way_leaves_nothing(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from tasks.language.task import tokens
+from tasks.language import tokens
 from tasks.language.tokenizer import ByteTokenizer
 load = tokens.load_tokens(sys.argv[1], source=("x",), documents=lambda: ["word " * 999], tokenizer=ByteTokenizer(), seq_len=4)
 def chunks(self):
