@@ -11,7 +11,7 @@ from msgspec import Meta
 
 import models
 from conf.declared import declared
-from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, unknown
+from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, flat, unknown
 from models.backbone.blocks import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
@@ -62,14 +62,11 @@ def read_model(values: Mapping[str, Any], key: str = "model") -> Model:
 
 
 def _check_rates(rates: object, key: str) -> None:
-    if not isinstance(rates, Mapping):
-        raise Refusal(key, rates, "mappings from tasks to mappings from sizes to learning rates")
-    for task, by_size in rates.items():
-        if not isinstance(by_size, Mapping):
-            raise Refusal(f"{key}.{task}", by_size, "mappings from sizes to learning rates")
-        for size, rate in by_size.items():
-            if type(rate) not in (int, float) or not 0 < rate < float("inf"):
-                raise Refusal(f"{key}.{task}.{size}", rate, "numbers above 0")
+    for place, rate in flat({key: rates}):
+        if place.removeprefix(key).count(".") != 2:
+            raise Refusal(place, rate, "mappings from tasks to mappings from sizes to learning rates")
+        if type(rate) not in (int, float) or not 0 < rate < float("inf"):
+            raise Refusal(place, rate, "numbers above 0")
 
 
 def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:

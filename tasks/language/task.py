@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated
+from typing import Annotated, Never
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, be
 from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.language.ngram import trigram_bits, unigram_bits
 from tasks.language.tokenizer import load_tokenizer
-from tasks.language.tokens import StoredTokens, load_tokens
+from tasks.language.tokens import load_tokens
 from tasks.positions import position_bands
 from tasks.task import IGNORE, Batch, Measurement, Scored, Task, Tokenizer
 
@@ -213,13 +213,10 @@ class WithoutText(Language):
     def prepare(self) -> None:
         return
 
-    @property
-    def _tokens(self) -> dict[str, StoredTokens]:
+    def _missing(self) -> Never:
         raise ValueError(self.reason)
 
-    @property
-    def _runs(self) -> dict[str, np.ndarray]:
-        raise ValueError(self.reason)
+    _tokens = _runs = property(_missing)
 
 
 @functools.cache

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from torch import Tensor
 
 from models.ops.solvers.conjugate_gradients import advance
 from models.ops.solvers.iteration import IterativeSolver, dot, step
 from models.ops.solvers.operator import Operator
-
-
-class Interval(NamedTuple):
-    """Middle and half width of the range [a, b] that holds the eigenvalues, both [M, C, 1]."""
-
-    middle: Tensor
-    half_width: Tensor
 
 
 class Chebyshev(IterativeSolver):
@@ -32,11 +23,14 @@ class Chebyshev(IterativeSolver):
     A residual that grows shows an eigenvalue outside the range, e.g. below 0: its token stops there.
     """
 
-    def _prepare(self, operator: Operator) -> Interval:
+    def _prepare(self, operator: Operator) -> tuple[Tensor, Tensor]:
+        """m and h, both [M, C, 1]."""
         low, high = operator.bounds()
-        return Interval((high + low) / 2.0, (high - low) / 2.0)
+        return (high + low) / 2.0, (high - low) / 2.0
 
-    def _descend(self, operator: Operator, prepared: Interval, x: Tensor, r: Tensor, limit: Tensor, steps: Tensor) -> Tensor:
+    def _descend(
+        self, operator: Operator, prepared: tuple[Tensor, Tensor], x: Tensor, r: Tensor, limit: Tensor, steps: Tensor
+    ) -> Tensor:
         middle, half_width = prepared
         d, rho, rr = r / middle, half_width / middle, dot(r, r)
         # Rounding apart, the residual never grows.

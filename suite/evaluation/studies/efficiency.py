@@ -93,7 +93,9 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     And the ceilings, matmul_flops_per_second and copy_bytes_per_second, measured in the same process.
     """
     batch_size = asked.get("batch_size", asked["tokens"] // asked["length"])
-    cell = Cell(_accelerated(subject, asked), batch_size, asked["length"])
+    # All stages are of one run, and each has settings of its own for how its model is trained.
+    own = {name: asked[name] for name in ACCELERATION if name in asked}
+    cell = Cell(replace(subject, compute=subject.compute.replace(own)), batch_size, asked["length"])
     ceilings = measured_ceilings(subject.device, cell.dtype)
     rows = [_row("matmul_flops_per_second", ceilings.flops_per_second), _row("copy_bytes_per_second", ceilings.bytes_per_second)]
     rows = placed(rows, {"work": asked["part"]}, subject.task)
@@ -103,12 +105,6 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
         rows += placed(_work_rows(cell, prepare, ceilings), {"work": name}, subject.task)
     place = {"batch": batch_size, "length": asked["length"], "device": asked["device"]}
     return placed(rows, {**place, **_acceleration(asked)}, subject.task)
-
-
-def _accelerated(subject: Subject, asked: Mapping[str, Any]) -> Subject:
-    """The subject as the stage trains it: all stages are of one run, and each has settings of its own."""
-    own = {name: asked[name] for name in ACCELERATION if name in asked}
-    return replace(subject, compute=subject.compute.replace(own))
 
 
 def _acceleration(asked: Mapping[str, Any]) -> dict[str, int | str]:
