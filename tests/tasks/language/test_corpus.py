@@ -195,7 +195,7 @@ RECORDS = '{"text": "one"}\n{"text": "two"}\n'
     ("name", "content", "message"),
     [
         ("a.jsonl", RECORDS.encode(), "looks like JSON lines, not text: write the text of its documents"),
-        ("a.jsonl.gz", gzip.compress(RECORDS.encode()), "looks like JSON lines"),
+        ("a.jsonl.gz", gzip.compress(RECORDS.encode(), mtime=0), "looks like JSON lines"),
         ("a.txt", RECORDS.encode(), "looks like JSON"),
         ("a.txt", b'\xef\xbb\xbf[\n {\n  "text": "one"}]', "looks like JSON"),
         ("A.JSON", b"[1, 2]\n", "looks like JSON"),
@@ -206,7 +206,7 @@ RECORDS = '{"text": "one"}\n{"text": "two"}\n'
         ("a.txt", zst(RECORDS.encode() * 9), "is (not UTF-8|binary)"),
         ("a.txt.bz2", bz2.compress(RECORDS.encode()), "is (not UTF-8|binary)"),
         ("a.txt", RECORDS.encode("utf-16"), "is UTF-16 or UTF-32 text: write it as UTF-8, e.g. iconv"),
-        ("a.gz", gzip.compress(RECORDS.encode("utf-32")), "is UTF-16 or UTF-32 text"),
+        ("a.gz", gzip.compress(RECORDS.encode("utf-32"), mtime=0), "is UTF-16 or UTF-32 text"),
         ("a.txt", "text".encode("utf-16-be"), "is binary"),
         ("a.txt", b"one\r<|endoftext|>\rtwo\r", "line ends of CR alone"),
         ("a.txt", b"one\rtwo", "line ends of CR alone"),
