@@ -28,10 +28,10 @@ from tests.suite.conftest import ROOT, SMALL
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_behind_a_verb_is_that_verb_s_line(verb, flag, capsys):
+def test_help_behind_a_verb_begins_with_that_verb_s_line(verb, flag, capsys):
     assert main([verb, flag]) == 0
     said = capsys.readouterr().out
-    assert said == f"usage: python -m suite {verb}: {WHAT[verb]}\n" and set(WHAT) == set(VERBS)
+    assert said.startswith(f"usage: python -m suite {verb}: {WHAT[verb]}\n") and set(WHAT) == set(VERBS)
 
 
 def test_the_version_is_said(capsys):
