@@ -21,7 +21,7 @@ import pandas as pd
 
 from reports.kit.parts import Drawing, Frames, NoData, Table
 from reports.kit.render import to_html, to_latex, to_markdown
-from reports.kit.style import LOOK
+from reports.kit.style import TABLE
 from suite.results import MACHINE_COLUMNS
 
 SUFFIXES = (".png", ".pdf", ".csv", ".md", ".tex")
@@ -87,7 +87,7 @@ def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table],
     for path in paths:
         path.unlink(missing_ok=True)
     try:
-        with mpl.rc_context(LOOK):
+        with mpl.rc_context(TABLE["look"]):
             made = call(frames)
             body = (_drawn if isinstance(made, Drawing) else _tabulated)(made, part["title"], *paths)
     except NoData as nothing:

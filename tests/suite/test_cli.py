@@ -77,7 +77,7 @@ def test_list_of_a_store_that_there_is_not(tmp_path, capsys):
 
 
 def test_names_that_are_not_found_are_an_error(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("suite.request.overrides.CONF", tmp_path)
+    monkeypatch.setattr("conf.groups.CONF", tmp_path)
     assert main(["list", "models"]) == 2
     assert f"there is no configuration in {tmp_path / 'model'}" in capsys.readouterr().err
 
