@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from reports.kit.panels import position_axis
 from reports.kit.style import arms_in_order, line_style, plain
 
 Look = Mapping[str, object]
@@ -45,6 +46,7 @@ def seed_points(axes: Axes, line: pd.DataFrame, x: str, *, look: Look, scale: fl
 
 def banded_lines(axes: Axes, lines: Iterable[tuple[Look, pd.DataFrame]], *, alpha: float = 0.13) -> None:
     """The means by `position` of every (look, rows), and their intervals as a band of the same colour."""
+    position_axis(axes)
     for look, line in lines:
         line = line.sort_values("position")
         axes.plot(line["position"], line["mean"], **look)

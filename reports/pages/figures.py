@@ -11,7 +11,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
 from reports.kit.lines import banded_lines, lines_of
-from reports.kit.panels import position_axis, row_of_panels, with_legend, zero_line
+from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import bands_note, measured, of_stage, position_differences, seed_summary
 from reports.kit.style import arms_in_order, task_label
@@ -36,7 +36,6 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     for axes, part in zip(panels, shown, strict=True):
         zero_line(axes)
         banded_lines(axes, (line[1:] for line in lines_of(part, "position", marker=0.75)))
-        position_axis(axes)
     panels[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
     if len(panels) > 1:
         panels[0].set_title("all models")

@@ -40,7 +40,7 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
         thin = ((look | {"linewidth": 0.8 * look["linewidth"]}, line) for _, look, line in models)
         banded_lines(axes, thin, alpha=0.12)
         _reference_lines(axes, shown)
-        axes.set(title=title, xlabel="pairs seen", yscale="log")
+        axes.set(title=title, xlabel="pairs seen", xscale="linear", yscale="log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.margins(x=0.01)

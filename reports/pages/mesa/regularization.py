@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from reports.kit.intervals import t_interval
 from reports.kit.lines import seed_points, shaded
-from reports.kit.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
+from reports.kit.panels import WIDE_RANGE, row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage, seeds_note
 from reports.kit.style import fact_label, fact_text, plain
@@ -69,7 +69,7 @@ def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str],
     One line with the cap and one without; a diverged run is a cross at the panel's worse edge.
     """
     tables, longest = on_text_and_after(frames, column_of(column), after)
-    figure, panels = grid_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
+    figure, panels = row_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
     for axes, (metric, table) in zip(panels, tables.items(), strict=True):
         _panel(axes, table)
         axes.set_title(f"{longest:g} repeated tokens" if metric else "ordinary text")

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
-from reports.kit.panels import position_axis, row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
+from reports.kit.panels import row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames
 from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
 from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
@@ -127,7 +127,6 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
         _differences_axis(axes, bound)
         lines = shaded(data[shown], SETTING, colors)
         banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
-        position_axis(axes)
         axes.set_title(title)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
     return with_legend(data, figure, LINEAR, bands_note(data))
