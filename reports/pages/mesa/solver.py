@@ -28,55 +28,46 @@ MAPPING = (
 )
 
 
-def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
-    """NLL less that of the same model at `steps` fixed steps, by the number of steps and by the tolerance.
+def by_setting(frames: Frames, *, task: str, metric: str, steps: int, bound: float, printed: bool) -> Drawing:
+    """A score less that of the same model at `steps` fixed steps, by the number of steps and by the tolerance.
 
-    bound: nats; a difference below it counts as none, and is shaded.
+    bound: a difference below it counts as none, and is shaded. printed: whether the score is an accuracy, which is shown in
+    points of 100 beside what the paper prints.
     """
-    data = differences(frames, task=task, metric="nll", steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, height=3.5, sharey=True)
-    for axes in panels:
-        _differences_axis(axes, bound)
-    _settings(panels, data, scale=1.0)
-    panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    return with_legend(data, figure, LINEAR, seeds_note(data, "Bars"))
-
-
-def differences(frames: Frames, *, task: str, metric: str, steps: int) -> pd.DataFrame:
-    """One row an arm and setting: over runs, the metric less that of the same run at `steps` fixed steps."""
+    unit, scale = ("of 100 points", 100) if printed else ("nats", 1)
     scores = less_fixed(setting_scores(frames, task=task, metric=metric), steps=steps)
-    return over_runs(scores, ["arm", "model", *SETTING], metric=metric)
+    scores["difference"] *= scale
+    data = over_runs(scores, ["arm", "model", *SETTING], metric=metric)
+    figure, panels = row_of_panels(2, width=4.3, height=3.6, sharey=True)
+    for axes in panels:
+        _differences_axis(axes, bound, unit)
+    _settings(panels, data)
+    notes = [LINEAR, seeds_note(data, "Bars")]
+    if printed:
+        figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
+        data = pd.concat([data.assign(source="measured", dataset=task), _printed(panels, steps)])
+        notes.append(MAPPING)
+    panels[0].set_ylabel(f"{axis_label(metric)}, difference to {steps} steps{' [points]' if printed else ''}")
+    return with_legend(data, figure, *notes)
 
 
-def _differences_axis(axes: Axes, bound: float) -> None:
-    """Differences in nats to both sides of zero: linear in the shaded range, where they count as none, logarithmic beyond."""
+def _differences_axis(axes: Axes, bound: float, unit: str) -> None:
+    """Differences to both sides of zero: linear in the shaded range, where they count as none, logarithmic beyond."""
     axes.set_yscale("symlog", linthresh=bound, linscale=0.6)
-    axes.axhspan(-bound, bound, color="#eeeeee", zorder=0.5, label=f"within {bound:g} nats")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.axhspan(-bound, bound, color="#eeeeee", zorder=0.5, label=f"within {bound:g} {unit}")
     zero_line(axes)
 
 
-def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
-    """Accuracy less that of the same model at `steps` fixed steps, in points of 100, beside what the paper prints."""
-    data = differences(frames, task=task, metric="accuracy", steps=steps)
+def _printed(panels: Sequence[Axes], steps: int) -> pd.DataFrame:
+    """Draws what the paper prints, and returns it."""
     printed = printed_accuracy(steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, height=3.7, sharey=True)
-    panels[0].set_yscale("symlog", linthresh=1, linscale=1)
-    for axes in panels:
-        zero_line(axes)
-    _settings(panels, data, scale=100.0)
     for dataset, rows in printed.groupby("dataset"):
         marker, color = PRINTED[dataset]
         look = {"marker": marker, "color": color, "markerfacecolor": "none", "linewidth": 0.7, "linestyle": ":", "markersize": 5}
         for axes, line, x in _by_steps_and_tolerance(panels, rows, rows["tolerance"] == 0, rows["tolerance"] > 0):
             axes.plot(line[x], line["difference"], label=f"paper, {dataset}", **look)
-    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    panels[0].set_ylabel(f"accuracy, difference to {steps} steps [points]")
-    figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
-    published = printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
-    tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), published])
-    tidy[["low", "high", "half_width", "worst"]] *= 100
-    tidy["each"] = [tuple(100 * value for value in each) if isinstance(each, tuple) else None for each in tidy["each"]]
-    return with_legend(tidy, figure, "The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING)
+    return printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
 
 
 def printed_accuracy(*, steps: int) -> pd.DataFrame:
@@ -99,16 +90,16 @@ def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: p
         yield axes, rows[shown].sort_values(x), x
 
 
-def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> None:
+def _settings(panels: Sequence[Axes], data: pd.DataFrame) -> None:
     """The settings with fixed steps on the left, those with a tolerance on the right."""
     for _, look, own in lines_of(data, "max_steps", marker=0.8):
         for axes, line, x in _by_steps_and_tolerance(panels, own, is_fixed(own), is_stopped(own)):
-            seed_points(axes, line, x, scale=scale, look=look)
+            seed_points(axes, line, x, look=look)
         for initial, (marker, label) in OTHER_STARTS.items():
             start = own[(own["tolerance"] == 0) & (own["initial"] == initial) & (own["solver"] == "cg")]
             if len(start):
                 hollow = {"marker": marker, "color": look["color"], "markerfacecolor": "white", "linestyle": "none"}
-                panels[0].plot(start["max_steps"], scale * start["mean"], label=label, markersize=5, **hollow)
+                panels[0].plot(start["max_steps"], start["mean"], label=label, markersize=5, **hollow)
     steps_axis(panels[0], data.loc[is_fixed(data), "max_steps"], "solver steps, the same for all tokens")
     tolerance_axis(panels[1], "tolerance eps, each token until its residual is below it")
 
@@ -116,7 +107,7 @@ def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> No
 def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
     """NLL less that at `steps` fixed steps, by position, paired by document and seed: where fewer steps hurt.
 
-    bound: as in `nll_by_setting`.
+    bound: as in `by_setting`.
     """
     rows = measured(frames.examples, stage="solver", task=task, metric="nll", whole=False)
     done = f"evaluated at {steps} fixed steps"
@@ -124,7 +115,7 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
     figure, panels = row_of_panels(2, width=4.8, height=3.6, sharey=True)
     parts = {"fixed steps": (is_fixed(data), "viridis"), "tolerance": (is_stopped(data), "plasma")}
     for axes, (title, (shown, colors)) in zip(panels, parts.items(), strict=True):
-        _differences_axis(axes, bound)
+        _differences_axis(axes, bound, "nats")
         lines = shaded(data[shown], SETTING, colors)
         banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
         axes.set_title(title)
