@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.suite.store.run_directory.old_store import unsealed
 
 import suite
 from models.backbone.generation import generate
@@ -16,6 +15,7 @@ from suite.cli import main
 from suite.request.compose import compose_one
 from suite.request.identity import identity, run_id
 from suite.saved import saved_run, trained_ids
+from tests.suite.store.old_store import unsealed
 
 TINY = ("size.d_model=16", "size.num_blocks=1", "size.num_heads=2", "size.head_dim=8", "size.mlp_dim=16", "eval=none")
 STEPS = ("train.steps=2", "train.warmup_steps=1", "train.batch_size=4", "compute.jobs=1")

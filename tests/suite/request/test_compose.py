@@ -14,8 +14,8 @@ from omegaconf import OmegaConf
 from conf.groups import CONF, options
 from conf.settings import RequestError, flat
 from suite.plan import plan
+from suite.request import compose as sections
 from suite.request.compose import Composer, compose_one
-from suite.request.overrides import compose as sections
 from suite.request.overrides import read_request
 
 # Options and values that go with every model, task and size.

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.suite.store.run_directory.old_store import unsealed
 
 from suite.cli import main
 from suite.compute.optimization import build_optimizer
@@ -28,6 +27,7 @@ from suite.store.run_directory import RunDirectory, as_json
 from tasks.files import machine
 from tests.suite.conftest import ROOT
 from tests.suite.running.test_train import numbers, weights
+from tests.suite.store.old_store import unsealed
 
 SMALL = [
     "model=gated_deltanet",
