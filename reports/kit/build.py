@@ -105,10 +105,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     def plain(value: object) -> object:
         return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
-    inert = table.rename(columns=plain)
-    for name in inert.select_dtypes(["object", "str", "category"]).columns:
-        inert[name] = inert[name].map(plain)
-    inert.to_csv(path, index=False)
+    table.rename(columns=plain).map(plain).to_csv(path, index=False)
 
 
 def _drawn(drawing: Drawing, title: str, png: Path, pdf: Path, csv: Path, *_others: Path) -> str:

@@ -15,7 +15,7 @@ from reports.kit.panels import WIDE_RANGE, row_of_panels, scale_of_metric, ticks
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage, seeds_note
 from reports.kit.style import fact_label, fact_text, plain
-from reports.kit.tables import Column, column_of, mean_entry, notes_on, scored_cells, summarised
+from reports.kit.tables import Column, mean_entry, notes_on, scored_cells, summarised
 from suite.metrics import METRICS, axis_label
 
 FLOOR, CAP = "regularizer_floor", "model.mixer.forget_cap"
@@ -68,7 +68,7 @@ def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str],
 
     One line with the cap and one without; a diverged run is a cross at the panel's worse edge.
     """
-    tables, longest = on_text_and_after(frames, column_of(column), after)
+    tables, longest = on_text_and_after(frames, Column.of(column), after)
     figure, panels = row_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
     for axes, (metric, table) in zip(panels, tables.items(), strict=True):
         _panel(axes, table)
@@ -107,7 +107,7 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
 
 def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> Drawing:
     """A metric of the stage `repeats` by the length of the run, one panel with the cap and one without, one line a floor."""
-    data = after_runs(frames, column_of(column), metric)
+    data = after_runs(frames, Column.of(column), metric)
     caps = sorted(data["cap"].unique())
     figure, panels = row_of_panels(len(caps), width=3.4, beside=1.8, height=3.3, sharey=True)
     for axes, cap in zip(panels, caps, strict=True):
@@ -124,7 +124,7 @@ def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> 
 
 def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence[str]) -> Table:
     """One row a cap and floor: the score on text, and every metric of `after` after the longest run; what broke is named."""
-    wanted = column_of(column)
+    wanted = Column.of(column)
     tables, longest = on_text_and_after(frames, wanted, after)
     indexed = [table.set_index(["cap", FLOOR]) for table in tables.values()]
     keys = sorted(indexed[0].index)
