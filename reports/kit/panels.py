@@ -49,16 +49,10 @@ def used(panels: Sequence[Axes], count: int) -> Sequence[Axes]:
 
 
 def metric_panels(
-    data: pd.DataFrame,
-    metrics: Sequence[str],
-    draw: Callable[[Axes, pd.DataFrame], str | None],
-    *,
-    width: float,
-    beside: float,
-    height: float,
+    data: pd.DataFrame, metrics: Sequence[str], draw: Callable[[Axes, pd.DataFrame], str | None], *, width: float, height: float
 ) -> Figure:
     """One panel a metric on its scale: draw(axes, the rows of the metric) returns the label of its axis, None for the usual."""
-    figure, panels = row_of_panels(len(metrics), width=width, beside=beside, height=height)
+    figure, panels = row_of_panels(len(metrics), width=width, beside=2.0, height=height)
     for axes, metric in zip(panels, metrics, strict=True):
         scale_of_metric(axes, metric)
         axes.set_ylabel(draw(axes, data[data["metric"] == metric]) or axis_label(metric))

@@ -35,7 +35,7 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     if "nll" in metrics and "nll_difference" not in set(data["metric"]):
         raise NoData("no run was evaluated at the training length, with which the others are compared")
     shown = data[data["metric"] != "nll"].replace({"metric": {"nll_difference": "nll"}})
-    figure = metric_panels(shown, metrics, _points, width=2.9, beside=1.6, height=3.3)
+    figure = metric_panels(shown, metrics, _points, width=2.9, height=3.3)
     return with_legend(data, figure, seeds_note(data, "Bars"))
 
 
@@ -57,7 +57,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str
     data = by_metric({metric: rows[rows["model"] == model] for metric, rows in tables.items()}, [*FACTOR, *BAND])
     if data.empty:
         raise NoData(f"no run of {model} was evaluated at other lengths (stage length)")
-    figure = metric_panels(data.sort_values("length_factor"), metrics, _lines, width=2.9, beside=1.6, height=3.3)
+    figure = metric_panels(data.sort_values("length_factor"), metrics, _lines, width=2.9, height=3.3)
     return with_legend(data, figure, "The dotted line is the length of training.", seeds_note(data, "Bands"))
 
 

@@ -103,7 +103,6 @@ class Work:
         self.before = directory.status()
         self.failures = dict(self.before.failures)
         self.remade: set[Stage] = set()
-        self._model: Backbone | None = None
 
     def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
         self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse))
@@ -155,7 +154,7 @@ class Work:
     def _has_weights(self) -> bool:
         """Whether the trained weights can be read. Where not, training brings them back, and its result is made again."""
         try:
-            self.model()
+            _ = self.model
         except Damaged as error:
             self.say("note", f"{error}; the run is trained again")
             for path in (self.directory.checkpoints / FINAL, self.directory.stage_file(TRAINING)):
@@ -178,7 +177,7 @@ class Work:
                 self._train()
             else:
                 device = select_device(self.run.compute.device)
-                subject = Subject(self.model(), saved_task(self.run), self.run.config, self.run.compute, device)
+                subject = Subject(self.model, saved_task(self.run), self.run.config, self.run.compute, device)
                 measured = evaluate(stage, subject, batch_size=64)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
@@ -227,11 +226,10 @@ class Work:
         self.directory.write_stage(TRAINING, measured, attempt=self.command.token)
         remove_checkpoints(self.directory)
 
+    @functools.cached_property
     def model(self) -> Backbone:
         """The trained model; one serves all stages, since none of them leaves it changed. Raises Damaged."""
-        if self._model is None:
-            self._model = trained_model(self.run, self.directory, select_device(self.run.compute.device))
-        return self._model
+        return trained_model(self.run, self.directory, select_device(self.run.compute.device))
 
     def _settle(self, *, is_new: bool) -> None:
         """Says how the run ended, and tidies what a kill after its last stage left."""

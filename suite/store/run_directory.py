@@ -235,13 +235,11 @@ class RunDirectory:
             torn = known.st_size and os.pread(file.fileno(), 1, known.st_size - 1) != b"\n"
             data = (b"\n" if torn else b"") + text.encode(errors="backslashreplace")
             try:
-                complete = os.write(file.fileno(), data) == len(data)
+                if os.write(file.fileno(), data) != len(data):
+                    raise OSError(f"{name} has no room for another line")
             except OSError:
                 os.ftruncate(file.fileno(), known.st_size)
                 raise
-            if not complete:
-                os.ftruncate(file.fileno(), known.st_size)
-                raise OSError(f"{name} has no room for another line")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """A line of the log of training; one that can't be written is left out, and ends nothing."""

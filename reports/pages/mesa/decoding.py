@@ -95,7 +95,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: 
     """One panel a metric by position, one line a way of decoding, mean over seeds with 95 % t intervals as bands."""
     tables = {metric: decoder_rows(frames, task=task, metric=metric, whole=False) for metric in metrics}
     data = asked(by_metric(tables, ["decoder", *DECODER, *BAND]), decoders)
-    figure = metric_panels(data, metrics, _lines, width=3.3, beside=2.6, height=3.6)
+    figure = metric_panels(data, metrics, _lines, width=3.5, height=3.6)
     return with_legend(data, figure, seeds_note(data, "Bands"))
 
 
