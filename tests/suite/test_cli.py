@@ -15,6 +15,7 @@ from io import StringIO
 
 import pytest
 import torch
+import yaml
 
 import suite
 from conf.groups import options
@@ -28,10 +29,31 @@ from tests.suite.conftest import ROOT, SMALL
 
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_behind_a_verb_begins_with_that_verb_s_line(verb, flag, capsys):
+def test_help_behind_a_verb_is_that_verb_s_line_and_its_keys(verb, flag, capsys):
     assert main([verb, flag]) == 0
+    first, *keys = capsys.readouterr().out.splitlines()
+    assert first == f"usage: python -m suite {verb}: {WHAT[verb]}" and set(WHAT) == set(VERBS)
+    assert ("  paths.results=results  (paths (~ a user's home))" in keys) == (verb != "doctor")
+    assert ("  train.autocast=none  (none, bfloat16)" in keys) == (verb in ("run", "check"))
+
+
+def test_help_is_of_the_choices_that_are_typed_and_refuses_wrong_ones(capsys):
+    assert main(["run", "model=hawk_mesa", "task=mqar", "--help"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: python -m suite {verb}: {WHAT[verb]}\n") and set(WHAT) == set(VERBS)
+    assert "  model.mesa.solver.name=cg  (cg, preconditioned_cg, chebyshev, cholesky)\n" in said
+    assert "  model.hawk.decay_power=8.0  (numbers above 0, up to 1e+38)\n" in said and "  task.num_pairs=[4]" in said
+    assert main(["run", "model=hawkmesa", "--help"]) == 2
+    assert "did you mean hawk_mesa?" in capsys.readouterr().err
+
+
+def test_a_check_can_show_the_whole_configuration(capsys):
+    assert main(["check", "model=gla", "task=mqar", "seed=0,1", "show=config"]) == 0
+    first, second = (
+        yaml.safe_load(text) for text in capsys.readouterr().out.split("# run ")[1:] for text in [text.split("\n", 1)[1]]
+    )
+    assert (first["seed"], second["seed"]) == (0, 1) and first["model"]["mixer"]["key_dim"] == first["size"]["head_dim"]
+    assert main(["check", "show=everything"]) == 2
+    assert "show=everything is unknown, permitted is show=config" in capsys.readouterr().err
 
 
 def test_the_version_is_said(capsys):
