@@ -17,15 +17,10 @@ from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fix
 from reports.kit.style import task_label
 from suite.metrics import axis_label
 
-LINEAR = "The scale is linear within the shaded range and logarithmic beyond it."
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
 PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
-MAPPING = (
-    "Hollow: printed in MesaNet (arXiv 2506.05233v2, Fig. 5), 1B parameters, averages of its global, local and recall "
-    "benchmarks; which bar is which setting is inferred, and the tasks are other ones."
-)
 
 
 def by_setting(frames: Frames, *, task: str, metric: str, steps: int, bound: float, printed: bool) -> Drawing:
@@ -42,13 +37,12 @@ def by_setting(frames: Frames, *, task: str, metric: str, steps: int, bound: flo
     for axes in panels:
         _differences_axis(axes, bound, unit)
     _settings(panels, data)
-    notes = [LINEAR, seeds_note(data, "Bars")]
+    note = seeds_note(data, "Bars")
     if printed:
         figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
         data = pd.concat([data.assign(source="measured", dataset=task), _printed(panels, steps)])
-        notes.append(MAPPING)
     panels[0].set_ylabel(f"{axis_label(metric)}, difference to {steps} steps{' [points]' if printed else ''}")
-    return with_legend(data, figure, *notes)
+    return with_legend(data, figure, note)
 
 
 def _differences_axis(axes: Axes, bound: float, unit: str) -> None:
@@ -73,15 +67,13 @@ def _printed(panels: Sequence[Axes], steps: int) -> pd.DataFrame:
 def printed_accuracy(*, steps: int) -> pd.DataFrame:
     """Figure 5 of MesaNet: dataset, max_steps, tolerance, value and `difference` to `steps` fixed steps, in points of 100."""
     table = pd.read_csv(PUBLISHED / "mesanet.csv")
-    table = table[table["source"] == FIGURE_5].copy()
-    table[["kind", "setting"]] = table["model"].str.removeprefix("Mesa ").str.split("=", expand=True)
-    fixed, setting = table["kind"] == "CG", table["setting"]
-    table["max_steps"] = setting.where(fixed, "30").astype(float)
-    table["tolerance"] = setting.where(~fixed, "0").astype(float)
+    table = table[table["source"] == FIGURE_5].reset_index(drop=True)
+    settings = table["model"].str.extract("CG=(?P<max_steps>.+)|eps=(?P<tolerance>.+)").astype(float)
+    table = table.join(settings.fillna({"max_steps": 30.0, "tolerance": 0.0}))
     table["dataset"] = table["dataset"].str.removesuffix(" average")
-    reference = table[fixed & (table["max_steps"] == steps)].set_index("dataset")["value"]
+    reference = table[(table["tolerance"] == 0) & (table["max_steps"] == steps)].set_index("dataset")["value"]
     table["difference"] = table["value"] - table["dataset"].map(reference)
-    return table[["dataset", "max_steps", "tolerance", "value", "difference"]].reset_index(drop=True)
+    return table[["dataset", "max_steps", "tolerance", "value", "difference"]]
 
 
 def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: pd.Series, stopped: pd.Series) -> Iterator:
@@ -120,4 +112,4 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
         banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
         axes.set_title(title)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    return with_legend(data, figure, LINEAR, bands_note(data))
+    return with_legend(data, figure, bands_note(data))
