@@ -246,22 +246,14 @@ class Work:
             self.say("done" if is_new else "skipped", "" if is_new else "is done already")
 
 
-def execute(run: Run, results: Path, listener: Listener, *, command: Command) -> None:
-    """Does what is left of one run, or says why there is nothing to do.
-
-    Raises Locked or Superseded where another worker has it, and OSError where the store can't be written.
-    """
-    directory = RunDirectory(results, run.run_id)
-    directory.make()
-    with directory.lock:
-        Work(run, directory, command, listener).do()
-
-
 def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, command: Command) -> None:
-    """Goes through the runs, past those that another worker holds."""
+    """Does what is left of every run, past those that another worker holds."""
     for run in runs:
+        directory = RunDirectory(results, run.run_id)
         try:
-            execute(run, results, listener, command=command)
+            directory.make()
+            with directory.lock:
+                Work(run, directory, command, listener).do()
         except OSError as error:
             # The disk or the folder: other runs may lie elsewhere, or find room again.
             listener(Event(run.run_id, run.title, "failed", f"error: {reason_of(error)}"))

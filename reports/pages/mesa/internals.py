@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -62,9 +63,7 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing
             banded_lines(axes, ((_look(rank, heads) | {"linewidth": 1.3}, line) for rank, line in lines))
             axes.set_xlabel("")
             axes.tick_params(labelsize=7.5)
-        words = axis_label(metric).split(" ")
-        half = len(words) // 2 if len(words) > 2 else len(words)
-        row[0].set_ylabel("\n".join(" ".join(part) for part in (words[:half], words[half:]) if part), fontsize=8)
+        row[0].set_ylabel(textwrap.fill(axis_label(metric), 20), fontsize=8)
         scale_of_metric(row[0], metric)
     for top, bottom, layer in zip(panels[0], panels[-1], layers, strict=True):
         top.set_title(f"layer {layer + 1}")

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from reports.kit.intervals import t_interval
 from reports.kit.lines import seed_points, shaded
-from reports.kit.panels import WIDE_RANGE, row_of_panels, scale_of_metric, ticks_at, with_legend
+from reports.kit.panels import row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage, seeds_note
 from reports.kit.style import fact_label, fact_text, plain
@@ -20,7 +20,6 @@ from suite.metrics import METRICS, axis_label
 
 FLOOR, CAP = "regularizer_floor", "model.mixer.forget_cap"
 LOOKS = (("#d55e00", "o"), ("#332288", "s"), ("#44aa99", "D"), ("#aa4499", "^"))
-LOGARITHMIC = ("condition", *WIDE_RANGE)
 WRONG = {
     "readout_error": ("read-out wrong by more than 1 %", lambda mean: mean > 1e-2),
     "finite": ("not finite", lambda mean: mean < 1),
@@ -90,15 +89,16 @@ def on_text_and_after(frames: Frames, column: Column, after: Sequence[str]) -> t
 def _panel(axes: Axes, table: pd.DataFrame) -> None:
     metric = table["metric"].iloc[0]
     scale_of_metric(axes, metric)
+    is_logarithmic = axes.get_yscale() == "log"
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
         # An interval that reaches zero can't be shown on a logarithmic axis.
-        line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
+        line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if is_logarithmic else line
         look = {"color": color, "marker": marker, "markersize": 4.5, "label": plain(cap)}
         seed_points(axes, line, FLOOR, look=look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
     shown = table.loc[np.isfinite(table["mean"]), "mean"]
-    if metric in LOGARITHMIC and shown.nunique() == 1:
+    if is_logarithmic and shown.nunique() == 1:
         # A logarithmic axis needs two values to find its limits.
         axes.set_ylim(shown.max() / 2, shown.max() * 2)
     axes.set_xscale("log")
