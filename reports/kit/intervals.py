@@ -121,5 +121,5 @@ def bootstrap_percentiles(clusters: int) -> tuple[float, float]:
     """Between which percentiles of the resampled means 95 % lie: 2.5 and 97.5 for many clusters, further out for few."""
     if clusters < 2:
         return 0.0, 100.0
-    outer = 100 * NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * student_t(clusters - 1))
+    outer = 100 * NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * float(student_t(clusters - 1)))
     return outer, 100 - outer

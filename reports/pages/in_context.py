@@ -94,9 +94,9 @@ def variant_title(noise: float, drift: float, segment_len: float) -> str:
 
 
 def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
-    drawn: dict[str, list[pd.Series]] = {EXACT["color"]: [], OP["color"]: []}
+    drawn: dict[bool, list[pd.Series]] = {True: [], False: []}
     for metric, look in REFERENCES.items():
-        line, alike = data[data["metric"] == metric].sort_values("position"), drawn[look["color"]]
+        line, alike = data[data["metric"] == metric].sort_values("position"), drawn["marker" in look]
         # Where nothing is redrawn there is nothing to be told, and two of them are one.
         if line.empty or any(np.allclose(line["mean"], other, rtol=1e-6) for other in alike):
             continue
