@@ -9,7 +9,6 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conf.settings import RequestError, unknown
 from suite.machine.environment import git_commit, package_versions
@@ -82,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"usage: python -m suite {verb}: {WHAT[verb]}\n{keys}".rstrip())
             return OK
         with warnings.catch_warnings():
-            warnings.showwarning = _say
+            # On one line, without the place in our code that gives it.
+            warnings.showwarning = lambda message, *place: say(f"warning: {message}")
             made = pkgutil.resolve_name(VERBS[verb])([argument for argument in rest if argument not in MULTIRUN])
             if isinstance(made, str):
                 print(made)
@@ -103,11 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("interrupted; the same command goes on from the last checkpoint")
         return INTERRUPTED
-
-
-def _say(message: Warning | str, *place: Any) -> None:
-    """A warning on one line, without the place in our code that gives it."""
-    say(f"warning: {message}")
 
 
 def _check_words(arguments: Sequence[str]) -> None:
