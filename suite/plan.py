@@ -13,7 +13,6 @@ import torch
 from conf.settings import RequestError
 from models.backends import settle
 from models.build import Model, computing_backends
-from suite.canonical import canonical_json
 from suite.compute.interface import Interface
 from suite.compute.settings import Compute
 from suite.evaluation.stages import planned_stages
@@ -226,7 +225,7 @@ class _Planner:
 
     def _planned_stages(self, composed: Composed, task: Task) -> tuple[Stage, ...]:
         config = composed.config
-        asked = canonical_json(composed.evaluation)
+        asked = repr(composed.evaluation)
         key = config.model, config.size, config.task, config.train.autocast, config.backend, composed.compute, asked
         if key not in self._stages:
             self._stages[key] = planned_stages(config, composed.compute, composed.evaluation, task)

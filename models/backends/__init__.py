@@ -145,7 +145,7 @@ def check(backend: str, permitted: Sequence[str]) -> None:
     if backend not in permitted:
         raise RequestError(
             f"backend={backend} does not compute this model with its settings, permitted are {', '.join(permitted)}"
-            + near(backend, (*BACKENDS, "auto"))
+            + ("" if backend in BACKENDS else near(backend, (*BACKENDS, "auto")))
         )
 
 

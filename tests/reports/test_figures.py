@@ -82,10 +82,18 @@ def test_the_seeds_of_an_accuracy_are_drawn_and_no_interval(store) -> None:
     assert drawn == [[0.9, 0.8, 0.1]] and not axes.collections
 
 
+OLD = """
+model: {name: transformer, version: 1, pattern: [mixer], mixer: {type: attention.Attention}}
+size: {d_model: 8}
+task: {seq_len: 4}
+train: {autocast: bfloat16}
+"""
+
+
 def test_state_that_was_counted_otherwise_is_named(store) -> None:
     add_recall(store, "mesanet", 4096, {4: 0.5})
     add_recall(store, "transformer", 8192, {4: 0.5})
-    (store.root / "runs" / store.cells[-1]["run_id"] / "config.yaml").write_text("train:\n  autocast: bfloat16\n")
+    (store.root / "runs" / store.cells[-1]["run_id"] / "config.yaml").write_text(OLD)
     made = frames(store)
     said = "Old runs under autocast, whose state is counted as float32, twice what attention holds: TRANSFORMER."
     assert said in figures.accuracy_against_state(made, **STATE).notes

@@ -63,7 +63,7 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("train.lr=nan", ("train.lr=nan", "above 0")),
         ("train.steps=many", ("train.steps=many", "whole numbers")),
         ("train.autocast=float8", ("train.autocast=float8", "none, bfloat16")),
-        ("backend=fla", ("backend='fla'", "torch")),
+        ("backend=fla", ("backend=fla", "torch")),
         ("backend=flaa", ("backend=flaa", "permitted are auto, torch, fla", "did you mean fla?")),
         ("match.by=weight", ("match.by=weight", "parameters")),
         ("eval.stages=[positions]", ("'positions'", "position")),

@@ -203,7 +203,7 @@ load.keep()
 
 def test_what_a_killed_writer_leaves_goes_with_the_next_request_and_a_living_one_keeps_its_own(tmp_path):
     writer = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]
     )
     assert writer.stdout.readline() == "writing\n"
     (temporary,) = tmp_path.iterdir()
