@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
+import pkgutil
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conf.settings import RequestError, unknown
 from suite.machine.environment import git_commit, package_versions
@@ -24,6 +24,16 @@ WHAT = {
     "check": "what a run would cost and be called, without running it: the keys of run, and show=config to see them all",
     "doctor": "versions, devices, and which backends work",
 }
+VERBS = {
+    "run": "suite.running.sweep:sweep",
+    "evaluate": "suite.running.sweep:add_evaluations",
+    "generate": "suite.generate:generate_text",
+    "report": "suite.cli:report",
+    "list": "suite.cli:list_names",
+    "check": "suite.running.sweep:print_plan",
+    "doctor": "suite.cli:doctor",
+}
+"""Where each verb is done: it takes the arguments, and returns its exit status or, of a verb that went well, what it says."""
 USAGE = f"""usage: python -m suite VERB [KEY=VALUE ...], or lrs VERB [KEY=VALUE ...]
 
 {chr(10).join(f"  {verb:9s} {what}" for verb, what in WHAT.items())}
@@ -71,10 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"usage: python -m suite {verb}: {WHAT[verb]}\n{keys}".rstrip())
             return OK
         with warnings.catch_warnings():
-            warnings.showwarning = _say
-            status = VERBS[verb]([argument for argument in rest if argument not in MULTIRUN])
+            # On one line, without the place in our code that gives it.
+            warnings.showwarning = lambda message, *place: say(f"warning: {message}")
+            made = pkgutil.resolve_name(VERBS[verb])([argument for argument in rest if argument not in MULTIRUN])
+            if isinstance(made, str):
+                print(made)
         sys.stdout.flush()
-        return status
+        return OK if isinstance(made, str) else made
     except RequestError as error:
         say(f"error: {error}")
         return WRONG
@@ -92,11 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _say(message: Warning | str, *place: Any) -> None:
-    """A warning on one line, without the place in our code that gives it."""
-    say(f"warning: {message}")
-
-
 def _check_words(arguments: Sequence[str]) -> None:
     """Raises RequestError for what is no text, and for a flag that there is not: a comma list expands with or without -m."""
     for argument in arguments:
@@ -108,26 +116,7 @@ def _check_words(arguments: Sequence[str]) -> None:
             raise unknown("flag", argument, (*HELP, "--version", *MULTIRUN))
 
 
-def run(arguments: Sequence[str]) -> int:
-    from suite.running.sweep import sweep
-
-    return sweep(arguments)
-
-
-def evaluate(arguments: Sequence[str]) -> int:
-    from suite.running.sweep import add_evaluations
-
-    return add_evaluations(arguments)
-
-
-def generate(arguments: Sequence[str]) -> int:
-    from suite.generate import generate_text
-
-    print(generate_text(arguments))
-    return OK
-
-
-def report(arguments: Sequence[str]) -> int:
+def report(arguments: Sequence[str]) -> str:
     import yaml
 
     from conf.groups import CONF, options
@@ -148,11 +137,10 @@ def report(arguments: Sequence[str]) -> int:
         raise RequestError(str(error)) from error
     index = build_report(page, frames, Path(paths.reports) / names[0])
     missing = frames.cells[frames.cells["status"] != "done"]
-    print(f"{index}  ({len(frames.cells)} runs asked for, {len(missing)} of them not done)")
-    return OK
+    return f"{index}  ({len(frames.cells)} runs asked for, {len(missing)} of them not done)"
 
 
-def list_names(arguments: Sequence[str]) -> int:
+def list_names(arguments: Sequence[str]) -> str | int:
     from conf.groups import options
     from suite.request.compose import compose_one
 
@@ -160,38 +148,29 @@ def list_names(arguments: Sequence[str]) -> int:
     names, overrides = _split(arguments)
     if len(names) != 1 or names[0] not in (*kinds, "runs"):
         raise unknown("list", " ".join(names), (*kinds, "runs"))
-    if names[0] == "runs":
-        from suite.results import load_runs
+    if names[0] != "runs":
+        return "\n".join(options(kinds[names[0]]))
+    from suite.results import load_runs
 
-        results = Path(compose_one(overrides).paths.results)
-        if not results.is_dir():
-            raise RequestError(f"paths.results={results} is no folder; permitted is one that `run` has made")
-        try:
-            rows = load_runs(results)
-        except ValueError as error:
-            # An empty store has nothing to list.
-            say(error)
-            return OK
-        for row in rows.itertuples():
-            print(f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}".rstrip())
+    results = Path(compose_one(overrides).paths.results)
+    if not results.is_dir():
+        raise RequestError(f"paths.results={results} is no folder; permitted is one that `run` has made")
+    try:
+        rows = load_runs(results).itertuples()
+    except ValueError as error:
+        # An empty store has nothing to list.
+        say(error)
         return OK
-    print("\n".join(options(kinds[names[0]])))
-    return OK
+    lines = (f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}" for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
-def check(arguments: Sequence[str]) -> int:
-    from suite.running.sweep import print_plan
-
-    return print_plan(arguments)
-
-
-def doctor(arguments: Sequence[str]) -> int:
+def doctor(arguments: Sequence[str]) -> str:
     from suite.machine.doctor import examine
 
     if arguments:
         raise RequestError(f"doctor takes no arguments, not {' '.join(arguments)!r}")
-    print(examine())
-    return OK
+    return examine()
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -202,14 +181,3 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if not override.startswith("paths."):
             raise RequestError(f"{override!r} has no meaning here, permitted are paths.results and paths.reports")
     return names, overrides
-
-
-VERBS: dict[str, Callable[[Sequence[str]], int]] = {
-    "run": run,
-    "evaluate": evaluate,
-    "generate": generate,
-    "report": report,
-    "list": list_names,
-    "check": check,
-    "doctor": doctor,
-}

@@ -21,7 +21,7 @@ import pandas as pd
 
 from reports.kit.parts import Drawing, Frames, NoData, Table
 from reports.kit.render import to_html, to_latex, to_markdown
-from reports.kit.style import LOOK
+from reports.kit.style import TABLE
 from suite.results import MACHINE_COLUMNS
 
 SUFFIXES = (".png", ".pdf", ".csv", ".md", ".tex")
@@ -87,7 +87,7 @@ def _section(part: Mapping[str, Any], call: Callable[[Frames], Drawing | Table],
     for path in paths:
         path.unlink(missing_ok=True)
     try:
-        with mpl.rc_context(LOOK):
+        with mpl.rc_context(TABLE["look"]):
             made = call(frames)
             body = (_drawn if isinstance(made, Drawing) else _tabulated)(made, part["title"], *paths)
     except NoData as nothing:
@@ -105,10 +105,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     def plain(value: object) -> object:
         return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
-    inert = table.rename(columns=plain)
-    for name in inert.select_dtypes(["object", "str", "category"]).columns:
-        inert[name] = inert[name].map(plain)
-    inert.to_csv(path, index=False)
+    table.rename(columns=plain).map(plain).to_csv(path, index=False)
 
 
 def _drawn(drawing: Drawing, title: str, png: Path, pdf: Path, csv: Path, *_others: Path) -> str:

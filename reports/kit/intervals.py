@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from suite.metrics import METRICS
 
@@ -37,28 +37,9 @@ class Interval(NamedTuple):
         return int(self.low > 0) - int(self.high < 0)
 
 
-@functools.cache
-def student_t(degrees: int, tail: float = 0.025) -> float:
-    """Quantile 1 - tail of Student's t, by bisection of its distribution (Abramowitz & Stegun 26.7.3 and 26.7.4)."""
-    if degrees < 1:
-        raise ValueError(f"{degrees} degrees of freedom; at least 1 is needed")
-    if degrees > 1000:
-        z = NormalDist().inv_cdf(1 - tail)
-        return z + (z**3 + z) / (4 * degrees)
-    low, high = 0.0, math.pi / 2
-    for _ in range(60):
-        angle = (low + high) / 2
-        low, high = (angle, high) if _inside(angle, degrees) < 1 - 2 * tail else (low, angle)
-    return math.sqrt(degrees) * math.tan(low)
-
-
-def _inside(angle: float, degrees: int) -> float:
-    """The probability of |t| < sqrt(degrees) tan(angle)."""
-    odd, term, total = degrees % 2, 1.0, 0.0
-    for k in range(degrees // 2):
-        total += term
-        term *= math.cos(angle) ** 2 * (2 * k + 1 + odd) / (2 * k + 2 + odd)
-    return 2 / math.pi * (angle + math.sin(angle) * math.cos(angle) * total) if odd else math.sin(angle) * total
+def student_t(degrees: np.ndarray | int, tail: float = 0.025) -> np.ndarray:
+    """Quantile 1 - tail of Student's t; NaN without a degree of freedom."""
+    return stdtrit(degrees, 1 - tail)
 
 
 def t_interval(values: np.ndarray, *, comparisons: int = 1) -> Interval:
@@ -68,9 +49,7 @@ def t_interval(values: np.ndarray, *, comparisons: int = 1) -> Interval:
     """
     values = np.asarray(values, dtype=float)
     mean = float(values.mean()) if len(values) else math.nan
-    if len(values) < 2:
-        return Interval(mean, math.nan, math.nan)
-    half = student_t(len(values) - 1, 0.025 / comparisons) * standard_error(values)
+    half = float(student_t(len(values) - 1, 0.025 / comparisons)) * standard_error(values)
     return Interval(mean, mean - half, mean + half)
 
 
@@ -133,7 +112,7 @@ def bootstrap_intervals(
     with np.errstate(invalid="ignore", divide="ignore"):
         moves = (filled - mean * present) / (present.sum(0) / counts)
         error = np.sqrt((moves**2).sum(0) / (counts * (counts - 1)))
-    half = error * [student_t(count - 1) if count > 1 else math.nan for count in counts]
+    half = error * student_t(counts - 1)
     few = counts < FEW_CLUSTERS
     return mean, np.where(few, mean - half, low), np.where(few, mean + half, high)
 
@@ -142,5 +121,5 @@ def bootstrap_percentiles(clusters: int) -> tuple[float, float]:
     """Between which percentiles of the resampled means 95 % lie: 2.5 and 97.5 for many clusters, further out for few."""
     if clusters < 2:
         return 0.0, 100.0
-    outer = 100 * NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * student_t(clusters - 1))
+    outer = 100 * NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * float(student_t(clusters - 1)))
     return outer, 100 - outer

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 
+from reports.kit.panels import position_axis
 from reports.kit.style import arms_in_order, line_style, plain
 
 Look = Mapping[str, object]
@@ -34,17 +35,18 @@ def shaded(data: pd.DataFrame, keys: str | list[str], color_map: str = "viridis"
         yield value, {"color": color, "marker": "o", "markersize": 3}, rows
 
 
-def seed_points(axes: Axes, line: pd.DataFrame, x: str, *, look: Look, scale: float = 1.0) -> None:
+def seed_points(axes: Axes, line: pd.DataFrame, x: str, *, look: Look) -> None:
     """The means of `seed_summary` rows by x with their intervals, or, where there is none, with the seeds as small marks."""
     line = line.sort_values(x)
     ends = line["mean"] - line["low"], line["high"] - line["mean"]
-    axes.errorbar(line[x], scale * line["mean"], [scale * end for end in ends], elinewidth=1.1, **look)
+    axes.errorbar(line[x], line["mean"], ends, elinewidth=1.1, **look)
     bare = line[line["half_width"].isna() & (line["n"] > 1)].explode("each")
-    axes.plot(bare[x], scale * bare["each"].astype(float), ".", color=look["color"], markersize=3, alpha=0.7)
+    axes.plot(bare[x], bare["each"].astype(float), ".", color=look["color"], markersize=3, alpha=0.7)
 
 
 def banded_lines(axes: Axes, lines: Iterable[tuple[Look, pd.DataFrame]], *, alpha: float = 0.13) -> None:
     """The means by `position` of every (look, rows), and their intervals as a band of the same colour."""
+    position_axis(axes)
     for look, line in lines:
         line = line.sort_values("position")
         axes.plot(line["position"], line["mean"], **look)

@@ -24,23 +24,21 @@ def position_axis(axes: Axes) -> None:
 
 
 def row_of_panels(
-    count: int, *, width: float, height: float, beside: float = 0, sharey: bool = False
+    count: int, *, width: float, height: float, beside: float = 0, columns: int = 0, sharey: bool = False
 ) -> tuple[Figure, Sequence[Axes]]:
-    """So many panels of this size in inches side by side; beside: inches for what stands right of them."""
-    figure = new_figure(beside + width * count, height)
-    return figure, figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    """So many panels of this size in inches, side by side or in rows of `columns`; what is left over of the last stays empty.
+
+    beside: inches for what stands right of them.
+    """
+    columns = columns or count
+    rows = -(-count // columns)
+    figure = new_figure(beside + width * columns, height * rows)
+    return figure, used(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flatten(), count)
 
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches that no global state of pyplot knows about."""
     return Figure(figsize=(width, height), layout="constrained")
-
-
-def grid_of_panels(count: int, *, columns: int, width: float, beside: float, height: float) -> tuple[Figure, Sequence[Axes]]:
-    """So many panels in rows of `columns`; what is left over of the last row stays empty."""
-    rows = -(-count // columns)
-    figure = new_figure(beside + width * columns, height * rows)
-    return figure, used(figure.subplots(rows, columns, squeeze=False).flatten(), count)
 
 
 def used(panels: Sequence[Axes], count: int) -> Sequence[Axes]:
@@ -51,16 +49,10 @@ def used(panels: Sequence[Axes], count: int) -> Sequence[Axes]:
 
 
 def metric_panels(
-    data: pd.DataFrame,
-    metrics: Sequence[str],
-    draw: Callable[[Axes, pd.DataFrame], str | None],
-    *,
-    width: float,
-    beside: float,
-    height: float,
+    data: pd.DataFrame, metrics: Sequence[str], draw: Callable[[Axes, pd.DataFrame], str | None], *, width: float, height: float
 ) -> Figure:
     """One panel a metric on its scale: draw(axes, the rows of the metric) returns the label of its axis, None for the usual."""
-    figure, panels = row_of_panels(len(metrics), width=width, beside=beside, height=height)
+    figure, panels = row_of_panels(len(metrics), width=width, beside=2.0, height=height)
     for axes, metric in zip(panels, metrics, strict=True):
         scale_of_metric(axes, metric)
         axes.set_ylabel(draw(axes, data[data["metric"] == metric]) or axis_label(metric))

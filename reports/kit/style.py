@@ -1,8 +1,4 @@
-"""One colour and marker per model in every figure, and the look of the figures.
-
-Colours are Paul Tol's muted scheme, made to be told apart by colour-blind readers, with the vermilion and orange of
-Okabe & Ito for the two models with a Mesa layer. Softmax attention is grey: the wider its window, the darker.
-"""
+"""One colour and marker per model in every figure, the words for settings, and the look of the figures: see style.yaml."""
 
 from __future__ import annotations
 
@@ -10,8 +6,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from suite.metrics import axis_label
 
@@ -26,45 +24,8 @@ class Style:
     dashes: str = "-"
 
 
-STYLES = {
-    "transformer": Style("#000000", "o", 1.8),
-    "swa4": Style("#bdbdbd", "p", 1.1),
-    "swa16": Style("#a0a0a0", "d", 1.1),
-    "swa64": Style("#838383", "h", 1.1),
-    "swa256": Style("#666666", "8", 1.1),
-    "swa1024": Style("#4a4a4a", "H", 1.1),
-    "linear_attention": Style("#999933", "v"),
-    "gla": Style("#44aa99", "<"),
-    "gla_original": Style("#99d5ca", r"$\triangleleft$"),
-    "mamba2": Style("#117733", ">"),
-    "mamba2_original": Style("#70b586", r"$\triangleright$"),
-    "mlstm": Style("#aa4499", "P"),
-    "deltanet": Style("#88ccee", "s"),
-    "gated_deltanet": Style("#332288", "D"),
-    "longhorn": Style("#cc6677", r"$\spadesuit$"),
-    "gated_kalmanet": Style("#ddcc77", r"$\clubsuit$"),
-    "hawk": Style("#882255", "^"),
-    "hawk_mesa": Style("#e69f00", "X"),
-    "mesanet": Style("#d55e00", "*", 2.4),
-    "mesanet_signed": Style("#0072b2", r"$\pm$", 2.4),
-}
-BACKEND_DASHES = {"triton": "-", "fla": "--", "mamba_ssm": "-.", "torch": ":"}
-SPARE_COLORS = ("#6699cc", "#004488", "#997700", "#994455", "#225555")
-SPARE_MARKERS = ("1", "2", "3", "4", "+", "x")
-LOOK = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "lines.solid_capstyle": "round",
-    "svg.hashsalt": "linear-rnn-suite",
-}
+TABLE = yaml.safe_load(Path(__file__).with_name("style.yaml").read_text(encoding="utf-8"))
+STYLES = {model: Style(**style) for model, style in TABLE["models"].items()}
 
 
 def style_of(model: str) -> Style:
@@ -72,12 +33,13 @@ def style_of(model: str) -> Style:
     if model in STYLES:
         return STYLES[model]
     digest = hashlib.sha256(model.encode()).digest()
-    return Style(SPARE_COLORS[digest[0] % len(SPARE_COLORS)], SPARE_MARKERS[digest[1] % len(SPARE_MARKERS)], 1.3, "--")
+    color, marker = (known[byte % len(known)] for byte, known in zip(digest, TABLE["spare"].values(), strict=False))
+    return Style(color, marker, dashes="--")
 
 
 def backend_dashes(backend: str) -> str:
     """The dash pattern of a backend, in figures that show more than one."""
-    return BACKEND_DASHES.get(backend, ":")
+    return TABLE["backends"].get(backend, ":")
 
 
 def line_style(model: str, marker: float = 0.0) -> dict[str, str | float]:
@@ -100,20 +62,6 @@ def task_label(task: str) -> str:
     return "MQAR" if task == "mqar" else task.replace("_", " ")
 
 
-WORDS = {
-    "head_dim": "head size",
-    "lr": "learning rate",
-    "forget_gate_init": "initial gamma",
-    "regularizer_floor": "Lambda floor",
-    "max_steps": "solver steps",
-    "random_steps": "random steps up to",
-    "segment_len": "W redrawn every",
-}
-"""Nicer words for the last part of a setting's name, or for a fact; any other stands for itself."""
-WITHOUT = {"random_steps": "steps not random", "segment_len": "W not redrawn"}
-"""What a label says of a setting that is null; of any other, that there is none."""
-
-
 def last_part(name: str) -> str:
     """What a dotted name ends in: "lr" of "train.lr", but "solver" of "model.mixer.solver.name"."""
     return re.sub(r"\.(name|type)$", "", name).rpartition(".")[2]
@@ -121,14 +69,14 @@ def last_part(name: str) -> str:
 
 def fact_label(name: str) -> str:
     """A fact or setting of a run for axes and headers; one without words has its metric's label, or its own name."""
-    return WORDS.get(last_part(name)) or axis_label(last_part(name))
+    return TABLE["words"].get(last_part(name)) or axis_label(last_part(name))
 
 
 def fact_text(name: str, value: object) -> str:
     """A fact or setting within a label: "small", "head size 8", "implicit gradient"; None is a setting that is null."""
     label = fact_label(name)
     if value is None or value is False:
-        return WITHOUT.get(last_part(name), f"no {label}") if "." in name else ""
+        return TABLE["without"].get(last_part(name), f"no {label}") if "." in name else ""
     if value is True:
         return label
     if isinstance(value, Real):

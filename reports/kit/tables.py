@@ -37,6 +37,16 @@ class Column:
     slice: str = ""
     bound: str = ""
 
+    @classmethod
+    def of(cls, config: Mapping[str, str]) -> Column:
+        """A column from its configuration; ValueError for an unknown field or metric."""
+        known = [field.name for field in fields(cls)]
+        if not {"metric", "task"} <= set(config) <= set(known):
+            raise ValueError(f"a column has {known}, of which metric and task are needed; not {sorted(config)}")
+        if config["metric"] not in METRICS:
+            raise ValueError(f"metric {config['metric']!r} is not one of {', '.join(METRICS)}")
+        return cls(**config)
+
     @property
     def title(self) -> str:
         return f"{task_label(self.task)} {axis_label(self.metric)}" if self.stage else axis_label(self.metric)
@@ -45,16 +55,6 @@ class Column:
     def runs(self) -> str:
         """Whose it is: "MQAR, tiny"."""
         return ", ".join(filter(None, (task_label(self.task), self.size)))
-
-
-def column_of(config: Mapping[str, str]) -> Column:
-    """A column from its configuration; ValueError for an unknown field or metric."""
-    known = [field.name for field in fields(Column)]
-    if not {"metric", "task"} <= set(config) <= set(known):
-        raise ValueError(f"a column has {known}, of which metric and task are needed; not {sorted(config)}")
-    if config["metric"] not in METRICS:
-        raise ValueError(f"metric {config['metric']!r} is not one of {', '.join(METRICS)}")
-    return Column(**config)
 
 
 def rows_of(frame: pd.DataFrame, column: Column) -> pd.DataFrame:

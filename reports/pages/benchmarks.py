@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,18 +29,14 @@ BENCHMARK = ["benchmark", "shots"]
 PANELS_A_ROW = 5
 
 
-class Comparison(NamedTuple):
-    """How much better `upper` scores than `lower`, in the metric's unit; positive agrees with the condition."""
+Comparisons = dict[tuple[str, str], Interval]
+"""How much better the second model scores than the first, in the metric's unit; positive agrees with the condition."""
 
-    lower: str
-    upper: str
-    interval: Interval
 
-    def __str__(self) -> str:
-        mean, low, high = self.interval
-        if low == high == 0:
-            return f"{self.upper} = {self.lower} on every example"
-        return f"{self.upper} − {self.lower} = {signed(mean, 3)}{signed_interval(low, high, 3) or ' no interval'}"
+def comparison_text(lower: str, upper: str, mean: float, low: float, high: float) -> str:
+    if low == high == 0:
+        return f"{upper} = {lower} on every example"
+    return f"{upper} − {lower} = {signed(mean, 3)}{signed_interval(low, high, 3) or ' no interval'}"
 
 
 def primary_scores(examples: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -81,28 +76,28 @@ def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str, chance:
             table, guessing = -table, -np.inf
         verdict, reason, comparisons = _judge(table, windows, full, guessing)
         row = dict(zip(keys, key, strict=True)) | {"metric": group["metric"].iloc[0], "examples": len(table)}
-        for lower, upper, (mean, low, high) in comparisons:
+        for (lower, upper), (mean, low, high) in comparisons.items():
             name = f"{upper}_minus_{lower}"
             row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
         rows.append(row | {"verdict": verdict, "reason": reason})
     return pd.DataFrame(rows)
 
 
-def _judge(table: pd.DataFrame, windows: Sequence[str], full: str, chance: float) -> tuple[str, str, list[Comparison]]:
+def _judge(table: pd.DataFrame, windows: Sequence[str], full: str, chance: float) -> tuple[str, str, Comparisons]:
     """The verdict on one benchmark, its reason and its comparisons. table: examples x models, higher is better."""
     if len(windows) < 2:
-        return "undecided", "a score that rises with the window takes two windows or more", []
+        return "undecided", "a score that rises with the window takes two windows or more", {}
     missing = [model for model in (*windows, full) if model not in table.columns]
     if missing:
-        return "undecided", f"no scores of {', '.join(missing)}", []
+        return "undecided", f"no scores of {', '.join(missing)}", {}
     pairs = [*zip(windows, windows[1:], strict=False), *((window, full) for window in windows)]
-    comparisons = [Comparison(lower, upper, t_interval((table[upper] - table[lower]).to_numpy())) for lower, upper in pairs]
+    comparisons = {(lower, upper): t_interval((table[upper] - table[lower]).to_numpy()) for lower, upper in pairs}
     own = t_interval(table[full].to_numpy())
     if not own.low > chance:
         reason = f"{full} is not above chance, {chance:.3f}: {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
         return "undecided", reason, comparisons
     for verdict, what, sign in (("undecided", "unsettled", 0), ("local", "against", -1)):
-        said = [str(comparison) for comparison in comparisons if comparison.interval.sign == sign]
+        said = [comparison_text(*pair, *interval) for pair, interval in comparisons.items() if interval.sign == sign]
         if said:
             return verdict, f"{what}: {'; '.join(said)}", comparisons
     return "global", f"all {len(comparisons)} comparisons agree", comparisons

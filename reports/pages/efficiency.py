@@ -144,12 +144,11 @@ def costs(frames: Frames, *, works: Sequence[str]) -> Table:
     for name in ("length", "batch"):
         data = data[data[name] == data.groupby("work")[name].transform("max")]
     shown = {name: title for name, title in COSTS.items() if data[name].notna().any()}
+    places = {"work": list(works), "arm": [arm for arm, _ in arms_in_order(data)]}
     rows = []
-    for work in works:
-        for arm, _ in arms_in_order(data):
-            for row in data[(data["work"] == work) & (data["arm"] == arm)].to_dict("records"):
-                shape = f"{row['batch']:,.0f} x {row['length']:,.0f}"
-                rows.append((*map(Entry, (work, arm, row["backend"], shape)), *(_entry(row, name) for name in shown)))
+    for row in data.sort_values(["work", "arm"], key=lambda column: column.map(places[column.name].index)).to_dict("records"):
+        named = row["work"], row["arm"], row["backend"], f"{row['batch']:,.0f} x {row['length']:,.0f}"
+        rows.append((*map(Entry, named), *(_entry(row, name) for name in shown)))
     header = ("work", "model", "backend", "sequences x tokens", *shown.values())
     notes = (*_ceilings(whole), *not_timed(whole), *outcome_notes(frames.cells), *state_notes(frames.runs))
     return Table(whole, header, tuple(rows), notes)

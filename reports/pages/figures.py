@@ -11,9 +11,9 @@ from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
 from reports.kit.lines import banded_lines, lines_of
-from reports.kit.panels import position_axis, row_of_panels, with_legend, zero_line
+from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
-from reports.kit.rows import bands_note, measured, of_stage, position_differences, seed_summary
+from reports.kit.rows import bands_note, measured, of_stage, over_runs, position_differences
 from reports.kit.style import arms_in_order, task_label
 from reports.kit.tables import state_notes
 from suite.metrics import axis_label
@@ -36,7 +36,6 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     for axes, part in zip(panels, shown, strict=True):
         zero_line(axes)
         banded_lines(axes, (line[1:] for line in lines_of(part, "position", marker=0.75)))
-        position_axis(axes)
     panels[0].set_ylabel(f"{axis_label(metric)}, difference to {baseline}")
     if len(panels) > 1:
         panels[0].set_title("all models")
@@ -77,16 +76,10 @@ def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: st
     scores = sliced if len(sliced) else scores[scores["slice"] == ""]
     if scores.empty:
         raise NoData(f"no run has the accuracy of {task} (stage {stage})")
-    known = rows.groupby(["metric", "arm", "slice"])["value"].mean()
-    return pd.DataFrame(
-        {"arm": arm, "model": model, "slice": part, "state_bytes": group["state_bytes"].iloc[0]}
-        | {"family": group["family"].iloc[0]}
-        | seed_summary(group["value"].to_numpy(), "accuracy")
-        | {"seeds": len(group)}
-        | {"reachable": known.get(("reachable_accuracy", arm, part), np.nan)}
-        | {"chance": known.get(("chance", arm, part), np.nan)}
-        for (arm, model, part), group in scores.groupby(["arm", "model", "slice"], sort=False)
-    )
+    known = rows.pivot_table(index=["arm", "slice"], columns="metric", values="value")
+    known = known.reindex(columns=["reachable_accuracy", "chance"]).set_axis(["reachable", "chance"], axis=1)
+    table = over_runs(scores, ["arm", "model", "slice", "state_bytes", "family"], metric="accuracy").drop(columns="worst")
+    return table.assign(seeds=table["n"]).join(known, on=["arm", "slice"])
 
 
 def _state_points(axes: Axes, data: pd.DataFrame) -> None:
@@ -113,15 +106,12 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
 
 def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
     """How far, in points, each family moves to the right so that markers that would hide one another are all seen."""
-    heaps: list[list[str]] = []
+    heaps: dict[str, list[str]] = {}
     points = {family: group[["state_bytes", "mean"]].to_numpy() for family, group in data.groupby("family")}
     for family, _ in arms_in_order(data, "family"):
-        near = next((heap for heap in heaps if _overlap(points[family], points[heap[0]])), None)
-        if near is None:
-            heaps.append([family])
-        else:
-            near.append(family)
-    return {family: 7.0 * (i - (len(heap) - 1) / 2) for heap in heaps for i, family in enumerate(heap)}
+        first = next((first for first in heaps if _overlap(points[family], points[first])), family)
+        heaps.setdefault(first, []).append(family)
+    return {family: 7.0 * (i - (len(heap) - 1) / 2) for heap in heaps.values() for i, family in enumerate(heap)}
 
 
 def _overlap(points: np.ndarray, others: np.ndarray) -> bool:

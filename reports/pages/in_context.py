@@ -19,11 +19,15 @@ from suite.metrics import METRICS, axis_label
 
 VARIANT = ["task.noise", "task.drift", "task.segment_len"]
 LINE = [*VARIANT, "metric", "family", "model"]
-REFERENCES = ("ridge_error", "bayes_error", "operator_error", "forgetting_error", "floored_error")
-OP_MARKS = {
-    "operator_error": {"marker": "o", "markersize": 5, "label": "Mesa op itself, told where W is redrawn"},
-    "forgetting_error": {"marker": "x", "markersize": 4.5, "label": "Mesa op itself, told nothing"},
-    "floored_error": {"marker": "+", "markersize": 6, "label": "Mesa op itself, at the layer's Lambda floor"},
+# Wide and pale, below everything: black is the transformer's.
+EXACT = {"color": "#b8b8b8", "zorder": 1.5, "solid_capstyle": "butt"}
+OP = {"color": "black", "markerfacecolor": "none", "linestyle": "none"}
+REFERENCES = {
+    "ridge_error": EXACT | {"linewidth": 4.0, "label": "ridge regression, exact"},
+    "bayes_error": EXACT | {"linewidth": 2.5, "linestyle": (0, (2, 1)), "label": "best answer (Kalman)"},
+    "operator_error": OP | {"marker": "o", "markersize": 5, "label": "Mesa op itself, told where W is redrawn"},
+    "forgetting_error": OP | {"marker": "x", "markersize": 4.5, "label": "Mesa op itself, told nothing"},
+    "floored_error": OP | {"marker": "+", "markersize": 6, "label": "Mesa op itself, at the layer's Lambda floor"},
 }
 DECAYS = {"operator_decay": "told", "forgetting_decay": "told nothing", "floored_decay": "at the floor"}
 MARKED_POSITIONS = 12
@@ -40,7 +44,7 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
         thin = ((look | {"linewidth": 0.8 * look["linewidth"]}, line) for _, look, line in models)
         banded_lines(axes, thin, alpha=0.12)
         _reference_lines(axes, shown)
-        axes.set(title=title, xlabel="pairs seen", yscale="log")
+        axes.set(title=title, xlabel="pairs seen", xscale="linear", yscale="log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.margins(x=0.01)
@@ -90,23 +94,15 @@ def variant_title(noise: float, drift: float, segment_len: float) -> str:
 
 
 def _reference_lines(axes: Axes, data: pd.DataFrame) -> None:
-    lines = {metric: data[data["metric"] == metric].sort_values("position") for metric in REFERENCES}
-    ridge, bayes = lines["ridge_error"], lines["bayes_error"]
-    # Wide and pale, below everything: black is the transformer's.
-    look = {"color": "#b8b8b8", "linewidth": 4.0, "zorder": 1.5, "solid_capstyle": "butt"}
-    axes.plot(ridge["position"], ridge["mean"], label="ridge regression, exact", **look)
-    if not np.allclose(ridge["mean"], bayes["mean"], rtol=1e-6):
-        look |= {"linewidth": 2.5, "linestyle": (0, (2, 1))}
-        axes.plot(bayes["position"], bayes["mean"], label="best answer (Kalman)", **look)
-    drawn: list[pd.Series] = []
-    for metric, look in OP_MARKS.items():
-        line = lines[metric]
+    drawn: dict[bool, list[pd.Series]] = {True: [], False: []}
+    for metric, look in REFERENCES.items():
+        line, alike = data[data["metric"] == metric].sort_values("position"), drawn["marker" in look]
         # Where nothing is redrawn there is nothing to be told, and two of them are one.
-        if line.empty or any(np.allclose(line["mean"], other, rtol=1e-6) for other in drawn):
+        if line.empty or any(np.allclose(line["mean"], other, rtol=1e-6) for other in alike):
             continue
-        drawn.append(line["mean"])
-        marked = line.iloc[:: max(1, len(line) // MARKED_POSITIONS)]
-        axes.plot(marked["position"], marked["mean"], linestyle="none", color="black", markerfacecolor="none", **look)
+        alike.append(line["mean"])
+        shown = line.iloc[:: max(1, len(line) // MARKED_POSITIONS)] if "marker" in look else line
+        axes.plot(shown["position"], shown["mean"], **look)
 
 
 def _decays(results: pd.DataFrame, task: str) -> list[str]:

@@ -8,10 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
-from reports.kit.panels import metric_panels, position_axis, ticks_at, with_legend, zero_line
+from reports.kit.panels import metric_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
-from reports.kit.rows import BAND, by_metric, less, measured, over_runs, seeds_note
+from reports.kit.rows import BAND, by_metric, less, measured, seeds_note
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import axis_label
 
@@ -20,15 +20,13 @@ FACTOR = ["length_factor", "length"]
 
 def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFrame:
     """One row an arm, length and metric: mean and interval over seeds, and of the NLL also less that at one times the length."""
-    keys, parts = ["arm", "model", *FACTOR], []
+    tables = {}
     for metric in metrics:
-        rows = measured(frames.results, stage="length", task=task, metric=metric, whole=True)
-        parts.append(by_metric({metric: rows}, keys))
+        tables[metric] = rows = measured(frames.results, stage="length", task=task, metric=metric, whole=True)
         trained = rows[rows["length_factor"] == 1]
         if metric == "nll" and len(trained):
-            paired = less(rows, trained, on=["run_id"], done="evaluated at the training length")
-            parts.append(over_runs(paired, keys, metric="nll").assign(metric="nll_difference"))
-    return pd.concat(parts, ignore_index=True)
+            tables["nll_difference"] = less(rows, trained, on=["run_id"], done="evaluated at the training length")
+    return by_metric(tables, ["arm", "model", *FACTOR])
 
 
 def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
@@ -37,7 +35,7 @@ def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
     if "nll" in metrics and "nll_difference" not in set(data["metric"]):
         raise NoData("no run was evaluated at the training length, with which the others are compared")
     shown = data[data["metric"] != "nll"].replace({"metric": {"nll_difference": "nll"}})
-    figure = metric_panels(shown, metrics, _points, width=2.9, beside=1.6, height=3.3)
+    figure = metric_panels(shown, metrics, _points, width=2.9, height=3.3)
     return with_legend(data, figure, seeds_note(data, "Bars"))
 
 
@@ -59,18 +57,16 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str
     data = by_metric({metric: rows[rows["model"] == model] for metric, rows in tables.items()}, [*FACTOR, *BAND])
     if data.empty:
         raise NoData(f"no run of {model} was evaluated at other lengths (stage length)")
-    figure = metric_panels(data.sort_values("length_factor"), metrics, _lines, width=2.9, beside=1.6, height=3.3)
+    figure = metric_panels(data.sort_values("length_factor"), metrics, _lines, width=2.9, height=3.3)
     return with_legend(data, figure, "The dotted line is the length of training.", seeds_note(data, "Bands"))
 
 
 def _lines(axes: Axes, data: pd.DataFrame) -> None:
     # Shorter sequences above longer ones, which go on where they end.
-    order = {factor: 3 - i / data["length_factor"].nunique() for i, factor in enumerate(data["length_factor"].unique())}
-    lines = shaded(data, "length_factor")
-    named = ((look | {"label": f"{each:g}× training length", "zorder": order[each]}, line) for each, look, line in lines)
-    banded_lines(axes, named)
+    lines = enumerate(shaded(data, "length_factor"))
+    own = ((look | {"label": f"{factor:g}× training length", "zorder": 3 - i / 100}, line) for i, (factor, look, line) in lines)
+    banded_lines(axes, own)
     axes.axvline((data["length"] / data["length_factor"]).iloc[0], color="#666666", linestyle=":", linewidth=1.2)
-    position_axis(axes)
 
 
 def table(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:

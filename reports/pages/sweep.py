@@ -14,18 +14,7 @@ from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import seed_summary, seeds_note
 from reports.kit.style import arms_in_order, fact_label, fact_text, last_part, style_of
-from reports.kit.tables import (
-    Column,
-    column_of,
-    entries_by,
-    entries_of,
-    marks,
-    notes_on,
-    number,
-    rows_of,
-    scored_cells,
-    summarise,
-)
+from reports.kit.tables import Column, entries_by, entries_of, marks, notes_on, number, rows_of, scored_cells, summarise
 from suite.metrics import METRICS, axis_label
 
 DIFFERENCE_COLOR = "#332288"
@@ -39,7 +28,7 @@ def scores(frames: Frames, *, column: Mapping[str, str], fact: str, best: str) -
     """
     if best not in ("model", "fact"):
         raise ValueError(f"best {best!r} is not one of model, fact")
-    wanted = column_of(column)
+    wanted = Column.of(column)
     summary = by_fact(frames, wanted, fact)
     if summary.empty:
         raise NoData(f"no run of {wanted.runs} was asked for")
@@ -76,7 +65,7 @@ def curves(frames: Frames, *, columns: Sequence[Mapping[str, str]], fact: str) -
     A model's best is filled. A diverged run has no score: it is a cross at the frame's worse edge and a gap in its line.
     columns: the fields of `Column`; one that was not asked for has no panel.
     """
-    wanted = [column_of(column) for column in columns]
+    wanted = [Column.of(column) for column in columns]
     panels = [(column, table) for column in wanted if len(table := by_fact(frames, column, fact))]
     if not panels:
         raise NoData(f"no run of {', '.join(column.runs for column in wanted)} was asked for")
@@ -140,7 +129,7 @@ def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]
 
 def ranking(frames: Frames, *, column: Mapping[str, str], fact: str, models: Sequence[str]) -> Table:
     """One row a value of the fact: both models, their difference, and who is ahead; below, whether the fact decides it."""
-    wanted = column_of(column)
+    wanted = Column.of(column)
     data = differences(frames, wanted, fact, models)
     names = data["first_model"].iloc[0], data["second_model"].iloc[0]
     rows = [
@@ -171,7 +160,7 @@ def answer(data: pd.DataFrame, fact: str) -> str:
 
 def difference(frames: Frames, *, column: Mapping[str, str], fact: str, models: Sequence[str]) -> Drawing:
     """The difference of two models by the fact, paired by seed."""
-    wanted = column_of(column)
+    wanted = Column.of(column)
     data = differences(frames, wanted, fact, models)
     figure, (axes,) = row_of_panels(1, width=4.8, height=3.3)
     zero_line(axes)

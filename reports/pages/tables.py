@@ -9,7 +9,7 @@ import pandas as pd
 
 from reports.kit.parts import Entry, Frames, NoData, Table
 from reports.kit.style import arms_in_order, fact_label
-from reports.kit.tables import column_of, entries_of, notes_on, number, per_run, rows_of, state_notes, summarise
+from reports.kit.tables import Column, entries_of, notes_on, number, per_run, rows_of, state_notes, summarise
 from suite.metrics import METRICS
 
 
@@ -18,7 +18,7 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
 
     columns: the fields of `Column`. floors: per metric of a column the reference metrics that get a row of their own.
     """
-    wanted = [column_of(column) for column in columns]
+    wanted = [Column.of(column) for column in columns]
     wanted = [column for column in wanted if column.task in set(frames.cells["task"])]
     if not wanted:
         raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -83,53 +83,12 @@ def is_done(run: Run, directory: RunDirectory) -> bool:
     return False
 
 
-class Recorder(AbstractContextManager):
-    """Records how a stage ends, in one line, and its traceback in the run's folder.
-
-    An error stops here, so that what stands beside the stage goes on; an interruption and the loss of the run do not.
-    """
-
-    def __init__(self, work: Work, stage: Stage) -> None:
-        self.work, self.stage, self.is_made = work, stage, False
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        self.is_made = error is None
-        if error is None or isinstance(error, Superseded):
-            return False
-        work, name = self.work, self.stage.title
-        if not isinstance(error, Exception | SystemExit):
-            work.write_status("interrupted", reason=type(error).__name__, stage=name)
-            return False
-        status = _kind(error)
-        reason = str(error) if isinstance(error, Diverged | Damaged) else reason_of(error)
-        if isinstance(error, Damaged):
-            reason += f"; it is made again by: {work.directory.command()}"
-        if self.stage == TRAINING:
-            step = error.step if isinstance(error, Diverged) else None
-            work.write_status(status, reason=reason, stage=name, step=step)
-        else:
-            failure = {"title": name, "status": status, "reason": reason, "attempt": work.command.token}
-            work.failures[self.stage.stem] = failure
-        if status == "error" and not isinstance(error, OSError | Damaged):
-            with contextlib.suppress(OSError):
-                work.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
-                reason += f" (its traceback is in {work.directory.path / TRACEBACKS})"
-        work.say("failed" if self.stage == TRAINING else "note", f"{name}: {status}, {reason}")
-        return True
-
-
 def _kind(error: BaseException) -> str:
     if isinstance(error, Diverged):
         return "diverged"
     told = error if error.__cause__ is None else error.__cause__
     allocator = isinstance(told, RuntimeError) and any(words in str(told) for words in NO_MEMORY)
     return "out_of_memory" if allocator or isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
-
-
-def _about(run: Run) -> tuple[dict[str, Any], bytes, dict[str, Any]]:
-    """What a run's folder says of it: names, configuration, and the state of the code."""
-    names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
-    return names, as_yaml(run.written).encode(), recorded(run.config)
 
 
 def as_yaml(written: Mapping[str, Any]) -> str:
@@ -144,7 +103,6 @@ class Work:
         self.before = directory.status()
         self.failures = dict(self.before.failures)
         self.remade: set[Stage] = set()
-        self._model: Backbone | None = None
 
     def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
         self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse))
@@ -154,7 +112,9 @@ class Work:
 
     def do(self) -> None:
         """All that is left of the run. Raises KeyboardInterrupt, Superseded, and OSError where the store can't be written."""
-        self.directory.begin(*_about(self.run))
+        run = self.run
+        names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
+        self.directory.begin(names, as_yaml(run.written).encode(), recorded(run.config))
         left = self._left()
         if TRAINING in left and self._is_given_up():
             self.say("failed", f"{self.before.status}: {self.before.reason}")
@@ -194,7 +154,7 @@ class Work:
     def _has_weights(self) -> bool:
         """Whether the trained weights can be read. Where not, training brings them back, and its result is made again."""
         try:
-            self.model()
+            _ = self.model
         except Damaged as error:
             self.say("note", f"{error}; the run is trained again")
             for path in (self.directory.checkpoints / FINAL, self.directory.stage_file(TRAINING)):
@@ -208,20 +168,51 @@ class Work:
         return self.before.status == "diverged" or (failed and self.before.attempt == self.command.token)
 
     def _attempt(self, stage: Stage) -> bool:
-        """Makes a stage; whether that went well."""
+        """Makes a stage; whether that went well. An error ends here, so that what stands beside the stage goes on."""
         self.write_status("running", stage=stage.title)
         self.say("started" if stage == TRAINING else "stage", stage.title)
-        with Recorder(self, stage) as recorder:
+        with contextlib.ExitStack() as ended:
+            ended.push(functools.partial(self._record, stage))
             if stage == TRAINING:
                 self._train()
             else:
                 device = select_device(self.run.compute.device)
-                subject = Subject(self.model(), saved_task(self.run), self.run.config, self.run.compute, device)
+                subject = Subject(self.model, saved_task(self.run), self.run.config, self.run.compute, device)
                 measured = evaluate(stage, subject, batch_size=64)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
                 self.directory.write_stage(stage, measured, attempt=self.command.token)
-        return recorder.is_made
+            return True
+        return False
+
+    def _record(
+        self, stage: Stage, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        """Records how a stage ended, in one line, and its traceback in the run's folder; whether what is beside it goes on.
+
+        After an interruption and the loss of the run nothing does.
+        """
+        if error is None or isinstance(error, Superseded):
+            return False
+        if not isinstance(error, Exception | SystemExit):
+            self.write_status("interrupted", reason=type(error).__name__, stage=stage.title)
+            return False
+        status = _kind(error)
+        reason = str(error) if isinstance(error, Diverged | Damaged) else reason_of(error)
+        if isinstance(error, Damaged):
+            reason += f"; it is made again by: {self.directory.command()}"
+        if stage == TRAINING:
+            step = error.step if isinstance(error, Diverged) else None
+            self.write_status(status, reason=reason, stage=stage.title, step=step)
+        else:
+            failure = {"title": stage.title, "status": status, "reason": reason, "attempt": self.command.token}
+            self.failures[stage.stem] = failure
+        if status == "error" and not isinstance(error, OSError | Damaged):
+            with contextlib.suppress(OSError):
+                self.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
+                reason += f" (its traceback is in {self.directory.path / TRACEBACKS})"
+        self.say("failed" if stage == TRAINING else "note", f"{stage.title}: {status}, {reason}")
+        return True
 
     def _train(self) -> None:
         measured = train(
@@ -235,11 +226,10 @@ class Work:
         self.directory.write_stage(TRAINING, measured, attempt=self.command.token)
         remove_checkpoints(self.directory)
 
+    @functools.cached_property
     def model(self) -> Backbone:
         """The trained model; one serves all stages, since none of them leaves it changed. Raises Damaged."""
-        if self._model is None:
-            self._model = trained_model(self.run, self.directory, select_device(self.run.compute.device))
-        return self._model
+        return trained_model(self.run, self.directory, select_device(self.run.compute.device))
 
     def _settle(self, *, is_new: bool) -> None:
         """Says how the run ended, and tidies what a kill after its last stage left."""
@@ -256,22 +246,14 @@ class Work:
             self.say("done" if is_new else "skipped", "" if is_new else "is done already")
 
 
-def execute(run: Run, results: Path, listener: Listener, *, command: Command) -> None:
-    """Does what is left of one run, or says why there is nothing to do.
-
-    Raises Locked or Superseded where another worker has it, and OSError where the store can't be written.
-    """
-    directory = RunDirectory(results, run.run_id)
-    directory.make()
-    with directory.lock:
-        Work(run, directory, command, listener).do()
-
-
 def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, command: Command) -> None:
-    """Goes through the runs, past those that another worker holds."""
+    """Does what is left of every run, past those that another worker holds."""
     for run in runs:
+        directory = RunDirectory(results, run.run_id)
         try:
-            execute(run, results, listener, command=command)
+            directory.make()
+            with directory.lock:
+                Work(run, directory, command, listener).do()
         except OSError as error:
             # The disk or the folder: other runs may lie elsewhere, or find room again.
             listener(Event(run.run_id, run.title, "failed", f"error: {reason_of(error)}"))

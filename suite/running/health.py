@@ -78,21 +78,13 @@ class Readings:
         written.record()
         self._unread.append(Unread(step, place, written))
 
-    def arrived(self) -> Iterator[tuple[int, float, float]]:
-        """The steps whose numbers are there, and as many more that the next one finds its place free."""
-        while self._unread and (len(self._unread) == MOST_UNREAD or _is_there(self._unread[0])):
-            yield self._next()
-
-    def all(self) -> Iterator[tuple[int, float, float]]:
-        """Every step that was added."""
-        while self._unread:
-            yield self._next()
-
-    def _next(self) -> tuple[int, float, float]:
-        step, numbers, written = self._unread.popleft()
-        if written is not None:
-            written.synchronize()
-        return step, *numbers.tolist()
+    def read(self, *, leave: int = MOST_UNREAD - 1) -> Iterator[tuple[int, float, float]]:
+        """The steps whose numbers are there, and as many more that no more than `leave` of them are under way."""
+        while self._unread and (len(self._unread) > leave or _is_there(self._unread[0])):
+            step, numbers, written = self._unread.popleft()
+            if written is not None:
+                written.synchronize()
+            yield step, *numbers.tolist()
 
 
 def _is_there(unread: Unread) -> bool:

@@ -53,7 +53,7 @@ def launcher_of(request: Request) -> Callable[[Sequence[Sequence[str]]], None] |
     def launch(cells: Sequence[Sequence[str]]) -> None:
         chosen = config.hydra.runtime.choices["hydra/launcher"]
         say(f"submits {len(cells)} jobs, one a run, through hydra/launcher={chosen}, and waits for them")
-        for job_return in launcher.launch([[_as_override(cell)] for cell in cells], initial_job_idx=0):
+        for job_return in launcher.launch([[f"+cell=[{','.join(map(quoted, cell))}]"] for cell in cells], initial_job_idx=0):
             # Raises what the job raised; a run that failed is no exception, its status says so.
             _ = job_return.return_value
 
@@ -69,7 +69,3 @@ def _job(config: DictConfig) -> None:
     GlobalHydra.instance().clear()
     runs = plan(list(config.cell))
     train_all(runs, Path(runs[0].paths.results))
-
-
-def _as_override(cell: Sequence[str]) -> str:
-    return f"+cell=[{','.join(map(quoted, cell))}]"

@@ -16,6 +16,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 from suite.machine.devices import count_cores, select_device
 from suite.plan import Run
 from suite.running.execute import Command, Event, Listener, execute_all
@@ -30,7 +32,7 @@ def count_jobs(runs: Sequence[Run]) -> int:
     if compute.jobs != "auto":
         return min(compute.jobs, len(runs))
     if select_device(compute.device).type == "cuda":
-        return min(_count_gpus(), len(runs))
+        return min(torch.cuda.device_count(), len(runs))
     return max(1, min(count_cores() // compute.threads, len(runs)))
 
 
@@ -100,10 +102,4 @@ def _die_with(parent: int) -> None:
 def _visible_devices() -> list[str]:
     """The GPUs that the command itself may see, which workers take in turn: several share one where there are more of them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible is not None else [str(i) for i in range(_count_gpus())] or [""]
-
-
-def _count_gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
+    return visible.split(",") if visible is not None else [str(i) for i in range(torch.cuda.device_count())] or [""]

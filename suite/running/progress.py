@@ -35,14 +35,16 @@ class ProgressDisplay:
         self._began: dict[str, float] = {}
 
     def __call__(self, event: Event) -> None:
-        if event.kind == "pulse":
-            self._pulse(event)
-        elif event.kind == "started":
-            self._began[event.run_id] = time.monotonic()
-            self._show(event, "starts")
-        elif event.kind == "stage":
+        if event.kind in ("started", "stage"):
             self._began.setdefault(event.run_id, time.monotonic())
-            self._show(event, f"evaluates {event.text}")
+            self._show(event, "starts" if event.kind == "started" else f"evaluates {event.text}")
+        elif event.kind == "pulse":
+            p = event.pulse
+            self._show(
+                event,
+                f"{100 * p.step / p.steps:3.0f} %  step {p.step}/{p.steps}  loss {p.loss:.3f}  "
+                f"{p.tokens_per_second:,.0f} tokens/s  {duration(p.seconds_left)} left",
+            )
         elif event.kind == "note":
             self._draw(f"{event.run_id}  {event.title}: {event.text}")
         elif event.kind in ("done", "skipped", "failed"):
@@ -52,14 +54,6 @@ class ProgressDisplay:
         """Leaves the terminal on a fresh line."""
         self._active.clear()
         self._draw()
-
-    def _pulse(self, event: Event) -> None:
-        p = event.pulse
-        self._show(
-            event,
-            f"{100 * p.step / p.steps:3.0f} %  step {p.step}/{p.steps}  loss {p.loss:.3f}  "
-            f"{p.tokens_per_second:,.0f} tokens/s  {duration(p.seconds_left)} left",
-        )
 
     def _show(self, event: Event, text: str) -> None:
         line = inert(f"{event.run_id}  {event.title}: {text}")

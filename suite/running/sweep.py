@@ -22,7 +22,7 @@ from suite.machine.devices import select_device
 from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task
 from suite.request.compose import Composer
 from suite.request.identity import digest
-from suite.request.overrides import Request, read_request
+from suite.request.overrides import read_request
 from suite.request.schema import Composed
 from suite.running.execute import FAILED, Command, Event, as_yaml, is_done, missing_stages
 from suite.running.launch import launcher_of
@@ -64,13 +64,17 @@ def train_all(runs: Sequence[Run], results: Path) -> int:
 
 def add_evaluations(arguments: Sequence[str]) -> int:
     """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing. force=true makes them again."""
-    own = {key: [a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")] for key in ("run", "force")}
-    if len(own["run"]) != 1:
+    (ids, forced), cells = _own(arguments, "run", "force")
+    if len(ids) != 1:
         raise RequestError("evaluate takes run=ID (or several, run=ID,ID) or run=all")
-    if own["force"] not in ([], ["true"], ["false"]):
-        raise RequestError(f"force={','.join(own['force'])} is unknown, permitted are true and false")
-    cells = [argument for argument in arguments if not argument.startswith(("run=", "force="))]
-    request = _evaluation_request(cells)
+    if forced not in ([], ["true"], ["false"]):
+        raise RequestError(f"force={','.join(forced)} is unknown, permitted are true and false")
+    request = read_request(cells)
+    for override in request.overrides:
+        key = override.key_or_group
+        if key.split(".")[0] not in ("eval", "paths", "compute") and key not in MOVED:
+            permitted = f"eval, paths, compute, {', '.join(MOVED)}"
+            raise RequestError(f"{override.input_line!r} can't be changed in a finished run, permitted are {permitted}")
     composer = Composer(request.cells)
     asked = [composer.compose(cell) for cell in request.cells]
     results = Path(asked[0].paths.results)
@@ -78,9 +82,9 @@ def add_evaluations(arguments: Sequence[str]) -> int:
         check_one_place(asked[0].compute, composed.compute)
     moved = [key.partition(".")[2] for key in MOVED if any(a.startswith(f"{key}=") for a in arguments)]
     places = {"cache": asked[0].paths.cache, **{key: getattr(asked[0].data, key) for key in moved}}
-    every = own["run"] == ["all"]
+    every = ids == ["all"]
     runs, refused = [], []
-    for run_id in trained_ids(results) if every else own["run"][0].split(","):
+    for run_id in trained_ids(results) if every else ids[0].split(","):
         try:
             runs.append(_with_stages(saved_run(results, run_id, asked[0]), asked, places))
         except ValueError as error:
@@ -92,8 +96,15 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     check_uses(request, runs)
     for reason in refused:
         say(reason)
-    status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=own["force"] == ["true"]))
+    status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=forced == ["true"]))
     return FAILURE if refused else status
+
+
+def _own(arguments: Sequence[str], *keys: str) -> tuple[list[list[str]], list[str]]:
+    """What is given for each of a verb's own keys, and the arguments that are of the configuration."""
+    pairs = [(argument.partition("="), argument) for argument in arguments]
+    given = [[value for (name, _, value), _ in pairs if name == key] for key in keys]
+    return given, [argument for (name, _, _), argument in pairs if name not in keys]
 
 
 def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str]) -> Run:
@@ -111,16 +122,6 @@ def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str])
         check_compute(config, each.compute)
         stages += planned_stages(config, each.compute, each.evaluation, task)
     return replace(here, stages=tuple(dict.fromkeys(stages)))
-
-
-def _evaluation_request(arguments: Sequence[str]) -> Request:
-    request = read_request(arguments)
-    for override in request.overrides:
-        key = override.key_or_group
-        if key.split(".")[0] not in ("eval", "paths", "compute") and key not in MOVED:
-            permitted = f"eval, paths, compute, {', '.join(MOVED)}"
-            raise RequestError(f"{override.input_line!r} can't be changed in a finished run, permitted are {permitted}")
-    return request
 
 
 def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
@@ -198,22 +199,16 @@ def _wait(runs: Sequence[Run], results: Path) -> None:
 
 def _summary(runs: Sequence[Run], directories: Mapping[str, RunDirectory], failed_now: Collection[str]) -> int:
     """Names what is not done, and why; returns the exit status. failed_now: runs whose end was said already."""
-    failed = held = False
+    failed, held = bool(failed_now), False
     for run in runs:
         directory = directories[run.run_id]
         missing = missing_stages(run, directory)
-        if run.run_id in failed_now:
-            failed = True
-            continue
-        if not missing:
+        if run.run_id in failed_now or not missing:
             continue
         holder = _holder(directory)
-        if holder is not None:
-            held = True
-            say(f"{run.run_id}  {run.title}: not done, {holder}")
-            continue
-        failed = True
-        for reason in _reasons(missing, directory.status()):
+        held |= holder is not None
+        failed |= holder is None
+        for reason in _reasons(missing, directory.status()) if holder is None else [f"not done, {holder}"]:
             say(f"{run.run_id}  {run.title}: {reason}")
     return FAILURE if failed else HELD if held else SUCCESS
 
@@ -249,7 +244,8 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
         "experiment": experiment,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "overrides": list(arguments),
-        "cells": [{**run.cell, "studies": _studies(run)} for run in runs],
+        # The files of the studies: experiments that share a run may ask the same study otherwise.
+        "cells": [{**run.cell, "studies": [each.stem for each in run.stages if each.name in studies_by_name()]} for run in runs],
     }
     folder = results.resolve() / "experiments"
     check_no_link(folder, results.resolve())
@@ -257,17 +253,12 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
     remove_temporaries(folder)
 
 
-def _studies(run: Run) -> list[str]:
-    """The names of the files of the studies asked for: experiments that share a run may ask the same study otherwise."""
-    return [each.stem for each in run.stages if each.name in studies_by_name()]
-
-
 def print_plan(arguments: Sequence[str]) -> int:
     """Prints what every run of a request would be; trains and writes nothing. show=config: its whole configuration."""
-    shown = [argument.partition("=")[2] for argument in arguments if argument.startswith("show=")]
+    (shown,), others = _own(arguments, "show")
     if shown not in ([], ["config"]):
         raise RequestError(f"show={','.join(shown)} is unknown, permitted is show=config")
-    request = read_request([argument for argument in arguments if not argument.startswith("show=")])
+    request = read_request(others)
     launcher_of(request)
     for run in plan_request(request):
         if shown:

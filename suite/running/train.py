@@ -89,7 +89,7 @@ def train(
             set_learning_rate(optimizer, rate)
             with work():
                 readings.add(step, update(inputs))
-                for reading in readings.arrived():
+                for reading in readings.read():
                     health.check(*reading)
             now = time.perf_counter()
             logs = now - logged >= compute.log_seconds or step in (0, steps - 1)
@@ -97,7 +97,7 @@ def train(
             if not (logs or saves):
                 continue
             with work():
-                for reading in readings.all():
+                for reading in readings.read(leave=0):
                     health.check(*reading)
             progress = Progress(
                 step=step + 1,
@@ -109,26 +109,22 @@ def train(
             if logs:
                 logged = now
                 _log(directory, progress, tokens_per_step, rate, health.norm)
-                on_pulse(_pulse(progress, steps, tokens_per_step))
+                per_step = progress.seconds / progress.step
+                left = (steps - progress.step) * per_step
+                on_pulse(Pulse(progress.step, steps, progress.mean_loss, tokens_per_step / per_step, left))
             if saves:
                 with saving():
-                    _save(directory, model, optimizer, progress, notes_once)
+                    try:
+                        save_checkpoint(directory, model, optimizer, progress)
+                    except OSError as error:
+                        # Without room for one training goes on, and the next one is tried in its turn.
+                        notes_once(f"a checkpoint is left out: {reason_of(error)}")
                 saved = time.perf_counter()
     _check_finite(steps, "a weight", (tensor.isfinite().all().item() for tensor in model.state_dict().values()))
     save_final(directory, model)
     measured = validate(model, task, device=device)
     _check_finite(steps, "a validation score", (math.isfinite(row.value) for row in measured))
     return [*_speed(progress, tokens_per_step), *measured]
-
-
-def _save(
-    directory: RunDirectory, model: Backbone, optimizer: torch.optim.Optimizer, progress: Progress, on_note: Callable[[str], None]
-) -> None:
-    """A checkpoint; without room for one training goes on, and the next one is tried in its turn."""
-    try:
-        save_checkpoint(directory, model, optimizer, progress)
-    except OSError as error:
-        on_note(f"a checkpoint is left out: {reason_of(error)}")
 
 
 def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:
@@ -170,11 +166,6 @@ def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, rate
             "seconds": progress.seconds,
         }
     )
-
-
-def _pulse(progress: Progress, steps: int, tokens_per_step: int) -> Pulse:
-    per_step = progress.seconds / progress.step
-    return Pulse(progress.step, steps, progress.mean_loss, tokens_per_step / per_step, (steps - progress.step) * per_step)
 
 
 def _speed(progress: Progress, tokens_per_step: int) -> list[Measurement]:

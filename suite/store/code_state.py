@@ -39,17 +39,13 @@ class Definition(NamedTuple):
 
 def code_state(config: Config) -> str:
     """The state of the code that trains a run of this settled configuration; worked out once a process."""
-    return _state(*_parts(config))
-
-
-def _parts(config: Config) -> tuple[tuple[str, ...], str, str]:
-    return tuple(sorted({mixer.type for mixer in config.model.mixers})), config.task.type, config.backend
+    return recorded(config)["states"][0]
 
 
 def recorded(config: Config) -> dict[str, Any]:
     """What a run keeps of the code that trains it: its state, and of what it is the state."""
-    mixers, task, backend = _parts(config)
-    return {"states": [_state(mixers, task, backend)], "mixers": list(mixers), "task": task, "backend": backend}
+    mixers, task, backend = sorted({mixer.type for mixer in config.model.mixers}), config.task.type, config.backend
+    return {"states": [_state(tuple(mixers), task, backend)], "mixers": mixers, "task": task, "backend": backend}
 
 
 def age(record: Any) -> str:

@@ -74,13 +74,18 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": digest(content, 16)}
 
 
-def read_json(path: Path, root: Path) -> dict[str, Any]:
-    """The JSON object in a file of a store, without its digest. Raises OSError, and ValueError for what is not whole."""
+def read_json(path: Path, root: Path, run_id: str | None = None) -> dict[str, Any]:
+    """The JSON object in a file of a store, without its digest. Raises OSError, and ValueError for what is not whole.
+
+    run_id: whose it has to be, where it says whose it is.
+    """
     check_no_link(path, root)
     content = parse_json(read_regular(path, limit=MOST_JSON))
     written = content.pop("digest", None)
     if written is not None and written != digest(content, 16):
         raise ValueError("its content is not what was written")
+    if run_id is not None and content.get("run_id", run_id) != run_id:
+        raise ValueError(f"it belongs to run {content['run_id']!r}")
     return content
 
 

@@ -26,11 +26,9 @@ def skip(path: Path, problem: object) -> None:
 def read(path: Path, root: Path, *, schema: int | None = SCHEMA, run: str | None = None) -> dict[str, Any] | None:
     """The JSON object in a file of the store, and of a run where one is given; None, with a warning, for anything else."""
     try:
-        content = read_json(path, root)
+        content = read_json(path, root, run)
         if schema is not None and content.get("schema") != schema:
             raise ValueError(f"its schema is {content.get('schema')!r}, not {schema}")
-        if run is not None and content.get("run_id", run) != run:
-            raise ValueError(f"it belongs to run {content['run_id']!r}")
     except (OSError, ValueError) as error:
         skip(path, error)
         return None

@@ -105,7 +105,7 @@ class RunDirectory:
         is_trained = os.path.lexists(self.stage_file(TRAINING))
         environment_file = self.path / "environment.json"
         try:
-            self._own(read_json(environment_file, self.root))
+            read_json(environment_file, self.root, self.run_id)
         except (OSError, ValueError):
             self.set_aside(environment_file)
             if not is_trained:
@@ -126,7 +126,7 @@ class RunDirectory:
     def read(self) -> tuple[dict[str, Any], bytes]:
         """What run.json and config.yaml say of the run. Raises Damaged where they are not those of the run."""
         try:
-            whole = self._own(dict(self._content(self.path / "run.json")))
+            whole = dict(self._content(self.path / "run.json"))
             config = read_regular(self.path / "config.yaml", limit=MOST_YAML)
             if "config" in whole:
                 fits = whole["config"] == hashlib.sha256(config).hexdigest()
@@ -139,11 +139,6 @@ class RunDirectory:
         except READING as error:
             raise Damaged(f"run {self.run_id} can't be read: {reason_of(error)}") from error
         return whole, config
-
-    def _own(self, content: dict[str, Any]) -> dict[str, Any]:
-        if content.get("run_id", self.run_id) != self.run_id:
-            raise ValueError(f"it belongs to run {content['run_id']!r}")
-        return content
 
     def command(self) -> str:
         """What was typed to make the run, for people."""
@@ -165,7 +160,7 @@ class RunDirectory:
         if not os.path.lexists(path):
             return None
         try:
-            content = self._own(self._content(path))
+            content = self._content(path)
             if (content["stage"], content["settings"]) != (stage.name, json.loads(stage.settings)) or not isinstance(
                 content["rows"], list
             ):
@@ -180,7 +175,7 @@ class RunDirectory:
         known = os.stat(path, follow_symlinks=False)
         key = (path, known.st_size, known.st_mtime_ns, known.st_ino)
         if key not in self._contents:
-            self._contents[key] = read_json(path, self.root)
+            self._contents[key] = read_json(path, self.root, self.run_id)
         return self._contents[key]
 
     def other_versions(self, content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -240,13 +235,11 @@ class RunDirectory:
             torn = known.st_size and os.pread(file.fileno(), 1, known.st_size - 1) != b"\n"
             data = (b"\n" if torn else b"") + text.encode(errors="backslashreplace")
             try:
-                complete = os.write(file.fileno(), data) == len(data)
+                if os.write(file.fileno(), data) != len(data):
+                    raise OSError(f"{name} has no room for another line")
             except OSError:
                 os.ftruncate(file.fileno(), known.st_size)
                 raise
-            if not complete:
-                os.ftruncate(file.fileno(), known.st_size)
-                raise OSError(f"{name} has no room for another line")
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """A line of the log of training; one that can't be written is left out, and ends nothing."""

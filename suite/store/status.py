@@ -27,9 +27,7 @@ class Status:
 
 def read_status(path: Path, root: Path, run_id: str) -> Status:
     """The status in a file of a store, its texts inert. Raises OSError and ValueError for one that is not this run's."""
-    written = read_json(path, root)
-    if written.get("run_id", run_id) != run_id:
-        raise ValueError(f"it belongs to run {written['run_id']!r}")
+    written = read_json(path, root, run_id)
     step, failed = written.get("step"), written.get("failures")
     failures = {
         stem: {key: inert(each.get(key) or "") for key in ("title", "status", "reason", "attempt")}

@@ -288,7 +288,7 @@ def training_loop(run: Any, step: Step, optimizer: torch.optim.Optimizer, made: 
     for number, inputs in enumerate(made):
         set_learning_rate(optimizer, learning_rate(number, run.config.train))
         readings.add(number, step(inputs))
-        for _ in readings.arrived():
+        for _ in readings.read():
             pass
         yield
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from reports.kit.parts import Frames, NoData, load_frames
-from reports.kit.style import SPARE_COLORS, STYLES, plain, style_of
+from reports.kit.style import STYLES, TABLE, plain, style_of
 from reports.pages import benchmarks, figures, tables
 
 DOCUMENTS = 50
@@ -245,13 +245,13 @@ def test_known_styles_are_told_apart_by_colour_and_by_marker() -> None:
 
 
 def test_a_spare_colour_is_nobodys_own() -> None:
-    assert not {style.color for style in STYLES.values()} & set(SPARE_COLORS)
+    assert not {style.color for style in STYLES.values()} & set(TABLE["spare"]["colors"])
 
 
 def test_an_unknown_model_gets_one_style_by_its_name() -> None:
     assert style_of("rwkv7") == style_of("rwkv7")
-    assert style_of("rwkv7").color in SPARE_COLORS
-    assert hashlib.sha256(b"rwkv7").digest()[0] % len(SPARE_COLORS) == SPARE_COLORS.index(style_of("rwkv7").color)
+    colors = TABLE["spare"]["colors"]
+    assert style_of("rwkv7").color == colors[hashlib.sha256(b"rwkv7").digest()[0] % len(colors)]
 
 
 @pytest.mark.parametrize(("label", "printed"), [("_hidden", " hidden"), ("a$b$c", r"a\$b\$c"), ("x" * 50, "x" * 39 + "…")])

@@ -12,6 +12,8 @@ from reports.kit.rows import over_runs
 from reports.kit.solver import less_fixed, setting_label, setting_scores
 from reports.pages.mesa import solver, solver_cost
 
+NLL = {"task": "language", "metric": "nll", "steps": 30, "bound": 1e-3, "printed": False}
+
 
 @pytest.fixture
 def studied(store) -> Frames:
@@ -69,7 +71,7 @@ def test_a_setting_in_words(setting, label: str) -> None:
 
 
 def test_steps_on_the_left_tolerances_on_the_right_other_starts_hollow(studied) -> None:
-    drawing = solver.nll_by_setting(studied, task="language", steps=30, bound=1e-3)
+    drawing = solver.by_setting(studied, **NLL)
     left, right = drawing.figure.axes
     lines = {line.get_label(): line for line in left.lines}
     assert lines["start at the query"].get_xydata().tolist() == [[0.0, pytest.approx(1.05)]]
@@ -78,11 +80,11 @@ def test_steps_on_the_left_tolerances_on_the_right_other_starts_hollow(studied) 
     assert right.xaxis_inverted() and right.get_xscale() == "log"
     (errorbar,) = right.containers
     assert errorbar[0].get_xdata().tolist() == sorted(TOLERANCES)
-    assert drawing.notes[1] == "Bars: 95 % t interval over 2 seeds."
+    assert drawing.notes[0] == "Bars: 95 % t interval over 2 seeds."
 
 
 def test_accuracy_stands_beside_what_the_paper_prints(studied) -> None:
-    drawing = solver.accuracy_by_setting(studied, task="mqar", steps=30)
+    drawing = solver.by_setting(studied, task="mqar", metric="accuracy", steps=30, bound=1, printed=True)
     left, right = drawing.figure.axes
     printed = {line.get_label(): line for line in left.lines if line.get_label().startswith("paper")}
     assert set(printed) == {"paper, global", "paper, local", "paper, recall"}
@@ -91,7 +93,6 @@ def test_accuracy_stands_beside_what_the_paper_prints(studied) -> None:
     (measured,) = left.containers
     # Points of 100: half of the excess loss, as the rows were made.
     assert measured[0].get_ydata()[3] == pytest.approx(-100 * 0.5 * 1.05 * 0.5**5, rel=1e-6)
-    assert "inferred" in drawing.notes[-1]
     assert set(drawing.data["source"]) == {"measured", "printed"}
 
 
@@ -184,7 +185,7 @@ def test_steps_by_tolerance_and_time_by_steps(studied) -> None:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda frames: solver.nll_by_setting(frames, task="language", steps=30, bound=1e-3),
+        lambda frames: solver.by_setting(frames, **NLL),
         lambda frames: solver.nll_by_position(frames, task="language", steps=30, bound=1e-3),
         lambda frames: solver_cost.steps_and_time(frames, task="language", steps=30),
         made,
@@ -197,4 +198,4 @@ def test_without_the_stage_there_is_nothing_to_show(unstudied, draw) -> None:
 
 def test_without_the_reference_there_is_nothing_to_compare_with(studied) -> None:
     with pytest.raises(NoData, match="at 25 fixed steps"):
-        solver.nll_by_setting(studied, task="language", steps=25, bound=1e-3)
+        solver.by_setting(studied, **NLL | {"steps": 25})

@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.lines import banded_lines, shaded
-from reports.kit.panels import metric_panels, position_axis, with_legend
+from reports.kit.panels import metric_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed
-from reports.kit.rows import BAND, by_band, by_metric, less, of_stage, over_runs, seeds_note
+from reports.kit.rows import BAND, by_band, by_metric, less, of_stage, seeds_note
 from reports.kit.solver import setting_label
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
@@ -59,10 +59,8 @@ def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[s
     """
     nll = decoder_rows(frames, task=task, metric="nll", whole=True)
     paired = less(nll, nll[nll["decoder"] == baseline], on=["run_id"], done=f"decoded with {baseline}")
-    keys = ["decoder", *DECODER]
-    change = over_runs(paired, keys, metric="nll").assign(metric="nll")
     costs = {metric: decoder_rows(frames, task=task, metric=metric, whole=True) for metric in COSTS}
-    data = asked(pd.concat([change, by_metric(costs, keys)], ignore_index=True), decoders)
+    data = asked(by_metric({"nll": paired, **costs}, ["decoder", *DECODER]), decoders)
     rows = [(Entry(decoder), *entries) for decoder, entries in entries_by(data, "decoder", "metric", ("nll", *COSTS), _entry)]
     titles = [f"{METRICS['nll'].label} less {baseline}", *map(axis_label, COSTS)]
     return Table(data, ("decoding", *titles), tuple(rows), (*findings(data, baseline), seeds_note(data, "±")))
@@ -97,15 +95,11 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: 
     """One panel a metric by position, one line a way of decoding, mean over seeds with 95 % t intervals as bands."""
     tables = {metric: decoder_rows(frames, task=task, metric=metric, whole=False) for metric in metrics}
     data = asked(by_metric(tables, ["decoder", *DECODER, *BAND]), decoders)
-    figure = metric_panels(data, metrics, _lines, width=3.3, beside=2.6, height=3.6)
+    figure = metric_panels(data, metrics, _lines, width=3.5, height=3.6)
     return with_legend(data, figure, seeds_note(data, "Bands"))
 
 
 def _lines(axes: Axes, data: pd.DataFrame) -> None:
     looks = {True: {"linestyle": "-"}, False: {"linestyle": "--", "marker": "s"}}
-    lines = (
-        (look | {"markersize": 3.5, "label": name} | looks[name.startswith("Sherman")], rows)
-        for name, look, rows in shaded(data, "decoder")
-    )
-    banded_lines(axes, lines)
-    position_axis(axes)
+    lines = ((look | {"markersize": 3.5, "label": name}, name, rows) for name, look, rows in shaded(data, "decoder"))
+    banded_lines(axes, ((look | looks[name.startswith("Sherman")], rows) for look, name, rows in lines))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 from matplotlib import colormaps
 
 from reports.kit.lines import banded_lines, seed_points
-from reports.kit.panels import grid_of_panels, new_figure, position_axis, scale_of_metric, with_legend
+from reports.kit.panels import new_figure, row_of_panels, scale_of_metric, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, Table
 from reports.kit.render import signed
 from reports.kit.rows import BAND, by_metric, measured, seeds_note
@@ -32,7 +33,7 @@ def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int)
     """One panel a metric: layers to the right, every head a point of the mean over seeds with its 95 % t interval."""
     data = by_metric(head_rows(frames, task=task, metrics=metrics, whole=True), ["layer", "rank"])
     heads = data["rank"].max()
-    figure, panels = grid_of_panels(len(metrics), columns=columns, width=2.6, beside=1.4, height=2.5)
+    figure, panels = row_of_panels(len(metrics), columns=columns, width=2.6, beside=1.4, height=2.5)
     for axes, metric in zip(panels, metrics, strict=True):
         scale_of_metric(axes, metric)
         for rank, points in data[data["metric"] == metric].groupby("rank"):
@@ -60,12 +61,9 @@ def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing
         for axes, layer in zip(row, layers, strict=True):
             lines = data[(data["metric"] == metric) & (data["layer"] == layer)].groupby("rank")
             banded_lines(axes, ((_look(rank, heads) | {"linewidth": 1.3}, line) for rank, line in lines))
-            position_axis(axes)
             axes.set_xlabel("")
             axes.tick_params(labelsize=7.5)
-        words = axis_label(metric).split(" ")
-        half = len(words) // 2 if len(words) > 2 else len(words)
-        row[0].set_ylabel("\n".join(" ".join(part) for part in (words[:half], words[half:]) if part), fontsize=8)
+        row[0].set_ylabel(textwrap.fill(axis_label(metric), 20), fontsize=8)
         scale_of_metric(row[0], metric)
     for top, bottom, layer in zip(panels[0], panels[-1], layers, strict=True):
         top.set_title(f"layer {layer + 1}")

@@ -11,16 +11,15 @@ from matplotlib.axes import Axes
 
 from reports.kit.intervals import t_interval
 from reports.kit.lines import seed_points, shaded
-from reports.kit.panels import WIDE_RANGE, grid_of_panels, row_of_panels, scale_of_metric, ticks_at, with_legend
+from reports.kit.panels import row_of_panels, scale_of_metric, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.rows import of_stage, seeds_note
 from reports.kit.style import fact_label, fact_text, plain
-from reports.kit.tables import Column, column_of, mean_entry, notes_on, scored_cells, summarised
+from reports.kit.tables import Column, mean_entry, notes_on, scored_cells, summarised
 from suite.metrics import METRICS, axis_label
 
 FLOOR, CAP = "regularizer_floor", "model.mixer.forget_cap"
 LOOKS = (("#d55e00", "o"), ("#332288", "s"), ("#44aa99", "D"), ("#aa4499", "^"))
-LOGARITHMIC = ("condition", *WIDE_RANGE)
 WRONG = {
     "readout_error": ("read-out wrong by more than 1 %", lambda mean: mean > 1e-2),
     "finite": ("not finite", lambda mean: mean < 1),
@@ -68,8 +67,8 @@ def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str],
 
     One line with the cap and one without; a diverged run is a cross at the panel's worse edge.
     """
-    tables, longest = on_text_and_after(frames, column_of(column), after)
-    figure, panels = grid_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
+    tables, longest = on_text_and_after(frames, Column.of(column), after)
+    figure, panels = row_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
     for axes, (metric, table) in zip(panels, tables.items(), strict=True):
         _panel(axes, table)
         axes.set_title(f"{longest:g} repeated tokens" if metric else "ordinary text")
@@ -90,15 +89,16 @@ def on_text_and_after(frames: Frames, column: Column, after: Sequence[str]) -> t
 def _panel(axes: Axes, table: pd.DataFrame) -> None:
     metric = table["metric"].iloc[0]
     scale_of_metric(axes, metric)
+    is_logarithmic = axes.get_yscale() == "log"
     for (cap, line), (color, marker) in zip(table.groupby("cap"), LOOKS, strict=False):
         # An interval that reaches zero can't be shown on a logarithmic axis.
-        line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if metric in LOGARITHMIC else line
+        line = line.assign(low=line["low"].clip(lower=0.1 * line["mean"])) if is_logarithmic else line
         look = {"color": color, "marker": marker, "markersize": 4.5, "label": plain(cap)}
         seed_points(axes, line, FLOOR, look=look)
         for floor in line.loc[line["without"].str.contains("diverged"), FLOOR]:
             axes.plot(floor, 0.96, "x", color=color, markersize=7, markeredgewidth=2, transform=axes.get_xaxis_transform())
     shown = table.loc[np.isfinite(table["mean"]), "mean"]
-    if metric in LOGARITHMIC and shown.nunique() == 1:
+    if is_logarithmic and shown.nunique() == 1:
         # A logarithmic axis needs two values to find its limits.
         axes.set_ylim(shown.max() / 2, shown.max() * 2)
     axes.set_xscale("log")
@@ -107,7 +107,7 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
 
 def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> Drawing:
     """A metric of the stage `repeats` by the length of the run, one panel with the cap and one without, one line a floor."""
-    data = after_runs(frames, column_of(column), metric)
+    data = after_runs(frames, Column.of(column), metric)
     caps = sorted(data["cap"].unique())
     figure, panels = row_of_panels(len(caps), width=3.4, beside=1.8, height=3.3, sharey=True)
     for axes, cap in zip(panels, caps, strict=True):
@@ -124,7 +124,7 @@ def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> 
 
 def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence[str]) -> Table:
     """One row a cap and floor: the score on text, and every metric of `after` after the longest run; what broke is named."""
-    wanted = column_of(column)
+    wanted = Column.of(column)
     tables, longest = on_text_and_after(frames, wanted, after)
     indexed = [table.set_index(["cap", FLOOR]) for table in tables.values()]
     keys = sorted(indexed[0].index)

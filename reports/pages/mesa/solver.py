@@ -10,87 +10,70 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
-from reports.kit.panels import position_axis, row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
+from reports.kit.panels import row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames
 from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
 from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
 from reports.kit.style import task_label
 from suite.metrics import axis_label
 
-LINEAR = "The scale is linear within the shaded range and logarithmic beyond it."
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
 PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
-MAPPING = (
-    "Hollow: printed in MesaNet (arXiv 2506.05233v2, Fig. 5), 1B parameters, averages of its global, local and recall "
-    "benchmarks; which bar is which setting is inferred, and the tasks are other ones."
-)
 
 
-def nll_by_setting(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
-    """NLL less that of the same model at `steps` fixed steps, by the number of steps and by the tolerance.
+def by_setting(frames: Frames, *, task: str, metric: str, steps: int, bound: float, printed: bool) -> Drawing:
+    """A score less that of the same model at `steps` fixed steps, by the number of steps and by the tolerance.
 
-    bound: nats; a difference below it counts as none, and is shaded.
+    bound: a difference below it counts as none, and is shaded. printed: whether the score is an accuracy, which is shown in
+    points of 100 beside what the paper prints.
     """
-    data = differences(frames, task=task, metric="nll", steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, height=3.5, sharey=True)
-    for axes in panels:
-        _differences_axis(axes, bound)
-    _settings(panels, data, scale=1.0)
-    panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    return with_legend(data, figure, LINEAR, seeds_note(data, "Bars"))
-
-
-def differences(frames: Frames, *, task: str, metric: str, steps: int) -> pd.DataFrame:
-    """One row an arm and setting: over runs, the metric less that of the same run at `steps` fixed steps."""
+    unit, scale = ("of 100 points", 100) if printed else ("nats", 1)
     scores = less_fixed(setting_scores(frames, task=task, metric=metric), steps=steps)
-    return over_runs(scores, ["arm", "model", *SETTING], metric=metric)
+    scores["difference"] *= scale
+    data = over_runs(scores, ["arm", "model", *SETTING], metric=metric)
+    figure, panels = row_of_panels(2, width=4.3, height=3.6, sharey=True)
+    for axes in panels:
+        _differences_axis(axes, bound, unit)
+    _settings(panels, data)
+    note = seeds_note(data, "Bars")
+    if printed:
+        figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
+        data = pd.concat([data.assign(source="measured", dataset=task), _printed(panels, steps)])
+    panels[0].set_ylabel(f"{axis_label(metric)}, difference to {steps} steps{' [points]' if printed else ''}")
+    return with_legend(data, figure, note)
 
 
-def _differences_axis(axes: Axes, bound: float) -> None:
-    """Differences in nats to both sides of zero: linear in the shaded range, where they count as none, logarithmic beyond."""
+def _differences_axis(axes: Axes, bound: float, unit: str) -> None:
+    """Differences to both sides of zero: linear in the shaded range, where they count as none, logarithmic beyond."""
     axes.set_yscale("symlog", linthresh=bound, linscale=0.6)
-    axes.axhspan(-bound, bound, color="#eeeeee", zorder=0.5, label=f"within {bound:g} nats")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.axhspan(-bound, bound, color="#eeeeee", zorder=0.5, label=f"within {bound:g} {unit}")
     zero_line(axes)
 
 
-def accuracy_by_setting(frames: Frames, *, task: str, steps: int) -> Drawing:
-    """Accuracy less that of the same model at `steps` fixed steps, in points of 100, beside what the paper prints."""
-    data = differences(frames, task=task, metric="accuracy", steps=steps)
+def _printed(panels: Sequence[Axes], steps: int) -> pd.DataFrame:
+    """Draws what the paper prints, and returns it."""
     printed = printed_accuracy(steps=steps)
-    figure, panels = row_of_panels(2, width=4.3, height=3.7, sharey=True)
-    panels[0].set_yscale("symlog", linthresh=1, linscale=1)
-    for axes in panels:
-        zero_line(axes)
-    _settings(panels, data, scale=100.0)
     for dataset, rows in printed.groupby("dataset"):
         marker, color = PRINTED[dataset]
         look = {"marker": marker, "color": color, "markerfacecolor": "none", "linewidth": 0.7, "linestyle": ":", "markersize": 5}
         for axes, line, x in _by_steps_and_tolerance(panels, rows, rows["tolerance"] == 0, rows["tolerance"] > 0):
             axes.plot(line[x], line["difference"], label=f"paper, {dataset}", **look)
-    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    panels[0].set_ylabel(f"accuracy, difference to {steps} steps [points]")
-    figure.suptitle(f"filled: {task_label(task)} here; dotted: benchmark averages in the paper", fontsize=9)
-    published = printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
-    tidy = pd.concat([data.assign(source="measured", dataset=task, mean=100 * data["mean"]), published])
-    tidy[["low", "high", "half_width", "worst"]] *= 100
-    tidy["each"] = [tuple(100 * value for value in each) if isinstance(each, tuple) else None for each in tidy["each"]]
-    return with_legend(tidy, figure, "The scale is linear within one point.", seeds_note(data, "Bars"), MAPPING)
+    return printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
 
 
 def printed_accuracy(*, steps: int) -> pd.DataFrame:
     """Figure 5 of MesaNet: dataset, max_steps, tolerance, value and `difference` to `steps` fixed steps, in points of 100."""
     table = pd.read_csv(PUBLISHED / "mesanet.csv")
-    table = table[table["source"] == FIGURE_5].copy()
-    table[["kind", "setting"]] = table["model"].str.removeprefix("Mesa ").str.split("=", expand=True)
-    fixed, setting = table["kind"] == "CG", table["setting"]
-    table["max_steps"] = setting.where(fixed, "30").astype(float)
-    table["tolerance"] = setting.where(~fixed, "0").astype(float)
+    table = table[table["source"] == FIGURE_5].reset_index(drop=True)
+    settings = table["model"].str.extract("CG=(?P<max_steps>.+)|eps=(?P<tolerance>.+)").astype(float)
+    table = table.join(settings.fillna({"max_steps": 30.0, "tolerance": 0.0}))
     table["dataset"] = table["dataset"].str.removesuffix(" average")
-    reference = table[fixed & (table["max_steps"] == steps)].set_index("dataset")["value"]
+    reference = table[(table["tolerance"] == 0) & (table["max_steps"] == steps)].set_index("dataset")["value"]
     table["difference"] = table["value"] - table["dataset"].map(reference)
-    return table[["dataset", "max_steps", "tolerance", "value", "difference"]].reset_index(drop=True)
+    return table[["dataset", "max_steps", "tolerance", "value", "difference"]]
 
 
 def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: pd.Series, stopped: pd.Series) -> Iterator:
@@ -99,16 +82,16 @@ def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: p
         yield axes, rows[shown].sort_values(x), x
 
 
-def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> None:
+def _settings(panels: Sequence[Axes], data: pd.DataFrame) -> None:
     """The settings with fixed steps on the left, those with a tolerance on the right."""
     for _, look, own in lines_of(data, "max_steps", marker=0.8):
         for axes, line, x in _by_steps_and_tolerance(panels, own, is_fixed(own), is_stopped(own)):
-            seed_points(axes, line, x, scale=scale, look=look)
+            seed_points(axes, line, x, look=look)
         for initial, (marker, label) in OTHER_STARTS.items():
             start = own[(own["tolerance"] == 0) & (own["initial"] == initial) & (own["solver"] == "cg")]
             if len(start):
                 hollow = {"marker": marker, "color": look["color"], "markerfacecolor": "white", "linestyle": "none"}
-                panels[0].plot(start["max_steps"], scale * start["mean"], label=label, markersize=5, **hollow)
+                panels[0].plot(start["max_steps"], start["mean"], label=label, markersize=5, **hollow)
     steps_axis(panels[0], data.loc[is_fixed(data), "max_steps"], "solver steps, the same for all tokens")
     tolerance_axis(panels[1], "tolerance eps, each token until its residual is below it")
 
@@ -116,7 +99,7 @@ def _settings(panels: Sequence[Axes], data: pd.DataFrame, *, scale: float) -> No
 def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
     """NLL less that at `steps` fixed steps, by position, paired by document and seed: where fewer steps hurt.
 
-    bound: as in `nll_by_setting`.
+    bound: as in `by_setting`.
     """
     rows = measured(frames.examples, stage="solver", task=task, metric="nll", whole=False)
     done = f"evaluated at {steps} fixed steps"
@@ -124,10 +107,9 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
     figure, panels = row_of_panels(2, width=4.8, height=3.6, sharey=True)
     parts = {"fixed steps": (is_fixed(data), "viridis"), "tolerance": (is_stopped(data), "plasma")}
     for axes, (title, (shown, colors)) in zip(panels, parts.items(), strict=True):
-        _differences_axis(axes, bound)
+        _differences_axis(axes, bound, "nats")
         lines = shaded(data[shown], SETTING, colors)
         banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
-        position_axis(axes)
         axes.set_title(title)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
-    return with_legend(data, figure, LINEAR, bands_note(data))
+    return with_legend(data, figure, bands_note(data))

@@ -17,7 +17,7 @@ from reports.kit.render import scientific, signed_interval
 from reports.kit.rows import less, over_runs, seeds_note
 from reports.kit.solver import at_steps, is_fixed, setting_label, setting_scores
 from reports.kit.style import arms_in_order, plain
-from reports.kit.tables import Column, column_of, entries_by, mean_entry, notes_on, rows_of, scored_cells
+from reports.kit.tables import Column, entries_by, mean_entry, notes_on, rows_of, scored_cells
 from suite.metrics import METRICS, axis_label
 
 TRAINED, MOST = "#d55e00", "#332288"
@@ -40,7 +40,7 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
     Two lines: evaluated as trained, and evaluated at `steps` fixed steps (stage solver). The horizontal line is a model
     trained with a tolerance.
     """
-    wanted = column_of(column)
+    wanted = Column.of(column)
     data = by_evaluation(frames, wanted, steps)
     figure, (axes,) = row_of_panels(1, width=6.6, height=3.6)
     zero_line(axes)
@@ -83,7 +83,7 @@ def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
 
 def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> Table:
     """One row a way of training: its score less that of `steps` fixed steps, by the steps in evaluation; what is worse below."""
-    wanted = column_of(column)
+    wanted = Column.of(column)
     data = by_evaluation(frames, wanted, steps).sort_values(WAY, ignore_index=True)
     evaluated = data["evaluated"].unique()
     ways = entries_by(data, WAY, "evaluated", evaluated, partial(mean_entry, difference=True, digits=4))

@@ -228,9 +228,9 @@ def test_readings_come_in_order_and_late() -> None:
         torch.cuda._sleep(1_000_000)
         readings.add(step, torch.full((2,), float(step), device=GPU))
         assert len(readings._unread) <= MOST_UNREAD
-        seen += readings.arrived()
+        seen += readings.read()
     assert len(seen) < 3 * MOST_UNREAD
-    seen += readings.all()
+    seen += readings.read(leave=0)
     assert seen == [(step, float(step), float(step)) for step in range(3 * MOST_UNREAD)]
 
 
