@@ -9,12 +9,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import os
-import pwd
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -76,41 +74,6 @@ def between(low: float, high: float) -> Meta:
 def below(low: float, high: float) -> Meta:
     """Numbers from low to below high."""
     return Meta(ge=low, lt=high)
-
-
-class UserPath(str):
-    """A path, in which ~ at the start is put in place."""
-
-    words: ClassVar[str] = "paths (~ a user's home)"
-
-    @classmethod
-    def of(cls, value: object) -> UserPath:
-        """Raises ValueError for what is no path, and for the home of nobody."""
-        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
-            raise ValueError(f"{value!r} is no path")
-        path = str(value)
-        name, _, rest = path.strip().partition("/")
-        if not name.startswith("~"):
-            return cls(path)
-        folder = home() if name == "~" else os.path.expanduser(name)
-        # No folder is made that is named ~.
-        if folder in (None, name):
-            raise ValueError(f"{name} is the home of nobody")
-        return cls(os.path.join(folder, rest))
-
-
-class UserPaths(tuple[UserPath, ...]):
-    """Several paths: a list of them, or a text that separates them by commas."""
-
-    words: ClassVar[str] = UserPath.words
-
-    @classmethod
-    def of(cls, value: object) -> UserPaths:
-        """Raises ValueError where one of them is no path, or there is none."""
-        paths = value if isinstance(value, list | tuple) else str(value).split(",") if type(value) in (str, int) else [value]
-        if not paths:
-            raise ValueError("no path")
-        return cls(map(UserPath.of, paths))
 
 
 Count = Annotated[int, within(1, 2**31 - 1)]
@@ -230,14 +193,6 @@ def _reads_otherwise(value: str) -> bool:
     return value.lower() in ("true", "false", "null", "")
 
 
-def home() -> str | None:
-    """The user's home folder, None where there is none; an empty HOME says nothing."""
-    try:
-        return os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
-    except KeyError:
-        return None
-
-
 def words(kind: Any) -> str:
     """What a type permits, in words."""
     base, parts = _base(kind), get_args(_base(kind))
@@ -331,4 +286,4 @@ def _of(kind: type, value: object) -> Any:
 
 
 def _plain(value: object) -> Any:
-    return str(value) if isinstance(value, UserPath) else list(value)
+    return str(value) if isinstance(value, str) else list(value)

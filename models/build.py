@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from msgspec import Meta
 
@@ -17,6 +17,8 @@ from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check
 from models.mixer import SequenceMixer
+
+Kind = TypeVar("Kind", bound=SequenceMixer.Settings)
 
 
 class Labels(Settings, kw_only=True):
@@ -42,6 +44,10 @@ class Model:
     version: int
     pattern: tuple[str, ...]
     mixers: tuple[SequenceMixer.Settings, ...]
+
+    def first(self, kind: type[Kind]) -> Kind | None:
+        """The settings of the first mixer of a kind, e.g. Mesa.Settings; None where the pattern has none."""
+        return next((mixer for mixer in self.mixers if isinstance(mixer, kind)), None)
 
 
 def read_model(values: Mapping[str, Any], key: str = "model") -> Model:

@@ -25,12 +25,12 @@ WHAT = {
     "doctor": "versions, devices, and which backends work",
 }
 VERBS = {
-    "run": "suite.running.sweep:sweep",
-    "evaluate": "suite.running.sweep:add_evaluations",
+    "run": "suite.running.requests:sweep",
+    "evaluate": "suite.running.requests:add_evaluations",
     "generate": "suite.generate:generate_text",
     "report": "suite.cli:report",
     "list": "suite.cli:list_names",
-    "check": "suite.running.sweep:print_plan",
+    "check": "suite.running.requests:print_plan",
     "doctor": "suite.cli:doctor",
 }
 """Where each verb is done: it takes the arguments, and returns its exit status or, of a verb that went well, what it says."""

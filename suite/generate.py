@@ -21,7 +21,7 @@ from tasks.language.tokenizer import Tokenizer, load_tokenizer
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
 
 
-class Asked(Settings, kw_only=True):
+class Generate(Settings, kw_only=True):
     """What `generate` takes beside keys of every configuration. solver_steps: of the Mesa layers."""
 
     run: str
@@ -62,7 +62,7 @@ def generate_text(arguments: Sequence[str]) -> str:
     return tokenizer.decode([*ids, *following[:end]])
 
 
-def _parsed(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
+def _parsed(arguments: Sequence[str]) -> tuple[Generate, list[str]]:
     """What is asked, and the overrides of the configuration."""
     asked, overrides = dict(UNSAID), []
     for argument in arguments:
@@ -80,10 +80,10 @@ def _parsed(arguments: Sequence[str]) -> tuple[Asked, list[str]]:
         elif key.partition(".")[0] in OF_A_CONFIGURATION:
             overrides.append(argument)
         else:
-            raise unknown("key", key, (*fields(Asked), *OF_A_CONFIGURATION))
+            raise unknown("key", key, (*fields(Generate), *OF_A_CONFIGURATION))
     if "run" not in asked:
         raise RequestError("generate takes run=ID")
-    return Asked.read(asked), overrides
+    return Generate.read(asked), overrides
 
 
 def _tokenizer(run: Run) -> Tokenizer:

@@ -11,7 +11,7 @@ from models.build import Size
 from suite.compute.settings import Compute, Train
 from suite.evaluation.settings import Eval
 from suite.evaluation.stages import stage_names, studies_by_name
-from suite.generate import UNSAID, Asked
+from suite.generate import UNSAID, Generate
 from suite.request.compose import compose_one
 from suite.request.overrides import read_request
 from suite.request.schema import Chosen, Composed, Match, Paths
@@ -61,7 +61,7 @@ def _sections(verb: str, composed: Composed) -> Sections:
         "run": whole,
         "check": whole,
         "evaluate": [*evaluation, *place],
-        "generate": [("", Asked), ("", Chosen), *place],
+        "generate": [("", Generate), ("", Chosen), *place],
         "report": place[1:],
         "list": place[1:],
     }

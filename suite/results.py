@@ -20,8 +20,7 @@ from conf.settings import flat, text
 from suite.canonical import canonical_json, digest
 from suite.store.code_state import age
 from suite.store.foreign import parse_line, read_lines, read_yaml
-from suite.store.reading import frame, is_scalar, names, number, read, shown, skip
-from suite.store.requests import load_request
+from suite.store.reading import frame, is_scalar, load_request, names, number, read, shown, skip
 from suite.store.status import Status, read_status
 from suite.store.versions import measured, superseded
 

@@ -24,7 +24,7 @@ ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval")}
 # The rooms of a package from the ground up, those of one floor in one line: folders, and files at the top. An arrow goes
 # down or stays in its room. What is not listed stands on the last floor and may import all others.
 FLOORS = {
-    "conf": ["settings declared", "groups"],
+    "conf": ["paths settings declared", "groups"],
     "models": ["initialization compilation", "ops", "backends", "components", "mixer", "linear_rnn"],
     "tasks": ["files", "task", "positions", "synthetic language"],
     "suite": [

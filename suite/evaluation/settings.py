@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from conf.settings import Count, Settings, UserPath, within
+from conf.paths import UserPath
+from conf.settings import Count, Settings, within
 from suite.compute.settings import Compute, Seed
 from suite.request.schema import Config
 from tasks.task import Task

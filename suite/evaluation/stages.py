@@ -9,7 +9,7 @@ import functools
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -71,9 +71,10 @@ def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], 
     """
     shared, own = read_eval(values)
     settings, stages = {"task_version": task.version}, []
-    for name in STAGES:
-        if name in shared.stages:
-            stages += [Stage.of(name, {**settings, **each}, options) for each, options in STAGES[name][0](shared, task)]
+    for name, (applies, _) in STAGES.items():
+        if name in shared.stages and applies(task):
+            planned = _benchmarks(shared) if name == "lm_eval" else [({}, {})]
+            stages += [Stage.of(name, {**settings, **each}, options) for each, options in planned]
     settings["tokens"] = shared.study_tokens
     for name, study in studies_by_name().items():
         if name in shared.stages:
@@ -82,16 +83,8 @@ def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], 
     return tuple(dict.fromkeys(stages))
 
 
-Planned = Iterable[tuple[dict[str, Any], dict[str, Any]]]
-"""The settings and the options of each stage."""
-
-
-ONCE: Planned = (({}, {}),)
-
-
-def _of_benchmarks(shared: Eval, task: Task) -> Planned:
-    if task.tokenizer is None:
-        return
+def _benchmarks(shared: Eval) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The settings and the options of a stage for every benchmark that is asked for."""
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
     from suite.evaluation.lm_eval import check_shots
     from suite.evaluation.lm_eval_names import task_versions
@@ -149,10 +142,10 @@ def _lm_eval(subject: Subject, settings: Mapping[str, Any], options: Mapping[str
 
 
 Measured = Callable[[Subject, Mapping[str, Any], Mapping[str, Any], int], Sequence[Measurement]]
-STAGES: dict[str, tuple[Callable[[Eval, Task], Planned], Measured]] = {
-    "cost": (lambda shared, task: ONCE, _cost),
-    "position": (lambda shared, task: ONCE if task.measures_positions else (), _position),
-    "test": (lambda shared, task: ONCE if "test" in task.splits else (), _test),
-    "lm_eval": (_of_benchmarks, _lm_eval),
+STAGES: dict[str, tuple[Callable[[Task], bool], Measured]] = {
+    "cost": (lambda task: True, _cost),
+    "position": (lambda task: task.measures_positions, _position),
+    "test": (lambda task: "test" in task.splits, _test),
+    "lm_eval": (lambda task: task.tokenizer is not None, _lm_eval),
 }
-"""Evaluations of every model: which stages apply, and what each measures."""
+"""Evaluations of every model: whether each applies to a task, and what it measures."""

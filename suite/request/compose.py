@@ -20,7 +20,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from conf.groups import CONF, groups, options
-from conf.settings import Refusal, RequestError, Settings, fields, flat, home, near
+from conf.paths import home
+from conf.settings import Refusal, RequestError, Settings, fields, flat, near
 from models.build import Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import Assignment, assignment

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from conf.groups import options
-from conf.settings import Name, Refusal, Settings, Share, UserPath, near, with_neutral
+from conf.paths import UserPath
+from conf.settings import Name, Refusal, Settings, Share, near, with_neutral
 from models.backends import BACKENDS
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train

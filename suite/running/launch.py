@@ -63,7 +63,7 @@ def launcher_of(request: Request) -> Callable[[Sequence[Sequence[str]]], None] |
 def _job(config: DictConfig) -> None:
     """One cell, in the launcher's process: the request is planned again there and worked off alone."""
     from suite.plan import plan
-    from suite.running.sweep import train_all
+    from suite.running.requests import train_all
 
     # The launcher brings its own Hydra along, and planning composes anew.
     GlobalHydra.instance().clear()

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import conf.settings
-from conf.settings import OUTSIDE, Count, Name, Refusal, UserPath, UserPaths, between
+from conf.paths import UserPath, UserPaths
+from conf.settings import OUTSIDE, Count, Name, Refusal, between
 from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
 from tasks.language.ngram import trigram_bits, unigram_bits
 from tasks.language.tokenizer import load_tokenizer

@@ -14,7 +14,7 @@ from conf.settings import flat, text
 from suite.cli import main
 from suite.compute.interface import build_backbone
 from suite.evaluation.studies.subject import Subject
-from suite.evaluation.studies.workloads import Cell, state_bytes
+from suite.evaluation.studies.workloads import Workload, state_bytes
 from suite.plan import Run, plan, task_of
 from suite.results import load_results, load_runs
 
@@ -140,5 +140,5 @@ def test_a_match_by_state_is_by_the_bytes_held() -> None:
 def test_the_roofline_moves_the_bytes_held() -> None:
     (run,) = plan(["model=transformer", "task=efficiency", "train.autocast=bfloat16", "train.steps=0", "eval=none"])
     model = build_backbone(run.interface, run.config.model, run.config.size, backend="torch")
-    cell = Cell(Subject(model, task_of(run.config), run.config, run.compute, torch.device("cpu")), 2, 64)
+    cell = Workload(Subject(model, task_of(run.config), run.config, run.compute, torch.device("cpu")), 2, 64)
     assert state_bytes([cell.model], cell) == 2 * model.state_bytes(64, torch.bfloat16) == 2 * 2 * (2 * 2 * 64 * 64 + 4)

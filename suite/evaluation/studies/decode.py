@@ -23,7 +23,6 @@ from suite.evaluation.settings import Asked
 from suite.evaluation.studies.exact import read_out, readout_error
 from suite.evaluation.studies.layers import joined, observed, traced
 from suite.evaluation.studies.rows import mean_row, placed, places, row, score_rows
-from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Sample, Subject
 from suite.evaluation.studies.timing import TIMED_TOKENS, compared_rows
 from tasks.task import Batch, Measurement, Scored
@@ -55,7 +54,7 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
 
     Raises RequestError for an entry that makes no solver or decoder.
     """
-    mixer = own_mesa(asked.config.model)
+    mixer = asked.config.model.first(Mesa.Settings)
     if mixer is None:
         return []
     own = {**mixer.solver.plain(), **{name: getattr(mixer, name) for name in OF_DECODING}}

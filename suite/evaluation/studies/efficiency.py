@@ -21,8 +21,8 @@ from suite.evaluation.studies.rows import placed
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.timing import Times, timed
 from suite.evaluation.studies.workloads import (
-    Cell,
-    Work,
+    Timed,
+    Workload,
     layer_backward,
     layer_forward,
     model_backward,
@@ -35,7 +35,7 @@ from tasks.task import Measurement
 # What `compute` says of how a model is trained.
 ACCELERATION = ("compile", "cuda_graph", "activation_checkpointing")
 # What each part of the study times, by the name in the slice `work`.
-PARTS: dict[str, dict[str, Callable[[Cell], Work]]] = {
+PARTS: dict[str, dict[str, Callable[[Workload], Timed]]] = {
     "layer": {"layer forward": layer_forward, "layer forward + backward": layer_backward},
     "model": {"forward": model_forward, "forward + backward": model_backward, "training step": whole_training_step},
     "generation": {"prefill": prefill, "decode": decode, "decode eagerly": decode_eagerly},
@@ -95,7 +95,7 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     batch_size = asked.get("batch_size", asked["tokens"] // asked["length"])
     # All stages are of one run, and each has settings of its own for how its model is trained.
     own = {name: asked[name] for name in ACCELERATION if name in asked}
-    cell = Cell(replace(subject, compute=subject.compute.replace(own)), batch_size, asked["length"])
+    cell = Workload(replace(subject, compute=subject.compute.replace(own)), batch_size, asked["length"])
     ceilings = measured_ceilings(subject.device, cell.dtype)
     rows = [_row("matmul_flops_per_second", ceilings.flops_per_second), _row("copy_bytes_per_second", ceilings.bytes_per_second)]
     rows = placed(rows, {"work": asked["part"]}, subject.task)
@@ -116,7 +116,7 @@ def _acceleration(asked: Mapping[str, Any]) -> dict[str, int | str]:
     }
 
 
-def _work_rows(cell: Cell, prepare: Callable[[Cell], Work], ceilings: Ceilings) -> list[Measurement]:
+def _work_rows(cell: Workload, prepare: Callable[[Workload], Timed], ceilings: Ceilings) -> list[Measurement]:
     device = cell.subject.device
     try:
         work = prepare(cell)
@@ -134,7 +134,7 @@ def _work_rows(cell: Cell, prepare: Callable[[Cell], Work], ceilings: Ceilings) 
     return rows
 
 
-def _time_rows(work: Work, times: Times, ceilings: Ceilings) -> list[Measurement]:
+def _time_rows(work: Timed, times: Times, ceilings: Ceilings) -> list[Measurement]:
     floor = ceilings.floor_ms(flops=work.flops, moved_bytes=work.moved_bytes)
     median = times.median / work.parts
     values = {

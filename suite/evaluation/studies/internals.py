@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.mesa.mixer import Mesa
 from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced_with_spectrum
 from suite.evaluation.studies.rows import placed, places, row
-from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Subject
 from tasks.task import Measurement
 
@@ -27,7 +27,7 @@ MEANS = {
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage, for a model with Mesa layers."""
-    return [] if own_mesa(asked.config.model) is None else [{}]
+    return [] if asked.config.model.first(Mesa.Settings) is None else [{}]
 
 
 @torch.no_grad()

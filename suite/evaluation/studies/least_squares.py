@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.mesa.mixer import Mesa
 from models.ops import mesa
 from models.ops.solvers import Solver, SolverSettings, build_solver
 from suite.evaluation.settings import Asked
-from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Subject
 from tasks.in_context_regression import InContextRegression
 from tasks.positions import rows_by_position
@@ -29,7 +29,7 @@ DECAYS = tuple(1.0 - 0.02 * i for i in range(13))
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage on in-context regression, for a model with Mesa layers, whose solver, chunks and floor of Lambda it takes."""
-    own = own_mesa(asked.config.model)
+    own = asked.config.model.first(Mesa.Settings)
     if own is None or not isinstance(asked.task, InContextRegression):
         return []
     return [{"solver": own.solver.plain(), "chunk_size": own.chunk_size, "floor": own.regularizer_floor}]

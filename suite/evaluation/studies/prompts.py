@@ -12,7 +12,7 @@ from models.backbone.generation import captured, narrow
 from models.mixer import State
 from suite.evaluation.studies.roofline import total_bytes
 from suite.evaluation.studies.timing import MOST_REPEATS
-from suite.evaluation.studies.workloads import Cell, Work, flops_per_token, spared_flops, state_bytes, weight_bytes
+from suite.evaluation.studies.workloads import Timed, Workload, flops_per_token, spared_flops, state_bytes, weight_bytes
 
 # A step of decoding is called so often at most: to be timed, to warm up, and before and while a graph is captured.
 DECODED_TOKENS = MOST_REPEATS + 8
@@ -22,7 +22,7 @@ class NotCaptured(Exception):
     """A step that can't become a CUDA graph."""
 
 
-def prefill(cell: Cell) -> Work:
+def prefill(cell: Workload) -> Timed:
     model, tokens = _decoder(cell), cell.inputs().tokens
 
     @torch.no_grad()
@@ -33,10 +33,10 @@ def prefill(cell: Cell) -> Work:
     head = model.head_flops_per_token()
     flops = cell.tokens * (flops_per_token(cell) - head) + cell.batch_size * head
     moved = weight_bytes([model]) + state_bytes([model], cell) + total_bytes([tokens])
-    return Work(run, flops, moved, aside_bytes=_aside(cell, model))
+    return Timed(run, flops, moved, aside_bytes=_aside(cell, model))
 
 
-def decode(cell: Cell) -> Work:
+def decode(cell: Workload) -> Timed:
     """One token for every prompt, as `generate` does it: on a GPU replayed as a CUDA graph."""
     on_gpu = cell.subject.device.type == "cuda"
     if on_gpu and not cell.model.capturable:
@@ -53,12 +53,12 @@ def decode(cell: Cell) -> Work:
     return replace(work, run=step)
 
 
-def decode_eagerly(cell: Cell) -> Work:
+def decode_eagerly(cell: Workload) -> Timed:
     return _stepping(cell)[0]
 
 
 @torch.no_grad()
-def _stepping(cell: Cell) -> tuple[Work, list[State]]:
+def _stepping(cell: Workload) -> tuple[Timed, list[State]]:
     """A step after the prompts, and the state that it changes."""
     model, tokens = _decoder(cell), cell.inputs().tokens
     _, held = model.features(tokens)
@@ -75,11 +75,11 @@ def _stepping(cell: Cell) -> tuple[Work, list[State]]:
     # What one token writes is what is held after a single one: all of an RNN's state, one key and value of a cache.
     written = read * model.state_bytes(1, cell.dtype) / model.state_bytes(length, cell.dtype)
     moved = weight_bytes([model]) + read + written
-    work = Work(run, cell.batch_size * (of_next - spared_flops(cell)), moved, aside_bytes=_aside(cell, model))
+    work = Timed(run, cell.batch_size * (of_next - spared_flops(cell)), moved, aside_bytes=_aside(cell, model))
     return work, state
 
 
-def _decoder(cell: Cell) -> Backbone:
+def _decoder(cell: Workload) -> Backbone:
     """The model as it generates: its weights in the precision of the matrix products."""
     if cell.dtype == torch.float32:
         return cell.model
@@ -88,6 +88,6 @@ def _decoder(cell: Cell) -> Backbone:
     return model
 
 
-def _aside(cell: Cell, model: Backbone) -> int:
+def _aside(cell: Workload, model: Backbone) -> int:
     """The bytes of the weights of which a model is a copy."""
     return 0 if model is cell.model else weight_bytes([cell.model])

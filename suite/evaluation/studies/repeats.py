@@ -20,7 +20,6 @@ from suite.evaluation.settings import Asked
 from suite.evaluation.studies.exact import read_out, readout_error
 from suite.evaluation.studies.layers import joined, observed, traced_with_spectrum
 from suite.evaluation.studies.rows import mean_row, nll_row, placed, row
-from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Sample, Subject
 from tasks.task import Batch, Measurement, Task
 
@@ -33,7 +32,7 @@ class Settings(settings.Settings, kw_only=True):
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage an entry of eval.run_lengths, for a task of text. Raises ValueError where the text has no sequence for a run."""
-    if own_mesa(asked.config.model) is None or asked.task.tokenizer is None:
+    if asked.config.model.first(Mesa.Settings) is None or asked.task.tokenizer is None:
         return []
     for length in asked.own.run_lengths:
         asked.task.resized(seq_len=_seq_len(asked.task, length), examples=1)

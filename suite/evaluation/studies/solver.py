@@ -9,11 +9,11 @@ import torch
 
 from conf import settings
 from models.mesa.layers import mesa_replaced
+from models.mesa.mixer import Mesa
 from models.ops.solvers import SolverSettings
 from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import score_and_observe, traced
 from suite.evaluation.studies.rows import mean_of_layers, mean_row, placed, score_rows
-from suite.evaluation.studies.settings import own_mesa
 from suite.evaluation.studies.subject import Sample, Subject
 from suite.evaluation.studies.timing import TIMED_TOKENS, compared_rows
 from tasks.task import Measurement
@@ -29,7 +29,7 @@ class Settings(settings.Settings, kw_only=True):
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage an entry of eval.solvers: the model's own solver with the entry laid over it. Raises RequestError."""
-    mixer = own_mesa(asked.config.model)
+    mixer = asked.config.model.first(Mesa.Settings)
     return [] if mixer is None else [{"solver": mixer.solver.replace(entry.plain()).plain()} for entry in asked.own.solvers]
 
 

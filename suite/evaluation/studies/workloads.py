@@ -27,7 +27,7 @@ SOLVED_TOKENS = 1024
 
 
 @dataclass(frozen=True)
-class Cell:
+class Workload:
     """The model and the tokens of a stage: batch_size sequences of `length` each."""
 
     subject: Subject
@@ -62,7 +62,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Work:
+class Timed:
     """Something to be timed. parts: of how many equal parts it is made, one of which is reported.
 
     flops: contractions of a part. moved_bytes: the fewest that it has to read and write: weights, inputs, outputs and
@@ -76,7 +76,7 @@ class Work:
     aside_bytes: int = 0
 
 
-def layer_forward(cell: Cell) -> Work:
+def layer_forward(cell: Workload) -> Timed:
     mixers, x = _layers(cell), _layer_input(cell)
 
     def run() -> None:
@@ -85,10 +85,10 @@ def layer_forward(cell: Cell) -> Work:
                 mixer(x)
 
     moved = weight_bytes(mixers) / len(mixers) + 2 * total_bytes([x]) + state_bytes(mixers, cell) / len(mixers)
-    return Work(run, _layer_flops(mixers, x), moved, parts=len(mixers))
+    return Timed(run, _layer_flops(mixers, x), moved, parts=len(mixers))
 
 
-def layer_backward(cell: Cell) -> Work:
+def layer_backward(cell: Workload) -> Timed:
     mixers, x = _layers(cell), _layer_input(cell).requires_grad_()
     gradient = torch.ones_like(x)
 
@@ -102,15 +102,15 @@ def layer_backward(cell: Cell) -> Work:
 
     # Back, the weights and the input are read again, and the output's gradient; theirs are written.
     moved = 3 * weight_bytes(mixers) / len(mixers) + 5 * total_bytes([x]) + state_bytes(mixers, cell) / len(mixers)
-    return Work(run, TRAINING_FLOPS * _layer_flops(mixers, x), moved, parts=len(mixers))
+    return Timed(run, TRAINING_FLOPS * _layer_flops(mixers, x), moved, parts=len(mixers))
 
 
-def _layers(cell: Cell) -> list[SequenceMixer]:
+def _layers(cell: Workload) -> list[SequenceMixer]:
     """One mixer of each kind that the blocks take in turn; a layer's time is their mean."""
     return [block.mixer for block in cell.model.blocks[: len(cell.subject.config.model.pattern)]]
 
 
-def _layer_input(cell: Cell) -> Tensor:
+def _layer_input(cell: Workload) -> Tensor:
     """What a norm would give [B, T, d_model]."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(cell.batch_size, cell.length, cell.model.d_model, generator=generator).to(cell.subject.device)
@@ -124,7 +124,7 @@ def _layer_flops(mixers: Sequence[SequenceMixer], x: Tensor) -> float:
     return (declared - spared) / len(mixers) * x.shape[0] * x.shape[1]
 
 
-def model_forward(cell: Cell) -> Work:
+def model_forward(cell: Workload) -> Timed:
     """The loss at every token."""
     inputs = cell.inputs()
 
@@ -133,10 +133,10 @@ def model_forward(cell: Cell) -> Work:
             loss(cell.model, inputs)
 
     moved = weight_bytes([cell.model]) + cell.batch_bytes
-    return Work(run, cell.tokens * flops_per_token(cell), moved)
+    return Timed(run, cell.tokens * flops_per_token(cell), moved)
 
 
-def model_backward(cell: Cell) -> Work:
+def model_backward(cell: Workload) -> Timed:
     model, inputs = _trained(cell), cell.inputs()
 
     def run() -> None:
@@ -147,10 +147,10 @@ def model_backward(cell: Cell) -> Work:
 
     weights = weight_bytes([model])
     flops = TRAINING_FLOPS * cell.tokens * flops_per_token(cell)
-    return Work(run, flops, 3 * weights + 2 * cell.batch_bytes, aside_bytes=weights)
+    return Timed(run, flops, 3 * weights + 2 * cell.batch_bytes, aside_bytes=weights)
 
 
-def whole_training_step(cell: Cell) -> Work:
+def whole_training_step(cell: Workload) -> Timed:
     """With clipping and the optimiser, as a run trains, at a learning rate of 0."""
     model, inputs = _trained(cell), cell.inputs()
     flops = TRAINING_FLOPS * cell.tokens * flops_per_token(cell)
@@ -160,22 +160,22 @@ def whole_training_step(cell: Cell) -> Work:
     step = training_step(model, optimizer, train, cell.subject.compute, flops=flops)
     weights = weight_bytes([model])
     # Besides, the optimiser reads the gradients, and reads and writes the weights and two moments.
-    return Work(lambda: step(inputs), flops, 10 * weights + 2 * cell.batch_bytes, aside_bytes=weights)
+    return Timed(lambda: step(inputs), flops, 10 * weights + 2 * cell.batch_bytes, aside_bytes=weights)
 
 
-def _trained(cell: Cell) -> Backbone:
+def _trained(cell: Workload) -> Backbone:
     """A copy of the model for training, compiled and checkpointed as `compute` says."""
     model = copy.deepcopy(cell.model).train()
     accelerate(model, cell.subject.compute)
     return model
 
 
-def flops_per_token(cell: Cell) -> float:
+def flops_per_token(cell: Workload) -> float:
     return cell.model.forward_flops_per_token(cell.length) - spared_flops(cell)
 
 
 @torch.no_grad()
-def spared_flops(cell: Cell) -> float:
+def spared_flops(cell: Workload) -> float:
     """A token's contractions that a solver does without by stopping early, on some of the cell's tokens."""
     if not mesa_layers(cell.model):
         return 0.0
@@ -188,6 +188,6 @@ def weight_bytes(modules: Sequence[nn.Module]) -> int:
     return total_bytes(p for module in modules for p in module.parameters())
 
 
-def state_bytes(modules: Sequence[SequenceMixer | Backbone], cell: Cell) -> float:
+def state_bytes(modules: Sequence[SequenceMixer | Backbone], cell: Workload) -> float:
     """Of the states after the cell's sequences."""
     return float(cell.batch_size * sum(module.state_bytes(cell.length, cell.dtype) for module in modules))

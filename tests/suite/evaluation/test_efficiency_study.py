@@ -20,7 +20,7 @@ from suite.evaluation.studies.roofline import Ceilings, measured_ceilings
 from suite.evaluation.studies.subject import Subject
 from suite.evaluation.studies.timing import FEWEST_REPEATS, MOST_REPEATS, timed
 from suite.evaluation.studies.workloads import (
-    Cell,
+    Workload,
     layer_backward,
     layer_forward,
     model_backward,
@@ -80,8 +80,8 @@ def subject_of(run: Run, device: torch.device = CPU) -> Subject:
     return Subject(new_model(run, device).eval(), task_of(run.config), run.config, run.compute, device)
 
 
-def cell_of(run: Run, *, batch_size: int = 2, length: int = 32) -> Cell:
-    return Cell(subject_of(run), batch_size, length)
+def cell_of(run: Run, *, batch_size: int = 2, length: int = 32) -> Workload:
+    return Workload(subject_of(run), batch_size, length)
 
 
 def test_every_cell_is_a_stage_and_a_finished_one_is_not_measured_again(tmp_path: Path):
@@ -134,7 +134,7 @@ def test_empty_lists_ask_for_nothing():
 
 
 def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.MonkeyPatch):
-    def too_large(cell: Cell) -> None:
+    def too_large(cell: Workload) -> None:
         raise torch.OutOfMemoryError("tried to allocate")
 
     monkeypatch.setitem(efficiency.PARTS["layer"], "layer forward", too_large)
@@ -147,7 +147,7 @@ def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.
 
 
 def test_a_step_that_can_not_be_captured_is_recorded(monkeypatch: pytest.MonkeyPatch):
-    def not_captured(cell: Cell) -> None:
+    def not_captured(cell: Workload) -> None:
         raise prompts.NotCaptured("a copy to the host")
 
     rows = efficiency._work_rows(cell_of(run_of("gla")), not_captured, Ceilings(1.0, 1.0))
@@ -320,7 +320,7 @@ def test_a_gpu_has_a_peak_of_memory_and_decodes_by_a_graph():
 def test_a_gpu_without_room_says_so_and_goes_on():
     run = run_of("transformer", "backend=torch", "compute.device=cuda")
     subject = subject_of(run, torch.device("cuda"))
-    large, small = Cell(subject, 256, 1024), Cell(subject, 1, 32)
+    large, small = Workload(subject, 256, 1024), Workload(subject, 1, 32)
     torch.cuda.empty_cache()
     # Room for 100 MB.
     torch.cuda.set_per_process_memory_fraction(1e8 / torch.cuda.get_device_properties(subject.device).total_memory)

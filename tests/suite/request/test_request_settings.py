@@ -7,7 +7,8 @@ import os
 import msgspec
 import pytest
 
-from conf.settings import RequestError, Settings, UserPath, UserPaths
+from conf.paths import UserPath, UserPaths
+from conf.settings import RequestError, Settings
 from suite.evaluation.stages import read_eval
 from suite.plan import plan
 from suite.request.compose import compose_one
@@ -103,7 +104,7 @@ def test_the_cache_is_never_at_the_root(environment, cache, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("conf.settings.pwd.getpwuid", lambda _: type("Entry", (), {"pw_dir": "/passwd"}))
+    monkeypatch.setattr("conf.paths.pwd.getpwuid", lambda _: type("Entry", (), {"pw_dir": "/passwd"}))
     composed = compose_one(["model=gla"])
     assert composed.paths.cache == composed.data.cache == cache
 
@@ -114,7 +115,7 @@ def test_without_a_home_the_cache_is_in_the_present_folder_and_the_tilde_is_refu
 
     for name in ("XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("conf.settings.pwd.getpwuid", nobody)
+    monkeypatch.setattr("conf.paths.pwd.getpwuid", nobody)
     assert compose_one(["model=gla"]).paths.cache == os.path.join(".", ".cache", "linear-rnn-suite")
     with pytest.raises(RequestError, match="~/r is out of range"):
         compose_one(["model=gla", "paths.results=~/r"])

@@ -14,7 +14,8 @@ import pytest
 from msgspec import UNSET, Meta
 
 from conf.groups import options
-from conf.settings import Settings, UserPath, UserPaths, fields, text
+from conf.paths import UserPath, UserPaths
+from conf.settings import Settings, fields, text
 from models.build import Labels, Size
 from suite.cli import main
 from suite.compute.settings import Compute, Train

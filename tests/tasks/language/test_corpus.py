@@ -17,7 +17,7 @@ import pytest
 import yaml
 import zstandard
 
-from conf.settings import UserPaths
+from conf.paths import UserPaths
 from tasks.language import corpus, text_files
 from tasks.language.corpus import (
     STDLIB_VALIDATION_FRACTION,
