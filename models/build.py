@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -17,8 +17,6 @@ from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import check
 from models.mixer import SequenceMixer
-
-Kind = TypeVar("Kind", bound=SequenceMixer.Settings)
 
 
 class Labels(Settings, kw_only=True):
@@ -45,7 +43,10 @@ class Model:
     pattern: tuple[str, ...]
     mixers: tuple[SequenceMixer.Settings, ...]
 
-    def first(self, kind: type[Kind]) -> Kind | None:
+    def by_name(self) -> Iterator[tuple[str, SequenceMixer.Settings]]:
+        return zip(self.pattern, self.mixers, strict=True)
+
+    def first(self, kind: type) -> Any:
         """The settings of the first mixer of a kind, e.g. Mesa.Settings; None where the pattern has none."""
         return next((mixer for mixer in self.mixers if isinstance(mixer, kind)), None)
 

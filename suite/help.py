@@ -42,30 +42,18 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
 
 def _sections(verb: str, composed: Composed) -> Sections:
     place: Sections = [("compute", Compute), ("paths", Paths)]
+    if verb in ("report", "list", "doctor"):
+        return [] if verb == "doctor" else place[1:]
+    if verb == "generate":
+        return [("", Generate), ("", Chosen), *place]
     studies = [study.Settings for study in studies_by_name().values() if hasattr(study, "Settings")]
     evaluation: Sections = [("eval", kind) for kind in (Eval, *studies)]
+    if verb == "evaluate":
+        return [*evaluation, *place]
     config = composed.config
-    mixers = zip(config.model.pattern, config.model.mixers, strict=True)
-    whole: Sections = [
-        ("", Chosen),
-        *dict.fromkeys((f"model.{name}", type(mixer)) for name, mixer in mixers),
-        ("size", Size),
-        ("task", type(config.task)),
-        ("data", DataSettings),
-        ("train", Train),
-        ("match", Match),
-        *evaluation,
-        *place,
-    ]
-    sections = {
-        "run": whole,
-        "check": whole,
-        "evaluate": [*evaluation, *place],
-        "generate": [("", Generate), ("", Chosen), *place],
-        "report": place[1:],
-        "list": place[1:],
-    }
-    return sections.get(verb, [])
+    mixers = dict.fromkeys((f"model.{name}", type(mixer)) for name, mixer in config.model.by_name())
+    data = [("size", Size), ("task", type(config.task)), ("data", DataSettings), ("train", Train), ("match", Match)]
+    return [("", Chosen), *mixers, *data, *evaluation, *place]
 
 
 def _described(prefix: str, kind: type[Settings], section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -207,8 +207,21 @@ class _Planner:
         # A task numbers itself where its settings decide; a configuration with a greater number renames.
         version = max(config.task.version, task.version)
         numbered = config.task if version == config.task.version else config.task.replace({"version": version})
-        composed = replace(composed, config=replace(composed.config, backend=backend, task=numbered))
-        return _run(composed, task, fingerprint, self._planned_stages(composed, task))
+        config = replace(composed.config, backend=backend, task=numbered)
+        whole = identity(config, data_fingerprint=fingerprint)
+        return Run(
+            config=config,
+            run_id=run_id(whole),
+            group_id=group_id(whole),
+            data_fingerprint=fingerprint,
+            interface=task.interface,
+            cost=model_cost(config, interface=task.interface),
+            stages=self._planned_stages(replace(composed, config=config), task),
+            compute=composed.compute,
+            paths=composed.paths,
+            experiment=composed.experiment,
+            written={**composed.written, "backend": backend, "task": {**composed.written["task"], "version": version}},
+        )
 
     def _matched(self, composed: Composed, cell: Sequence[str], task: Task) -> Mapping[str, int]:
         """The sizes that match the cell to the same request with the reference's model."""
@@ -235,24 +248,3 @@ class _Planner:
 @functools.cache
 def _settled(backend: str, model: Model, device: str) -> str:
     return settle(backend, computing_backends(model), device)
-
-
-def _run(composed: Composed, task: Task, fingerprint: str, stages: tuple[Stage, ...]) -> Run:
-    """The run of a cell in which nothing is left to settle."""
-    config = composed.config
-    whole = identity(config, data_fingerprint=fingerprint)
-    written = {**composed.written, "backend": config.backend}
-    written["task"] = {**written["task"], "version": config.task.version}
-    return Run(
-        config=config,
-        run_id=run_id(whole),
-        group_id=group_id(whole),
-        data_fingerprint=fingerprint,
-        interface=task.interface,
-        cost=model_cost(config, interface=task.interface),
-        stages=stages,
-        compute=composed.compute,
-        paths=composed.paths,
-        experiment=composed.experiment,
-        written=written,
-    )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.backbone import Backbone
 from models.backbone.blocks import Block
 from models.backbone.language_model import LanguageModel
-from models.compilation import allow_many_shapes
+from models.backends.flex_attention import allow_many_shapes
 from models.components import linear_maps
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from models.compilation import allow_many_shapes
-
 BLOCK = 128
 """Queries and keys of a block; what the kernel takes by default."""
+GRAPHS_OF_A_FUNCTION = 64
 
 
 def flexible(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor) -> Tensor:
@@ -62,3 +61,10 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """How many of the blocks [B, N, M] a row has, [B, 1, N], and their indices, those first, [B, 1, N, M]."""
     order = blocks.int().argsort(dim=-1, descending=True, stable=True)
     return blocks.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
+
+
+def allow_many_shapes() -> None:
+    """Lets torch.compile keep a graph for every shape and dtype that a sweep meets: its own limit is 8 a process, and where a
+    graph must be whole it raises at the ninth.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS_OF_A_FUNCTION)

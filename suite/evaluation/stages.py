@@ -26,6 +26,8 @@ from tasks.task import Measurement, Task
 
 # Validation examples on which the cost of a solver that stops early is measured.
 COST_EXAMPLES = 16
+# Examples scored at once; the scores agree to rounding for any number.
+BATCH_SIZE = 64
 
 
 @functools.cache
@@ -98,15 +100,13 @@ def _benchmarks(shared: Eval) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]
         yield {"tasks": name, "version": version, **asked}, options
 
 
-def evaluate(stage: Stage, subject: Subject, *, batch_size: int) -> Sequence[Measurement]:
+def evaluate(stage: Stage, subject: Subject) -> Sequence[Measurement]:
     """Runs one stage on a trained model that stands on its device in evaluation mode."""
-    settings, options = json.loads(stage.settings), json.loads(stage.options)
-    if stage.name in STAGES:
-        return STAGES[stage.name][1](subject, settings, options, batch_size)
-    return studies_by_name()[stage.name].measure(subject, settings)
+    measure = STAGES[stage.name][1] if stage.name in STAGES else studies_by_name()[stage.name].measure
+    return measure(subject, json.loads(stage.settings) | json.loads(stage.options))
 
 
-def _cost(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
+def _cost(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     model, task = subject.model, subject.task
     if not mesa_layers(model):
         # Only a solver that stops early depends on what it reads.
@@ -118,31 +118,29 @@ def _cost(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, A
     return [Measurement("measured_flops_per_token", flops, "validation", {}, count * task.seq_len)]
 
 
-def _position(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
-    scored = score_split(subject.model, subject.task, "validation", batch_size=batch_size, device=subject.device)
+def _position(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
+    scored = score_split(subject.model, subject.task, "validation", batch_size=BATCH_SIZE, device=subject.device)
     return subject.task.measure_positions("validation", scored)
 
 
-def _test(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> list[Measurement]:
+def _test(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
     model, task = subject.model, subject.task
-    scored = score_split(model, task, "test", batch_size=batch_size, device=subject.device)
+    scored = score_split(model, task, "test", batch_size=BATCH_SIZE, device=subject.device)
     return [*task.measure("test", scored), *task.references("test", reach=model.reach)]
 
 
-def _lm_eval(subject: Subject, settings: Mapping[str, Any], options: Mapping[str, Any], batch_size: int) -> Sequence[Measurement]:
+def _lm_eval(subject: Subject, settings: Mapping[str, Any]) -> Sequence[Measurement]:
     from suite.evaluation.lm_eval import evaluate_benchmarks
     from suite.evaluation.lm_eval_names import task_versions
 
-    name, given = settings["tasks"], {**settings, **options}
-    asked = Benchmarks.read({key: given[key] for key in fields(Benchmarks)}, "eval")
+    name, asked = settings["tasks"], Benchmarks.read({key: settings[key] for key in fields(Benchmarks)}, "eval")
     measurements = evaluate_benchmarks(subject.model, subject.task.tokenizer, asked, device=subject.device)
     if task_versions(name, asked.include_path)[name] != settings["version"]:
         raise ValueError(f"lm-eval task {name!r} changed since this command began; the same command evaluates it as it is now")
     return measurements
 
 
-Measured = Callable[[Subject, Mapping[str, Any], Mapping[str, Any], int], Sequence[Measurement]]
-STAGES: dict[str, tuple[Callable[[Task], bool], Measured]] = {
+STAGES: dict[str, tuple[Callable[[Task], bool], Callable[[Subject, Mapping[str, Any]], Sequence[Measurement]]]] = {
     "cost": (lambda task: True, _cost),
     "position": (lambda task: task.measures_positions, _position),
     "test": (lambda task: "test" in task.splits, _test),

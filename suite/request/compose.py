@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from conf.groups import CONF, groups, options
 from conf.paths import home
 from conf.settings import Refusal, RequestError, Settings, fields, flat, near
-from models.build import Size, read_model
+from models.build import Model, Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import Assignment, assignment
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
@@ -69,9 +69,8 @@ class Composer:
         made = {name: read[name][0] for name in READERS}
         config = Config(made["model"], made["size"], made["task"], made["train"], chosen.backend, chosen.seed)
         written = {name: _written(*read[name]) for name in names}
-        evaluation = made["eval"]
         return Composed(
-            config, made["experiment"].name, made["match"], made["paths"], made["compute"], made["data"], evaluation, written
+            config, made["experiment"].name, made["match"], made["paths"], made["compute"], made["data"], made["eval"], written
         )
 
     def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:
@@ -181,13 +180,9 @@ def _first_line(error: BaseException) -> str:
     return ": ".join(dict.fromkeys(line.splitlines()[0] for line in told if line))
 
 
-def _refers(value: Any) -> bool:
-    return "${" in str(value)
-
-
 def _mentioned(section: Any) -> frozenset[str]:
     """Every word of the interpolations in a section, among which are the sections that they name."""
-    texts = (value for _, value in flat({"": section}) if isinstance(value, str | list) and _refers(value))
+    texts = (value for _, value in flat({"": section}) if isinstance(value, str | list) and "${" in str(value))
     return frozenset(word for value in texts for word in re.findall(r"\w+", str(value)))
 
 
@@ -213,5 +208,4 @@ def _written(read: Any, plain: Any) -> Any:
     """A section as config.yaml holds it: every value of its type. read: a section of several parts has them as members."""
     if isinstance(read, Settings):
         return {**plain, **read.plain()}
-    mixers = zip(read.pattern, read.mixers, strict=True) if hasattr(read, "mixers") else ()
-    return plain if not isinstance(plain, dict) else {**plain, **{name: mixer.plain() for name, mixer in mixers}}
+    return {**plain, **{name: mixer.plain() for name, mixer in read.by_name()}} if isinstance(read, Model) else plain

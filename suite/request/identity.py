@@ -19,14 +19,13 @@ def identity(config: Config, *, data_fingerprint: str, neutral: bool = False) ->
     keys that were added after runs existed and stand at the value that changes nothing, so that old runs keep their names.
     """
     model = config.model
-    mixers = zip(model.pattern, model.mixers, strict=True)
     return {
         "schema": SCHEMA,
         "model": {
             "name": model.name,
             "version": model.version,
             "pattern": list(model.pattern),
-            "mixers": {name: mixer.named(neutral=neutral) for name, mixer in mixers},
+            "mixers": {name: mixer.named(neutral=neutral) for name, mixer in model.by_name()},
         },
         "size": config.size.named(neutral=neutral),
         "task": config.task.named(neutral=neutral),

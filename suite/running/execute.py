@@ -178,7 +178,7 @@ class Work:
             else:
                 device = select_device(self.run.compute.device)
                 subject = Subject(self.model, saved_task(self.run), self.run.config, self.run.compute, device)
-                measured = evaluate(stage, subject, batch_size=64)
+                measured = evaluate(stage, subject)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
                 self.directory.write_stage(stage, measured, attempt=self.command.token)

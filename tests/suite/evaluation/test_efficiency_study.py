@@ -141,7 +141,7 @@ def test_what_has_no_room_is_recorded_and_the_rest_is_timed(monkeypatch: pytest.
     run = run_of("gla")
     cell = cell_of(run)
     (stage, *_) = run.stages
-    rows = evaluate(stage, cell.subject, batch_size=1)
+    rows = evaluate(stage, cell.subject)
     by_work = {work: {row.metric for row in rows if row.slice["work"] == work} for work in efficiency.PARTS["layer"]}
     assert by_work["layer forward"] == {"out_of_memory"} and set(TIMED) <= by_work["layer forward + backward"]
 
@@ -203,7 +203,7 @@ def test_the_study_leaves_the_model_as_it_was():
     cell = cell_of(run)
     before = {name: x.clone() for name, x in cell.model.state_dict().items()}
     for stage in run.stages:
-        evaluate(stage, cell.subject, batch_size=1)
+        evaluate(stage, cell.subject)
     after = cell.model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert all(p.grad is None for p in cell.model.parameters()) and not cell.model.training
@@ -308,7 +308,7 @@ def test_a_wrong_list_is_one_line(key: str, capsys):
 def test_a_gpu_has_a_peak_of_memory_and_decodes_by_a_graph():
     run = run_of("gla", "backend=torch", "compute.device=cuda")
     subject = subject_of(run, torch.device("cuda"))
-    rows = [row for stage in run.stages for row in evaluate(stage, subject, batch_size=1)]
+    rows = [row for stage in run.stages for row in evaluate(stage, subject)]
     works = {row.slice["work"] for row in rows if row.metric == "latency_ms"}
     assert works == {work for part in efficiency.PARTS.values() for work in part}
     peaks = [row.value for row in rows if row.metric == "peak_memory_bytes"]

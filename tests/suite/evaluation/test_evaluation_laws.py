@@ -46,7 +46,7 @@ def measured(run: Run) -> list:
     subject = Subject(
         new_model(run, torch.device("cpu")).eval(), task_of(run.config), run.config, run.compute, torch.device("cpu")
     )
-    return list(evaluate(run.stages[0], subject, batch_size=8))
+    return list(evaluate(run.stages[0], subject))
 
 
 @pytest.mark.parametrize("stage", stage_names())

@@ -275,7 +275,7 @@ def planned(folder: Path, name: str = "toy") -> Stage:
 
 
 def accuracy(stage: Stage) -> float:
-    rows = evaluate(stage, Subject(Agreeing(), Bytes(), None, None, torch.device("cpu")), batch_size=4)
+    rows = evaluate(stage, Subject(Agreeing(), Bytes(), None, None, torch.device("cpu")))
     return next(row.value for row in rows if row.metric == "accuracy")
 
 
