@@ -16,7 +16,6 @@ from suite.compute.interface import interface_of
 from suite.evaluation.studies.least_squares import op_answers
 from suite.plan import Run, plan, task_of
 from suite.results import load_results
-from suite.running.execute import _about
 from suite.running.train import train
 from suite.store.run_directory import RunDirectory
 from tasks.task import Batch, Tokens, Vectors
@@ -85,7 +84,7 @@ def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
     """The measurements of a run that was stopped at these steps and went on, and where its weights are."""
     directory, task = RunDirectory(folder, run.run_id), task_of(run.config)
     directory.make()
-    directory.begin(*_about(run))
+    directory.begin({"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}, b"{}", {})
 
     def pulse(seen) -> None:
         if seen.step in stops and not (folder / f"stopped-{seen.step}").exists():
