@@ -80,7 +80,7 @@ def _scan(
 def _scan_backward(into_y: Tensor, into_last: Tensor | None, *kept: Tensor | None) -> tuple[Tensor, ...]:
     q, k, v, dt, A, state, document = kept
     into_last = torch.zeros_like(state) if into_last is None else into_last
-    # Of the output that the kernels ask for they read only the shape, where there is no gate: v has it too.
+    # The kernels ask for the output and read only its shape where there is no gate: v has that shape too.
     into_v, into_dt, into_A, into_k, into_q, _, _, _, into_state = _kernels("ssd_combined")._mamba_chunk_scan_combined_bwd(
         into_y, v, dt, A, k, q, v, CHUNK_SIZE, initial_states=state, dfinal_states=into_last, seq_idx=document
     )

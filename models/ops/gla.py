@@ -37,6 +37,6 @@ def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
     written = torch.bmm(v.mT, k * to_end)  # [M, V, K]
     kept = from_start[:, -1:]
     before, state = states_before(*(x.unflatten(0, (*state.shape[:2], -1)) for x in (written, kept)), state, dim=2)
-    # Of t and s: the sum over d of q_td k_sd and what is left at t of d as s wrote it.
+    # The weight of s at t: the sum over d of q_td k_sd and what is left at t of d as s wrote it.
     weights = torch.einsum("mtd,mdts,msd->mts", q, decays.within, k)
     return join_heads(torch.baddbmm(torch.bmm(weights, v), q * from_start, before.flatten(0, 2).mT), shape), state

@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Of the next step, for all parameters."""
+    """Sets the rate of the next step, for all parameters."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
             group["lr"].fill_(rate)
@@ -38,7 +38,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(step: int, train: Train) -> float:
-    """Of the step numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
+    """The rate of a step, numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
     warmup, steps, low = train.warmup_steps, train.steps, train.final_lr_fraction
     if step < warmup:
         return train.lr * (step + 1) / warmup

@@ -32,7 +32,7 @@ class TrainingInputs(NamedTuple):
 
 
 def training_inputs(batch: Batch) -> TrainingInputs:
-    """Of a batch on the CPU, where what is asked can be counted: a GPU would be waited for.
+    """What a step reads of a batch on the CPU, where the questions can be counted: a GPU would be waited for.
 
     Where most positions are asked, all are answered; else their number is rounded up to a multiple of PLACES_MULTIPLE, so
     that batches have few different shapes.

@@ -105,7 +105,7 @@ def build(case: str, options: argparse.Namespace, device: torch.device) -> tuple
 
 
 def moved_bytes(model: LanguageModel, state: list[State], prompt: int) -> int:
-    """Of one step after the prompt: weights read, what an RNN holds read and written, keys and values seen read."""
+    """The bytes of one step after the prompt: weights read, what an RNN holds read and written, keys and values seen read."""
     moved = sum(p.numel() * p.element_size() for p in model.parameters())
     for block in state:
         if "cache" in block:

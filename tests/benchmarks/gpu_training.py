@@ -56,7 +56,7 @@ Row = dict[str, Any]
 
 
 class Shape(NamedTuple):
-    """Of a language model and its batches."""
+    """The sizes of a language model and its batches."""
 
     num_blocks: int
     d_model: int

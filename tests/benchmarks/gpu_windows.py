@@ -25,7 +25,7 @@ TOKENS, HEADS, KEY_DIM, REPEATS = 2**15, 8, 128, 20
 
 
 def milliseconds(attend: Callable[..., Tensor], tensors: list[Tensor], weight: Tensor) -> float:
-    """Of a forward and backward pass."""
+    """The time of a forward and backward pass."""
 
     def once() -> None:
         q, k, v = tensors

@@ -91,7 +91,7 @@ def scored(batch: Batch, prediction: torch.Tensor) -> Scored:
 
 
 def digest(made: Task) -> str:
-    """Of some examples of every split, and of all that the task says of itself."""
+    """A digest of some examples of every split, and of all that the task says of itself."""
     found = hashlib.sha256(repr((made.version, made.interface, made.fingerprint())).encode())
     for split in made.splits:
         batch = made.batch(split, within(made, split, INDICES))
@@ -159,7 +159,7 @@ def test_another_seed_gives_other_examples_unless_they_are_read(name, make):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_splits_have_an_example_in_common_under_any_seed(name, make):
-    """Of examples of several lengths it is their beginnings that differ."""
+    """Examples of several lengths differ in their beginnings."""
     tokens = {split: [first(make(name, seed), split).tokens for seed in range(3)] for split in make(name).splits}
     shortest = min(part.shape[1] for parts in tokens.values() for part in parts)
     seen = [{example.numpy().tobytes() for part in parts for example in part[:, :shortest]} for parts in tokens.values()]
@@ -209,7 +209,7 @@ def test_every_measurement_is_of_a_metric_that_has_a_row_and_within_its_bounds(n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_best_answer_reaches_what_is_stated(name, make):
-    """Of ids it is right everywhere; of vectors its error is the stated floor, below every other answer that is stated."""
+    """The best answer of ids is right everywhere; for vectors its error is the stated floor, below every other answer that is stated."""
     made = make(name)
     if not isinstance(made, BlockTask):
         pytest.skip("it has no oracle: nobody can know all that is asked")
@@ -310,7 +310,7 @@ def changed(values: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[s
 
 
 def ends(kind: type, metas: list[Meta]) -> Iterator[tuple[Any, Any]]:
-    """Of every limit the last value that is permitted and the first one that is not."""
+    """For every limit the last value that is permitted and the first one that is not."""
 
     def beyond(value: Any, towards: float) -> Any:
         return value + (1 if towards > 0 else -1) if kind is int else math.nextafter(value, towards)

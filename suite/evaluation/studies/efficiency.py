@@ -86,7 +86,7 @@ def _device_name(compute: Compute) -> str:
 
 
 def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
-    """Of every piece of work of the stage's part: latency_ms, the median, with the quartiles latency_ms_low and _high;
+    """For every piece of work of the stage's part: latency_ms, the median, with the quartiles latency_ms_low and _high;
     cold_ms, of the first call; floor_ms, by the roofline, and roofline_fraction, the floor over the median; work_flops and
     least_bytes behind it; and, on a GPU, peak_memory_bytes, weights included. Or what kept it from being timed.
 

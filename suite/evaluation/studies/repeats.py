@@ -52,7 +52,7 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     seq_len = _seq_len(subject.task, run_length)
     task = subject.task.resized(seq_len=seq_len, examples=max(1, asked["tokens"] // seq_len))
     sample = Sample(task, "validation", task.num_examples("validation"))
-    # Of the run's own examples, so that it is the same token for every run length.
+    # The token is chosen from the run's own examples, so that every run length repeats one token.
     every = Sample(subject.task, "validation", subject.task.num_examples("validation"))
     token = commonest_space(task, every.batches())
     parts = [_seen(subject, batch, _with_run(task, batch, token, start, run_length), start) for batch in sample.batches()]

@@ -70,7 +70,7 @@ def compared_rows(
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Of one call, the device's work included."""
+    """The time of one call, the device's work included."""
     _wait(device)
     start = time.perf_counter()
     work()

@@ -44,7 +44,7 @@ class Workload:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrix products."""
+        """The precision of the matrix products."""
         return product_dtype(self.subject.config.train.autocast)
 
     def autocast(self) -> AbstractContextManager:
@@ -52,7 +52,7 @@ class Workload:
 
     @property
     def batch_bytes(self) -> int:
-        """Of an id and a target for every token, which are int64."""
+        """The bytes of an id and a target for every token, which are int64."""
         return 16 * self.tokens
 
     def inputs(self) -> TrainingInputs:
@@ -189,5 +189,5 @@ def weight_bytes(modules: Sequence[nn.Module]) -> int:
 
 
 def state_bytes(modules: Sequence[SequenceMixer | Backbone], cell: Workload) -> float:
-    """Of the states after the cell's sequences."""
+    """The bytes of the states after the workload's sequences."""
     return float(cell.batch_size * sum(module.state_bytes(cell.length, cell.dtype) for module in modules))

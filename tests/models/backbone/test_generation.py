@@ -137,7 +137,7 @@ def test_a_gpu_graph_gives_the_tokens_of_the_cpu(name: str) -> None:
 @pytest.mark.parametrize(("name", "backend"), [("mesanet", "triton"), ("gated_deltanet", "fla"), ("transformer", "torch")])
 @torch.no_grad()
 def test_a_compiled_and_captured_step_is_the_eager_one(name: str, backend: str) -> None:
-    """Of bfloat16 weights: rounding at other places, eight bits each, moves a logit by a per cent or so."""
+    """With bfloat16 weights: rounding at other places, eight bits each, moves a logit by a per cent or so."""
     mixer = {**config(name)["model"]["mixer"], "key_dim": 64} | ({"value_dim": 64} if name != "transformer" else {})
     with torch.device("cuda"):
         model = build_model(*built.uniform(mixer, config(name)["size"]), vocab_size=VOCAB_SIZE, backend=backend)

@@ -36,7 +36,7 @@ def draw(*, length: int, key_dim: int, value_dim: int, dtype: torch.dtype, devic
 
 
 def draw_cotangents(inputs: Tensors) -> list[Tensor]:
-    """Of o, in the dtype of v, and of G and H after the last token."""
+    """Cotangents of o, in the dtype of v, and of G and H after the last token."""
     normal = partial(torch.randn, generator=torch.Generator().manual_seed(1))
     o, G, H = (normal(inputs[name].shape).to(inputs[name].device) for name in ("v", "G", "H"))
     return [o.to(inputs["v"].dtype), G, H]

@@ -118,7 +118,7 @@ def test_a_sequence_goes_on_by_rank_one_updates_from_an_inversion_at_its_end() -
 
 @torch.no_grad()
 def test_the_token_before_saves_steps() -> None:
-    """Of neighbouring tokens that ask nearly the same."""
+    """Where neighbouring tokens ask nearly the same."""
     settings = {**LAYER["solver"], "max_steps": 30, "tolerance": 1e-6}
     layer = build_layer(solver={**settings, "initial": "previous_token"}).double()
     x = draw_x(1) + 1e-3 * draw_x(40, seed=1)

@@ -48,7 +48,7 @@ def weights(results: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("model", [["model=gated_deltanet"], ["model=mesanet", "model.mixer.random_steps=5"]])
 def test_killed_and_resumed_equals_uninterrupted(model, small, command, tmp_path):
-    """Of a model that draws something anew for every batch, too."""
+    """A model that draws something anew for every batch is among them."""
     small = [*model, *small[1:]]
     assert main(["run", *small]) == 0
     whole, killed = tmp_path / "results", tmp_path / "killed"

@@ -95,7 +95,7 @@ def violations(case: Case, name: str, *, length: int, dim: int, chunk_size: int)
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_a_small_read_out_keeps_its_digits(name: str) -> None:
-    """That of queries at right angles to the keys, but for 1e-4: x in float32 alone has lost most of them."""
+    """The read-out of queries at right angles to the keys, but for 1e-4: x in float32 alone has lost most of them."""
     inputs = draw_case(Case("repeated", 0.0, "random"), length=32, dim=32)
     k = inputs["k"][:, :1]
     inputs["q"] = inputs["q"] - ((inputs["q"] * k).sum(-1, keepdim=True) - 1e-4) * k
