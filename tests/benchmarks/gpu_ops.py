@@ -243,7 +243,7 @@ def timings(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) 
 
 
 def errors(runs: Mapping[str, Run], shape: Shape, keys: Keys, device: torch.device, dtype: torch.dtype) -> dict[str, list[float]]:
-    """Errors of read-outs against an exact solve in float64 of the same inputs, by each of the runs: in norm, and of the worst token."""
+    """Errors of read-outs, in norm and of the worst token, against an exact solve in float64 of the same inputs, by run."""
     inputs = draw(shape, keys, device=device, dtype=dtype)
     doubled = {name: x.double() for name, x in inputs.items()}
     G = state_like(doubled["v"]).double()
