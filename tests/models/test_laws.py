@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.backbone.language_model import LanguageModel
 from models.build import Size, build_model, read_model
-from models.components import linear_flops_per_token
+from models.components import linear_flops_per_token, linear_maps
 from models.mesa.layers import mesa_layers
 from tests.models.tolerances import assert_near
 
@@ -36,6 +36,8 @@ VARIANTS = {
 }
 SIZE = ("size.d_model=32", "size.num_blocks=2", "size.num_heads=2", "size.head_dim=16", "size.mlp_dim=32")
 VOCAB_SIZE, BATCH_SIZE, LENGTH = 19, 3, 65
+# Parameters of two dimensions or more that weight decay leaves alone, since they are no linear maps.
+UNDECAYED = ("embedding.weight", "convolution.weight", "norm.weight", "gates.bias", "regularizer_logit")
 
 pytestmark = pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 
@@ -317,3 +319,10 @@ def test_a_gpu_computes_what_a_cpu_does(name: str) -> None:
     logits_there.square().mean().backward()
     for ours, theirs in zip(model.parameters(), there.parameters(), strict=True):
         assert_near(theirs.grad.cpu(), ours.grad, "float64")
+
+
+def test_every_matrix_is_decayed_or_named(name: str) -> None:
+    model = build(name)
+    decayed = {id(module.weight) for module in linear_maps(model)}
+    undecayed = [each for each, x in model.named_parameters() if x.ndim > 1 and id(x) not in decayed]
+    assert decayed and not [each for each in undecayed if not each.endswith(UNDECAYED)]

@@ -209,7 +209,7 @@ def test_every_measurement_is_of_a_metric_that_has_a_row_and_within_its_bounds(n
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_best_answer_reaches_what_is_stated(name, make):
-    """The best answer of ids is right everywhere; for vectors its error is the stated floor, below every other answer that is stated."""
+    """The best answer of ids is always right; for vectors its error is the stated floor, below every other stated answer."""
     made = make(name)
     if not isinstance(made, BlockTask):
         pytest.skip("it has no oracle: nobody can know all that is asked")
