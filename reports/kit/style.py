@@ -51,10 +51,16 @@ def line_style(model: str, marker: float = 0.0) -> dict[str, str | float]:
 
 
 def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str]]:
-    """The (label, model) pairs of a frame: models in the order of STYLES, the others behind them by name, then by label."""
+    """The (label, model) pairs of a frame: models in the order of STYLES, the others behind them by name, then by label, numbers by their size."""
     rank = {model: i for i, model in enumerate(STYLES)}
     pairs = rows[[label, "model"]].drop_duplicates().itertuples(index=False, name=None)
-    return sorted(pairs, key=lambda pair: (rank.get(pair[1], len(rank)), pair[1], pair[0]))
+    return sorted(pairs, key=lambda pair: (rank.get(pair[1], len(rank)), pair[1], natural(pair[0])))
+
+
+def natural(label: object) -> list[tuple[float, str]]:
+    """What sorts labels as people do: "window 9" before "window 15"."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(label))
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
 
 
 def task_label(task: str) -> str:

@@ -38,7 +38,9 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
             if len(values):
                 label, value = METRICS[metric].label, float(values.mean())
                 entries = [Entry(label), *[Entry("")] * (len(wanted) + 1)]
-                entries[i + 1] = Entry(number(value, column.metric), value)
+                # Arms whose task is set otherwise may have other floors.
+                ends = dict.fromkeys(number(end, column.metric) for end in (values.min(), values.max()))
+                entries[i + 1] = Entry(" to ".join(ends), value)
                 rows.append(tuple(entries))
                 references.append({"arm": label, "task": column.task, "metric": metric, "mean": value})
     data = pd.concat([*summaries, pd.DataFrame(references)], ignore_index=True)

@@ -97,7 +97,8 @@ class Composer:
             if each.is_new and isinstance(place, dict):
                 place.setdefault(part, {})
             place = place.get(part) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or not (each.is_new or last in place):
+        # Evaluations know their own keys: one that conf/eval/NAME.yaml alone holds may be given beside any other.
+        if not isinstance(place, dict) or not (each.is_new or last in place or each.section == "eval"):
             raise self._unknown(each, choices)
         if each.is_new and last in place:
             raise RequestError(f"+{each.key} is there already, permitted is {each.typed[1:]}")

@@ -38,7 +38,9 @@ TIMES |= {"throughput", "roofline_fraction"}
 def planned(stage: str) -> Run:
     model, task = SUBJECTS.get(stage, SUBJECTS[""])
     asked = ["eval.limit=4", "eval.tasks=offline_last_word"] if stage == "lm_eval" else []
-    (run,) = plan([f"model={model}", f"task={task}", *SMALL, f"eval.stages=[{stage}]", *asked])
+    # A study that has settings of its own has a file with their values.
+    own = [f"eval={stage}"] if stage in options("eval") else []
+    (run, *_) = plan([f"model={model}", f"task={task}", *own, *SMALL, f"eval.stages=[{stage}]", *asked])
     return run
 
 
