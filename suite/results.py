@@ -20,7 +20,7 @@ from conf.settings import flat, text
 from suite.canonical import canonical_json, digest
 from suite.store.code_state import age
 from suite.store.foreign import parse_line, read_lines, read_yaml
-from suite.store.reading import frame, is_scalar, load_request, names, number, read, shown, skip
+from suite.store.reading import frame, load_request, names, number, read, scalars, shown, skip
 from suite.store.status import Status, read_status
 from suite.store.versions import measured, superseded
 
@@ -104,7 +104,7 @@ def _runs(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[Path, d
         if content.get("run_id") != folder.name or not isinstance(content.get("facts"), dict):
             skip(path, f"it is not the run {folder.name}")
             continue
-        facts = {shown(key): shown(value) for key, value in content["facts"].items() if is_scalar(value)}
+        facts = scalars(content["facts"])
         try:
             called = names({**facts, "run_id": folder.name, "group_id": content.get("group_id")})
         except ValueError as error:
@@ -131,7 +131,7 @@ def _settings(content: dict[str, Any], folder: Path, root: Path) -> dict[str, An
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             skip(folder / "config.yaml", error)
             return {}
-    return {shown(key): shown(value) for key, value in written.items() if "." in key and is_scalar(value)}
+    return {key: value for key, value in scalars(written).items() if "." in key}
 
 
 def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
@@ -150,8 +150,8 @@ def _machine(folder: Path, root: Path) -> dict[str, Any]:
     path = folder / "environment.json"
     written = (read(path, root, schema=None, run=folder.name) if os.path.lexists(path) else None) or {}
     packages = written.get("packages")
-    known = (packages if isinstance(packages, dict) else {}) | written
-    return {column: shown(known.get(column)) if is_scalar(known.get(column)) else None for column in MACHINE_COLUMNS}
+    known = scalars((packages if isinstance(packages, dict) else {}) | written)
+    return {column: known.get(column) for column in MACHINE_COLUMNS}
 
 
 def _status(folder: Path, root: Path) -> dict[str, Any]:
@@ -194,12 +194,12 @@ def _rows(root: Path, run_ids: Collection[str] | None) -> Iterator[tuple[dict[st
 
 def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, Any]:
     """A row as written -> flat, with one key a slice; ValueError, TypeError or KeyError when it is not a row."""
-    slices, examples = {shown(key): shown(value) for key, value in row["slice"].items()}, row.get("examples") or []
+    slices, examples = scalars(row["slice"]), row.get("examples") or []
     groups = [number(group) for group in row.get("groups") or [None] * len(examples)]
     if len(groups) != len(examples):
         raise ValueError(f"{len(groups)} groups of {len(examples)} examples")
     taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
-    if taken or not all(is_scalar(value) for value in slices.values()):
+    if taken or len(slices) < len(row["slice"]):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
         "stage": shown(str(stage)),

@@ -111,9 +111,8 @@ def new_model(run: Run, device: torch.device) -> Backbone:
         model = build_backbone(run.interface, run.config.model, run.config.size, backend=run.config.backend)
     model.to_empty(device=device)
     held = {name: x for name, x in (*model.named_parameters(), *model.named_buffers()) if x.is_floating_point()}
-    with torch.no_grad():
-        for x in held.values():
-            x.fill_(torch.nan)
+    for x in held.values():
+        x.detach().fill_(torch.nan)
     model.reset_parameters(run.config.seed)
     # What is built on the meta device has no values: a mixer that forgets a tensor would train on whatever memory held.
     assert not (unfilled := [name for name, x in held.items() if x.isnan().any()]), f"reset_parameters leaves {unfilled} unfilled"

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from reports.kit.panels import position_axis
-from reports.kit.style import arms_in_order, line_style, natural, plain
+from reports.kit.style import arms_in_order, line_style, plain
 
 Look = Mapping[str, object]
 FIXED_COLOR, STOPPED_COLOR = "#332288", "#d55e00"
@@ -27,8 +27,8 @@ def lines_of(
 
 
 def shaded(data: pd.DataFrame, keys: str | list[str], color_map: str = "viridis") -> Iterator[tuple[Any, Look, pd.DataFrame]]:
-    """Every value of the keys, in its order: the value, a colour of the map with a marker, and its rows."""
-    groups = sorted(data.groupby(keys, sort=False), key=lambda group: natural(group[0]))
+    """Every value of the keys, in the order of the data: the value, a colour of the map with a marker, and its rows."""
+    groups = data.groupby(keys, sort=False)
     # The end of the map is too pale for a line.
     colors = colormaps[color_map](np.linspace(0.0, 0.88, max(len(groups), 2)))
     for (value, rows), color in zip(groups, colors, strict=False):

@@ -51,7 +51,7 @@ def line_style(model: str, marker: float = 0.0) -> dict[str, str | float]:
 
 
 def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str]]:
-    """The (label, model) pairs of a frame: models in the order of STYLES, the others behind them by name, then by label, numbers by their size."""
+    """The (label, model) pairs of a frame: models in the order of STYLES, others by name, then by label as `natural` sorts."""
     rank = {model: i for i, model in enumerate(STYLES)}
     pairs = rows[[label, "model"]].drop_duplicates().itertuples(index=False, name=None)
     return sorted(pairs, key=lambda pair: (rank.get(pair[1], len(rank)), pair[1], natural(pair[0])))

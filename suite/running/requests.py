@@ -53,7 +53,7 @@ def sweep(arguments: Sequence[str]) -> int:
     write_request(runs, results, arguments)
     if launch is not None:
         launch(request.cells)
-        return _summary(runs, _directories(runs, results), ())
+        return _summary(runs, {run.run_id: RunDirectory(results, run.run_id) for run in runs}, ())
     return train_all(runs, results)
 
 
@@ -126,7 +126,7 @@ def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str])
 
 def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
-    directories = _directories(runs, results)
+    directories = {run.run_id: RunDirectory(results, run.run_id) for run in runs}
     left = [run for run in runs if command.force or not is_done(run, directories[run.run_id])]
     for directory in directories.values():
         directory.tidy()
@@ -151,11 +151,6 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     finally:
         display.close()
     return _summary(runs, directories, {run_id for run_id, end in ends.items() if end == "failed"})
-
-
-def _directories(runs: Sequence[Run], results: Path) -> dict[str, RunDirectory]:
-    """The folder of every run; what is read there is kept as long as the files stay the same."""
-    return {run.run_id: RunDirectory(results, run.run_id) for run in runs}
 
 
 def _print_ages(runs: Sequence[Run], directories: Mapping[str, RunDirectory]) -> None:

@@ -49,8 +49,9 @@ def number(value: float | None) -> float:
     return math.nan if value is None else float(value)
 
 
-def is_scalar(value: object) -> bool:
-    return value is None or isinstance(value, str | int | float)
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """What a frame can hold of a mapping: numbers, and inert text."""
+    return {shown(key): shown(value) for key, value in values.items() if value is None or isinstance(value, str | int | float)}
 
 
 def shown(value: Any) -> Any:
@@ -95,9 +96,8 @@ def _checked_request(request: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(overrides, list) or not all(isinstance(override, str) for override in overrides):
         raise ValueError("its overrides are not a list of strings")
     when = datetime.fromisoformat(request["created"]).astimezone()
-    told = [{shown(key): shown(value) for key, value in cell.items() if is_scalar(value)} | names(cell) for cell in cells]
+    table = frame([scalars(cell) | names(cell) for cell in cells], []).astype(object)
     studies = [[inert(name) for name in cell.get("studies", [])] for cell in cells]
-    table = frame(told, []).astype(object)
     told = table.where(table.notna(), None).to_dict("records")
     return {
         **request,

@@ -88,7 +88,9 @@ def test_it_is_part_of_one_graph_where_the_caller_is_compiled() -> None:
         (512, 65536, None, False, True),
         (16384, 16384, 1024, False, True),
         (16384, 16384, None, False, True),
-        (128, 65536, None, True, False),
+        # Its blocks are of 128 by 128: two of queries are the fewest of which any can be left out.
+        (255, 65536, None, True, False),
+        (256, 65536, None, True, True),
     ],
 )
 def test_it_is_chosen_where_it_was_the_fastest(length, num_keys, window, compiled, expected) -> None:

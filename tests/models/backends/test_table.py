@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 
 import pytest
 
 from conf.settings import RequestError
 from models.backends import BACKENDS, KERNELS, Kernel, check, load, resolve
-from models.build import mixer_classes
+from models.build import computing_backends, mixer_classes, read_model
 from models.ops import delta_rule, rglru, ssd
+from tests.models.test_laws import config
 
 of_recurrences = pytest.mark.parametrize("row", [row for row in KERNELS if row.suits is None], ids=str)
 
@@ -58,3 +60,17 @@ def test_a_backend_that_does_not_compute_a_model_is_refused_with_the_permitted_a
         check("fla", ("triton", "torch"))
     with pytest.raises(RequestError, match="did you mean triton"):
         check("tritan", ("triton", "torch"))
+
+
+@pytest.mark.parametrize(
+    ("names", "backends"),
+    [
+        (["gated_deltanet", "gla"], ("fla", "torch")),
+        (["gated_deltanet", "hawk"], ("torch",)),
+        (["gated_deltanet", "hawk", "gla"], ("torch",)),
+    ],
+)
+def test_a_model_is_computed_by_what_computes_each_of_its_mixers(names: list[str], backends: tuple[str, ...]) -> None:
+    first, *others = [read_model(config(name)["model"]) for name in names]
+    mixers = [mixer for model in (first, *others) for mixer in model.mixers]
+    assert computing_backends(replace(first, pattern=tuple(names), mixers=tuple(mixers))) == backends

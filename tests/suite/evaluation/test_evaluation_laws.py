@@ -35,12 +35,18 @@ TIMES = {"relative_time", "microseconds_per_token", *(name for name, metric in M
 TIMES |= {"throughput", "roofline_fraction"}
 
 
-def planned(stage: str) -> Run:
-    model, task = SUBJECTS.get(stage, SUBJECTS[""])
-    asked = ["eval.limit=4", "eval.tasks=offline_last_word"] if stage == "lm_eval" else []
+ASKED = {
+    "lm_eval": ("eval.limit=4", "eval.tasks=offline_last_word"),
+    "efficiency": ("eval.timed_lengths=[32]", "eval.prompt_lengths=[32]", "eval.decode_batch_sizes=[1]"),
+}
+
+
+def planned(stage: str, *more: str, model: str = "") -> Run:
+    subject, task = SUBJECTS.get(stage, SUBJECTS[""])
     # A study that has settings of its own has a file with their values.
     own = [f"eval={stage}"] if stage in options("eval") else []
-    (run, *_) = plan([f"model={model}", f"task={task}", *own, *SMALL, f"eval.stages=[{stage}]", *asked])
+    asked = more or ASKED.get(stage, ())
+    (run, *_) = plan([f"model={model or subject}", f"task={task}", *own, *SMALL, f"eval.stages=[{stage}]", *asked])
     return run
 
 
@@ -64,6 +70,23 @@ def test_an_evaluation_applies_says_named_metrics_and_says_the_same_again(stage)
         # A clock decides how often a piece of work is timed.
         assert one.count == other.count or stage == "efficiency"
         assert one.examples is None or one.groups is None or len(one.groups) == len(one.examples)
+
+
+def test_a_model_with_a_window_is_told_what_it_can_reach():
+    reachable = [
+        [row.value for row in measured(planned("test", model=model)) if row.metric == "reachable_accuracy"]
+        for model in ("swa4", "gla")
+    ]
+    assert max(reachable[0]) < 1 == min(reachable[1])
+
+
+@pytest.mark.parametrize(
+    ("setting", "decides"),
+    [("num_fewshot=1", True), ("fewshot_seed=2", True), ("limit=3", True), ("max_length=16", True), ("batch_size=3", False)],
+)
+def test_the_name_of_a_benchmark_s_result_holds_what_decides_its_scores_alone(setting, decides):
+    first, second = (planned("lm_eval", "eval.tasks=offline_continuation", *more).stages for more in ([], [f"eval.{setting}"]))
+    assert (first[0].stem != second[0].stem) == decides
 
 
 @pytest.mark.parametrize("evaluation", options("eval"))

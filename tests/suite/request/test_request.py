@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from conf.groups import CONF, options
 from conf.settings import RequestError
 from suite.cli import main
 from suite.plan import plan
+from suite.request.match import _heads
 from suite.request.overrides import read_request
+from tests.models import built
 
 
 def cells(*arguments: str) -> set[frozenset[str]]:
@@ -177,6 +181,19 @@ def test_matched_arms_agree(by):
     )
     first, second = (getattr(run.cost, quantity) for run in runs)
     assert abs(first / second - 1) <= 0.05
+
+
+def test_a_state_is_matched_by_half_to_twice_the_heads_of_up_to_four_times_the_size():
+    present = built.size(d_model=8, mlp_dim=8, num_heads=4, head_dim=6)
+    offered = [(sizes["num_heads"], sizes["head_dim"]) for sizes in _heads(present)]
+    assert offered[0] == (4, 6) and sorted(offered) == list(itertools.product((2, 4, 8), range(2, 25, 2)))
+
+
+def test_an_arm_is_matched_alike_alone_and_beside_others():
+    axes = "train.autocast=none,bfloat16", "match.by=parameters,state"
+    request = ["model=mesanet", "match.reference=transformer", "match.tolerance=0.1", "task=mqar", "eval=none", *axes]
+    alone = [plan(cell)[0].config.size for cell in read_request(request).cells]
+    assert [run.config.size for run in plan(request)] == alone and len(set(alone)) == 3
 
 
 def test_every_value_of_a_group_has_a_file():

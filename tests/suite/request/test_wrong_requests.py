@@ -297,9 +297,11 @@ NAMED = [
     ("model=mesanet", "model.mixer.refresh=4", "model.mixer.refresh=4 is out of range, permitted are null with decode=solver"),
     ("model=mesanet", "model.mixer.solver.name=cgg", "model.mixer.solver.name=cgg is out of range, permitted are cg, "),
     ("model=mesanet", "model.mixer.solver={max_stepz: 3}", "did you mean model.mixer.solver.max_steps?"),
+    ("model=hawk_mesa", "size.num_heads=7", "model.hawk.num_heads=7 is out of range, permitted are divisors of the width 80"),
     ("model=gated_kalmanet", "model.mixer.solver.initial=previous_token", "permitted are zero, diagonal, query"),
     ("data=text", "seed=0", "data.path is needed: give data.path=VALUE"),
     ("model=gla", "model.label=a\nb", "model.label='a\\nb' is out of range"),
+    ("model=gla", "model.label=''", "model.label='' is out of range"),
 ]
 
 

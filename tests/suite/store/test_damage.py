@@ -23,7 +23,7 @@ from suite.results import load_curves, load_results, load_runs
 from suite.running.execute import Command, execute_all
 from suite.saved import new_model
 from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
-from suite.store.run_directory import RunDirectory, as_json
+from suite.store.run_directory import Damaged, RunDirectory, as_json
 from tasks.files import machine
 from tests.suite.conftest import ROOT
 from tests.suite.running.test_train import numbers, weights
@@ -122,6 +122,15 @@ def test_one_changed_digit_of_a_number_is_found(name, store, finished, capsys):
     stage = {"train.json": "train", "eval/test-*.json": "test"}.get(name)
     assert rows is None or stage not in set(rows["stage"])
     assert main(["run", *request(store)]) == 0 and numbers(store) == numbers(finished)
+
+
+def test_a_result_that_is_damaged_after_it_was_read_is_found(store):
+    (run,) = plan(request(store))
+    directory, (stage,) = RunDirectory(store, run.run_id), [stage for stage in run.stages if stage.name == "test"]
+    assert directory.read_stage(stage)
+    zeroed(directory.stage_file(stage))
+    with pytest.raises(Damaged, match="eval/test-.* is not whole"):
+        directory.read_stage(stage)
 
 
 @pytest.mark.parametrize("damage", ["is gone", "is empty", "is cut", "has zeroes"])

@@ -1,0 +1,61 @@
+"""What is left of a run under a command: failures that are tried again or kept, and what is made again on demand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from suite.plan import plan
+from suite.running import execute
+from suite.running.execute import Command, execute_all
+from suite.stage import Stage
+from suite.store.run_directory import RunDirectory
+
+TEST = "eval.stages=[cost,test]"
+
+
+def done(small: list[str], stages: str, command: Command) -> tuple[RunDirectory, list[str]]:
+    """The run's folder after a command, and what was said of its end."""
+    runs, told = plan([*small, stages]), []
+    results = Path(runs[0].paths.results)
+    execute_all(runs, results, told.append, command=command)
+    return RunDirectory(results, runs[0].run_id), [event.text for event in told if event.kind in ("done", "skipped", "failed")]
+
+
+def command(token: str, *, force: bool = False) -> Command:
+    return Command(token, trains=True, force=force)
+
+
+@pytest.fixture
+def broken_test(monkeypatch: pytest.MonkeyPatch):
+    """The evaluation `test` fails until it is mended."""
+
+    def evaluate(stage: Stage, *arguments, **more):
+        if stage.name == "test":
+            raise ValueError("broken")
+        return whole(stage, *arguments, **more)
+
+    whole = execute.evaluate
+    monkeypatch.setattr(execute, "evaluate", evaluate)
+    return monkeypatch
+
+
+def test_a_failed_evaluation_is_kept_where_it_is_not_asked_for_and_made_by_the_next_command(small, broken_test):
+    directory, said = done(small, TEST, command("a"))
+    assert said == ["is trained; failed: test"]
+    done(small, "eval.stages=[cost]", command("b"))
+    assert [failure["title"] for failure in directory.status().failures.values()] == ["test"]
+    broken_test.undo()
+    assert done(small, TEST, command("a"))[1] == ["is trained; failed: test"]
+    assert done(small, TEST, command("c"))[1] == [""] and not directory.status().failures
+
+
+def test_a_forced_evaluation_is_made_once_a_command(small):
+    directory, _ = done(small, "eval.stages=[test]", command("a"))
+    (path,) = directory.path.glob("eval/test-*.json")
+    made = [path.read_bytes()]
+    for token in ("b", "b", "c"):
+        done(small, "eval.stages=[test]", command(token, force=True))
+        made.append(path.read_bytes())
+    assert made[1] == made[2] and len(set(made)) == 3
