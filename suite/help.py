@@ -26,9 +26,8 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
     arguments: choices and values, e.g. model=mesanet, whose keys then are shown. Raises RequestError.
     """
     composed = compose_one(read_request(arguments if verb in ("run", "check") else []).cells[0])
-    lines = []
-    if verb in ("run", "check"):
-        lines += [f"  {group}={'|'.join(options(group))}" for group in groups() if group != "report"]
+    chosen = [group for group in groups() if group != "report"] if verb in ("run", "check") else []
+    lines = [f"  {group}={'|'.join(options(group))}" for group in chosen]
     defaults = {**composed.written, **UNSAID} if verb == "generate" else composed.written
     for prefix, kind in _sections(verb, composed):
         section = defaults

@@ -198,8 +198,9 @@ def _flat_row(row: dict[str, Any], *, stage: str, evaluation: str) -> dict[str, 
     groups = [number(group) for group in row.get("groups") or [None] * len(examples)]
     if len(groups) != len(examples):
         raise ValueError(f"{len(groups)} groups of {len(examples)} examples")
-    taken = set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
-    if taken or len(slices) < len(row["slice"]):
+    if (taken := set(slices) & {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}) or len(slices) < len(
+        row["slice"]
+    ):
         raise ValueError(f"slices {sorted(taken) or slices}")
     return slices | {
         "stage": shown(str(stage)),

@@ -59,8 +59,8 @@ def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str
 
 def natural(label: object) -> list[tuple[float, str]]:
     """What sorts labels as people do: "window 9" before "window 15"."""
-    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(label))
-    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in enumerate(parts)]
+    parts = enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(label)))
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in parts]
 
 
 def task_label(task: str) -> str:

@@ -60,9 +60,8 @@ class Composer:
         changed = [Assignment(f"size.{key}={value}", f"size.{key}", value, False, False) for key, value in (size or {}).items()]
         choices, assigned = _choices(cell), [each for each in map(assignment, cell) if not each.is_choice] + changed
         names = list(_composed(()))
-        for each in assigned:
-            if each.section not in names:
-                raise self._unknown(each, choices)
+        if lost := [each for each in assigned if each.section not in names]:
+            raise self._unknown(lost[0], choices)
         variants = {name: self._variant(name, choices, assigned) for name in names}
         read = {name: self._section(name, variants) for name in (*SINGLE, *READERS)}
         chosen = Chosen.read({name: read[name][0] for name in SINGLE})
@@ -75,9 +74,8 @@ class Composer:
 
     def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:
         own = [each for each in assigned if each.section == name]
-        if self._separately:
-            choices = _touching(name, tuple(choices))
-        variant = name, tuple(choices), tuple(each.typed for each in own)
+        choices = _touching(name, tuple(choices)) if self._separately else tuple(choices)
+        variant = name, choices, tuple(each.typed for each in own)
         if variant not in self._plain:
             section = copy.deepcopy(_composed(variant[1])[name])
             for each in own:

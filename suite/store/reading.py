@@ -97,11 +97,10 @@ def _checked_request(request: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its overrides are not a list of strings")
     when = datetime.fromisoformat(request["created"]).astimezone()
     table = frame([scalars(cell) | names(cell) for cell in cells], []).astype(object)
-    studies = [[inert(name) for name in cell.get("studies", [])] for cell in cells]
     told = table.where(table.notna(), None).to_dict("records")
     return {
         **request,
         "when": when,
         "overrides": [inert(override) for override in overrides],
-        "cells": [{**cell, "studies": names} for cell, names in zip(told, studies, strict=True)],
+        "cells": [{**shown, "studies": [*map(inert, cell.get("studies", []))]} for shown, cell in zip(told, cells, strict=True)],
     }
