@@ -237,8 +237,7 @@ class _Planner:
         return self._sizes[key]
 
     def _planned_stages(self, composed: Composed, task: Task) -> tuple[Stage, ...]:
-        config = composed.config
-        asked = repr(composed.evaluation)
+        config, asked = composed.config, repr(composed.evaluation)
         key = config.model, config.size, config.task, config.train.autocast, config.backend, composed.compute, asked
         if key not in self._stages:
             self._stages[key] = planned_stages(config, composed.compute, composed.evaluation, task)

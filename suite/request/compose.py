@@ -107,7 +107,8 @@ class Composer:
         known = [key for name, section in _composed(tuple(choices)).items() for key in _keys(name, section)]
         siblings = sorted(key for key in known if key.rpartition(".")[0] == each.key.rpartition(".")[0])
         nearest = near(each.key, [*known, *groups()])
-        return RequestError(f"unknown key {each.key!r}{nearest} (permitted beside it: {', '.join(siblings)})")
+        beside = f"beside it: {', '.join(siblings)}" if siblings else f"are keys of {', '.join(_composed(tuple(choices)))}"
+        return RequestError(f"unknown key {each.key!r}{nearest} (permitted {beside})")
 
     def _section(self, name: str, variants: Mapping[str, Variant]) -> tuple[Any, Any]:
         """A section as its type, and as plain values."""

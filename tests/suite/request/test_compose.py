@@ -138,3 +138,15 @@ def test_planning_200_cells_asks_hydra_no_more_than_planning_the_cells_of_one_se
     once = len(calls)
     assert len(plan([*request, "seed=range(0,10)"])) == 200
     assert len(calls) == once <= 1 + 20 + 10 + 2
+
+
+def test_an_option_that_is_another_ones_default_is_composed_beside_any_task():
+    many = plan(["model=gla,hawk", "task=mqar,parity", "train=language,mqar", "size=tiny,small", "eval=none"])
+    alone = [
+        plan([f"model={model}", f"task={task}", f"train={train}", f"size={size}", "eval=none"])[0].run_id
+        for model in ("gla", "hawk")
+        for task in ("mqar", "parity")
+        for train in ("language", "mqar")
+        for size in ("tiny", "small")
+    ]
+    assert len(set(alone)) == 16 and {run.run_id for run in many} == set(alone)

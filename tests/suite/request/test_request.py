@@ -61,6 +61,10 @@ def test_an_axis_outside_the_grid_multiplies_it():
         ("train.stepz=3", ("train.stepz", "did you mean train.steps?")),
         ("trian.steps=3", ("trian.steps", "did you mean train.steps?")),
         ("experiment=quik", ("quik", "did you mean quick?")),
+        (
+            "model.mixr.key_dim=3",
+            ("model.mixr.key_dim", "did you mean model.mixer.key_dim?", "permitted are keys of experiment, "),
+        ),
         ("train.steps", ("train.steps", "key=value")),
         ("task.seq_len=0", ("task.seq_len=0", "whole numbers from 1")),
         ("train.lr=-0.1", ("train.lr=-0.1", "above 0")),
