@@ -22,7 +22,12 @@ def first_cell(experiment: str) -> list[str]:
     return [f"{key}={value}" for key, value in {**SMALL, **typed, **few}.items() if key != "size"]
 
 
-@pytest.mark.parametrize("experiment", options("experiment"))
+# Their evaluations are timed by a clock, over and over; the studies have tests of their own.
+TIMED = ("compute", "efficiency", "sherman_morrison", "solver_ablation", "warm_start")
+EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) if name in TIMED else name for name in options("experiment")]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_the_first_run_of_an_experiment_trains_and_is_evaluated(experiment, tmp_path):
     assert main(["run", *first_cell(experiment), "compute.jobs=1", f"paths.results={tmp_path}"]) == 0
     assert set(load_runs(tmp_path)["status"]) == {"done"} and set(load_results(tmp_path)["metric"]) <= set(METRICS)
