@@ -65,9 +65,7 @@ def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, t
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, monkeypatch, name: str) -> None:
-    # What the page says is tested here; that its pictures are written is the law above.
-    monkeypatch.setattr(build, "write_drawing", lambda drawing, stem: [])
+def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name: str) -> None:
     page = page_of(name)
     alone = len(list(configurations(page["experiment"]))) == 1
     # A store that has not one of its runs has no report.
