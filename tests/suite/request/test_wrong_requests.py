@@ -239,7 +239,9 @@ def test_what_is_composed_of_defaults_is_of_its_types_and_equal_to_them(model, t
 @pytest.mark.parametrize("group", ["size", "train", "eval", "compute", "data"])
 def test_every_file_of_a_group_composes_and_is_of_its_types(group):
     for name in options(group):
-        read_eval(compose_one([f"{group}={name}", *(["data.path=x.txt"] if name == "text" else [])]).evaluation)
+        composed = compose_one([f"{group}={name}", *(["data.path=x.txt"] if name == "text" else [])])
+        shared, _ = read_eval(composed.evaluation)
+        assert list(shared.stages) == composed.written["eval"]["stages"]
 
 
 NAMED = [
