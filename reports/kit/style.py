@@ -1,17 +1,15 @@
-"""One colour and marker per model in every figure, the words for settings, and the look of the figures: see style.yaml."""
+"""One colour and marker per model in every figure, and the look of the figures: see style.yaml."""
 
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from suite.metrics import axis_label
+from suite.naming import natural
 
 
 @dataclass(frozen=True)
@@ -55,41 +53,6 @@ def arms_in_order(rows: pd.DataFrame, label: str = "arm") -> list[tuple[str, str
     rank = {model: i for i, model in enumerate(STYLES)}
     pairs = rows[[label, "model"]].drop_duplicates().itertuples(index=False, name=None)
     return sorted(pairs, key=lambda pair: (rank.get(pair[1], len(rank)), pair[1], natural(pair[0])))
-
-
-def natural(label: object) -> list[tuple[float, str]]:
-    """What sorts labels as people do: "window 9" before "window 15"."""
-    parts = enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(label)))
-    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in parts]
-
-
-def task_label(task: str) -> str:
-    """A task's name for people: an acronym in capitals, anything else in words."""
-    return "MQAR" if task == "mqar" else task.replace("_", " ")
-
-
-def last_part(name: str) -> str:
-    """What a dotted name ends in: "lr" of "train.lr", but "solver" of "model.mixer.solver.name"."""
-    return re.sub(r"\.(name|type)$", "", name).rpartition(".")[2]
-
-
-def fact_label(name: str) -> str:
-    """A fact or setting of a run for axes and headers; one without words has its metric's label, or its own name."""
-    return TABLE["words"].get(last_part(name)) or axis_label(last_part(name))
-
-
-def fact_text(name: str, value: object) -> str:
-    """A fact or setting within a label: "small", "head size 8", "implicit gradient"; None is a setting that is null."""
-    label = fact_label(name)
-    if value is None or value is False:
-        return TABLE["without"].get(last_part(name), f"no {label}") if "." in name else ""
-    if value is True:
-        return label
-    if isinstance(value, Real):
-        return f"{label} {value:g}"
-    if "." not in name:
-        return str(value)
-    return f"{label} {value}" if str(value).startswith("[") else f"{value} {label}"
 
 
 def plain(label: str) -> str:

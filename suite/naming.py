@@ -1,0 +1,98 @@
+"""What runs are called where several stand side by side: by what differs between them, in words. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import partial
+from numbers import Real
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from suite.metrics import axis_label
+
+ALIKE = ["model", "size", "task", "data"]
+TELLING = ("size", "train", "model", "task")
+"""The groups of settings in the order in which they name a run: the size of a head before the key size that follows from it."""
+UNTOLD = re.compile(r"paths\.|model\.lr\.|(.*\.)?(label|path|paths|include_path|seed)$")
+"""Settings that name no run: words about it, paths, and a model's table of default learning rates."""
+LATE = re.compile(r"(.*\.)?(version|mlp_dim)$")
+"""Settings that name a run only where nothing else does: matching makes the one, and a change of the code the other."""
+TABLE = yaml.safe_load(Path(__file__).with_name("naming.yaml").read_text(encoding="utf-8"))
+
+
+def varying(table: pd.DataFrame) -> list[str]:
+    """The settings (columns with dotted names) that differ between runs of one model, size, task and text.
+
+    TELLING orders them, those that are LATE behind all others.
+    """
+    # Most settings have one value in all runs, which is quickly seen.
+    settings = [name for name in table if "." in name and not UNTOLD.match(name) and table[name].nunique(dropna=False) > 1]
+    differ = [name for name in settings if (table.groupby(ALIKE, dropna=False)[name].nunique(dropna=False) > 1).any()]
+    rank = {group: i for i, group in enumerate(TELLING)}
+    return sorted(differ, key=lambda name: (bool(LATE.match(name)), rank.get(name.partition(".")[0], len(rank))))
+
+
+def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
+    """One label a cell: the model's label and, in this order, those facts that tell two cells of a task apart.
+
+    A fact is named in every task that has the same value of it: language and recall of one size share a label.
+    """
+    return _labelled(cells, facts)[0]
+
+
+def telling(cells: pd.DataFrame, facts: Sequence[str]) -> list[str]:
+    """The facts that `labels` names of any cell, in their order: the axes of a sweep."""
+    return _labelled(cells, facts)[1]
+
+
+def _labelled(cells: pd.DataFrame, facts: Sequence[str]) -> tuple[pd.Series, list[str]]:
+    named = []
+    label = cells["model_label"].fillna(cells["model"]).astype(str)
+    begun = cells[[name for name in cells if "." in name]].notna().any(axis=1)
+    for fact in facts:
+        value = cells[fact].astype(object).where(cells[fact].notna(), None).map(partial(fact_text, fact))
+        # A setting that is null is named too; a run that was never begun may have nothing that is known.
+        value = value.where(begun | ("." not in fact), "")
+        varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
+        ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
+        label = label.where(~ambiguous, label + ", " + value)
+        named += [fact] if ambiguous.any() else []
+    return label, named
+
+
+def natural(label: object) -> list[tuple[float, str]]:
+    """What sorts labels as people do: "window 9" before "window 15"."""
+    parts = enumerate(re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", str(label)))
+    return [(float(part), "") if i % 2 else (-1.0, part) for i, part in parts]
+
+
+def task_label(task: str) -> str:
+    """A task's name for people: an acronym in capitals, anything else in words."""
+    return "MQAR" if task == "mqar" else task.replace("_", " ")
+
+
+def last_part(name: str) -> str:
+    """What a dotted name ends in: "lr" of "train.lr", but "solver" of "model.mixer.solver.name"."""
+    return re.sub(r"\.(name|type)$", "", name).rpartition(".")[2]
+
+
+def fact_label(name: str) -> str:
+    """A fact or setting of a run for axes and headers; one without words has its metric's label, or its own name."""
+    return TABLE["words"].get(last_part(name)) or axis_label(last_part(name))
+
+
+def fact_text(name: str, value: object) -> str:
+    """A fact or setting within a label: "small", "head size 8", "implicit gradient"; None is a setting that is null."""
+    label = fact_label(name)
+    if value is None or value is False:
+        return TABLE["without"].get(last_part(name), f"no {label}") if "." in name else ""
+    if value is True:
+        return label
+    if isinstance(value, Real):
+        return f"{label} {value:g}"
+    if "." not in name:
+        return str(value)
+    return f"{label} {value}" if str(value).startswith("[") else f"{value} {label}"
