@@ -6,6 +6,8 @@ import os
 import pwd
 from typing import ClassVar
 
+NAME = "linear-rnn-suite"
+
 
 class UserPath(str):
     """A path, in which ~ at the start is put in place."""
@@ -48,3 +50,14 @@ def home() -> str | None:
         return os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
     except KeyError:
         return None
+
+
+def cache() -> str | None:
+    """The folder of the user for what may be thrown away, None for a user without a home and without such a folder."""
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(shared):
+        user = home()
+        if user is None:
+            return None
+        shared = os.path.join(user, ".cache")
+    return os.path.join(shared, NAME)

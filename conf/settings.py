@@ -17,10 +17,13 @@ from typing import Annotated, Any, Literal, Self, Union, dataclass_transform, ge
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from conf.kinds import base_of, fault_of, marks_of, range_of
+
 # Letters of a value that an error shows.
 SHOWN = 100
 # float32 holds no more.
 LARGEST = 1e38
+LISTS, MAPPINGS = (list, Sequence), (dict, Mapping)
 
 
 class RequestError(ValueError):
@@ -28,13 +31,13 @@ class RequestError(ValueError):
 
 
 class Refusal(RequestError):
-    """A value that is not permitted. permitted: in words, behind "permitted are"."""
+    """A value that is not permitted. permitted: in words, behind "permitted are". fault: what the value is, or is not."""
 
-    def __init__(self, key: str, value: object, permitted: str, nearest: str = "") -> None:
+    def __init__(self, key: str, value: object, permitted: str, nearest: str = "", fault: str = "is out of range") -> None:
         # A text that would be read as something else shows that it is a text.
         said = repr(value) if isinstance(value, str) and _reads_otherwise(value) else text(value)
-        super().__init__(f"{key}={said[:SHOWN]} is out of range, permitted are {permitted}{nearest}")
-        self.parts = key, value, permitted, nearest
+        super().__init__(f"{key}={said[:SHOWN]} {fault}, permitted are {permitted}{nearest}")
+        self.parts = key, value, permitted, nearest, fault
 
     def under(self, prefix: str) -> Refusal:
         """The same refusal of a key that stands in `prefix`."""
@@ -87,7 +90,7 @@ Name = Annotated[str, Meta(pattern=r"^\w[\w.-]*$", description="words of letters
 # Type checkers would take a subclass that does not repeat frozen=True for a record that can change.
 @dataclass_transform(frozen_default=True)
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of one thing: frozen, hashable, by keyword, without default values.
+    """Settings of one thing: frozen, hashable, by keyword; what decides a run's numbers is without default values.
 
     A subclass says kw_only=True, declares types with ranges on its fields, and refuses what only several fields together
     decide in __post_init__, by a Refusal. `read` checks types and ranges; the constructor does not.
@@ -120,7 +123,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """
         kept = {}
         for name, kind in fields(type(self)).items():
-            value, marks = getattr(self, name), _marks(kind)
+            value, marks = getattr(self, name), marks_of(kind)
             if OUTSIDE in marks or (not neutral and any(isinstance(mark, Neutral) and mark.value == value for mark in marks)):
                 continue
             kept[name] = value.named(neutral=neutral) if isinstance(value, Settings) else value
@@ -131,10 +134,10 @@ def with_neutral(settings: type[Settings], values: Mapping[str, Any]) -> dict[st
     """Values from before some fields existed, with those fields at their neutral values."""
     made = dict(values)
     for name, kind in fields(settings).items():
-        for mark in _marks(kind):
+        for mark in marks_of(kind):
             if isinstance(mark, Neutral):
                 made.setdefault(name, mark.value)
-        base = _base(kind)
+        base = base_of(kind)
         if isinstance(base, type) and issubclass(base, Settings) and isinstance(made.get(name), Mapping):
             made[name] = with_neutral(base, made[name])
     return made
@@ -195,8 +198,8 @@ def _reads_otherwise(value: str) -> bool:
 
 def words(kind: Any) -> str:
     """What a type permits, in words."""
-    base, parts = _base(kind), get_args(_base(kind))
-    metas = [mark for mark in _marks(kind) if isinstance(mark, Meta)]
+    base, parts = base_of(kind), get_args(base_of(kind))
+    metas = [mark for mark in marks_of(kind) if isinstance(mark, Meta)]
     told = [meta.description for meta in metas if meta.description]
     if told:
         return told[-1]
@@ -206,38 +209,34 @@ def words(kind: Any) -> str:
         return ", ".join(map(text, parts))
     if get_origin(base) is tuple:
         return f"lists of {words(parts[0])}" if parts[-1] is Ellipsis else f"lists of {len(parts)} {words(parts[0])}"
+    if get_origin(base) in LISTS:
+        return f"lists of {words(parts[0])}"
+    if get_origin(base) in MAPPINGS:
+        return f"mappings to {words(parts[1])}"
     if isinstance(base, type) and issubclass(base, Settings):
         return f"{{{', '.join(fields(base))}}}"
-    plain = {int: "whole numbers", float: "numbers", bool: "true, false", str: "words", NoneType: "null"}
-    return " ".join([getattr(base, "words", None) or plain[base], *_range(metas)])
-
-
-def _range(metas: Sequence[Meta]) -> list[str]:
-    low = next((f"from {m.ge:g}" if m.ge is not None else f"above {m.gt:g}" for m in metas if (m.ge, m.gt) != (None, None)), "")
-    high = ""
-    for meta in metas:
-        if meta.lt is not None:
-            high = f"to below {meta.lt:g}" if low.startswith("from") else f"and below {meta.lt:g}"
-        elif meta.le is not None:
-            bound = str(meta.le) if isinstance(meta.le, int) else f"{meta.le:g}"
-            high = f"to {bound}" if low.startswith("from") else f"up to {bound}"
-    return [part for part in (f"{low}," if high.startswith("up") else low, high) if part]
+    plain = {int: "whole numbers", float: "numbers", bool: "true, false", str: "words", NoneType: "null", Any: "values"}
+    return " ".join([getattr(base, "words", None) or plain[base], *range_of(metas)])
 
 
 def _refusal(key: str, value: Any, kind: Any) -> RequestError | None:
     """What is wrong with a value, looked for from the inside out; None where nothing is."""
-    base, parts = _base(kind), get_args(_base(kind))
+    base, parts = base_of(kind), get_args(base_of(kind))
     if isinstance(base, type) and issubclass(base, Settings) and isinstance(value, dict):
         return _refusal_of_settings(key, value, base)
-    if get_origin(base) is tuple and parts[-1] is Ellipsis and isinstance(value, list | tuple):
+    if get_origin(base) in (*LISTS, tuple) and parts[-1] in (parts[0], Ellipsis) and isinstance(value, list | tuple):
         found = (_refusal(f"{key}[{i}]", each, parts[0]) for i, each in enumerate(value))
+        if refusal := next(filter(None, found), None):
+            return refusal
+    if get_origin(base) in MAPPINGS and isinstance(value, dict):
+        found = (_refusal(_joined(key, str(name)), each, parts[1]) for name, each in value.items())
         if refusal := next(filter(None, found), None):
             return refusal
     try:
         msgspec.convert(value, kind, dec_hook=_of)
     except msgspec.ValidationError:
         choices = [text(name) for each in (base, *parts) if get_origin(each) is Literal for name in get_args(each)]
-        return Refusal(key, value, words(kind), near(value, choices))
+        return Refusal(key, value, words(kind), near(value, choices), fault_of(value, kind) or "is out of range")
     return None
 
 
@@ -246,13 +245,13 @@ def _refusal_of_settings(key: str, value: Mapping[str, Any], kind: type[Settings
     for name in value:
         if name not in known:
             return unknown("key", _joined(key, name), [_joined(key, field) for field in known])
-    for name in () if UNSET in kind.__struct_defaults__ else known:
-        if name not in value:
-            missing = _joined(key, name)
-            return RequestError(f"{missing} is needed: give {missing}=VALUE, permitted are {words(known[name])}")
     for name, each in value.items():
         if refusal := _refusal(_joined(key, name), each, known[name]):
             return refusal
+    for name in [each.name for each in msgspec.structs.fields(kind) if each.required]:
+        if name not in value:
+            missing = _joined(key, name)
+            return RequestError(f"{missing} is needed: give {missing}=VALUE, permitted are {words(known[name])}")
     try:
         msgspec.convert(value, kind, dec_hook=_of)
     except msgspec.ValidationError as error:
@@ -262,14 +261,6 @@ def _refusal_of_settings(key: str, value: Mapping[str, Any], kind: type[Settings
 
 def _joined(prefix: str, key: str) -> str:
     return f"{prefix}.{key}" if prefix else key
-
-
-def _base(kind: Any) -> Any:
-    return kind.__origin__ if get_origin(kind) is Annotated else kind
-
-
-def _marks(kind: Any) -> tuple[Any, ...]:
-    return kind.__metadata__ if get_origin(kind) is Annotated else ()
 
 
 def _whole(value: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -86,9 +85,8 @@ def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
     return mixer.Settings.read(values, key)
 
 
-@functools.cache
 def mixer_classes() -> dict[str, type[SequenceMixer]]:
-    """Every mixer by the name that its class declares, from all modules of this package."""
+    """Every mixer by the name that its class declares, from all modules of this package and of the user's own folders."""
     return declared(models, SequenceMixer, "name", without=("models.ops", "models.backends"))
 
 

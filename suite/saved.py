@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from conf.settings import RequestError, unknown
+from conf.extensions import KEY, VARIABLE
+from conf.settings import SHOWN, RequestError, text
 from models.backbone import Backbone
 from models.backends import settle
-from models.build import computing_backends
-from suite.compute.interface import build_backbone, interface_of
+from models.build import computing_backends, mixer_classes
+from suite.compute.interface import interface_of, unfilled_backbone
 from suite.plan import Run, task_of
-from suite.request.compose import compose_one
 from suite.request.cost import Cost
 from suite.request.identity import group_id, identity, run_id
 from suite.request.schema import Composed, saved_config
 from suite.stage import TRAINING
 from suite.store.checkpoint import load_final
 from suite.store.foreign import parse_yaml, reason_of
+from suite.store.ids import the_run, trained_ids
 from suite.store.run_directory import READING, Damaged, RunDirectory
+from tasks.build import task_types
 from tasks.language.task import WithoutText
 from tasks.task import Task
+
+
+class Undeclared(RequestError):
+    """A saved run has a mixer or a task that neither this package nor a folder of the user's own declares."""
 
 
 def saved_run(results: Path, beginning: str, here: Composed) -> Run:
@@ -31,13 +38,7 @@ def saved_run(results: Path, beginning: str, here: Composed) -> Run:
 
     Raises RequestError for one that is not there, not trained or not readable.
     """
-    known = trained_ids(results)
-    matching = [name for name in known if beginning and name.startswith(beginning)]
-    if not known:
-        raise RequestError(f"no trained runs under {results}")
-    if len(matching) != 1:
-        raise unknown("run", beginning, known)
-    directory = RunDirectory(results, matching[0])
+    directory = RunDirectory(results, the_run(beginning, trained_ids(results), results))
     try:
         directory.read_stage(TRAINING)
         return _read(directory, here)
@@ -47,9 +48,10 @@ def saved_run(results: Path, beginning: str, here: Composed) -> Run:
 
 def _read(directory: RunDirectory, here: Composed) -> Run:
     """Raises Damaged where what the folder says of itself does not agree with its name."""
-    whole, text = directory.read()
+    whole, config_text = directory.read()
     try:
-        written, facts = parse_yaml(text), whole["facts"]
+        written, facts = parse_yaml(config_text), whole["facts"]
+        _check_declared(directory.run_id, written)
         config = saved_config(written)
         named = identity(config, data_fingerprint=facts["data_fingerprint"])
         if run_id(named) != directory.run_id:
@@ -65,15 +67,23 @@ def _read(directory: RunDirectory, here: Composed) -> Run:
             compute=here.compute,
             paths=here.paths,
             experiment=None,
+            title=config.title,
             written=written,
         )
+    except Undeclared:
+        raise
     except READING as error:
         raise Damaged(f"run {directory.run_id} can't be read: {reason_of(error)}") from error
 
 
-def trained_ids(results: Path) -> list[str]:
-    folders = (path.parent.name for path in (results / "runs").glob("*/train.json"))
-    return sorted(name for name in folders if re.fullmatch(r"[0-9a-f]{12}", name))
+def _check_declared(run_id: str, written: Mapping[str, Any]) -> None:
+    """Raises Undeclared. The folder is the user's to name: a run that named one would have its own code run."""
+    model = written["model"]
+    asked = [("mixer", model[name]["type"], tuple(mixer_classes())) for name in model["pattern"]]
+    for what, name, known in (*asked, ("task", written["task"]["type"], task_types())):
+        if name not in known:
+            said = f"run {run_id}: its {what} {text(name)[:SHOWN]!r} is not of this package"
+            raise Undeclared(f"{said}; give the folder that declares it: {KEY}=FOLDER, or {VARIABLE}=FOLDER in the environment")
 
 
 def saved_task(run: Run) -> Task:
@@ -107,14 +117,13 @@ def _without_text(run: Run, reason: str) -> Task:
 
 def new_model(run: Run, device: torch.device) -> Backbone:
     """The run's model with its initial weights, which depend on the seed alone and not on the device."""
-    with torch.device("meta"):
-        model = build_backbone(run.interface, run.config.model, run.config.size, backend=run.config.backend)
-    model.to_empty(device=device)
+    config = run.config
+    model = unfilled_backbone(run.interface, config.model, config.size, backend=config.backend, device=device)
     held = {name: x for name, x in (*model.named_parameters(), *model.named_buffers()) if x.is_floating_point()}
     for x in held.values():
         x.detach().fill_(torch.nan)
-    model.reset_parameters(run.config.seed)
-    # What is built on the meta device has no values: a mixer that forgets a tensor would train on whatever memory held.
+    model.reset_parameters(config.seed)
+    # What is not filled has no values: a mixer that forgets a tensor would train on whatever memory held.
     assert not (unfilled := [name for name, x in held.items() if x.isnan().any()]), f"reset_parameters leaves {unfilled} unfilled"
     return model
 
@@ -127,17 +136,15 @@ def trained_model(run: Run, directory: RunDirectory, device: torch.device) -> Ba
     return model.eval()
 
 
-def load_model(beginning: str, results: str | Path = "results", device: str = "cpu", backend: str = "auto") -> Backbone:
-    """The trained model of a run (or of the beginning of its id), in evaluation mode.
+def model_of(run: Run, results: Path, device: torch.device, backend: str) -> Backbone:
+    """The trained model of a saved run, in evaluation mode.
 
-    backend: what computes it here, "auto" the fastest that can, whatever it was trained with: the weights are the same.
-    Raises RequestError, a ValueError, for a run that is not there or not trained; ValueError for a backend that can't run.
+    backend: what computes it here, "auto" the fastest that can. Raises RequestError for weights that are not whole.
     """
-    run = saved_run(Path(results), beginning, compose_one([]))
-    settled = settle(backend, computing_backends(run.config.model), torch.device(device).type)
+    settled = settle(backend, computing_backends(run.config.model), device.type)
     run = replace(run, config=replace(run.config, backend=settled))
-    directory = RunDirectory(Path(results), run.run_id)
+    directory = RunDirectory(results, run.run_id)
     try:
-        return trained_model(run, directory, torch.device(device))
+        return trained_model(run, directory, device)
     except Damaged as error:
         raise RequestError(f"{error}; it is made again by: {directory.command()}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from tasks.task import Task
 
 
 def task_types() -> tuple[str, ...]:
-    """Every `type` that a class in this package declares, sorted."""
+    """Every `type` that a class in this package or in the user's own folders declares, sorted."""
     return tuple(_classes())
 
 
@@ -39,7 +38,6 @@ def build_task(settings: Task.Settings, *, seed: int) -> Task:
     return task_class(settings.type)(settings, seed=seed)
 
 
-@functools.cache
 def _classes() -> dict[str, type[Task]]:
     # Benchmarks for lm-eval are read by libraries that take long to import.
     return declared(tasks, Task, "type", without=("tasks.offline.",))

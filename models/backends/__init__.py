@@ -11,7 +11,6 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from conf.settings import RequestError, near
+from models.installed import version as version
 
 BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
 
@@ -139,14 +139,6 @@ def obstacle(backend: str, device: str) -> str | None:
     if device != "cuda":
         return "it needs a CUDA device"
     return importlib.import_module(f"models.backends.{backend}").obstacle()
-
-
-def version(distribution: str) -> str | None:
-    """The installed version of a package; None where it is missing."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def check(backend: str, permitted: Sequence[str]) -> None:

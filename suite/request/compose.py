@@ -12,6 +12,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -19,13 +20,14 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from conf.groups import CONF, groups, options
-from conf.paths import home
+from conf.groups import CONF, groups, options, search_path
+from conf.paths import NAME, cache
 from conf.settings import Refusal, RequestError, Settings, fields, flat, near
 from models.build import Model, Size, read_model
 from suite.compute.settings import Compute, Train
-from suite.request.overrides import Assignment, assignment
-from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Paths
+from suite.request.overrides import Assignment, assignment, quoted
+from suite.request.places import Paths
+from suite.request.schema import Chosen, Composed, Config, Experiment, Match
 from tasks.build import read_task
 from tasks.language.task import DataSettings
 
@@ -38,6 +40,18 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     # Read by the evaluations, which know what belongs to each of them.
     "eval": dict,
 }
+ELSEWHERE = {
+    "run": "evaluate, generate and show",
+    "force": "evaluate",
+    "prompt": "generate",
+    "tokens": "generate",
+    "where": "list and report",
+    "sort": "list",
+    "show": "check",
+}
+"""Keys of other verbs."""
+UNTYPED = ("model.lr.", "task.data.")
+"""Sections that nobody types: a model's own table of learning rates, and what data= fills."""
 SINGLE = tuple(fields(Chosen))
 Variant = tuple[str, tuple[str, ...], tuple[str, ...]]
 """A section's name, and the choices and assignments of a cell that make it."""
@@ -81,7 +95,8 @@ class Composer:
             for each in own:
                 section = self._assigned(section, each, choices)
             if name == "paths" and isinstance(section, dict) and section["cache"] is None:
-                section["cache"] = _cache()
+                # Where nobody is at home, in the folder of the command.
+                section["cache"] = cache() or os.path.join(".", ".cache", NAME)
             self._plain[variant], self._mentioned[variant] = section, _mentioned(section)
         return variant
 
@@ -105,10 +120,16 @@ class Composer:
 
     def _unknown(self, each: Assignment, choices: Sequence[str]) -> RequestError:
         known = [key for name, section in _composed(tuple(choices)).items() for key in _keys(name, section)]
+        if each.key in ELSEWHERE:
+            return RequestError(f"{each.typed!r} is for {ELSEWHERE[each.key]}; permitted are keys of {', '.join(_composed(()))}")
         siblings = sorted(key for key in known if key.rpartition(".")[0] == each.key.rpartition(".")[0])
-        nearest = near(each.key, [*known, *groups()])
+        # A name without its section is that of its section: lr for train.lr.
+        ending = [key for key in known if key.rpartition(".")[2] == each.key and f"{key}." not in UNTYPED]
+        nearest = f"; did you mean {' or '.join(ending)}?" if ending else near(each.key, [*known, *groups()])
         beside = f"beside it: {', '.join(siblings)}" if siblings else f"are keys of {', '.join(_composed(tuple(choices)))}"
-        return RequestError(f"unknown key {each.key!r}{nearest} (permitted {beside})")
+        # Of several models, tasks or trainings one may lack what the others have.
+        whose = "".join(f" of {choice}" for choice in choices if choice.startswith(f"{each.section}="))
+        return RequestError(f"unknown key {each.key!r}{whose}{nearest} (permitted {beside})")
 
     def _section(self, name: str, variants: Mapping[str, Variant]) -> tuple[Any, Any]:
         """A section as its type, and as plain values."""
@@ -123,6 +144,9 @@ class Composer:
                 except OmegaConfBaseException as error:
                     raise RequestError(f"{name}: {_first_line(error)}") from error
             for place, value in flat({name: plain}):
+                if value == "???" and name == "data" and not self._mentioned[variants["task"]]:
+                    task = self._plain[variants["task"]]["name"]
+                    raise RequestError(f"data={plain['name']}: task={task} reads no text; permitted with it is data=stdlib")
                 if value == "???":
                     raise RequestError(f"{place} is needed: give {place}=VALUE")
             if name in READERS and not isinstance(plain, dict):
@@ -148,12 +172,18 @@ def _choices(cell: Sequence[str]) -> list[str]:
     return [f"{each.key}={each.value}" for each in map(assignment, cell) if each.is_choice]
 
 
-@functools.cache
 def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
     """Hydra's composition of these options, interpolations kept."""
+    return _composed_beside(search_path(), choices)
+
+
+@functools.cache
+def _composed_beside(own: tuple[Path, ...], choices: tuple[str, ...]) -> dict[str, Any]:
+    """own: the user's own folders of options."""
+    places = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in own)}]"] if own else []
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose(config_name="config", overrides=list(choices)))
+            return OmegaConf.to_container(compose(config_name="config", overrides=[*places, *choices]))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_line(error)) from error
 
@@ -196,12 +226,6 @@ def _keys(name: str, section: Any) -> list[str]:
     """The dotted keys of a section, those of its inner mappings among them."""
     inner = section.items() if isinstance(section, dict) else ()
     return [name, *(key for part, each in inner for key in _keys(f"{name}.{part}", each))]
-
-
-def _cache() -> str:
-    """Where tokenised text is kept if nothing is said: where nobody is at home, in the folder of the command."""
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    return os.path.join(shared if os.path.isabs(shared) else f"{home() or '.'}/.cache", "linear-rnn-suite")
 
 
 def _written(read: Any, plain: Any) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from models.build import Model, Size
-from suite.compute.interface import Interface, build_backbone
+from suite.compute.interface import Interface, unfilled_backbone
 from suite.request.schema import Config
 
 
@@ -37,8 +37,7 @@ def product_dtype(autocast: str) -> torch.dtype:
 @functools.cache
 def _cost(model: Model, size: Size, interface: Interface, backend: str, seq_len: int, dtype: torch.dtype) -> Cost:
     """Kept, since the arms of a sweep share their reference."""
-    with torch.device("meta"):
-        built = build_backbone(interface, model, size, backend=backend)
+    built = unfilled_backbone(interface, model, size, backend=backend, device=torch.device("meta"))
     return Cost(
         parameters=sum(parameter.numel() for parameter in built.parameters()),
         state_bytes=built.state_bytes(seq_len, dtype),

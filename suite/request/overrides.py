@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from conf.groups import CONF, groups, options
+from conf.groups import find, groups, options
 from conf.settings import RequestError, text, unknown
 
 LAUNCHER = "hydra/launcher"
@@ -75,7 +75,12 @@ def _parsed(argument: str) -> Override:
     for each in (argument, f"{key}={quoted(value)}") if separator else (argument,):
         with contextlib.suppress(HydraException):
             return OverridesParser.create().parse_override(each)
-    raise RequestError(f"{argument!r} is not of the form key=value")
+    # A word alone is a group without its option, or an option without its group.
+    meant = (
+        [f"{argument}=NAME"] if argument in groups() else [f"{each}={argument}" for each in groups() if argument in options(each)]
+    )
+    hint = f"; did you mean {meant[0]}? Several are a list without spaces, KEY=A,B" if meant else ""
+    raise RequestError(f"{argument!r} is not of the form key=value{hint}")
 
 
 @functools.cache
@@ -136,7 +141,7 @@ def _cells(overrides: Sequence[Override]) -> list[list[str]]:
 
 def _entries(experiment: str, typed: dict[str, list[str]]) -> list[dict[str, list[str]]]:
     """The grid's entries, each an axis name to its values, after the typed overrides have narrowed them."""
-    grid = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{experiment}.yaml").experiment.grid)
+    grid = OmegaConf.to_container(OmegaConf.load(find("experiment", experiment)).experiment.grid)
     entries = [
         {key: [text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
     ]

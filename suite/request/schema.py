@@ -7,21 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from conf.groups import options
-from conf.paths import UserPath
 from conf.settings import Name, Refusal, Settings, Share, near, with_neutral
 from models.backends import BACKENDS
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train
+from suite.request.places import Paths
 from tasks.build import read_task, task_class
 from tasks.task import Task
-
-
-class Paths(Settings, kw_only=True):
-    """Where things lie. cache: of tokenised text."""
-
-    results: UserPath
-    reports: UserPath
-    cache: UserPath
 
 
 class Match(Settings, kw_only=True):
@@ -60,6 +52,17 @@ class Config:
     train: Train
     backend: str
     seed: int
+
+    @property
+    def title(self) -> str:
+        """What a run of it is called that stands alone."""
+        return f"{self.model.name} {self.size.name} {self.task.name} seed {self.seed}"
+
+    @property
+    def data_name(self) -> str:
+        """The name of the data behind its task; "synthetic" where the task draws them."""
+        data = getattr(self.task, "data", None)
+        return "synthetic" if data is None else data.name
 
 
 @dataclass(frozen=True)

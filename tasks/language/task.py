@@ -84,6 +84,7 @@ class Language(Task):
                 documents=lambda split=split: documents()[split],
                 tokenizer=self.tokenizer,
                 seq_len=seq_len,
+                name=f"the {split} text of data={data.name}",
             )
             # The smaller part comes first: a text that is too short is found at once.
             for split in ("validation", "train")

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from tasks.files import open_regular, read_regular, remove_temporaries, write_atomically
+from tasks.progress import tell
 from tasks.task import Tokenizer
 
 FORMAT = 2  # raised when the same text and tokenizer would give other files
@@ -95,10 +96,17 @@ def record_type(vocab_size: int) -> np.dtype:
 
 
 def load_tokens(
-    folder: str, *, source: Sequence[object], documents: Callable[[], Iterable[str]], tokenizer: Tokenizer, seq_len: int
+    folder: str,
+    *,
+    source: Sequence[object],
+    documents: Callable[[], Iterable[str]],
+    tokenizer: Tokenizer,
+    seq_len: int,
+    name: str = "a text",
 ) -> StoredTokens:
     """The tokens of `documents`, with BOS between any two of them, from the cache or else tokenised; `keep` writes them there.
 
+    name: what the text is called where people watch.
     source: what decides the documents; with the tokenizer and FORMAT it names the cache file. A file that isn't whole
     by its digest is made again.
     Raises ValueError when one token covers more than 65535 bytes, when there are fewer than seq_len tokens, and when the
@@ -108,7 +116,7 @@ def load_tokens(
     path, dtype = Path(folder).expanduser() / f"{key}.tokens", record_type(tokenizer.vocab_size)
     tokens = _unkept.get(path) or _from_cache(path, dtype)
     if tokens is None:
-        tokens = _unkept[path] = _tokenised(documents(), tokenizer, path)
+        tokens = _unkept[path] = _tokenised(documents(), tokenizer, path, name)
     if (count := tokens.records.count) < seq_len:
         raise ValueError(f"task.seq_len={seq_len} is more than the {count} tokens that one part of the text has")
     if tokens.lost:
@@ -139,18 +147,21 @@ def _about(digest: str, lost: int, total: int) -> bytes:
     return f"{said} {hashlib.sha256(said.encode()).hexdigest()[:16]}".encode()
 
 
-def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path) -> StoredTokens:
-    """The tokens of documents, in a file without a name; `path` is where they are to be kept."""
+def _tokenised(documents: Iterable[str], tokenizer: Tokenizer, path: Path, name: str) -> StoredTokens:
+    """The tokens of documents, in a file without a name; `path` is where they are to be kept. name: of the text, for people."""
     logger.info("tokenising for %s", path)
     documents = list(documents)
     digest, count, lost = hashlib.sha256(), 0, sum(len(document.encode()) for document in documents)
     # It lives as long as its records.
     file, total = tempfile.TemporaryFile(), lost  # noqa: SIM115
+    done = 0
     for records in encode_documents(documents, tokenizer):
         digest.update(records)
         file.write(records)
         count += len(records)
-        lost -= int(records["num_bytes"].sum())
+        num_bytes = int(records["num_bytes"].sum())
+        lost, done = lost - num_bytes, done + num_bytes
+        tell(f"tokenising {name}", done, total)
     file.flush()
     return StoredTokens(Records(file, path, record_type(tokenizer.vocab_size), count), digest.hexdigest(), lost, total)
 

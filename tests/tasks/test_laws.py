@@ -365,9 +365,9 @@ def test_settings_are_by_keyword_frozen_hashable_and_without_defaults(name, valu
         ({"type": "parity.Party"}, "unknown task.type 'parity.Party'; did you mean parity.Parity?"),
         ({"type": None}, "task.type is needed"),
         ({"seqlen": 4}, "unknown key 'task.seqlen'; did you mean task.seq_len?"),
-        ({"seq_len": "long"}, "task.seq_len=long is out of range, permitted are whole numbers from 1"),
-        ({"seq_len": 40.5}, "task.seq_len=40.5 is out of range"),
-        ({"seq_len": True}, "task.seq_len=true is out of range"),
+        ({"seq_len": "long"}, "task.seq_len=long is not a whole number, permitted are whole numbers from 1"),
+        ({"seq_len": 40.5}, "task.seq_len=40.5 is not a whole number"),
+        ({"seq_len": True}, "task.seq_len=true is not a whole number"),
     ],
 )
 def test_what_is_no_setting_is_named_with_what_is_permitted(change, message):

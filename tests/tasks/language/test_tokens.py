@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from tasks.language import tokens
 from tasks.language.tokenizer import ByteTokenizer, load_tokenizer
 from tasks.language.tokens import StoredTokens, encode_documents, load_tokens
+from tasks.progress import heard
 
 DOCUMENTS = ["first é\n", "second", "third\n" * 50]
 BYTES = ByteTokenizer()
@@ -265,3 +266,17 @@ def test_two_processes_at_once_agree(tmp_path):
 
 def digest_of(folder, documents):
     return keep(folder, documents=documents).digest
+
+
+def test_tokenising_tells_how_far_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr("tasks.language.tokens.PIECE_CHARACTERS", 100)
+    told: list[tuple[str, int, int]] = []
+    with heard(lambda *what: told.append(what)):
+        load_tokens(
+            str(tmp_path), source=("x",), documents=lambda: ["w" * 250, "é" * 50], tokenizer=BYTES, seq_len=4, name="books"
+        )
+        assert told == [("tokenising books", done, 350) for done in (100, 200, 250, 350)]
+        keep(tmp_path)
+        told.clear()
+        from_cache(tmp_path)
+    assert told == []

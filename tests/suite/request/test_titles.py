@@ -1,0 +1,55 @@
+"""What runs are called where people watch them, and what a request is said to be made of."""
+
+from __future__ import annotations
+
+import pytest
+
+from suite.plan import plan
+from suite.request.titles import axes
+
+MQAR = ("task=mqar", "size=tiny")
+
+
+def title(*request: str) -> str:
+    return plan([*MQAR, *request])[-1].title
+
+
+@pytest.mark.parametrize(
+    "request_, told, made_of",
+    [
+        (["model=gla"], "gla tiny mqar seed 0", ""),
+        (["model=mesanet,gla"], "gla tiny mqar seed 0", "2 models"),
+        (["model=gla", "seed=0,1"], "gla tiny mqar seed 1", "2 seeds"),
+        (
+            ["model=gla,mesanet", "train.lr=1e-3,4e-3"],
+            "mesanet tiny mqar seed 0, learning rate 0.004",
+            "2 models x 2 learning rates",
+        ),
+        (
+            ["model=mesanet", "model.mixer.solver.max_steps=5,9"],
+            "mesanet tiny mqar seed 0, solver steps 9",
+            "2 values of solver steps",
+        ),
+        (["model=gla", "task=mqar,parity"], "gla tiny parity seed 0", "2 tasks"),
+        (
+            ["model=gla", "train.lr=1e-3,2e-3", "seed=0,1,2"],
+            "gla tiny mqar seed 2, learning rate 0.002",
+            "2 learning rates x 3 seeds",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_title_says_what_varies_and_nothing_else(request_, told, made_of):
+    runs = plan([*(each for each in MQAR if not any(own.startswith("task=") for own in request_)), *request_])
+    assert runs[-1].title == told
+    assert axes([run.config for run in runs]) == made_of
+
+
+def test_what_differs_from_model_to_model_alone_is_no_part_of_a_title():
+    """Two models that are matched have other sizes, and each has a learning rate of its own."""
+    assert title("model=gla,mesanet", "match.by=parameters").endswith("seed 0")
+
+
+def test_axes_that_are_not_combined_are_listed():
+    runs = plan([*MQAR, "model=gla,mesanet", "train.lr=1e-3,2e-3"])[:3]
+    assert axes([run.config for run in runs]) == "2 models, 2 learning rates"
