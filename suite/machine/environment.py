@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models.backends import version
+from models.installed import version
 
 PACKAGES = (
     "linear-rnn-suite",

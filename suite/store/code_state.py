@@ -15,7 +15,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from suite.store.contents import parsed, sources
+import msgspec
+
+from conf.extensions import folders, modules
+from suite.store.contents import module_file, parsed, sources, text_digest
+from suite.store.throwaway import keep, load, stamp
 
 if TYPE_CHECKING:
     # Whoever only reads results does without torch, which configurations import.
@@ -28,6 +32,16 @@ TABLE = Path(__file__).with_name("code_states.json")
 """Per model and task of conf/ the states with equal golden losses: lists of them, the newest last."""
 TRAINING = ("running/train", "running/health", "compute/step", "compute/scoring", "compute/optimization")
 TRAINING += ("compute/acceleration", "compute/interface")
+
+
+MOST_KEPT = 1000
+
+
+class KeptStates(msgspec.Struct):
+    """States by mixers, task and backend, and the source files of which they were made."""
+
+    sources: list[tuple[str, tuple[int, ...]]]
+    states: dict[str, str]
 
 
 class Definition(NamedTuple):
@@ -51,13 +65,11 @@ def recorded(config: Config) -> dict[str, Any]:
 def age(record: Any) -> str:
     """Whether a run's record is of "today"'s code or of "another" state, or "unknown" where there is none."""
     try:
-        now = _state(tuple(map(str, record["mixers"])), str(record["task"]), str(record["backend"]))
-        return "today" if all(same_state(str(state), now) for state in record["states"]) else "another"
+        now = _kept_state(tuple(map(str, record["mixers"])), str(record["task"]), str(record["backend"]))
+        # Where there is none, its mixer or its task is no more.
+        return "today" if now and all(same_state(str(state), now) for state in record["states"]) else "another"
     except (TypeError, KeyError):
         return "unknown"
-    except (OSError, ValueError):
-        # Its mixer or its task is no more.
-        return "another"
 
 
 def same_state(one: str, other: str) -> bool:
@@ -72,6 +84,29 @@ def _declared() -> list[set[str]]:
 
 
 @functools.cache
+def _kept_state(mixers: tuple[str, ...], task: str, backend: str) -> str:
+    """`_state` for whoever only looks, "" where there is none; kept between processes until a source file changes."""
+    name = f"{text_digest(str(ROOT))[:32]}.states"
+    key, now = json.dumps([mixers, task, backend]), _sources()
+    kept = load(name, KeptStates)
+    states = kept.states if kept and kept.sources == now else {}
+    if key not in states:
+        try:
+            states[key] = _state(mixers, task, backend)
+        except (OSError, ValueError):
+            return ""
+        if len(states) <= MOST_KEPT:
+            keep(name, KeptStates(now, states))
+    return states[key]
+
+
+def _sources() -> list[tuple[str, tuple[int, ...]]]:
+    """Every source file that may be reached, with its stamp."""
+    roots = (*(ROOT / package for package in ("models", "tasks", "suite")), *folders())
+    return [(str(path), stamp(path)) for root in roots for path in sorted(root.rglob("*.py"))]
+
+
+@functools.cache
 def _state(mixers: tuple[str, ...], task: str, backend: str) -> str:
     plain, whole = (_reached(mixers, task, libraries) for libraries in (None, backend))
     return "".join(_digest(sorted(part))[:6] for part in (plain, whole - plain))
@@ -83,6 +118,8 @@ def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str
     def find(name: str, importer: Path) -> Path | None:
         stem = ROOT / name.replace(".", "/")
         path = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
+        if path is None and any(folder in importer.parents for folder in folders()):
+            return module_file(name, importer)
         if path is None or not name.startswith(("models.", "tasks.")):
             return None
         return path if backend or path == KERNELS or BACKENDS not in path.parents else None
@@ -116,7 +153,7 @@ def _kernels(backend: str, ops: set[str]) -> list[dict[str, Any]]:
 
 def _declaring(package: str, attribute: str, value: str) -> tuple[Path, str]:
     """The file and the name of the class that says `attribute = value`. Raises ValueError where none does."""
-    for path in sorted((ROOT / package).rglob("*.py")):
+    for path in (*sorted((ROOT / package).rglob("*.py")), *(own.file for own in modules(package))):
         for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and (attribute, value) in _constants(node):
                 return path, node.name

@@ -36,6 +36,11 @@ def inert(text: object) -> str:
     return _EFFECT.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), shown)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words: "1 run", "2 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def say(text: object) -> None:
     """Prints an inert line for people. Whoever read along may be gone: the work goes on without them."""
     try:
@@ -132,9 +137,11 @@ def parse_yaml(data: bytes) -> dict[str, Any]:
     try:
         content = _Loader(data).get_single_data()
         text = canonical_json(content)
-    except (yaml.YAMLError, ArithmeticError, LookupError, AttributeError, TypeError) as error:
-        # PyYAML's readers of numbers and characters raise whatever they stumble over.
+    except yaml.YAMLError as error:
         raise ValueError(reason_of(error)) from error
+    except (ArithmeticError, LookupError, AttributeError, TypeError) as error:
+        # PyYAML's readers of numbers and characters raise whatever they stumble over, and JSON holds no dates.
+        raise ValueError("it has a value that no configuration holds") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError("it is not a mapping")
     if "${" in text:

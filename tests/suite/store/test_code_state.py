@@ -129,3 +129,22 @@ def test_states_are_the_same_where_the_table_says_so(tmp_path, monkeypatch):
     # What a backend adds is never declared: no golden loss was made with it.
     assert not code_state.same_state("aaaaaa111111", "bbbbbb222222")
     code_state._declared.cache_clear()
+
+
+def test_whoever_looks_again_reads_no_source_until_one_has_changed(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    record = RUN | {"states": [NOW[0]], "backend": "torch"}
+    made, read = [], code_state._state
+
+    def counted(*of):
+        made.append(of)
+        return read(*of)
+
+    monkeypatch.setattr(code_state, "_state", counted)
+    for sources in ([("a", (1, 2, 3, 4))], [("a", (1, 2, 3, 4))], [("a", (1, 2, 3, 5))]):
+        monkeypatch.setattr(code_state, "_sources", lambda sources=sources: sources)
+        code_state._kept_state.cache_clear()
+        assert code_state.age(record) == "today"
+    assert len(made) == 2
+    code_state._kept_state.cache_clear()
+    assert code_state.age(record | {"mixers": ["gone.Mixer"]}) == "another"

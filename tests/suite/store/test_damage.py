@@ -367,7 +367,7 @@ def test_a_configuration_that_is_a_bomb_is_named(bomb, store, capsys):
     (run / "config.yaml").write_text(BOMBS[bomb])
     assert main(["evaluate", f"run={run.name}", "eval=cost", f"paths.results={store}"]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and run.name in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and run.name in error and "IndexError" not in error
 
 
 @pytest.mark.parametrize("number", ["1e999", "Infinity", "NaN", "1" + "0" * 400, "9" * 5000])
