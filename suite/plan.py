@@ -22,7 +22,8 @@ from suite.request.cost import Cost, model_cost
 from suite.request.identity import flat_settings, group_id, identity, run_id
 from suite.request.match import match
 from suite.request.overrides import Request, read_request, values
-from suite.request.schema import Composed, Config, Paths
+from suite.request.places import Paths
+from suite.request.schema import Composed, Config
 from suite.stage import Stage
 from tasks.build import build_task
 from tasks.task import Task
@@ -33,6 +34,7 @@ class Run:
     """One run to be made: its settled configuration, its names, what it costs, and what to evaluate afterwards.
 
     compute, paths, experiment: what the request asks besides. written: the whole as its config.yaml holds it.
+    title: what it is called beside the other runs of its request.
     """
 
     config: Config
@@ -45,12 +47,8 @@ class Run:
     compute: Compute
     paths: Paths
     experiment: str | None
+    title: str
     written: Mapping[str, Any] = dataclasses.field(repr=False)
-
-    @property
-    def title(self) -> str:
-        c = self.config
-        return f"{c.model.name} {c.size.name} {c.task.name} seed {c.seed}"
 
     @property
     def names(self) -> dict[str, Any]:
@@ -63,7 +61,7 @@ class Run:
             "model_label": c.model.label,
             "size": c.size.name,
             "task": c.task.name,
-            "data": data_name(c.task),
+            "data": c.data_name,
             "seed": c.seed,
             "backend": c.backend,
         }
@@ -92,12 +90,6 @@ class Run:
             "batch_size": train.batch_size,
             "train_tokens": train.steps * train.batch_size * c.task.seq_len,
         }
-
-
-def data_name(task: Task.Settings) -> str:
-    """The name of the data behind a task; "synthetic" where it draws them."""
-    data = getattr(task, "data", None)
-    return "synthetic" if data is None else data.name
 
 
 def task_of(config: Config) -> Task:
@@ -145,13 +137,23 @@ def plan_request(request: Request) -> list[Run]:
         stages = (*known.stages, *run.stages) if known else run.stages
         runs[run.run_id] = replace(run, stages=tuple(dict.fromkeys(stages)))
     check_uses(request, list(runs.values()))
-    return list(runs.values())
+    return told_apart(list(runs.values()))
+
+
+def told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs of one request, each with what varies within the request in its title."""
+    if len(runs) == 1:
+        return list(runs)
+    # Imported here: pandas takes a while, and a single run has nothing to be told from.
+    from suite.request.titles import titles
+
+    return [replace(run, title=title) for run, title in zip(runs, titles([run.config for run in runs]), strict=True)]
 
 
 def check_uses(request: Request, runs: Sequence[Run]) -> None:
     """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
     first, stages = runs[0].title, {stage.name for run in runs for stage in run.stages}
-    reads_text = any(data_name(run.config.task) != "synthetic" for run in runs)
+    reads_text = any(run.config.data_name != "synthetic" for run in runs)
     for override in request.overrides:
         group, _, key = override.key_or_group.partition(".")
         # What is the default may always be said.
@@ -165,8 +167,8 @@ def check_uses(request: Request, runs: Sequence[Run]) -> None:
 
 
 def check_one_place(compute: Compute, other: Compute) -> None:
-    """Raises RequestError where two cells of one run ask for two devices or numbers of threads: it is computed once."""
-    for key in ("device", "threads"):
+    """Raises RequestError where two cells of one run ask for two devices, numbers of threads or logs: it is computed once."""
+    for key in ("device", "threads", "log"):
         one, two = getattr(compute, key), getattr(other, key)
         if one != two:
             raise RequestError(f"compute.{key} is {one} and {two} for one run, permitted is one value a request")
@@ -220,6 +222,7 @@ class _Planner:
             compute=composed.compute,
             paths=composed.paths,
             experiment=composed.experiment,
+            title=config.title,
             written={**composed.written, "backend": backend, "task": {**composed.written["task"], "version": version}},
         )
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from models.backbone import Backbone
 from models.build import Model, Size, build_model, build_regressor
@@ -13,11 +17,27 @@ from tasks.task import Tokens, Vectors
 Interface = Tokens | Vectors
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves out what torch's layers fill themselves with; on the meta device that would import torch's compiler, for seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = kwargs or {}
+        return given["tensor"] if getattr(func, "__module__", "") == nn.init.__name__ else func(*args, **given)
+
+
 def build_backbone(interface: Interface, model: Model, size: Size, *, backend: str) -> Backbone:
     """The model of typed settings that fits a task's interface; parameters are not filled."""
     if isinstance(interface, Tokens):
         return build_model(model, size, vocab_size=interface.vocab_size, backend=backend)
     return build_regressor(model, size, input_dim=interface.input_dim, output_dim=interface.output_dim, backend=backend)
+
+
+def unfilled_backbone(interface: Interface, model: Model, size: Size, *, backend: str, device: torch.device) -> Backbone:
+    """The same on a device, without values until `reset_parameters`; on the meta device it has shapes alone."""
+    with device, _Unfilled():
+        return build_backbone(interface, model, size, backend=backend)
 
 
 def interface_of(facts: Mapping[str, Any]) -> Interface:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backbone import Backbone
+from tasks.progress import counted
 from tasks.task import IGNORE, Batch, Scored, Task
 
 PLACES_MULTIPLE = 256
@@ -86,5 +87,6 @@ def score_features(model: Backbone, features: Tensor, batch: Batch) -> Scored:
 def score_split(model: Backbone, task: Task, split: str, *, batch_size: int, device: torch.device) -> Iterator[Scored]:
     """Scores every example of a split, in order."""
     count = task.num_examples(split)
-    for first in range(0, count, batch_size):
+    assert count is not None, f"{split} has no bound"
+    for first in counted(range(0, count, batch_size), count, lambda first: min(batch_size, count - first)):
         yield score(model, task.batch(split, range(first, min(first + batch_size, count))), device)

@@ -37,6 +37,7 @@ class Compute(Settings, kw_only=True):
     prefetch: Literal["auto"] | Annotated[int, within(0, 4096)]
     threads: Annotated[int, within(1, 4096)]
     log_seconds: Seconds
+    log: Literal["none", "tensorboard", "wandb", "trackio"]
     checkpoint_seconds: Seconds
     compile: bool
     cuda_graph: Literal["auto"] | bool

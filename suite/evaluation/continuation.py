@@ -13,6 +13,7 @@ import torch
 
 from models.backbone.language_model import LanguageModel
 from tasks.language.tokenizer import Tokenizer
+from tasks.progress import counted
 
 
 class Prompt(NamedTuple):
@@ -44,7 +45,7 @@ def score_continuations(
     if not all(len(read) >= len(targets) >= 1 for read, targets in pairs):
         raise ValueError("a continuation has no tokens, or more than are read before its last")
     scores = [(0.0, True)] * len(pairs)
-    for indices in equal_length_batches([len(read) for read, _ in pairs], batch_size):
+    for indices in counted(equal_length_batches([len(read) for read, _ in pairs], batch_size), len(pairs), len):
         features, _ = model.features(torch.tensor([pairs[i][0] for i in indices], device=device))
         # Row by row: the logits of a whole batch may not fit when the vocabulary is large.
         for i, row in zip(indices, features, strict=True):
@@ -60,7 +61,7 @@ def continue_greedily(
 ) -> list[str]:
     """Per prompt the greedy continuation up to the first of its `until`, or to BOS, which begins another document."""
     texts = [""] * len(prompts)
-    for indices in equal_length_batches([len(prompt.tokens) for prompt in prompts], batch_size):
+    for indices in counted(equal_length_batches([len(prompt.tokens) for prompt in prompts], batch_size), len(prompts), len):
         batch = [prompts[i] for i in indices]
         for i, tokens in zip(indices, _decode(model, tokenizer, batch, device=device), strict=True):
             texts[i] = before_first(tokenizer.decode(tokens), prompts[i].until)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,11 @@ from suite.evaluation.studies.subject import Subject
 from suite.machine.devices import select_device
 from suite.plan import Run, task_of
 from suite.request.identity import flat_settings
+from suite.running.events import Event, Listener, Pulse, Share
 from suite.running.health import Diverged
-from suite.running.train import Pulse, train
+from suite.running.hearing import Hearing
+from suite.running.sinks import Mirror
+from suite.running.train import train
 from suite.saved import saved_task, trained_model
 from suite.stage import TRAINING, Stage
 from suite.store.checkpoint import FINAL, remove_checkpoints
@@ -31,22 +34,12 @@ from suite.store.foreign import reason_of
 from suite.store.lock import Locked, Superseded
 from suite.store.run_directory import Damaged, RunDirectory
 from suite.store.status import Status
+from tasks.progress import heard
 
 FAILED = ("diverged", "out_of_memory", "error")
 TRACEBACKS = "tracebacks.log"
 # What a CPU's allocator says in a plain RuntimeError.
 NO_MEMORY = ("can't allocate memory", "not enough memory")
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened to a run: `kind` is started, pulse, stage, note, done, skipped, failed or lost."""
-
-    run_id: str
-    title: str
-    kind: str
-    text: str = ""
-    pulse: Pulse | None = None
 
 
 @dataclass(frozen=True)
@@ -60,9 +53,6 @@ class Command:
     token: str
     trains: bool
     force: bool
-
-
-Listener = Callable[[Event], None]
 
 
 def missing_stages(run: Run, directory: RunDirectory) -> list[Stage]:
@@ -104,8 +94,11 @@ class Work:
         self.failures = dict(self.before.failures)
         self.remade: set[Stage] = set()
 
-    def say(self, kind: str, text: str = "", pulse: Pulse | None = None) -> None:
-        self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse))
+    def say(self, kind: str, text: str = "", pulse: Pulse | None = None, share: Share | None = None) -> None:
+        self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse, share))
+
+    def _say_share(self, stage: Stage, share: Share, what: str) -> None:
+        self.say("share", what or ("validates" if stage == TRAINING else f"evaluates {stage.title}"), share=share)
 
     def write_status(self, status: str, *, reason: str = "", stage: str = "", step: int | None = None) -> None:
         self.directory.write_status(Status(status, reason, stage, step, self.command.token, self.failures))
@@ -173,6 +166,7 @@ class Work:
         self.say("started" if stage == TRAINING else "stage", stage.title)
         with contextlib.ExitStack() as ended:
             ended.push(functools.partial(self._record, stage))
+            ended.enter_context(heard(Hearing(functools.partial(self._say_share, stage))))
             if stage == TRAINING:
                 self._train()
             else:
@@ -215,14 +209,18 @@ class Work:
         return True
 
     def _train(self) -> None:
-        measured = train(
-            self.run,
-            task_of(self.run.config),
-            self.directory,
-            device=select_device(self.run.compute.device),
-            on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
-            on_note=lambda text: self.say("note", text),
-        )
+        note = functools.partial(self.say, "note")
+        with contextlib.closing(Mirror(self.run, self.directory.root, note)) as mirror:
+            measured = train(
+                self.run,
+                task_of(self.run.config),
+                self.directory,
+                device=select_device(self.run.compute.device),
+                on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
+                on_note=note,
+                mirror=mirror,
+            )
+            mirror.scores(measured)
         self.directory.write_stage(TRAINING, measured, attempt=self.command.token)
         remove_checkpoints(self.directory)
 

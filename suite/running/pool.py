@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Sequence
@@ -18,10 +19,13 @@ from pathlib import Path
 
 import torch
 
+from models.build import mixer_classes
 from suite.machine.devices import count_cores, select_device
 from suite.plan import Run
-from suite.running.execute import Command, Event, Listener, execute_all
+from suite.running.events import Event, Listener
+from suite.running.execute import Command, execute_all
 from suite.running.signals import stop_once
+from tasks.build import task_types
 
 PR_SET_PDEATHSIG = 1
 
@@ -43,11 +47,13 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, comm
         return
     context = multiprocessing.get_context("spawn")
     devices = _visible_devices()
+    # A class in a folder of the user's own has a name that a new process knows only once it has looked for such classes.
+    packed = pickle.dumps(runs)
     workers: dict[Connection, BaseProcess] = {}
     for i in range(jobs):
         # A pipe for each: one that they shared could be left locked by a worker that is killed.
         reader, writer = context.Pipe(duplex=False)
-        arguments = (devices[i % len(devices)], os.getpid(), runs, results, command, writer)
+        arguments = (devices[i % len(devices)], os.getpid(), packed, results, command, writer)
         workers[reader] = context.Process(target=_worker, args=arguments)
         workers[reader].start()
         writer.close()
@@ -73,10 +79,11 @@ def _listen(readers: list[Connection], listener: Listener) -> None:
                 readers.remove(reader)
 
 
-def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, command: Command, events: Connection) -> None:
+def _worker(device: str, parent: int, packed: bytes, results: Path, command: Command, events: Connection) -> None:
     stop_once()
     _die_with(parent)
     os.environ["CUDA_VISIBLE_DEVICES"] = device
+    mixer_classes(), task_types()
 
     def tell(event: Event) -> None:
         try:
@@ -86,7 +93,7 @@ def _worker(device: str, parent: int, runs: Sequence[Run], results: Path, comman
             raise KeyboardInterrupt from None
 
     try:
-        execute_all(runs, results, tell, command=command)
+        execute_all(pickle.loads(packed), results, tell, command=command)
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import math
 import os
@@ -13,25 +12,29 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from conf.settings import RequestError
 from models.backends import obstacle
-from suite.evaluation.stages import planned_stages, studies_by_name
+from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
-from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task
+from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task, told_apart
 from suite.request.compose import Composer
 from suite.request.identity import digest
 from suite.request.overrides import read_request
 from suite.request.schema import Composed
-from suite.running.execute import FAILED, Command, Event, as_yaml, is_done, missing_stages
+from suite.running.estimate import Estimate
+from suite.running.events import Event, Outlook
+from suite.running.execute import FAILED, Command, as_yaml, is_done, missing_stages
 from suite.running.launch import launcher_of
 from suite.running.pool import count_jobs, work
+from suite.running.printing import print_evaluations, print_scores, request_of
 from suite.running.progress import ProgressDisplay
-from suite.saved import saved_run, saved_task, trained_ids
+from suite.running.sinks import check_sinks
+from suite.saved import saved_run, saved_task
 from suite.stage import TRAINING, Stage
 from suite.store.code_state import age
-from suite.store.foreign import check_no_link, say
+from suite.store.foreign import check_no_link, counted, say
+from suite.store.ids import place, trained_ids
 from suite.store.run_directory import Damaged, RunDirectory, as_json
 from suite.store.status import Status
 from tasks.files import remove_temporaries, write_atomically
@@ -43,18 +46,26 @@ LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """Makes every run of a request; returns the exit status."""
+    """Makes every run of a request and prints the scores; returns the exit status."""
+    runs, results, status = make_runs(arguments)
+    print_scores(runs, results, arguments)
+    return status
+
+
+def make_runs(arguments: Sequence[str]) -> tuple[list[Run], Path, int]:
+    """Makes every run of a request; returns them, their store and the exit status."""
     request = read_request(arguments)
     runs = plan_request(request)
+    check_sinks(runs)
     launch = launcher_of(request)
     for settings in dict.fromkeys(run.config.task for run in runs):
         planned_task(settings)[0].prepare()
     results = results_folder(runs[0].paths.results)
     write_request(runs, results, arguments)
-    if launch is not None:
-        launch(request.cells)
-        return _summary(runs, {run.run_id: RunDirectory(results, run.run_id) for run in runs}, ())
-    return train_all(runs, results)
+    if launch is None:
+        return runs, results, train_all(runs, results)
+    launch(request.cells)
+    return runs, results, _summary(runs, {run.run_id: RunDirectory(results, run.run_id) for run in runs}, ())
 
 
 def train_all(runs: Sequence[Run], results: Path) -> int:
@@ -66,7 +77,9 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing. force=true makes them again."""
     (ids, forced), cells = _own(arguments, "run", "force")
     if len(ids) != 1:
-        raise RequestError("evaluate takes run=ID (or several, run=ID,ID) or run=all")
+        bare = next((argument for argument in arguments if "=" not in argument), "")
+        hint = f"; did you mean run={bare}?" if bare and not ids else ""
+        raise RequestError(f"evaluate takes run=ID (or several, run=ID,ID) or run=all{hint}")
     if forced not in ([], ["true"], ["false"]):
         raise RequestError(f"force={','.join(forced)} is unknown, permitted are true and false")
     request = read_request(cells)
@@ -83,20 +96,23 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     moved = [key.partition(".")[2] for key in MOVED if any(a.startswith(f"{key}=") for a in arguments)]
     places = {"cache": asked[0].paths.cache, **{key: getattr(asked[0].data, key) for key in moved}}
     every = ids == ["all"]
-    runs, refused = [], []
+    runs: list[Run] = []
+    refused: dict[str, list[str]] = {}
     for run_id in trained_ids(results) if every else ids[0].split(","):
         try:
             runs.append(_with_stages(saved_run(results, run_id, asked[0]), asked, places))
         except ValueError as error:
             if not every:
                 raise RequestError(str(error)) from error
-            refused.append(f"{run_id}: {error}")
+            refused.setdefault(str(error), []).append(run_id)
     if not runs:
-        raise RequestError(refused[0] if refused else f"no trained runs under {results}")
+        raise RequestError(next(iter(refused)) if refused else f"no trained runs under {place(results)}")
     check_uses(request, runs)
-    for reason in refused:
-        say(reason)
+    runs = told_apart(runs)
+    for reason, run_ids in refused.items():
+        say(reason if run_ids[0] in reason else f"{', '.join(run_ids)}: {reason}")
     status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=forced == ["true"]))
+    print_evaluations(runs, results, arguments)
     return FAILURE if refused else status
 
 
@@ -128,15 +144,17 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
     directories = {run.run_id: RunDirectory(results, run.run_id) for run in runs}
     left = [run for run in runs if command.force or not is_done(run, directories[run.run_id])]
+    workers = count_jobs(left) if left else 1
     for directory in directories.values():
         directory.tidy()
-    say(f"{len(runs)} runs, {len(runs) - len(left)} of them done already; results in {results}")
+    say(f"{_counted(runs)}, {len(runs) - len(left)} of them done already; results in {results}")
     _print_ages(runs, directories)
-    display = ProgressDisplay(len(left))
+    outlooks = [_outlook(run, directories[run.run_id], command) for run in left]
+    display = ProgressDisplay(len(left), estimate=Estimate(outlooks, workers))
     ends: dict[str, str] = {}
 
     def listen(event: Event) -> None:
-        if event.kind not in ("pulse", "note"):
+        if event.kind not in ("pulse", "share", "note"):
             ends[event.run_id] = event.kind
         display(event)
 
@@ -153,6 +171,25 @@ def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
     return _summary(runs, directories, {run_id for run_id, end in ends.items() if end == "failed"})
 
 
+def _counted(runs: Sequence[Run]) -> str:
+    """How many runs there are, and of what: "40 runs (4 models x 10 learning rates)"."""
+    if len(runs) == 1:
+        return f"1 run ({runs[0].title})"
+    # Imported here: pandas takes a while.
+    from suite.request.titles import axes
+
+    return f"{len(runs)} runs ({axes([run.config for run in runs])})"
+
+
+def _outlook(run: Run, directory: RunDirectory, command: Command) -> Outlook:
+    """What is left of a run. Its training is worth its tokens times what a token costs: another model has another speed."""
+    missing = missing_stages(run, directory)
+    trains = TRAINING in missing and command.trains
+    work = run.cost.flops_per_token * run.facts["train_tokens"] if trains else 0.0
+    stages = run.stages if command.force else [stage for stage in missing if stage != TRAINING]
+    return Outlook(run.run_id, run.config.model.name, work, tuple(stage.title for stage in stages))
+
+
 def _print_ages(runs: Sequence[Run], directories: Mapping[str, RunDirectory]) -> None:
     """Says what of the store was made by other code, or is about benchmarks as they were."""
     ages, older = Counter(), 0
@@ -166,9 +203,9 @@ def _print_ages(runs: Sequence[Run], directories: Mapping[str, RunDirectory]) ->
     told = {"another": "by another state of the code than today's", "unknown": "by an unknown state of the code"}
     parts = [f"{ages[kind]} {words}" for kind, words in told.items() if ages[kind]]
     if parts:
-        say(f"{ages.total()} runs are trained, {' and '.join(parts)}; model.version and task.version rename")
+        say(f"{counted(ages.total(), 'trained run')}, {' and '.join(parts)}; model.version and task.version rename")
     if older:
-        say(f"{older} results of older versions of these benchmarks or of their data stand beside them")
+        say(f"beside them: {counted(older, 'result')} of older versions of these benchmarks or of their data")
 
 
 def _holder(directory: RunDirectory) -> str | None:
@@ -187,7 +224,7 @@ def _wait(runs: Sequence[Run], results: Path) -> None:
             return
         if time.monotonic() - spoke >= SAY_SECONDS:
             spoke = time.monotonic()
-            more = f", and for {len(runs) - 1} more runs" if len(runs) > 1 else ""
+            more = f", and for {counted(len(runs) - 1, 'more run')}" if len(runs) > 1 else ""
             say(f"waiting for {runs[0].run_id}  {runs[0].title}: {holders[0]}{more}")
         time.sleep(LOOK_SECONDS)
 
@@ -231,20 +268,12 @@ def results_folder(path: str) -> Path:
 
 def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) -> None:
     """Records what an experiment asked for, so that its report can say what is missing."""
-    experiment = runs[0].experiment
-    if experiment is None:
+    if runs[0].experiment is None:
         return
-    request: dict[str, Any] = {
-        "schema": 1,
-        "experiment": experiment,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "overrides": list(arguments),
-        # The files of the studies: experiments that share a run may ask the same study otherwise.
-        "cells": [{**run.cell, "studies": [each.stem for each in run.stages if each.name in studies_by_name()]} for run in runs],
-    }
+    request = request_of(runs, arguments)
     folder = results.resolve() / "experiments"
     check_no_link(folder, results.resolve())
-    write_atomically(folder / f"{experiment}-{digest(request['cells'], 8)}.json", as_json(request))
+    write_atomically(folder / f"{runs[0].experiment}-{digest(request['cells'], 8)}.json", as_json(request))
     remove_temporaries(folder)
 
 
@@ -255,7 +284,9 @@ def print_plan(arguments: Sequence[str]) -> int:
         raise RequestError(f"show={','.join(shown)} is unknown, permitted is show=config")
     request = read_request(others)
     launcher_of(request)
-    for run in plan_request(request):
+    runs = plan_request(request)
+    check_sinks(runs)
+    for run in runs:
         if shown:
             print(f"# run {run.run_id}\n{as_yaml(run.written)}")
             continue

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 
 import torch
 
@@ -17,7 +16,9 @@ from suite.compute.optimization import build_optimizer, example_indices, learnin
 from suite.compute.prefetch import count_workers, prefetched
 from suite.compute.scoring import TrainingInputs, score_split, training_inputs
 from suite.plan import Run
+from suite.running.events import Pulse
 from suite.running.health import Diverged, Health, Readings
+from suite.running.sinks import Mirror
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, save_final
 from suite.store.foreign import reason_of
@@ -26,17 +27,6 @@ from tasks.task import Measurement, Task
 
 # Saving a checkpoint may take this share of the time at most.
 CHECKPOINT_SHARE = 0.02
-
-
-@dataclass(frozen=True)
-class Pulse:
-    """How far a run is: what a progress line shows."""
-
-    step: int
-    steps: int
-    loss: float
-    tokens_per_second: float
-    seconds_left: float
 
 
 class Stopwatch:
@@ -60,6 +50,7 @@ def train(
     device: torch.device,
     on_pulse: Callable[[Pulse], None],
     on_note: Callable[[str], None],
+    mirror: Mirror | None = None,
 ) -> list[Measurement]:
     """Trains the run's model, from its last checkpoint where there is one, and measures it on the validation split.
 
@@ -77,6 +68,8 @@ def train(
     dropped = directory.truncate_metrics(progress.step)
     if dropped:
         on_note(f"{dropped} lines of metrics.jsonl are not whole and are left out")
+    if mirror:
+        mirror.begin(progress.step)
     accelerate(model, compute)
     update = training_step(model, optimizer, settings, compute, flops=3.0 * run.cost.flops_per_token * tokens_per_step)
     health, readings = Health(progress, task.guessing_loss), Readings(device)
@@ -108,7 +101,10 @@ def train(
             )
             if logs:
                 logged = now
-                _log(directory, progress, tokens_per_step, rate, health.norm)
+                line = _line(progress, tokens_per_step, rate, health.norm)
+                directory.append_metrics(line)
+                if mirror:
+                    mirror.line(line)
                 per_step = progress.seconds / progress.step
                 left = (steps - progress.step) * per_step
                 on_pulse(Pulse(progress.step, steps, progress.mean_loss, tokens_per_step / per_step, left))
@@ -152,20 +148,18 @@ def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measu
     return [*task.measure("validation", scored), *task.references("validation", reach=model.reach)]
 
 
-def _log(directory: RunDirectory, progress: Progress, tokens_per_step: int, rate: float, norm: float) -> None:
-    """`loss` is the mean over the last steps, DIVERGED_STEPS at most: one step's is mostly noise of its batch."""
+def _line(progress: Progress, tokens_per_step: int, rate: float, norm: float) -> dict[str, float]:
+    """A line of metrics.jsonl; `loss` is the mean over the last steps, DIVERGED_STEPS at most: one step's is mostly noise."""
     tokens = progress.step * tokens_per_step
-    directory.append_metrics(
-        {
-            "step": progress.step,
-            "tokens": tokens,
-            "loss": progress.mean_loss,
-            "lr": rate,
-            "grad_norm": norm,
-            "tokens_per_second": tokens / progress.seconds,
-            "seconds": progress.seconds,
-        }
-    )
+    return {
+        "step": progress.step,
+        "tokens": tokens,
+        "loss": progress.mean_loss,
+        "lr": rate,
+        "grad_norm": norm,
+        "tokens_per_second": tokens / progress.seconds,
+        "seconds": progress.seconds,
+    }
 
 
 def _speed(progress: Progress, tokens_per_step: int) -> list[Measurement]:

@@ -30,6 +30,7 @@ from suite.evaluation.studies.workloads import (
     whole_training_step,
 )
 from suite.machine.devices import select_device
+from tasks.progress import counted
 from tasks.task import Measurement
 
 # What `compute` says of how a model is trained.
@@ -99,7 +100,8 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
     ceilings = measured_ceilings(subject.device, cell.dtype)
     rows = [_row("matmul_flops_per_second", ceilings.flops_per_second), _row("copy_bytes_per_second", ceilings.bytes_per_second)]
     rows = placed(rows, {"work": asked["part"]}, subject.task)
-    for name, prepare in PARTS[asked["part"]].items():
+    parts = PARTS[asked["part"]].items()
+    for name, prepare in counted(parts, len(parts)):
         if name in ON_GPU and subject.device.type != "cuda":
             continue
         rows += placed(_work_rows(cell, prepare, ceilings), {"work": name}, subject.task)

@@ -11,6 +11,7 @@ from models.backbone import Backbone
 from suite.compute.scoring import to_device
 from suite.compute.settings import Compute
 from suite.request.schema import Config
+from tasks.progress import counted
 from tasks.task import Batch, Task
 
 # Tokens of one forward pass: bounds the memory; the scores agree to rounding for any number.
@@ -28,7 +29,7 @@ class Sample:
     def batches(self) -> Iterator[Batch]:
         """All of them in order, TOKENS_AT_ONCE or one example at a time."""
         size = max(1, TOKENS_AT_ONCE // self.task.seq_len)
-        for first in range(0, self.count, size):
+        for first in counted(range(0, self.count, size), self.count, lambda first: min(size, self.count - first)):
             yield self.task.batch(self.split, range(first, min(first + size, self.count)))
 
 

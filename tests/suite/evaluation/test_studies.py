@@ -22,7 +22,7 @@ from suite.evaluation.studies.rows import nll_row
 from suite.evaluation.studies.subject import Subject
 from suite.plan import plan, task_of
 from suite.request.compose import compose_one
-from suite.saved import load_model, saved_run, saved_task
+from suite.saved import model_of, saved_run, saved_task
 from tasks.positions import position_bands
 from tasks.task import IGNORE, Measurement
 
@@ -80,7 +80,7 @@ def slices(run: Path, stage: str, metric: str, *keys: str) -> set[tuple]:
 
 def subject_of(store: Path, model: str = "mesanet", task: str = "language") -> Subject:
     run = saved_run(store / "results", named(store, model, task).name, compose_one([]))
-    return Subject(load_model(run.run_id, store / "results"), saved_task(run), run.config, run.compute, CPU)
+    return Subject(model_of(run, store / "results", CPU, "auto"), saved_task(run), run.config, run.compute, CPU)
 
 
 def measured(subject: Subject, stage: str, tokens: int = 480, **asked: Sequence) -> list[list[Measurement]]:

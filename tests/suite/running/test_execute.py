@@ -59,3 +59,13 @@ def test_a_forced_evaluation_is_made_once_a_command(small):
         done(small, "eval.stages=[test]", command(token, force=True))
         made.append(path.read_bytes())
     assert made[1] == made[2] and len(set(made)) == 3
+
+
+def test_a_training_and_its_evaluations_say_how_far_they_are(small, monkeypatch):
+    """Of 64 examples at a time there is one batch, which is all."""
+    monkeypatch.setattr("suite.running.hearing.EVERY_SECONDS", 0.0)
+    (run,) = plan([*small, TEST])
+    told = []
+    execute_all([run], Path(run.paths.results), told.append, command=Command("first", trains=True, force=False))
+    shares = [(event.text, event.share.done, event.share.total) for event in told if event.share]
+    assert shares == [("validates", 64, 64), ("evaluates test", 64, 64)]

@@ -1,0 +1,56 @@
+"""What a command does before its work begins: it speaks at once, and imports nothing that it can do without."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.suite.conftest import ROOT, SMALL
+
+# Alone it takes a fifth of a second; other work on the machine may slow it.
+MOST_SECONDS = 2.0
+
+
+@pytest.mark.parametrize("verb", ["run", "evaluate"])
+def test_a_slow_verb_speaks_to_a_terminal_at_once(verb, tmp_path):
+    arguments = [sys.executable, "-m", "suite", verb, *SMALL, f"paths.results={tmp_path}"]
+    waited = []
+    for _ in range(3):
+        ours, theirs = os.openpty()
+        began = time.monotonic()
+        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=theirs) as process:
+            assert os.read(ours, 100).startswith(b"reads the request ...")
+            waited.append(time.monotonic() - began)
+            process.kill()
+        os.close(ours)
+        os.close(theirs)
+    assert min(waited) < MOST_SECONDS
+
+
+def test_elsewhere_a_wrong_request_is_one_line(call):
+    made = call("run", "model=mesanett")
+    assert (made.returncode, made.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.parametrize("what", ["suite.cli", "suite.running.progress", "suite.running.estimate", "suite.running.hearing"])
+def test_what_speaks_first_needs_no_torch(what):
+    code = f"import sys, {what}; sys.exit(bool({{'torch', 'numpy', 'pandas'}} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_model_is_planned_and_built_without_what_it_does_not_need():
+    """torch's compiler and sympy take seconds to import, and are what torch reaches for on its meta device."""
+    code = f"""
+import sys, torch, suite.generate
+from suite.plan import plan
+from suite.saved import new_model
+(run,) = plan({list(SMALL)})
+new_model(run, torch.device("cpu"))
+print(*({{"torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lm_eval", "datasets"}} & sys.modules.keys()))
+"""
+    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert made.returncode == 0 and made.stdout.split() == [], made.stderr
