@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
-from reports.kit.style import fact_text
-from suite.results import load_curves, load_examples, load_request, load_results, load_runs
+from suite.naming import labels, varying
+from suite.results import Reader, load_request
 
-ALIKE = ["model", "size", "task", "data"]
-TELLING = ("size", "train", "model", "task")
-"""The groups of settings in the order in which they name a run: the size of a head before the key size that follows from it."""
-UNTOLD = re.compile(r"paths\.|model\.lr\.|(.*\.)?(label|version|mlp_dim|path|paths|include_path|seed)$")
-"""Settings that name no run: words about it, paths, what matching makes, and a model's table of default learning rates."""
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class NoData(ValueError):
@@ -33,16 +28,26 @@ class Frames:
     cells: one row a run that was asked for, with its `status` ("missing" when the store does not have it), `reason`, every
     fact and setting of the run that is known, `arm`, the label of what is compared: the model, and whatever else but the
     seed tells two of its runs of a task apart; and `family`, the label of the model alone, which all its arms share.
-    results, examples, curves and runs have the columns `arm` and `family` too.
-    request: {"experiment", "created", "overrides"}.
+    results, examples, curves and runs have the columns `arm` and `family` too. examples and curves, which are most of what a
+    store holds, are read when something first asks for them, by read_examples and read_curves.
+    request: {"experiment", "created", "overrides"}, and "requests" of an experiment in the store (see
+    `suite.store.requests.load_request`) or "where" of whatever a store held.
     """
 
     results: pd.DataFrame
-    examples: pd.DataFrame
     runs: pd.DataFrame
-    curves: pd.DataFrame
     cells: pd.DataFrame
     request: Mapping[str, Any]
+    read_examples: Callable[[], pd.DataFrame]
+    read_curves: Callable[[], pd.DataFrame]
+
+    @functools.cached_property
+    def examples(self) -> pd.DataFrame:
+        return self.read_examples()
+
+    @functools.cached_property
+    def curves(self) -> pd.DataFrame:
+        return self.read_curves()
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,29 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a table: its text, what it is sorted by (its text when None), and "", "best" or "second"."""
+    """One entry of a table: its text, what it is sorted by (its text when None), and "", "best" or "second".
+
+    runs: the ids of the runs that the entry is about, which the page opens from it.
+    """
 
     text: str
     sort: float | None = None
     mark: str = ""
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be read, the numbers that it prints in tidy form, and remarks printed below it."""
+    """A table to be read, the numbers that it prints in tidy form, and remarks printed below it.
+
+    short: the header where a table has to be narrow; empty where that is the header.
+    """
 
     data: pd.DataFrame
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     notes: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
 
 
 def load_frames(root: Path, experiment: str) -> Frames:
@@ -81,21 +94,33 @@ def load_frames(root: Path, experiment: str) -> Frames:
     request = load_request(root, experiment)
     if request is None:
         raise ValueError(f"no results under {root} for experiment {experiment!r}")
+    return frames_of(root, request)
+
+
+def frames_of(root: Path, request: Mapping[str, Any]) -> Frames:
+    """The frames of a request, whether or not the store keeps it: see `Frames`, with its "cells".
+
+    Raises ValueError when the store has not one of its runs.
+    """
     asked = pd.DataFrame(request["cells"]).drop_duplicates("run_id", ignore_index=True)
-    run_ids = set(asked["run_id"])
-    runs = load_runs(root, run_ids)
+    read = Reader(root, set(asked["run_id"]))
+    runs = read.runs()
     cells = with_settings(asked, runs).fillna({"status": "missing", "reason": ""})
     cells["arm"] = labels(cells, ("model", "size", "data", *varying(cells), "backend", "group_id"))
     cells["family"] = labels(cells, ("model",))
-    results, examples = (of_request(load(root, run_ids), request["cells"]) for load in (load_results, load_examples))
     arms = cells[["run_id", "arm", "family"]]
+
+    def asked_for(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
+        key = ["run_id", "stage", "metric", "split", "slice", *more]
+        return most_thorough(of_request(rows, request["cells"]), key).merge(arms, on="run_id")
+
     return Frames(
-        results=most_thorough(results, ["run_id", "stage", "metric", "split", "slice"]).merge(arms, on="run_id"),
-        examples=most_thorough(examples, ["run_id", "stage", "metric", "split", "slice", "example"]).merge(arms, on="run_id"),
+        results=asked_for(read.results()),
         runs=runs.merge(arms, on="run_id"),
-        curves=load_curves(root, run_ids).merge(arms, on="run_id"),
         cells=cells,
-        request={key: request[key] for key in ("experiment", "created", "overrides")},
+        request={key: value for key, value in request.items() if key != "cells"},
+        read_examples=lambda: asked_for(read.examples(), "example"),
+        read_curves=lambda: read.curves().merge(arms, on="run_id"),
     )
 
 
@@ -111,43 +136,20 @@ def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(**cells[settings].fillna(cells.groupby("group_id")[settings].transform("first")))
 
 
-def varying(table: pd.DataFrame) -> list[str]:
-    """The settings (columns with dotted names) that differ between runs of one model, size, task and text, as TELLING orders."""
-    settings = [name for name in table if "." in name and not UNTOLD.match(name)]
-    differ = [name for name in settings if (table.groupby(ALIKE, dropna=False)[name].nunique(dropna=False) > 1).any()]
-    rank = {group: i for i, group in enumerate(TELLING)}
-    return sorted(differ, key=lambda name: rank.get(name.partition(".")[0], len(rank)))
-
-
 def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """The rows without studies whose settings the request did not ask for: other experiments may share its runs.
 
     The rows of stages that the request did not ask for at all stay, such as benchmarks that were added later.
     """
     asked = {(cell["run_id"], study) for cell in cells for study in cell.get("studies", ())}
+    if not asked:
+        return rows
     stages = {(run_id, study.rpartition("-")[0]) for run_id, study in asked}
     kept = [
         (run_id, stage) not in stages or (run_id, evaluation) in asked
         for run_id, stage, evaluation in zip(rows["run_id"], rows["stage"], rows["evaluation"], strict=True)
     ]
     return rows[pd.Series(kept, index=rows.index, dtype=bool)]
-
-
-def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:
-    """One label a cell: the model's label and, in this order, those facts that tell two cells of a task apart.
-
-    A fact is named in every task that has the same value of it: language and recall of one size share a label.
-    """
-    label = cells["model_label"].fillna(cells["model"]).astype(str)
-    begun = cells[[name for name in cells if "." in name]].notna().any(axis=1)
-    for fact in facts:
-        value = cells[fact].astype(object).where(cells[fact].notna(), None).map(partial(fact_text, fact))
-        # A setting that is null is named too; a run that was never begun may have nothing that is known.
-        value = value.where(begun | ("." not in fact), "")
-        varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
-        ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
-        label = label.where(~ambiguous, label + ", " + value)
-    return label
 
 
 def most_thorough(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:

@@ -1,16 +1,13 @@
-"""A table as Markdown, LaTeX and HTML. What an entry says is escaped everywhere: a store may come from a stranger."""
+"""A table as Markdown and HTML. What an entry says is escaped everywhere: a store may come from a stranger."""
 
 from __future__ import annotations
 
 import html
 import math
 import re
+from collections.abc import Mapping
 
 from reports.kit.parts import Entry, Table
-
-LATEX = {character: rf"\{character}" for character in "{}$&#%_"}
-LATEX |= {"\\": r"\textbackslash{}", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "\N{NO-BREAK SPACE}": "~"}
-LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "−": r"$-$", "≤": r"$\le$", "–": "--"}
 
 
 def to_markdown(table: Table) -> str:
@@ -25,27 +22,22 @@ def to_markdown(table: Table) -> str:
     return "".join(f"| {line} |\n" for line in lines) + notes
 
 
-def to_latex(table: Table) -> str:
-    """A booktabs tabular with its notes below: best in bold, second underlined."""
-    wrap = {"best": r"\textbf{{{}}}", "second": r"\underline{{{}}}", "": "{}"}
-    alignment = "".join("r" if numeric else "l" for numeric in numeric_columns(table))
-    lines = [rf"\begin{{tabular}}{{{alignment}}}", r"\toprule"]
-    lines += [" & ".join(map(escape_latex, table.header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(wrap[entry.mark].format(escape_latex(entry.text)) for entry in row) + r" \\" for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join([*lines, *(rf"\par\smallskip {escape_latex(note)}" for note in table.notes)]) + "\n"
+def to_html(table: Table, name: str = "", numbers: Mapping[str, int] | None = None) -> str:
+    """A table that a click on a header sorts; `data-sort` carries the number behind an entry's text.
 
-
-def to_html(table: Table) -> str:
-    """A table that a click on a header sorts; `data-sort` carries the number behind an entry's text."""
+    name: what a download of it is called. numbers: by its id, the number of every run that the page can open.
+    """
     classes = [' class="number"' if numeric else "" for numeric in numeric_columns(table)]
     header = "".join(
         f'<th scope="col"{kind}><button>{html.escape(title)}</button></th>'
         for kind, title in zip(classes, table.header, strict=True)
     )
-    body = "".join(f"<tr>{''.join(map(_html_entry, row, classes))}</tr>\n" for row in table.rows)
+    known = numbers or {}
+    rows = ("".join(_html_entry(entry, kind, known) for entry, kind in zip(row, classes, strict=True)) for row in table.rows)
+    body = "".join(f"<tr>{row}</tr>\n" for row in rows)
     notes = "".join(f'<p class="note">{html.escape(note)}</p>\n' for note in table.notes)
-    return f'<div class="scroll"><table>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}'
+    start = f'<div class="scroll"><table data-name="{html.escape(name)}">'
+    return f"{start}\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}</tbody></table></div>\n{notes}"
 
 
 def scientific(value: float) -> str:
@@ -64,6 +56,11 @@ def signed(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:+,.{digits}f}".replace("-", "−")
 
 
+def counted(count: float, what: str) -> str:
+    """So many of something: "1 run", "2,048 runs"."""
+    return f"{count:,.0f} {what}{'' if count == 1 else 's'}"
+
+
 def signed_interval(low: float, high: float, digits: int) -> str:
     """The interval of a difference behind its mean: " [−0.12, +0.34]", nothing where there is none."""
     return "" if math.isnan(low) else f" [{signed(low, digits)}, {signed(high, digits)}]"
@@ -74,10 +71,14 @@ def numeric_columns(table: Table) -> list[bool]:
     return [any(row[i].sort is not None for row in table.rows) for i in range(len(table.header))]
 
 
-def _html_entry(entry: Entry, kind: str) -> str:
+def _html_entry(entry: Entry, kind: str, numbers: Mapping[str, int]) -> str:
     wrap = {"best": "<b>{}</b>", "second": "<u>{}</u>", "": "{}"}
     sort = "" if entry.sort is None else f' data-sort="{entry.sort:.10g}"'
-    return f"<td{kind}{sort}>{wrap[entry.mark].format(html.escape(entry.text))}</td>"
+    text = wrap[entry.mark].format(html.escape(entry.text))
+    opened = " ".join(str(numbers[run_id]) for run_id in entry.runs if run_id in numbers)
+    if opened:
+        text = f'<button type="button" data-runs="{opened}">{text}</button>'
+    return f"<td{kind}{sort}>{text}</td>"
 
 
 def one_line(text: str) -> str:
@@ -87,7 +88,3 @@ def one_line(text: str) -> str:
 
 def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(one_line(text), quote=False))
-
-
-def escape_latex(text: str) -> str:
-    return "".join(LATEX.get(character, character) for character in one_line(text))

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.kit.intervals import RESAMPLES, bootstrap_intervals, seed_interval
 from reports.kit.parts import NoData
+from reports.kit.render import counted
 
 SEEDS_SHOWN = 5
 """So many seeds are printed themselves where their mean has no interval; of more, how many have learnt."""
@@ -75,13 +76,24 @@ def seed_summary(values: np.ndarray, metric: str, *, difference: bool = False) -
 
 
 def over_runs(table: pd.DataFrame, keys: Sequence[str], *, metric: str = "") -> pd.DataFrame:
-    """One row a value of the keys: the `seed_summary` of a metric, or of its `difference`, over runs, and worst (in size)."""
+    """One row a value of the keys: the `seed_summary` of a metric, or of its `difference`, over runs, worst (in size), runs.
+
+    runs: their ids, see `ids_of`.
+    """
     differs, rows = "difference" in table, []
-    for key, group in table.groupby(list(keys), sort=False, dropna=False):
-        values = group["difference" if differs else "value"].to_numpy(dtype=float)
+    value = "difference" if differs else "value"
+    # A group of all settings, which are hundreds, takes longer to cut out than to summarise.
+    needed = table[[*keys, value, *(name for name in ("run_id",) if name in table and name not in keys)]]
+    for key, group in needed.groupby(list(keys), sort=False, dropna=False):
+        values = group[value].to_numpy(dtype=float)
         found = seed_summary(values, metric, difference=differs) | {"worst": np.abs(values).max()}
-        rows.append(dict(zip(keys, key, strict=True)) | found)
+        rows.append(dict(zip(keys, key, strict=True)) | found | {"runs": ids_of(group)})
     return pd.DataFrame(rows)
+
+
+def ids_of(rows: pd.DataFrame) -> str:
+    """The ids of the runs that rows come from, each once; nothing where they do not say."""
+    return " ".join(dict.fromkeys(rows["run_id"].astype(str))) if "run_id" in rows else ""
 
 
 def by_metric(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
@@ -111,7 +123,7 @@ def position_differences(
         mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
         documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
         table = wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, windows=wide.notna().sum().to_numpy())
-        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True))))
+        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True)), runs=ids_of(group)))
     if not parts:
         raise NoData(f"nothing is there to compare with what was {done}")
     return at_position(pd.concat(parts, ignore_index=True))
@@ -125,7 +137,8 @@ def bands_note(data: pd.DataFrame) -> str:
 
 def drawn_from(windows: float, documents: float) -> str:
     """What a bootstrap drew: "62 documents (512 windows)", or "512 windows" where the documents are not known."""
-    return f"{windows:,.0f} windows" if np.isnan(documents) else f"{documents:,.0f} documents ({windows:,.0f} windows)"
+    drawn = counted(windows, "window")
+    return drawn if np.isnan(documents) else f"{counted(documents, 'document')} ({drawn})"
 
 
 def seeds_note(table: pd.DataFrame, shown: str) -> str:

@@ -3,53 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from conf.settings import Settings
+from reports.kit.arguments import Metric, Split, Stage, Task
 from reports.kit.intervals import share_interval
+from reports.kit.marks import SETTING, marks
 from reports.kit.parts import Entry, Frames
-from reports.kit.render import scientific, signed
-from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, seed_summary
-from reports.kit.style import task_label
-from suite.metrics import METRICS, axis_label
+from reports.kit.render import counted, scientific, signed
+from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, ids_of, seed_summary
+from suite.metrics import METRICS, axis_label, short_label
+from suite.naming import task_label
 
 Keys = str | list[str]
 TINY = ("solver_residual", "readout_error", "readout_error_worst")
 """Metrics of any size, printed as a power of ten."""
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(Settings, kw_only=True):
     """One column: a metric of a task's runs, from a stage and split; a fact of the run where stage is empty.
 
     size: of the models; empty for any. slice: as its rows spell it, "num_pairs=8"; empty for the whole split.
     bound: the metric that says how much of this one is within reach, printed beside it; empty for none.
     """
 
-    metric: str
-    task: str
+    metric: Metric
+    task: Task
     size: str = ""
-    stage: str = ""
-    split: str = ""
+    stage: Stage = ""
+    split: Split = ""
     slice: str = ""
-    bound: str = ""
-
-    @classmethod
-    def of(cls, config: Mapping[str, str]) -> Column:
-        """A column from its configuration; ValueError for an unknown field or metric."""
-        known = [field.name for field in fields(cls)]
-        if not {"metric", "task"} <= set(config) <= set(known):
-            raise ValueError(f"a column has {known}, of which metric and task are needed; not {sorted(config)}")
-        if config["metric"] not in METRICS:
-            raise ValueError(f"metric {config['metric']!r} is not one of {', '.join(METRICS)}")
-        return cls(**config)
+    bound: Metric = ""
 
     @property
     def title(self) -> str:
         return f"{task_label(self.task)} {axis_label(self.metric)}" if self.stage else axis_label(self.metric)
+
+    @property
+    def short(self) -> str:
+        """The title where a table has to be narrow."""
+        return f"{task_label(self.task)} {short_label(self.metric)}" if self.stage else short_label(self.metric)
 
     @property
     def runs(self) -> str:
@@ -95,12 +92,15 @@ def outcomes(statuses: pd.Series) -> str:
 
 
 def summarised(cells: pd.DataFrame, keys: Sequence[str], metric: str) -> pd.DataFrame:
-    """One row a value of the keys: the `seed_summary` of the cells' `value`, asked, and what became of those without one."""
+    """One row a value of the keys: the `seed_summary` of the cells' `value`, asked, what became of those without one, runs."""
     rows = []
-    for key, group in cells.groupby(list(keys), sort=False):
+    # A group of all settings, which are hundreds, takes longer to cut out than to summarise.
+    needed = cells[list(dict.fromkeys([*keys, "value", "seed", "status", "run_id"]))]
+    for key, group in needed.groupby(list(keys), sort=False):
         missing = group["value"].isna()
         found = seed_summary(group.loc[~missing, "value"].to_numpy(), metric)
-        counts = {"asked": len(group), "without": outcomes(group.loc[missing, "status"])}
+        counts = {"of_seeds": tuple(group.loc[~missing, "seed"]), "asked": len(group), "runs": ids_of(group)}
+        counts["without"] = outcomes(group.loc[missing, "status"])
         rows.append(dict(zip(keys, key, strict=True)) | {"metric": metric, **found, **counts})
     return pd.DataFrame(rows)
 
@@ -113,19 +113,17 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
     run_arms = frames.cells.set_index("run_id")["arm"]
     chance, bound = (per_run(frames, column, name) for name in ("chance", column.bound))
     chance, bound = (values.groupby(run_arms).mean().reindex(table["arm"]).to_numpy() for values in (chance, bound))
-    return table.assign(chance=np.nan_to_num(chance), bound=bound)
+    return table.assign(chance=np.nan_to_num(chance), bound=bound, **{SETTING: table["arm"].map(task_settings(frames, column))})
 
 
-def marks(summary: pd.DataFrame, metric: str, *, within: str) -> dict[str, str]:
-    """Which arms are "best" and "second" of those alike in `within`, compared as printed: equal numbers are marked alike."""
-    better, digits, marked = METRICS[metric].better, METRICS[metric].digits, {}
-    for _, compared in summary.groupby(within) if better else ():
-        means = compared.set_index("arm")["mean"].dropna().round(digits)
-        ranked = np.sort(means.unique())[:: -1 if better == "higher" else 1]
-        if len(means) > 1:
-            names = dict(zip(ranked, ("best", "second"), strict=False))
-            marked |= means[means.isin(names)].map(names).to_dict()
-    return marked
+def task_settings(frames: Frames, column: Column) -> dict[str, str]:
+    """By arm of the column how its task was set and on which text, as far as that varies: scores of two such are not compared."""
+    cells = rows_of(frames.cells, column)
+    names = [name for name in cells if name == "data" or name.startswith("task.")]
+    varying = [name for name in names if cells[name].nunique(dropna=False) > 1]
+    if not varying:
+        return dict.fromkeys(cells["arm"], "")
+    return dict(zip(cells["arm"], cells[varying].map(str).agg(", ".join, axis=1), strict=True))
 
 
 def number(value: float, metric: str) -> str:
@@ -144,7 +142,8 @@ def entries_of(summary: pd.DataFrame, metric: str, *, within: str) -> dict[str, 
             text += f" (≤\N{NO-BREAK SPACE}{number(row['bound'], metric)})"
         if row["n"] < row["asked"]:
             text += f" (n={row['n']};\N{NO-BREAK SPACE}{row['without']})"
-        entries[row["arm"]] = Entry(text, row["mean"], marked.get(row["arm"], "")) if row["n"] else Entry(row["without"])
+        entry = Entry(text, row["mean"], marked.get(row["arm"], "")) if row["n"] else Entry(row["without"])
+        entries[row["arm"]] = replace(entry, runs=opened(row))
     return entries
 
 
@@ -158,16 +157,21 @@ def entries_by(
         yield key, [entry(found[name], name) if name in found else Entry(absent) for name in names]
 
 
+def opened(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The ids of the runs behind a row of a summary, for its entry."""
+    return tuple(str(row.get("runs") or "").split())
+
+
 def mean_entry(row: Mapping[str, object], metric: str, *, difference: bool = False, digits: int | None = None) -> Entry:
     """A row of `over_runs`: "1.234 ± 0.056", a difference with its sign; TINY ones without interval, "1.2e-5".
 
     digits: those of the metric where none are given.
     """
     if metric in TINY:
-        return Entry(scientific(row["mean"]), row["mean"])
+        return Entry(scientific(row["mean"]), row["mean"], runs=opened(row))
     digits = METRICS[metric].digits if digits is None else digits
     text = signed(row["mean"], digits) if difference else f"{row['mean']:,.{digits}f}"
-    return Entry(text + spread(row, digits=digits, difference=difference), row["mean"])
+    return Entry(text + spread(row, digits=digits, difference=difference), row["mean"], runs=opened(row))
 
 
 def spread(row: Mapping[str, object], *, digits: int, difference: bool = False, chance: float = 0.0) -> str:
@@ -199,7 +203,7 @@ def notes_on(cells: pd.DataFrame) -> list[str]:
 def outcome_notes(cells: pd.DataFrame) -> list[str]:
     """What was asked and what became of it, and the runs that did not finish, by name."""
     counts = cells["status"].str.replace("_", " ").value_counts()
-    notes = [f"{len(cells)} runs asked for: {', '.join(f'{count} {status}' for status, count in counts.items())}."]
+    notes = [f"{counted(len(cells), 'run')} asked for: {', '.join(f'{count} {status}' for status, count in counts.items())}."]
     for cell in cells[cells["status"] != "done"].itertuples():
         reason = f" ({cell.reason})" if cell.reason else ""
         notes.append(f"{cell.status.replace('_', ' ')}: {cell.arm}, {cell.task}, seed {cell.seed}{reason}.")

@@ -16,11 +16,14 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.kit.arguments import Metric, Model
+from reports.kit.hover import remember
 from reports.kit.intervals import Interval, standard_error, t_interval
 from reports.kit.panels import new_figure, used
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
-from reports.kit.render import signed, signed_interval
+from reports.kit.render import counted, signed, signed_interval
 from reports.kit.rows import of_stage
+from reports.kit.sheet import current
 from reports.kit.style import arms_in_order, line_style, plain
 from suite.metrics import METRICS
 
@@ -115,7 +118,7 @@ def reading_order(column: pd.Series) -> pd.Series:
     return column.map(ranks[column.name]) if column.name in ranks else column
 
 
-def verdicts(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> Table:
+def verdicts(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model], full: Model) -> Table:
     """The table of the split: one row a benchmark, with what settled it or what did not."""
     found = classify(primary_scores(frames.examples, metrics), windows=windows, full=full, chance=chance_of(frames))
     found = found.sort_values(["verdict", "benchmark", "shots"], key=reading_order, ignore_index=True)
@@ -125,24 +128,27 @@ def verdicts(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], 
         rows.append((*what, Entry(f"{row.examples:,}", row.examples), Entry(row.verdict), Entry(row.reason)))
     counts = ", ".join(f"{int((found['verdict'] == verdict).sum())} {verdict}" for verdict in VERDICTS)
     header = ("benchmark", "score", "examples", "verdict", "why")
-    return Table(found, header, tuple(rows), (f"Of {len(found)} benchmarks: {counts}.",))
+    return Table(found, header, tuple(rows), (f"{counted(len(found), 'benchmark')}: {counts}.",))
 
 
-def scores(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> Drawing:
+def scores(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model], full: Model) -> Drawing:
     """Every arm's score on every benchmark with its standard error over examples, under global, local and undecided.
 
     metrics: a benchmark shows the first of these that it has. windows, full: what decides the split, see `classify`.
     """
     data = score_table(frames, metrics=metrics, windows=windows, full=full)
     titles = {verdict: list(data[data["verdict"] == verdict]["title"].unique()) for verdict in VERDICTS}
-    rows = [(name, of[i : i + PANELS_A_ROW]) for name, of in titles.items() for i in range(0, len(of), PANELS_A_ROW)]
+    sheet = current()
+    # Beside the names of the arms.
+    across = max(1, int((sheet.inches(PANELS_A_ROW) - 0.9) / 1.2)) if sheet.on_paper else PANELS_A_ROW
+    rows = [(name, of[i : i + across]) for name, of in titles.items() for i in range(0, len(of), across)]
     arms = arms_in_order(data)
     height = 0.85 + 0.155 * len(arms)
-    figure = new_figure(9.6, height * len(rows))
-    top = max(0.3, 1.08 * np.nanmax(data[["mean", "chance"]].to_numpy()))
+    figure = new_figure(9.6, height * len(rows), columns=PANELS_A_ROW)
+    top = max(0.3, min(1.03, 1.08 * np.nanmax(data[["mean", "chance"]].to_numpy())))
     for subfigure, (verdict, titles) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         subfigure.suptitle(verdict, x=0.01, ha="left", fontsize=10, fontweight="bold")
-        grid = subfigure.subplots(1, PANELS_A_ROW, sharey=True, sharex=True)
+        grid = subfigure.subplots(1, across, sharey=True, sharex=True, squeeze=False)[0]
         for axes, title in zip(used(grid, len(titles)), titles, strict=True):
             _score_panel(axes, data[data["title"] == title], arms)
             axes.set_title(plain(title), fontsize=8)
@@ -163,7 +169,8 @@ def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str
     # Sizes that disagree leave a benchmark undecided in a figure that shows them side by side.
     verdict = found.agg(lambda verdicts: verdicts.iloc[0] if verdicts.nunique() == 1 else "undecided").rename("verdict")
     per_example = examples.groupby(["arm", "model", "metric", *BENCHMARK, "example"], dropna=False)["value"].mean()
-    seeds = examples.groupby(["arm", *BENCHMARK], dropna=False)["seed"].nunique().rename("seeds")
+    of_arm = examples.groupby(["arm", *BENCHMARK], dropna=False)
+    seeds = of_arm.agg(seeds=("seed", "nunique"), runs=("run_id", lambda ids: " ".join(dict.fromkeys(ids))))
     grouped = per_example.groupby(["arm", "model", "metric", *BENCHMARK], dropna=False)
     table = grouped.agg(mean="mean", standard_error=standard_error, examples="size").reset_index()
     table = table.merge(verdict.reset_index(), on=BENCHMARK).merge(seeds.reset_index(), on=["arm", *BENCHMARK])
@@ -180,7 +187,9 @@ def _score_panel(axes: Axes, data: pd.DataFrame, arms: Sequence[tuple[str, str]]
         point = data[data["arm"] == arm]
         bars = [np.minimum(point["standard_error"], room) for room in (point["mean"] - low, high - point["mean"])]
         look = line_style(model, 0.8) | {"linewidth": 1.1}
-        axes.errorbar(point["mean"], [y] * len(point), xerr=bars, **look)
+        drawn = axes.errorbar(point["mean"], [y] * len(point), xerr=bars, **look)
+        told = point.assign(low=point["mean"] - bars[0], high=point["mean"] + bars[1], n=point["seeds"])
+        remember(drawn.lines[0], told, interval="one standard error", across=True)
     if data["chance"].notna().any():
         axes.axvline(data["chance"].mean(), color="#777777", linestyle=":", linewidth=1.2)
     axes.set_xlabel(metric.label, fontsize=7.5)

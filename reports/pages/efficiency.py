@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from conf.settings import Settings
+from reports.kit.hover import remember
 from reports.kit.lines import lines_of
 from reports.kit.panels import row_of_panels, ticks_at, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
@@ -78,35 +81,46 @@ def scan(data: pd.DataFrame, *, work: str, along: str) -> tuple[pd.DataFrame, st
     return rows[rows[other] == held], text
 
 
-def lines(frames: Frames, *, panels: Sequence[Mapping[str, str]]) -> Drawing:
-    """One panel an entry {work, along, shows}: `shows`, latency_ms or throughput, by length or batch, a line an arm.
+class Panel(Settings, kw_only=True):
+    """What a panel shows of which piece of work, along what."""
+
+    work: str
+    along: Literal["length", "batch"]
+    shows: Literal["latency_ms", "throughput"]
+
+
+def lines(frames: Frames, *, panels: Sequence[Panel]) -> Drawing:
+    """One panel an entry: what it shows by length or batch, a line an arm.
 
     Points are medians; bars span the quartiles, where they are wider than a marker.
     """
     whole, parts = measured(frames), []
     figure, drawn = row_of_panels(len(panels), width=3.0, beside=2.0, height=3.7)
     for axes, panel in zip(drawn, panels, strict=True):
-        rows, common = scan(whole, work=panel["work"], along=panel["along"])
-        _panel(axes, rows, along=panel["along"], shows=panel["shows"])
-        axes.set_title(f"{panel['work']}, {common}")
-        parts.append(rows.assign(along=panel["along"]))
+        rows, common = scan(whole, work=panel.work, along=panel.along)
+        _panel(axes, rows, along=panel.along, shows=panel.shows)
+        axes.set_title(f"{panel.work}, {common}")
+        parts.append(rows.assign(along=panel.along))
     data = pd.concat(parts, ignore_index=True).drop_duplicates()
     said = [f"Measured on {', '.join(sorted(data['device'].unique()))}. Bars span the quartiles."]
     backends = sorted(data["backend"].unique())
     if len(backends) > 1:
         names = {"-": "solid", "--": "dashed", "-.": "dash-dotted", ":": "dotted"}
         said.append("Lines by backend: " + ", ".join(f"{name} {names[backend_dashes(name)]}" for name in backends) + ".")
-    return with_legend(data, figure, *said, *not_timed(data))
+    better = [METRICS[panel.shows].better for panel in panels]
+    return with_legend(data, figure, *said, *not_timed(data), better=better)
 
 
 def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
     several = rows["backend"].nunique() > 1
     for _, look, line in lines_of(rows, along, marker=0.75):
         dashes = {"linestyle": backend_dashes(line["backend"].iloc[0])} if several else {}
-        axes.errorbar(line[along], line[shows], _spread(line, shows), elinewidth=1.1, **look | dashes)
+        below, above = spread = _spread(line, shows)
+        drawn = axes.errorbar(line[along], line[shows], spread, elinewidth=1.1, **look | dashes)
+        told = line.assign(mean=line[shows], low=line[shows] - below, high=line[shows] + above)
+        remember(drawn.lines[0], told, interval="quartiles")
     axes.set_xscale("log", base=2)
     ticks_at(axes, rows[along], "{:,.0f}")
-    axes.tick_params(axis="x", rotation=45 if rows[along].nunique() > 4 else 0)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=next(digits for span, digits in LABELLED if high > span * low)))

@@ -10,16 +10,38 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter
 from matplotlib.transforms import offset_copy
 
+from reports.kit.arguments import Metric, Model, Split, Stage, Task
+from reports.kit.chosen import at_best
+from reports.kit.hover import of_each, remember
 from reports.kit.lines import banded_lines, lines_of
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
-from reports.kit.rows import bands_note, measured, of_stage, over_runs, position_differences
-from reports.kit.style import arms_in_order, task_label
+from reports.kit.rows import (
+    BAND,
+    bands_note,
+    by_band,
+    by_metric,
+    ids_of,
+    measured,
+    of_stage,
+    over_runs,
+    position_differences,
+    seeds_note,
+    slice_names,
+)
+from reports.kit.sheet import current
+from reports.kit.style import arms_in_order
 from reports.kit.tables import state_notes
-from suite.metrics import axis_label
+from suite.metrics import METRICS, axis_label
+from suite.naming import task_label
+
+FIRST_POSITIONS = 0.25
+"""The share of the positions, on a logarithmic axis, whose spikes may run out of an enlarged panel."""
 
 
-def nll_difference_by_position(frames: Frames, *, metric: str, split: str, baseline: str, zoom_without: Sequence[str]) -> Drawing:
+def nll_difference_by_position(
+    frames: Frames, *, metric: Metric, split: Split, baseline: Model, zoom_without: Sequence[Model]
+) -> Drawing:
     """NLL of every arm minus the baseline's, by position, with paired bootstrap bands over documents.
 
     A second panel enlarges what is left without the models in zoom_without, where there are any.
@@ -31,7 +53,10 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     on, done = ["size", "data"], f"the baseline {baseline}, by position"
     data = position_differences(rows, is_baseline, ["arm", "model"], on=on, done=done)
     near = data[~data["model"].isin(zoom_without)]
-    shown = [data] if len(near) in (0, len(data)) else [data, near]
+    low, high = enlarged_range(near) if len(near) else (0.0, 0.0)
+    everything = [0.0, *data[["mean", "low", "high"]].to_numpy().ravel()]
+    enlarges = len(near) < len(data) and 0 < high - low < 0.75 * (np.nanmax(everything) - np.nanmin(everything))
+    shown = [data, near] if enlarges else [data]
     figure, panels = row_of_panels(len(shown), width=3.7, beside=1.8, height=3.5)
     for axes, part in zip(panels, shown, strict=True):
         zero_line(axes)
@@ -40,10 +65,52 @@ def nll_difference_by_position(frames: Frames, *, metric: str, split: str, basel
     if len(panels) > 1:
         panels[0].set_title("all models")
         panels[1].set_title("enlarged, without the sliding windows")
-    return with_legend(data, figure, f"Below zero: better than {baseline}. {bands_note(data)}")
+        # What is drawn already decides the first panel, not the mark of what the second one shows.
+        panels[0].set_ylim(panels[0].get_ylim())
+        panels[0].axhspan(low, high, facecolor="#f0f0f0", edgecolor="#9a9a9a", linewidth=0.6, linestyle="--", zorder=0.4)
+        panels[1].set_ylim(low, high)
+    notes = (
+        f"Below zero: better than {baseline}. {bands_note(data)}",
+        *(["The grey strip is what is enlarged."] * (len(panels) - 1)),
+    )
+    return with_legend(data, figure, *notes, better=METRICS[metric].better)
 
 
-def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str, panels: str) -> Drawing:
+def enlarged_range(data: pd.DataFrame) -> tuple[float, float]:
+    """From where to where the means of these lines go, and most of their bands; zero is in it.
+
+    Where the first positions alone make it more than twice as wide, these run out of the frame.
+    """
+    late = data[data["position"] > np.exp(np.log(data["position"]).quantile(FIRST_POSITIONS))]
+    whole, later = (np.ptp([0.0, *part["mean"]]) for part in (data, late))
+    inner = late if len(late) and whole > 2 * later > 0 else data
+    ends = inner[["low", "high"]].dropna()
+    most = [ends["low"].quantile(0.1), ends["high"].quantile(0.9)] if len(ends) else []
+    low, high = min(0.0, *inner["mean"], *most), max(0.0, *inner["mean"], *most)
+    room = 0.06 * (high - low or 1.0)
+    return low - room, high + room
+
+
+def by_position(frames: Frames, *, task: Task, metric: Metric, split: Split) -> Drawing:
+    """A metric of the stage `position` by position, one line an arm: the mean over runs, with the interval over seeds."""
+    rows = of_stage(frames.results, stage="position", task=task, metric=metric, split=split).dropna(subset="value")
+    # A band of positions averages over noise; a task that has none is scored at every position.
+    banded = by_band(rows, whole=False)
+    if len(banded):
+        data = by_metric({metric: banded}, ["arm", "model", *BAND])
+    else:
+        rows = rows[rows["slice"].map(lambda text: slice_names(text) == {"position"})]
+        if rows.empty:
+            raise NoData(f"no run of {task} has {metric} by position")
+        data = over_runs(rows, ["arm", "model", "position"], metric=metric).assign(metric=metric)
+        data["position"] += 1
+    figure, (axes,) = row_of_panels(1, width=5.2, beside=1.8, height=3.5)
+    banded_lines(axes, (line[1:] for line in lines_of(data, "position", marker=0.75 if len(banded) else 0.0)))
+    axes.set_ylabel(axis_label(metric))
+    return with_legend(data, figure, seeds_note(data, "Bands"))
+
+
+def accuracy_against_state(frames: Frames, *, task: Task, stage: Stage, split: Split, panels: str) -> Drawing:
     """Accuracy against the state that a model carries: the mean over seeds and, where there are several, each of them.
 
     A line joins the arms of one model, from the smallest state to the largest (as in Arora et al., arXiv 2402.18668).
@@ -64,7 +131,7 @@ def accuracy_against_state(frames: Frames, *, task: str, stage: str, split: str,
     constant = by_family.index[(by_family["arm"] > 1) & (by_family["state_bytes"] == 1)]
     if len(constant):
         notes.append(f"Of one state whatever varies: {', '.join(constant)}.")
-    return with_legend(data, figure, *notes)
+    return with_legend(data, figure, *notes, better=METRICS["accuracy"].better)
 
 
 def accuracy_by_state(results: pd.DataFrame, *, task: str, stage: str, split: str, panels: str) -> pd.DataFrame:
@@ -87,12 +154,14 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
     for family, look, line in lines_of(data, "state_bytes", "family", marker=1.35):
         color, label, marker = look["color"], look.pop("label"), {name: look.pop(name) for name in ("marker", "markersize")}
         moved = {"transform": offset_copy(axes.transData, fig=axes.figure, x=shifts[family], units="points"), "color": color}
-        each = line[line["seeds"] > 1].explode("each")
-        axes.plot(each["state_bytes"], each["each"], ".", markersize=4, alpha=0.6, **moved)
+        each = of_each(line[line["seeds"] > 1])
+        (seeds,) = axes.plot(each["state_bytes"], each["mean"], ".", markersize=4, alpha=0.6, **moved)
+        remember(seeds, each)
         bounded = line[line["reachable"] < 1]
         axes.plot(bounded["state_bytes"], bounded["reachable"], "_", markersize=15, markeredgewidth=1.6, **moved)
         axes.plot(line["state_bytes"], line["mean"], **look | moved)
-        axes.plot(line["state_bytes"], line["mean"], linestyle="none", label=label, **marker | moved)
+        (points,) = axes.plot(line["state_bytes"], line["mean"], linestyle="none", label=label, **marker | moved)
+        remember(points, line)
     if (data["reachable"] < 1).any():
         axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
     if data["chance"].notna().any():
@@ -101,7 +170,7 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
     # Shifted markers do not count in autoscaling.
     axes.set_xlim(data["state_bytes"].min() / 1.6, data["state_bytes"].max() * 1.6)
-    axes.set(xlabel=axis_label("state_bytes"), ylim=(-0.03, 1.05))
+    axes.set(xlabel=axis_label("state_bytes"), ylim=(-0.03, 1.03))
 
 
 def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
@@ -111,7 +180,7 @@ def _side_by_side(data: pd.DataFrame) -> dict[str, float]:
     for family, _ in arms_in_order(data, "family"):
         first = next((first for first in heaps if _overlap(points[family], points[first])), family)
         heaps.setdefault(first, []).append(family)
-    return {family: 7.0 * (i - (len(heap) - 1) / 2) for heap in heaps.values() for i, family in enumerate(heap)}
+    return {family: 7.0 * current().ink * (i - (len(heap) - 1) / 2) for heap in heaps.values() for i, family in enumerate(heap)}
 
 
 def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
@@ -127,16 +196,22 @@ def bytes_text(size: float, _position: int | None = None) -> str:
     return f"{size / 1024**exponent:.3g}{('', 'K', 'M', 'G')[exponent]}"
 
 
-def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -> Drawing:
+def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, chosen: str = "") -> Drawing:
     """Training loss by tokens seen, mean over seeds, as a centred running mean.
 
-    smoothing: the share of a curve's logged steps that the running mean covers, 0 for none.
+    smoothing: the share of a curve's logged steps that the running mean covers, 0 for none. chosen: a setting of whose values
+    each model keeps the one that validation prefers, see `at_best`.
     """
+    frames = at_best(frames, chosen)[0] if chosen else frames
     present = [task for task in tasks if task in set(frames.curves["task"])]
     if not present:
         raise NoData(f"no run of {', '.join(tasks)} has logged its training")
     curves = frames.curves[frames.curves["task"].isin(present)]
     data = curves.groupby(["task", "arm", "model", "tokens"], as_index=False)["loss"].mean()
+    own = pd.Series({key: ids_of(rows) for key, rows in curves.groupby(["task", "arm"])}, name="runs").rename_axis(
+        ["task", "arm"]
+    )
+    data = data.join(own, on=["task", "arm"])
     data["smoothed"] = data.groupby(["task", "arm"])["loss"].transform(
         lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
     )
@@ -144,9 +219,10 @@ def training_curves(frames: Frames, *, tasks: Sequence[str], smoothing: float) -
     for axes, task in zip(panels, present, strict=True):
         of_task = data[data["task"] == task]
         for _, look, line in lines_of(of_task, "tokens"):
-            axes.plot(line["tokens"], line["smoothed"], **look)
+            (drawn,) = axes.plot(line["tokens"], line["smoothed"], **look)
+            remember(drawn, line, value=("smoothed", "", ""))
         axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
         # The first steps are the same fall for everybody and would press the rest of the curves together.
         axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return with_legend(data, figure)
+    return with_legend(data, figure, better=METRICS["train_loss"].better)

@@ -9,12 +9,15 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.lines import banded_lines, lines_of
+from reports.kit.marks import marks, marks_notes
 from reports.kit.panels import row_of_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import counted
 from reports.kit.rows import over_runs
 from reports.kit.style import arms_in_order
-from reports.kit.tables import entries_by, marks, notes_on, spread
+from reports.kit.tables import entries_by, notes_on, spread
 from suite.metrics import METRICS, axis_label
 
 VARIANT = ["task.noise", "task.drift", "task.segment_len"]
@@ -34,7 +37,7 @@ MARKED_POSITIONS = 12
 """Marks of the op along a curve: enough to see that it follows, few enough to see the curve."""
 
 
-def error_by_position(frames: Frames, *, task: str) -> Drawing:
+def error_by_position(frames: Frames, *, task: Task) -> Drawing:
     """Squared error by position, a panel a variant: models with 95 % t bands over seeds, ridge regression, and the op."""
     data = errors(frames.results, task=task)
     variants = variants_of(data)
@@ -42,22 +45,23 @@ def error_by_position(frames: Frames, *, task: str) -> Drawing:
     for axes, (title, shown) in zip(panels, variants.items(), strict=True):
         models = lines_of(shown[shown["metric"] == "squared_error"], "position", "family")
         thin = ((look | {"linewidth": 0.8 * look["linewidth"]}, line) for _, look, line in models)
-        banded_lines(axes, thin, alpha=0.12)
+        banded_lines(axes, thin)
         _reference_lines(axes, shown)
         axes.set(title=title, xlabel="pairs seen", xscale="linear", yscale="log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
         axes.margins(x=0.01)
     panels[0].set_ylabel(axis_label("squared_error"))
-    lines = f"n={data['seeds'].max()} seeds: lines are means, bands 95 % t intervals."
-    return with_legend(data, figure, f"{lines} The op is not trained: its keys are the inputs.", *_decays(frames.results, task))
+    lines = f"n={counted(data['seeds'].max(), 'seed')}: lines are means, bands 95 % t intervals."
+    notes = f"{lines} The op is not trained: its keys are the inputs.", *_decays(frames.results, task)
+    return with_legend(data, figure, *notes, better=METRICS["squared_error"].better)
 
 
 def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
     """One row a variant, position and line, a model's or a reference's (REFERENCES): mean, low, high, seeds."""
     rows = _test_rows(results, task)
     table = _over_seeds(rows[rows["position"].notna()], [*LINE, "position"])
-    return table[[*LINE, "position", "mean", "low", "high", "seeds"]]
+    return table[[*LINE, "position", "mean", "low", "high", "seeds", "runs"]]
 
 
 def _over_seeds(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
@@ -117,7 +121,7 @@ def _decays(results: pd.DataFrame, task: str) -> list[str]:
     return notes
 
 
-def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
+def error_over_ridge(frames: Frames, *, task: Task, reference: Metric) -> Table:
     """Model x variant: the squared error over the last quarter of a sequence, as a multiple of the reference's.
 
     reference: the metric whose error is 1, `ridge_error` or `bayes_error`. Mean over seeds, best and second best marked.
@@ -125,7 +129,8 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
     data = ratios(frames.results, task=task, reference=reference)
     named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
     models = named[named["metric"] == "squared_error"]
-    marked = marks(models.assign(arm=models["family"] + models["title"]), "squared_error", within="title")
+    compared = models.assign(arm=models["family"] + models["title"])
+    marked = marks(compared, "squared_error", within="title")
 
     def entry(row: Mapping[str, object], title: str) -> Entry:
         """The mean, its interval when there is one, and the seeds where others have more."""
@@ -139,6 +144,7 @@ def error_over_ridge(frames: Frames, *, task: str, reference: str) -> Table:
     lines |= {metric: METRICS[metric].label for metric in REFERENCES if metric in found and metric != reference}
     rows = tuple((Entry(label), *found[family]) for family, label in lines.items())
     notes = (f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task]))
+    notes += tuple(marks_notes([(METRICS["squared_error"].label, compared, "squared_error")], within="title"))
     return Table(data, ("model", *variants), rows, notes)
 
 

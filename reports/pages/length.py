@@ -7,13 +7,14 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.kit.arguments import Metric, Model, Task
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
 from reports.kit.panels import metric_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import BAND, by_metric, less, measured, seeds_note
 from reports.kit.tables import entries_by, mean_entry
-from suite.metrics import axis_label
+from suite.metrics import METRICS, axis_label
 
 FACTOR = ["length_factor", "length"]
 
@@ -29,14 +30,14 @@ def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFram
     return by_metric(tables, ["arm", "model", *FACTOR])
 
 
-def by_length(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
+def by_length(frames: Frames, *, task: Task, metrics: Sequence[Metric]) -> Drawing:
     """One panel a metric against the length in multiples of that of training; the loss less that at the training length."""
     data = summary(frames, task=task, metrics=metrics)
     if "nll" in metrics and "nll_difference" not in set(data["metric"]):
         raise NoData("no run was evaluated at the training length, with which the others are compared")
     shown = data[data["metric"] != "nll"].replace({"metric": {"nll_difference": "nll"}})
     figure = metric_panels(shown, metrics, _points, width=2.9, height=3.3)
-    return with_legend(data, figure, seeds_note(data, "Bars"))
+    return with_legend(data, figure, seeds_note(data, "Bars"), better=[METRICS[metric].better for metric in metrics])
 
 
 def _points(axes: Axes, data: pd.DataFrame) -> str | None:
@@ -51,7 +52,7 @@ def _points(axes: Axes, data: pd.DataFrame) -> str | None:
     return None
 
 
-def by_position(frames: Frames, *, task: str, metrics: Sequence[str], model: str) -> Drawing:
+def by_position(frames: Frames, *, task: Task, metrics: Sequence[Metric], model: Model) -> Drawing:
     """One panel a metric by position, one line a length, of one model; the training length is marked."""
     tables = {m: measured(frames.results, stage="length", task=task, metric=m, whole=False) for m in metrics}
     data = by_metric({metric: rows[rows["model"] == model] for metric, rows in tables.items()}, [*FACTOR, *BAND])
@@ -69,7 +70,7 @@ def _lines(axes: Axes, data: pd.DataFrame) -> None:
     axes.axvline((data["length"] / data["length_factor"]).iloc[0], color="#666666", linestyle=":", linewidth=1.2)
 
 
-def table(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
+def table(frames: Frames, *, task: Task, metrics: Sequence[Metric]) -> Table:
     """One row an arm and length, means with intervals over seeds, and what changes up to the longest."""
     data = summary(frames, task=task, metrics=metrics)
     # The difference of the NLL stands behind the NLL.

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from reports.kit.arguments import Split, Task
+from reports.kit.hover import remember
 from reports.kit.lines import lines_of
 from reports.kit.panels import row_of_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import counted
 from reports.kit.rows import BAND, of_stage, seed_summary
 from reports.kit.style import arms_in_order
 from reports.kit.tables import entries_by, notes_on, number, spread
@@ -19,7 +22,7 @@ DASHES = ("-", "--", "-.", ":")
 """The arms of one model, which share its colour, in their order."""
 
 
-def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) -> Drawing:
+def accuracy_by_length(frames: Frames, *, task: Task, split: Split, window: int) -> Drawing:
     """Accuracy at a position by the number of tokens so far, mean over seeds and every seed, trained length marked.
 
     window: tokens over which a position's accuracy is averaged.
@@ -28,15 +31,19 @@ def accuracy_by_length(frames: Frames, *, task: str, split: str, window: int) ->
     figure, (axes,) = row_of_panels(1, width=7.4, height=3.6)
     drawn: list[str] = []
     for _, look, line in lines_of(data, "length"):
-        axes.plot(line["length"], line["mean"], **look | {"linestyle": DASHES[drawn.count(look["color"]) % len(DASHES)]})
+        (mean,) = axes.plot(
+            line["length"], line["mean"], **look | {"linestyle": DASHES[drawn.count(look["color"]) % len(DASHES)]}
+        )
+        remember(mean, line)
         axes.plot(line["length"], line.filter(like="seed "), color=look["color"], linewidth=0.5, alpha=0.6)
         drawn.append(look["color"])
     axes.axhline(_chance(frames, task), color="#666666", linestyle=":", linewidth=1.2, label="chance")
     axes.axvline(trained, color="black", linewidth=1.0, linestyle="--", label=f"trained to {trained}")
     axes.set(xlabel="length [tokens]", ylabel=axis_label("accuracy"), ylim=(0.4, 1.03))
     axes.margins(x=0.01)
-    seeds = f"n={data['seeds'].max()} seeds: thin lines each, thick lines their mean. "
-    return with_legend(data, figure, f"{seeds}Every point is the mean over {window} lengths.")
+    seeds = f"n={counted(data['seeds'].max(), 'seed')}: thin lines each, thick lines their mean. "
+    notes = f"{seeds}Every point is the mean over {window} lengths."
+    return with_legend(data, figure, notes, better=METRICS["accuracy"].better)
 
 
 def length_scores(frames: Frames, *, task: str, split: str, window: int) -> tuple[pd.DataFrame, int]:
@@ -56,7 +63,7 @@ def _chance(frames: Frames, task: str) -> float:
     return frames.results[(frames.results["task"] == task) & (frames.results["metric"] == "chance")]["value"].mean()
 
 
-def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence[int]) -> Table:
+def accuracy_in_ranges(frames: Frames, *, task: Task, split: Split, edges: Sequence[int]) -> Table:
     """Model x range of lengths: the accuracy, mean over seeds, best and second best of a range not marked, as ties abound.
 
     edges: the last lengths of consecutive ranges, e.g. [40, 64, 128, 256].
@@ -78,7 +85,7 @@ def accuracy_in_ranges(frames: Frames, *, task: str, split: str, edges: Sequence
     return Table(pd.DataFrame(tidy), header, tuple(table), tuple(notes))
 
 
-def definiteness(frames: Frames, *, task: str) -> Table:
+def definiteness(frames: Frames, *, task: Task) -> Table:
     """Model x range of lengths: the smallest eigenvalue of H + Lambda at any token, and the share of tokens where it is <= 0.
 
     The values are over all examples, layers, heads and seeds of the stage `internals`.

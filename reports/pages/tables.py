@@ -7,21 +7,40 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from reports.kit.arguments import Metric
+from reports.kit.chosen import at_best
+from reports.kit.marks import marks_notes
 from reports.kit.parts import Entry, Frames, NoData, Table
-from reports.kit.style import arms_in_order, fact_label
-from reports.kit.tables import Column, entries_of, notes_on, number, per_run, rows_of, state_notes, summarise
-from suite.metrics import METRICS
+from reports.kit.rows import by_metric, of_stage, seeds_note
+from reports.kit.style import arms_in_order
+from reports.kit.tables import (
+    Column,
+    entries_by,
+    entries_of,
+    mean_entry,
+    notes_on,
+    number,
+    per_run,
+    rows_of,
+    state_notes,
+    summarise,
+)
+from suite.metrics import METRICS, axis_label
+from suite.naming import fact_label, task_label
 
 
-def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: Mapping[str, Sequence[str]]) -> Table:
+def comparison(
+    frames: Frames, *, columns: Sequence[Column], floors: Mapping[Metric, Sequence[Metric]], chosen: str = ""
+) -> Table:
     """Model x metric, best and second best marked, with what is known without training in the last rows.
 
-    columns: the fields of `Column`. floors: per metric of a column the reference metrics that get a row of their own.
+    floors: per metric of a column the reference metrics that get a row of their own. chosen: a setting of whose values each
+    model keeps the one that validation prefers, see `at_best`.
     """
-    wanted = [Column.of(column) for column in columns]
-    wanted = [column for column in wanted if column.task in set(frames.cells["task"])]
+    wanted = [column for column in columns if column.task in set(frames.cells["task"])]
     if not wanted:
-        raise NoData(f"no run of the tasks {sorted({column['task'] for column in columns})} was asked for")
+        raise NoData(f"no run of the tasks {sorted({column.task for column in columns})} was asked for")
+    frames, preferred = at_best(frames, chosen) if chosen else (frames, [])
     summaries = [summarise(frames, column) for column in wanted]
     scored = [entries_of(table, column.metric, within="task") for column, table in zip(wanted, summaries, strict=True)]
     run_ids = pd.concat([rows_of(frames.cells, column)["run_id"] for column in wanted])
@@ -45,10 +64,17 @@ def comparison(frames: Frames, *, columns: Sequence[Mapping[str, str]], floors: 
                 references.append({"arm": label, "task": column.task, "metric": metric, "mean": value})
     data = pd.concat([*summaries, pd.DataFrame(references)], ignore_index=True)
     header = ("model", *(column.title for column in wanted), "seeds")
-    notes = [*notes_on(cells), *(state_notes(frames.runs) if "state_bytes" in set(data["metric"]) else ())]
+    columns_marked = [(column.title, table, column.metric) for column, table in zip(wanted, summaries, strict=True)]
+    notes = [
+        *notes_on(cells),
+        *marks_notes(columns_marked, within="task"),
+        *(state_notes(frames.runs) if "state_bytes" in set(data["metric"]) else ()),
+        *([f"Chosen on validation: {'; '.join(preferred)}."] if preferred else ()),
+    ]
     if data["bound"].lt(1).any():
         notes.append("≤ is the most that a model can reach that sees no further back than its window.")
-    return Table(data, header, tuple(rows), tuple(notes))
+    short = ("model", *(column.short for column in wanted), "seeds")
+    return Table(data, header, tuple(rows), tuple(notes), short)
 
 
 def settings(frames: Frames, *, facts: Sequence[str]) -> Table:
@@ -71,3 +97,23 @@ def _values_text(values: np.ndarray) -> str:
         low, high = (f"{bound:,.6g}" if abs(bound) < 1e6 else f"{bound:,.0f}" for bound in (min(values), max(values)))
         return low if low == high else f"{low} to {high}"
     return ", ".join(sorted(map(str, values)))
+
+
+def stage(frames: Frames, *, stage: str) -> Table:
+    """Every score that an evaluation wrote: arm and slice x metric, the mean over seeds in every entry."""
+    rows = of_stage(frames.results, stage=stage).dropna(subset="value")
+    # Scores over whole splits say it all where there are any: slices may be hundreds.
+    rows = whole if len(whole := rows[rows["slice"] == ""]) else rows
+    data = by_metric({metric: own for metric, own in rows.groupby("metric", sort=False)}, ["task", "arm", "model", "slice"])
+    metrics = list(dict.fromkeys(data["metric"]))
+    entries = []
+    for (task, arm, slice_), scores in entries_by(data, ["task", "arm", "slice"], "metric", metrics, _stage_entry):
+        entries.append((Entry(task_label(task)), Entry(arm), Entry(slice_.replace("_", " ")), *scores))
+    names = ("task", "model", "slice")
+    taken = [i for i, name in enumerate(names) if name == "model" or len({row[i].text for row in entries}) > 1]
+    header = *(names[i] for i in taken), *map(axis_label, metrics)
+    return Table(data, header, tuple((*(row[i] for i in taken), *row[3:]) for row in entries), (seeds_note(data, "±"),))
+
+
+def _stage_entry(row: Mapping[str, object], metric: str) -> Entry:
+    return mean_entry(row, metric) if metric in METRICS else mean_entry(row, metric, digits=4)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
+
+from reports.kit import save
 
 
 class Store:
@@ -87,6 +91,23 @@ class Store:
 
 def write(path: Path, **content: Any) -> None:
     path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope="session")
+def store_at() -> type[Store]:
+    """What makes a store at a folder, for a page that several tests look at."""
+    return Store
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test of a page's words: its figures are made, but not drawn into files."""
+
+    def written(figure: Figure, target: Path | BytesIO, **options: object) -> None:
+        target.write_bytes(b"") if isinstance(target, Path) else target.write(b"<svg/>")
+
+    monkeypatch.setattr(save, "finish", lambda figure: None)
+    monkeypatch.setattr(Figure, "savefig", written)
 
 
 @pytest.fixture

@@ -9,24 +9,19 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import invented
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+from conf.groups import find
+from conf.settings import text
+from suite.request.compose import Composer
+
 GROUPS = ("model", "size", "task", "data")
 SCORE = {"language": "nll", "in_context_regression": "squared_error"}
 """What a task is scored by; by its accuracy if nothing is said."""
-
-
-@functools.cache
-def composed(*overrides: str) -> DictConfig:
-    with initialize_config_dir(str(CONF), version_base=None):
-        return compose("config", overrides=list(overrides))
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -38,20 +33,18 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield f"{prefix}{name}", f"[{','.join(map(str, value))}]" if isinstance(value, list) else value
 
 
-def configurations(experiment: str) -> Iterator[dict[str, Any]]:
+@functools.cache
+def configurations(experiment: str) -> tuple[Mapping[str, Any], ...]:
     """The configuration of every run of an experiment's grid but for the seeds, of which there are two."""
-    for entry in composed(f"experiment={experiment}").experiment.grid:
-        axes = {key: value if isinstance(value, list) else [value] for key, value in OmegaConf.to_container(entry).items()}
-        axes.pop("seed", None)
+    cells = []
+    for entry in OmegaConf.to_container(OmegaConf.load(find("experiment", experiment)).experiment.grid):
+        axes = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != "seed"}
         # The ends of a long axis and one value more are enough.
         axes = {key: values if key in GROUPS else [*values[:2], *values[2:][-1:]] for key, values in axes.items()}
-        for values in itertools.product(*axes.values()):
-            chosen = dict(zip(axes, values, strict=True))
-            config = composed(f"experiment={experiment}", *(f"{name}={chosen[name]}" for name in GROUPS if name in chosen)).copy()
-            for key, value in chosen.items():
-                if key not in GROUPS:
-                    OmegaConf.update(config, key, value, force_add=True)
-            yield OmegaConf.to_container(config, resolve=True)
+        settings = [[f"{key}={text(value)}" for value in values] for key, values in axes.items()]
+        cells += [[f"experiment={experiment}", *cell] for cell in itertools.product(*settings)]
+    composer = Composer(cells)
+    return tuple(composer.compose(cell).written for cell in cells)
 
 
 def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: int = 0) -> None:

@@ -8,7 +8,7 @@ from invented import efficiency_rows
 
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import backend_dashes
-from reports.pages.efficiency import costs, lines, measured, scan
+from reports.pages.efficiency import Panel, costs, lines, measured, scan
 from suite.cli import main
 from suite.evaluation.studies.roofline import Ceilings
 
@@ -53,8 +53,8 @@ def test_a_scan_holds_the_tokens_or_what_most_prompts_share(timed) -> None:
 
 def test_lines_are_medians_with_quartiles_in_the_unit_shown(timed) -> None:
     panels = [
-        {"work": "layer forward", "along": "length", "shows": "latency_ms"},
-        {"work": "decode", "along": "batch", "shows": "throughput"},
+        Panel(work="layer forward", along="length", shows="latency_ms"),
+        Panel(work="decode", along="batch", shows="throughput"),
     ]
     drawing = lines(timed, panels=panels)
     left, right = drawing.figure.axes
@@ -70,7 +70,7 @@ def test_lines_are_medians_with_quartiles_in_the_unit_shown(timed) -> None:
 
 
 def test_backends_have_a_line_style_each_and_the_missing_is_named(on_a_gpu) -> None:
-    drawing = lines(on_a_gpu, panels=[{"work": "decode", "along": "length", "shows": "latency_ms"}])
+    drawing = lines(on_a_gpu, panels=[Panel(work="decode", along="length", shows="latency_ms")])
     styles = {bars.get_label(): bars[0].get_linestyle() for bars in drawing.figure.axes[0].containers}
     assert styles == {"MESANET, torch": backend_dashes("torch"), "MESANET, triton": backend_dashes("triton")}
     assert len(set(styles.values())) == 2

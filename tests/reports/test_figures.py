@@ -10,6 +10,7 @@ import pytest
 
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import STYLES, TABLE, plain, style_of
+from reports.kit.tables import Column
 from reports.pages import benchmarks, figures, tables
 
 DOCUMENTS = 50
@@ -61,7 +62,7 @@ def test_bands_are_over_documents_where_the_store_knows_them(store) -> None:
     made = frames(store)
     widths, notes = {}, {}
     for size in ("known", "unknown"):
-        part = replace(made, examples=made.examples[made.examples["size"] == size])
+        part = replace(made, read_examples=lambda size=size: made.examples[made.examples["size"] == size])
         drawing = figures.nll_difference_by_position(part, **POSITION)
         (row,) = drawing.data.to_dict("records")
         widths[size], notes[size] = row["high"] - row["low"], drawing.notes[0]
@@ -97,7 +98,7 @@ def test_state_that_was_counted_otherwise_is_named(store) -> None:
     made = frames(store)
     said = "Old runs under autocast, whose state is counted as float32, twice what attention holds: TRANSFORMER."
     assert said in figures.accuracy_against_state(made, **STATE).notes
-    columns = [{"metric": "state_bytes", "task": "mqar"}, {"metric": "parameters", "task": "mqar"}]
+    columns = [Column(metric=metric, task="mqar") for metric in ("state_bytes", "parameters")]
     assert said in tables.comparison(made, columns=columns, floors={}).notes
     assert said not in tables.comparison(made, columns=columns[1:], floors={}).notes
 
@@ -167,7 +168,7 @@ def test_the_head_sizes_of_a_model_are_one_line_in_the_order_of_their_state(stor
     add_recall(store, "gla", 256, {4: 0.11}, varied={"size.head_dim": 4})
     drawing = figures.accuracy_against_state(frames(store), **STATE)
     (axes,) = drawing.figure.axes
-    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["GLA", "MESANET", "chance"]
+    assert [text.get_text() for text in drawing.figure.legends[0].get_texts()] == ["MESANET", "GLA", "chance"]
     joined = [line for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 3]
     assert [list(line.get_ydata()) for line in joined] == [pytest.approx([0.1, 0.5, 0.9])]
     assert set(drawing.data["seeds"]) == {1, 2}

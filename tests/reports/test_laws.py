@@ -9,15 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 from invented_runs import configurations, invent
 
 from conf.groups import options
-from reports.kit import build
-from reports.kit.build import build_report, part_function
-from reports.kit.parts import load_frames, varying
+from reports.kit import save
+from reports.kit.build import build_report
+from reports.kit.page import Page, part_function, read_page
+from reports.kit.parts import load_frames
+from reports.kit.tables import Column
 from reports.pages.sweep import scores
 from suite.metrics import METRICS
+from suite.naming import varying
 
 ROOT = Path(__file__).parents[2]
 REPORTS = sorted(path.stem for path in (ROOT / "conf" / "report").glob("*.yaml"))
@@ -32,54 +34,60 @@ PARTS = [
 ]
 
 
-def page_of(name: str) -> dict:
-    return yaml.safe_load((ROOT / "conf" / "report" / f"{name}.yaml").read_text())
+def page_of(name: str) -> Page:
+    return read_page(ROOT / "conf" / "report" / f"{name}.yaml")
 
 
-def built(store, page: dict, folder: Path) -> str:
-    return build_report(page, load_frames(store.root, page["experiment"]), folder).read_text()
+def built(store, page: Page, folder: Path) -> str:
+    return build_report(page, load_frames(store.root, page.experiment), folder).read_text()
 
 
 @pytest.fixture(autouse=True)
 def small_pictures(monkeypatch) -> None:
-    monkeypatch.setattr(build, "PNG_DPI", 20)
+    monkeypatch.setattr(save, "PNG_DPI", 20)
 
 
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.fixture(scope="module", params=REPORTS)
+def name(request: pytest.FixtureRequest) -> str:
+    """The scope is the module, so that the tests of one report stand together and invent its runs in one process."""
+    return request.param
+
+
+@pytest.mark.slow
 def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, tmp_path: Path, name: str) -> None:
     page = page_of(name)
-    invent(store, page["experiment"])
+    invent(store, page.experiment)
     text = built(store, page, tmp_path)
-    assert page["name"] == name
+    assert page.name == name
     if name not in options("experiment") and "Nothing to show" in text:
-        pytest.skip(f"experiment={page['experiment']} has no run for it: what is asked on the command line is drawn")
+        pytest.skip(f"experiment={page.experiment} has no run for it: what is asked on the command line is drawn")
     assert "Nothing to show" not in text and "not measured" not in text
-    for part in page["parts"]:
-        written = {path.suffix for path in tmp_path.glob(f"{part['name']}.*")}
+    for part in page.parts:
+        written = {path.suffix for path in tmp_path.glob(f"{part.name}.*")}
         assert written in ({".csv", ".png", ".pdf"}, {".csv", ".md", ".tex"})
-        table = pd.read_csv(tmp_path / f"{part['name']}.csv")
+        table = pd.read_csv(tmp_path / f"{part.name}.csv")
         assert len(table)
         for metric in set(table.get("metric", ())):
             # What a metric becomes by is no metric of its own.
             assert metric.removesuffix("_difference").removesuffix("_change") in METRICS
 
 
-@pytest.mark.parametrize("name", REPORTS)
+@pytest.mark.usefixtures("no_pictures")
 def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name: str) -> None:
     page = page_of(name)
-    alone = len(list(configurations(page["experiment"]))) == 1
+    alone = len(configurations(page.experiment)) == 1
     # A store that has not one of its runs has no report.
-    invent(store, page["experiment"], seeds=(0, 1) if alone else (0,), skipped=1)
+    invent(store, page.experiment, seeds=(0, 1) if alone else (0,), skipped=1)
     text = built(store, page, tmp_path)
-    assert alone or "n=1 seeds each" in text
+    assert alone or "n=1 seed each" in text
     assert "1 missing" in text
-    cells = load_frames(store.root, page["experiment"]).cells
+    cells = load_frames(store.root, page.experiment).cells
     assert cells.loc[cells["status"] == "missing", "arm"].notna().all()
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_every_part_is_used_or_tested(part: str) -> None:
-    used = {part["type"] for name in REPORTS for part in page_of(name)["parts"]}
+    used = {part.type for name in REPORTS for part in page_of(name).parts}
     module, name = part.split(".")
     tested = any(f"{name}(" in path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
     assert part in used or tested
@@ -101,7 +109,7 @@ def test_pages_import_the_kit_and_the_kit_no_pages(path: Path) -> None:
     ("key", "values", "words"),
     [
         ("model.mixer.some_new_value", (1, 2), "some new value {}"),
-        ("size.d_model", (64, 128), "d model {}"),
+        ("size.d_model", (64, 128), "d_model {}"),
         ("task.num_pairs", ("[2,4]", "[8]"), "num pairs {}"),
         ("model.mixer.solver.name", ("cg", "chebyshev"), "{} solver"),
         ("model.mixer.output_gate", (True, False), None),
@@ -117,9 +125,9 @@ def test_a_value_that_nobody_listed_names_the_runs_that_it_tells_apart(store, ke
     frames = load_frames(store.root, "quick")
     said = [words.format(value) for value in values] if words else ["output gate", "no output gate"]
     assert set(frames.cells["arm"]) == {f"{model}, {each}" for model in ("GLA", "MESANET") for each in said}
-    assert varying(frames.runs) == [key, "compute.zone"]
+    assert varying(frames.runs) == [key, "compute.zone", "size.mlp_dim"]
     if words and isinstance(values[0], int):
-        column = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
+        column = Column(metric="nll", task="language", stage="train", split="validation")
         table = scores(frames, column=column, fact=key, best="fact")
         assert table.header == ("model", *said)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.tables import Column
 from reports.pages.sweep import curves, difference, ranking
 
-COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
+COLUMN = Column(metric="nll", task="language", stage="train", split="validation")
 ARGUMENTS = {"column": COLUMN, "fact": "model.mixer.forget_gate_init", "models": ["mesanet", "gated_deltanet"]}
 
 

@@ -8,9 +8,10 @@ import pytest
 from invented import repeats_rows
 
 from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.tables import Column
 from reports.pages.mesa.regularization import by_floor, by_floor_table, by_run_length
 
-COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
+COLUMN = Column(metric="nll", task="language", stage="train", split="validation")
 AFTER = ["nll_change", "readout_error", "condition", "finite"]
 
 

@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
-from reports.kit.build import bound_part, build_report, command_of, part_function
+from conf.groups import find
+from reports.kit.build import build_report
+from reports.kit.commands import commands_of
+from reports.kit.page import part_function, read_page
 from reports.kit.parts import load_frames
 
-PAGES = {path.stem: yaml.safe_load(path.read_text()) for path in (Path(__file__).parents[2] / "conf" / "report").glob("*.yaml")}
-QUICK = PAGES["quick"]
+QUICK = read_page(find("report", "quick"))
 HOSTILE = '"><script src=//evil.example/x.js></script>$\\frac{'
 
 
@@ -39,18 +40,17 @@ def test_every_file_is_written_and_linked(store, tmp_path: Path) -> None:
     index = build_report(QUICK, load_frames(store.root, "quick"), tmp_path / "report")
     assert index == tmp_path / "report" / "index.html"
     text = index.read_text()
-    for part in QUICK["parts"]:
-        kinds = (
-            (".csv", ".md", ".tex") if part["type"] in ("tables.comparison", "tables.settings", "benchmarks.verdicts") else None
-        )
+    for part in QUICK.parts:
+        kinds = (".csv", ".md", ".tex") if part.type in ("tables.comparison", "tables.settings", "benchmarks.verdicts") else None
         for suffix in kinds or (".png", ".pdf", ".csv"):
-            assert (tmp_path / "report" / f"{part['name']}{suffix}").stat().st_size > 0
-            assert f'href="{part["name"]}{suffix}"' in text
-    assert "2 models on language, mqar, n=1 seeds each; 4 runs asked for on 2026-11-22 12:00: 3 done, 1 missing." in text
+            assert (tmp_path / "report" / f"{part.name}{suffix}").stat().st_size > 0
+            assert f'href="{part.name}{suffix}"' in text
+    assert "2 models on language, mqar, n=1 seed each; 4 runs asked for on 2026-11-22 12:00: 3 done, 1 missing." in text
     assert "python -m suite run experiment=quick seed=0,1" in text
     assert "python 3.11.7; torch 2.13. Report:" in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_page_stands_alone(store, tmp_path: Path) -> None:
     fill(store)
     text = build_report(QUICK, load_frames(store.root, "quick"), tmp_path).read_text()
@@ -65,13 +65,17 @@ def test_the_same_store_gives_the_same_page(store, tmp_path: Path) -> None:
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_hostile_labels_reach_nobody(store, tmp_path: Path) -> None:
     fill(store, label=HOSTILE)
     text = build_report(QUICK, load_frames(store.root, "quick"), tmp_path).read_text()
-    assert text.count("<script") == 1
+    # The data and our own script, which alone may run.
+    assert text.count("<script") == 2 and text.count("</script>") == 2
+    assert "script-src 'sha256-" in text and "default-src 'none'" in text
     assert "&lt;script src=//evil.example/x.js&gt;" in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_part_without_data_says_so_and_leaves_no_old_files(store, tmp_path: Path) -> None:
     (tmp_path / "training.png").write_text("of an earlier report")
     store.run("mesanet", "language", stages={"train": [store.row("bits_per_byte", 2.0, "validation")]})
@@ -103,16 +107,6 @@ def test_a_configuration_names_parts_and_nothing_else(type_name: str) -> None:
         part_function(type_name)
 
 
-@pytest.mark.parametrize(
-    ("change", "complaint"),
-    [({"name": "../../x"}, "part name"), ({"arguments": {"tasks": []}}, "takes"), ({"arguments": None}, "takes")],
-)
-def test_a_wrong_part_is_refused(change: dict, complaint: str) -> None:
-    part = {"name": "training", "type": "figures.training_curves", "arguments": {"tasks": [], "smoothing": 0.0}}
-    with pytest.raises(ValueError, match=complaint):
-        bound_part(part | change)
-
-
 def test_the_command_is_quoted() -> None:
     request = {"experiment": "quick", "overrides": ["experiment=quick", "paths.results=/home/me", "data.path=a b; rm -rf /"]}
-    assert command_of(request) == "python -m suite run experiment=quick 'data.path=a b; rm -rf /'"
+    assert commands_of(request) == ["python -m suite run experiment=quick 'data.path=a b; rm -rf /'"]

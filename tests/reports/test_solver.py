@@ -137,7 +137,7 @@ def test_what_is_not_measured_yet_has_no_column(store) -> None:
 
 
 def made(frames: Frames):
-    scores = [{"task": "language", "metric": "nll"}, {"task": "mqar", "metric": "accuracy"}]
+    scores = [solver_cost.Score(task="language", metric="nll"), solver_cost.Score(task="mqar", metric="accuracy")]
     return solver_cost.by_setting(frames, scores=scores, steps=30, tolerance=1e-4, bound=1e-2)
 
 
@@ -161,7 +161,7 @@ def test_a_run_that_lacks_the_reference_does_not_count(store) -> None:
     store.run("mesanet", "language", seed=1, stages={"solver": solver_rows(store, seed=1, metric="nll")})
     store.request()
     found = load_frames(store.root, "quick")
-    assert "2.1e-3 nats (in the worst of 1 seeds" in solver_cost.verdict(
+    assert "2.1e-3 nats (in the worst of 1 seed" in solver_cost.verdict(
         found, task="language", steps=30, tolerance=1e-4, bound=1.0
     )
 

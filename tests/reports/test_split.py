@@ -118,7 +118,7 @@ def test_the_table_counts_verdicts(store) -> None:
     add_models(store, {"swa4": 0.1, "swa16": 0.3, "swa64": 0.6, "transformer": 0.9})
     store.request()
     table = verdicts(load_frames(store.root, "quick"), metrics=["accuracy"], windows=WINDOWS, full=FULL)
-    assert table.notes == ("Of 1 benchmarks: 1 global, 0 local, 0 undecided.",)
+    assert table.notes == ("1 benchmark: 1 global, 0 local, 0 undecided.",)
     assert table.data["transformer_minus_swa4"].iloc[0] == pytest.approx(0.8)
 
 

@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
+from conf.settings import RequestError
 from reports.kit.parts import Frames, NoData, Table, load_frames
 from reports.kit.style import style_of
+from reports.kit.tables import Column
 from reports.pages.sweep import curves, scores
 
-LANGUAGE = {"metric": "bits_per_byte", "task": "language", "size": "tiny", "stage": "train", "split": "validation"}
-RECALL = {"metric": "accuracy", "task": "mqar", "stage": "test", "split": "test", "slice": "num_pairs=8"}
+FILLED = "The filled point of a line is what validation prefers."
+LANGUAGE = Column(metric="bits_per_byte", task="language", size="tiny", stage="train", split="validation")
+RECALL = Column(metric="accuracy", task="mqar", stage="test", split="test", slice="num_pairs=8")
 
 
 def language(store, model: str, lr: float, bits: float | None, *, status: str = "done", **cell) -> None:
@@ -82,7 +85,8 @@ def test_the_best_learning_rate_of_every_model(store) -> None:
         ("HAWK", "not asked", "1.900", "not asked"),
         ("MESANET", "2.000", "2.200", "2.400"),
     ]
-    assert marks(table) == [("second", "best", ""), ("", "", ""), ("best", "second", "")]
+    # One seed each: which learning rate is best may be chance.
+    assert marks(table) == [("", "", "")] * 3
     # The run of size small is not among them.
     assert table.notes[0] == "7 runs asked for: 6 done, 1 diverged."
 
@@ -99,7 +103,8 @@ def test_the_best_model_at_every_head_size(store) -> None:
         ("GLA", "0.210 (0.200; 0.220)", "0.310 (0.300; 0.320)"),
         ("MESANET", "0.110 (0.100; 0.120)", "0.410 (0.400; 0.420)"),
     ]
-    assert marks(table) == [("best", "second"), ("second", "best")]
+    # Of such a score two seeds settle nothing.
+    assert marks(table) == [("", ""), ("", "")]
 
 
 def test_a_panel_shows_every_models_line_its_best_and_what_diverged(store) -> None:
@@ -107,8 +112,8 @@ def test_a_panel_shows_every_models_line_its_best_and_what_diverged(store) -> No
         language(store, "gla", lr, gla)
         language(store, "mesanet", lr, mesanet, status="done" if mesanet else "diverged")
     store.run("gla", "mqar", stages={"test": [store.row("accuracy", 0.5, "test", num_pairs=8)]}, varied={"train.lr": 0.002})
-    assert curves(frames(store), columns=[RECALL], fact="train.lr").notes == ()
-    drawing = curves(frames(store), columns=[LANGUAGE, RECALL, LANGUAGE | {"size": "small"}], fact="train.lr")
+    assert curves(frames(store), columns=[RECALL], fact="train.lr").notes == (FILLED,)
+    drawing = curves(frames(store), columns=[LANGUAGE, RECALL, LANGUAGE.replace({"size": "small"})], fact="train.lr")
     assert [axes.get_title() for axes in drawing.figure.axes] == ["language, tiny", "MQAR"]
     axes = drawing.figure.axes[0]
     assert axes.get_xscale() == "log"
@@ -123,7 +128,7 @@ def test_a_panel_shows_every_models_line_its_best_and_what_diverged(store) -> No
     assert (cross.get_xdata()[0], to_hex(cross.get_color())) == (0.004, style_of("mesanet").color)
     # A high number of bits is the worse edge.
     assert cross.get_ydata()[0] > 0.9
-    assert drawing.notes == ("A cross at the frame's edge is a run that diverged.",)
+    assert drawing.notes == (FILLED, "A cross at the frame's edge is a run that diverged.")
 
 
 def test_runs_that_diverged_at_one_value_do_not_hide_one_another(store) -> None:
@@ -141,11 +146,10 @@ def test_two_arms_at_one_value_are_not_merged(store) -> None:
         scores(frames(store), column=LANGUAGE, fact="train.lr", best="fact")
 
 
-@pytest.mark.parametrize(("fact", "best", "complaint"), [("colour", "fact", "colour"), ("train.lr", "seed", "seed")])
-def test_a_wrong_argument_is_refused(store, fact: str, best: str, complaint: str) -> None:
+def test_a_fact_that_no_run_has_is_answered_with_the_nearest(store) -> None:
     language(store, "gla", 0.002, 2.0)
-    with pytest.raises(ValueError, match=f"'{complaint}' is not one of"):
-        scores(frames(store), column=LANGUAGE, fact=fact, best=best)
+    with pytest.raises(RequestError, match=r"unknown fact 'train.rl'; did you mean train.lr\?"):
+        scores(frames(store), column=LANGUAGE, fact="train.rl", best="fact")
 
 
 def test_what_nobody_asked_for_is_no_data(store) -> None:

@@ -6,15 +6,17 @@ import re
 
 import pytest
 
+from reports.kit.latex import to_latex
 from reports.kit.parts import NoData, Table, load_frames
-from reports.kit.render import scientific, signed, to_html, to_latex, to_markdown
+from reports.kit.render import scientific, signed, to_html, to_markdown
+from reports.kit.tables import Column
 from reports.pages.tables import comparison
 from tests.reports.conftest import write
 
 COLUMNS = [
-    {"metric": "parameters", "task": "language"},
-    {"metric": "bits_per_byte", "task": "language", "stage": "train", "split": "validation"},
-    {"metric": "accuracy", "task": "mqar", "stage": "test", "split": "test", "bound": "reachable_accuracy"},
+    Column(metric="parameters", task="language"),
+    Column(metric="bits_per_byte", task="language", stage="train", split="validation"),
+    Column(metric="accuracy", task="mqar", stage="test", split="test", bound="reachable_accuracy"),
 ]
 FLOORS = {"bits_per_byte": ["unigram_bits_per_byte", "trigram_bits_per_byte"], "accuracy": ["chance"]}
 HOSTILE = '<script>alert("x")</script> \\input{/etc/passwd} $x$ 50%_a|b'
@@ -66,13 +68,14 @@ def test_floors_have_rows_of_their_own(store) -> None:
 
 
 def test_best_and_second_by_the_metrics_direction_and_as_printed(store) -> None:
-    for model, bits, accuracy in (("mesanet", 2.1, 0.9), ("gla", 2.2, 0.9001), ("hawk", 2.3, 0.8), ("mamba2", 2.4, 0.7)):
-        language(store, model, bits)
-        recall(store, model, accuracy)
+    for model, bits, accuracy in (("mesanet", 2.1, 0.9), ("gla", 2.2, 0.95), ("hawk", 2.3, 0.8), ("mamba2", 2.3, 0.8001)):
+        for seed in range(4):
+            language(store, model, bits, seed=seed)
+            recall(store, model, accuracy, seed=seed)
     marks = {row[0].text: [cell.mark for cell in row[1:4]] for row in made(store).rows}
-    assert marks["MESANET"] == ["", "best", "best"]
+    assert marks["MESANET"] == ["", "best", "second"]
     assert marks["GLA"] == ["", "second", "best"]
-    assert marks["HAWK"] == ["", "", "second"]
+    assert marks["HAWK"] == ["", "", ""]
     assert marks["MAMBA2"] == ["", "", ""]
     assert marks["unigram floor"] == ["", "", ""]
 
@@ -126,7 +129,7 @@ def test_runs_of_other_tasks_are_not_in_it(store) -> None:
     store.request()
     table = comparison(load_frames(store.root, "quick"), columns=COLUMNS[:2], floors={})
     assert list(texts(table)) == ["MESANET"]
-    assert table.notes[0] == "1 runs asked for: 1 done."
+    assert table.notes[0] == "1 run asked for: 1 done."
 
 
 def test_a_column_may_be_of_one_size_and_one_slice(store) -> None:
@@ -136,19 +139,9 @@ def test_a_column_may_be_of_one_size_and_one_slice(store) -> None:
     # The whole split is no stand-in for a slice, nor another slice.
     store.run("gla", "mqar", size="small", stages={"test": [store.row("accuracy", 0.9, "test"), rows[0]]})
     store.request()
-    column = COLUMNS[2] | {"size": "small", "slice": "num_pairs=8"}
+    column = COLUMNS[2].replace({"size": "small", "slice": "num_pairs=8"})
     table = comparison(load_frames(store.root, "quick"), columns=[column], floors={})
     assert texts(table) == {"GLA": ["not measured", "n=1"], "MESANET, small": ["0.780", "n=1"]}
-
-
-@pytest.mark.parametrize(
-    "column", [{"metric": "bits_per_bite", "task": "language"}, {"metric": "nll"}, {"metric": "nll", "task": "mqar", "x": "y"}]
-)
-def test_a_wrong_column_is_refused(store, column: dict[str, str]) -> None:
-    language(store, "mesanet", 2.0)
-    store.request()
-    with pytest.raises(ValueError, match="bits_per_bite|a column has"):
-        comparison(load_frames(store.root, "quick"), columns=[column], floors={})
 
 
 def test_tasks_that_nobody_asked_for_are_no_data(store) -> None:
@@ -164,7 +157,7 @@ def test_hostile_strings_are_escaped_everywhere(store) -> None:
     assert "<script" not in to_html(table) and "&lt;script&gt;" in to_html(table)
     assert "<script" not in to_markdown(table)
     latex = to_latex(table)
-    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 50\%\_a|b" in latex
+    assert r"\textbackslash{}input\{/etc/passwd\} \$x\$ 50\%\_a\textbar{}b" in latex
     assert not re.search(r"\\input", latex)
     # A cell of Markdown ends at its own borders: the label's | is not one.
     assert len(re.findall(r"(?<!\\)\|", to_markdown(table).splitlines()[2])) == len(table.header) + 1
@@ -186,14 +179,15 @@ def test_a_number_of_any_size_is_short(value: float, text: str) -> None:
 
 
 def test_renderings_mark_best_and_second(store) -> None:
-    language(store, "mesanet", 2.0)
-    language(store, "gla", 2.1)
+    for seed in (0, 1):
+        language(store, "mesanet", 2.0, seed=seed)
+        language(store, "gla", 2.1, seed=seed)
     table = made(store)
     assert "<b>2.000</b>" in to_html(table) and "<u>2.100</u>" in to_html(table)
     assert r"\textbf{2.000}" in to_latex(table) and r"\underline{2.100}" in to_latex(table)
     assert "**2.000**" in to_markdown(table) and "*2.100*" in to_markdown(table)
     assert 'data-sort="2.1"' in to_html(table)
-    assert to_latex(table).startswith(r"\begin{tabular}{lrrr}")
+    assert r"\begin{tabular}{@{}lrrr@{}}" in to_latex(table)
     assert to_markdown(table).splitlines()[1] == "| --- | ---: | ---: | ---: |"
 
 

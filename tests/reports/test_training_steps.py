@@ -8,9 +8,10 @@ import pytest
 from invented import solver_rows
 
 from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.tables import Column
 from reports.pages.mesa.training_steps import by_evaluated_steps, by_trained_steps, by_training, trained_table, training_names
 
-COLUMN = {"metric": "nll", "task": "language", "stage": "train", "split": "validation"}
+COLUMN = Column(metric="nll", task="language", stage="train", split="validation")
 
 
 MIXER = "model.mixer."

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.intervals import FEW_CLUSTERS, RESAMPLES, bootstrap_percentiles, t_interval
 from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR
-from reports.kit.panels import new_figure, ticks_at, with_legend, zero_line
+from reports.kit.panels import grid_of_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed
 from reports.kit.rows import drawn_from, of_stage, slice_names
@@ -138,13 +139,12 @@ def answer(comparison: pd.DataFrame, cost: str) -> str:
     return f"{text}: {'; '.join(said)}."
 
 
-def fixed_or_stopped(frames: Frames, *, task: str, steps: int, costs: Sequence[str]) -> Drawing:
+def fixed_or_stopped(frames: Frames, *, task: Task, steps: int, costs: Sequence[Metric]) -> Drawing:
     """Loss less that of `steps` fixed steps by what is spent, and what stopping early gains at equal cost.
 
     costs: one panel a unit of cost, of solver_steps and solver_chunk_steps.
     """
-    figure = new_figure(1.8 + 3.7 * len(costs), 5.6)
-    panels = figure.subplots(2, len(costs), sharey="row", sharex="col", squeeze=False, height_ratios=(3, 2))
+    figure, panels = grid_of_panels(2, len(costs), width=3.7, beside=1.8, height=2.8, height_ratios=(3, 2))
     parts = []
     for column, cost in zip(panels.T, costs, strict=True):
         found = evaluated(frames, task=task, cost=cost)
@@ -194,7 +194,7 @@ def _gains(axes: Axes, comparison: pd.DataFrame) -> None:
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.5)
 
 
-def at_equal_cost(frames: Frames, *, task: str, costs: Sequence[str]) -> Table:
+def at_equal_cost(frames: Frames, *, task: Task, costs: Sequence[Metric]) -> Table:
     """One row a tolerance and unit of cost, with the answer to whether stopping early helps below."""
     comparisons = {cost: equal_cost(evaluated(frames, task=task, cost=cost)) for cost in costs}
     data = pd.concat([comparison.assign(unit=cost) for cost, comparison in comparisons.items()], ignore_index=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.lines import banded_lines, shaded
 from reports.kit.panels import metric_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
@@ -52,7 +53,7 @@ def asked(table: pd.DataFrame, decoders: Sequence[str]) -> pd.DataFrame:
     return table.loc[keys.sort_values(["recursion", "often", "few", "tolerance", "decode"]).index].reset_index(drop=True)
 
 
-def comparison(frames: Frames, *, task: str, baseline: str, decoders: Sequence[str]) -> Table:
+def comparison(frames: Frames, *, task: Task, baseline: str, decoders: Sequence[str]) -> Table:
     """One row a way of decoding: its loss less the baseline's, its error against an exact solve, its steps and time.
 
     decoders: see `asked`. baseline: the label of one.
@@ -91,7 +92,7 @@ def findings(data: pd.DataFrame, baseline: str) -> list[str]:
     return said
 
 
-def by_position(frames: Frames, *, task: str, metrics: Sequence[str], decoders: Sequence[str]) -> Drawing:
+def by_position(frames: Frames, *, task: Task, metrics: Sequence[Metric], decoders: Sequence[str]) -> Drawing:
     """One panel a metric by position, one line a way of decoding, mean over seeds with 95 % t intervals as bands."""
     tables = {metric: decoder_rows(frames, task=task, metric=metric, whole=False) for metric in metrics}
     data = asked(by_metric(tables, ["decoder", *DECODER, *BAND]), decoders)

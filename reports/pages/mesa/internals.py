@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.lines import banded_lines, seed_points
-from reports.kit.panels import new_figure, row_of_panels, scale_of_metric, with_legend
+from reports.kit.panels import grid_of_panels, row_of_panels, scale_of_metric, with_legend, within_limits
 from reports.kit.parts import Drawing, Entry, Frames, Table
 from reports.kit.render import signed
 from reports.kit.rows import BAND, by_metric, measured, seeds_note
@@ -29,7 +29,7 @@ def head_rows(frames: Frames, *, task: str, metrics: Sequence[str], whole: bool)
     return {m: rows.astype({"layer": int, "head": int}).merge(rank[[*head, "rank"]], on=head) for m, rows in tables.items()}
 
 
-def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int) -> Drawing:
+def by_layer(frames: Frames, *, task: Task, metrics: Sequence[Metric], columns: int) -> Drawing:
     """One panel a metric: layers to the right, every head a point of the mean over seeds with its 95 % t interval."""
     data = by_metric(head_rows(frames, task=task, metrics=metrics, whole=True), ["layer", "rank"])
     heads = data["rank"].max()
@@ -37,11 +37,12 @@ def by_layer(frames: Frames, *, task: str, metrics: Sequence[str], columns: int)
     for axes, metric in zip(panels, metrics, strict=True):
         scale_of_metric(axes, metric)
         for rank, points in data[data["metric"] == metric].groupby("rank"):
-            beside = points.assign(x=points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5))
+            beside = points.assign(x=points["layer"] + 1 + 0.6 * ((rank - 0.5) / heads - 0.5), at=points["layer"] + 1)
             seed_points(axes, beside, "x", look=_look(rank, heads) | {"marker": "o", "markersize": 5, "linestyle": "none"})
         axes.set_xticks(sorted(data["layer"].unique() + 1))
         axes.grid(axis="x", visible=False)
         axes.set(xlabel="layer", title=axis_label(metric))
+        within_limits(axes, metric)
     return with_legend(data, figure, RANKED, seeds_note(data, "Bars and bands"))
 
 
@@ -51,27 +52,27 @@ def _look(rank: int, heads: int) -> dict[str, object]:
     return {"color": colormaps["plasma"](0.85 * (rank - 1) / max(heads - 1, 1)), "label": f"head {rank}{end}"}
 
 
-def by_position(frames: Frames, *, task: str, metrics: Sequence[str]) -> Drawing:
+def by_position(frames: Frames, *, task: Task, metrics: Sequence[Metric]) -> Drawing:
     """One row of panels a metric, one column a layer, one line a head, by position; mean over seeds, bands 95 % t intervals."""
     data = by_metric(head_rows(frames, task=task, metrics=metrics, whole=False), ["layer", "rank", *BAND])
     layers, heads = sorted(data["layer"].unique()), data["rank"].max()
-    figure = new_figure(1.8 + 1.9 * len(layers), 1.65 * len(metrics))
-    panels = figure.subplots(len(metrics), len(layers), squeeze=False, sharex=True, sharey="row")
+    figure, panels = grid_of_panels(len(metrics), len(layers), width=1.9, beside=1.8, height=1.65)
     for row, metric in zip(panels, metrics, strict=True):
         for axes, layer in zip(row, layers, strict=True):
             lines = data[(data["metric"] == metric) & (data["layer"] == layer)].groupby("rank")
             banded_lines(axes, ((_look(rank, heads) | {"linewidth": 1.3}, line) for rank, line in lines))
             axes.set_xlabel("")
             axes.tick_params(labelsize=7.5)
-        row[0].set_ylabel(textwrap.fill(axis_label(metric), 20), fontsize=8)
+        row[0].set_ylabel(axis_label(metric), fontsize=8)
         scale_of_metric(row[0], metric)
+        within_limits(row[0], metric)
     for top, bottom, layer in zip(panels[0], panels[-1], layers, strict=True):
         top.set_title(f"layer {layer + 1}")
         bottom.set_xlabel("position [tokens]", fontsize=8)
     return with_legend(data, figure, RANKED, seeds_note(data, "Bars and bands"))
 
 
-def by_head(frames: Frames, *, task: str, metrics: Sequence[str]) -> Table:
+def by_head(frames: Frames, *, task: Task, metrics: Sequence[Metric]) -> Table:
     """One row a layer and head, means over seeds; below, how the condition number goes with the other metrics over heads."""
     tables = head_rows(frames, task=task, metrics=metrics, whole=True)
     data = by_metric(tables, ["layer", "rank"])

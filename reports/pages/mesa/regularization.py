@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from reports.kit.arguments import Known
 from reports.kit.intervals import t_interval
 from reports.kit.lines import seed_points, shaded
-from reports.kit.panels import row_of_panels, scale_of_metric, ticks_at, with_legend
+from reports.kit.panels import row_of_panels, scale_of_metric, ticks_at, with_legend, within_limits
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
+from reports.kit.render import counted
 from reports.kit.rows import of_stage, seeds_note
-from reports.kit.style import fact_label, fact_text, plain
+from reports.kit.style import plain
 from reports.kit.tables import Column, mean_entry, notes_on, scored_cells, summarised
 from suite.metrics import METRICS, axis_label
+from suite.naming import fact_label, fact_text
 
 FLOOR, CAP = "regularizer_floor", "model.mixer.forget_cap"
 LOOKS = (("#d55e00", "o"), ("#332288", "s"), ("#44aa99", "D"), ("#aa4499", "^"))
@@ -25,6 +29,8 @@ WRONG = {
     "finite": ("not finite", lambda mean: mean < 1),
 }
 """Metrics after a run that say what broke, and where they say so."""
+After = Annotated[str, Known(lambda: ("nll_change", *METRICS))]
+"""What is drawn of the text behind a run: a metric, or what the run makes of the loss."""
 
 
 def cells_of(frames: Frames, column: Column) -> pd.DataFrame:
@@ -46,14 +52,15 @@ def after_runs(frames: Frames, column: Column, metric: str) -> pd.DataFrame:
     # The store keeps what is not finite as nothing; here it was measured, and is as bad as can be.
     values["value"] = values["value"].fillna(np.inf)
     lengths = pd.DataFrame({"run_length": sorted(values["run_length"].unique())})
-    asked = cells_of(frames, column).drop(columns="value").merge(lengths, how="cross")
+    asked = cells_of(frames, column)[["run_id", FLOOR, "cap", "seed", "status"]].merge(lengths, how="cross")
     asked = asked.merge(values, on=["run_id", "run_length"], how="left")
     return pd.concat([by_floor_and_cap(own, metric).assign(run_length=length) for length, own in asked.groupby("run_length")])
 
 
 def by_floor_and_cap(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     """`summarised` by floor and cap, with the value of every seed."""
-    scored = [group.dropna(subset="value") for _, group in cells.groupby([FLOOR, "cap"], sort=False)]
+    needed = cells[[FLOOR, "cap", "seed", "value"]]
+    scored = [group.dropna(subset="value") for _, group in needed.groupby([FLOOR, "cap"], sort=False)]
     by_seed = [dict(zip(group["seed"], group["value"], strict=True)) for group in scored]
     return summarised(cells, [FLOOR, "cap"], metric).assign(by_seed=by_seed)
 
@@ -62,12 +69,12 @@ def title_of(metric: str) -> str:
     return "NLL after a run less\nwithout it [nats/token]" if metric == "nll_change" else axis_label(metric)
 
 
-def by_floor(frames: Frames, *, column: Mapping[str, str], after: Sequence[str], columns: int) -> Drawing:
+def by_floor(frames: Frames, *, column: Column, after: Sequence[After], columns: int) -> Drawing:
     """The score on ordinary text by the floor of Lambda, and one panel a metric of `after` after the longest run.
 
     One line with the cap and one without; a diverged run is a cross at the panel's worse edge.
     """
-    tables, longest = on_text_and_after(frames, Column.of(column), after)
+    tables, longest = on_text_and_after(frames, column, after)
     figure, panels = row_of_panels(len(tables), columns=columns, width=3.0, beside=1.6, height=2.7)
     for axes, (metric, table) in zip(panels, tables.items(), strict=True):
         _panel(axes, table)
@@ -103,11 +110,13 @@ def _panel(axes: Axes, table: pd.DataFrame) -> None:
         axes.set_ylim(shown.max() / 2, shown.max() * 2)
     axes.set_xscale("log")
     axes.set(xlabel=fact_label(FLOOR), ylabel=title_of(metric))
+    if metric in METRICS:
+        within_limits(axes, metric)
 
 
-def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> Drawing:
+def by_run_length(frames: Frames, *, column: Column, metric: After) -> Drawing:
     """A metric of the stage `repeats` by the length of the run, one panel with the cap and one without, one line a floor."""
-    data = after_runs(frames, Column.of(column), metric)
+    data = after_runs(frames, column, metric)
     caps = sorted(data["cap"].unique())
     figure, panels = row_of_panels(len(caps), width=3.4, beside=1.8, height=3.3, sharey=True)
     for axes, cap in zip(panels, caps, strict=True):
@@ -119,20 +128,19 @@ def by_run_length(frames: Frames, *, column: Mapping[str, str], metric: str) -> 
         axes.set(xlabel="repeated tokens", title=cap)
         scale_of_metric(axes, metric)
     panels[0].set_ylabel(title_of(metric))
-    return with_legend(data, figure, f"Mean over {data['n'].max():.0f} seeds.")
+    return with_legend(data, figure, f"Mean over {counted(data['n'].max(), 'seed')}.")
 
 
-def by_floor_table(frames: Frames, *, column: Mapping[str, str], after: Sequence[str]) -> Table:
+def by_floor_table(frames: Frames, *, column: Column, after: Sequence[After]) -> Table:
     """One row a cap and floor: the score on text, and every metric of `after` after the longest run; what broke is named."""
-    wanted = Column.of(column)
-    tables, longest = on_text_and_after(frames, wanted, after)
+    tables, longest = on_text_and_after(frames, column, after)
     indexed = [table.set_index(["cap", FLOOR]) for table in tables.values()]
     keys = sorted(indexed[0].index)
     rows = [(Entry(key[0]), Entry(f"{key[1]:g}", key[1]), *(_entry(table.loc[key]) for table in indexed)) for key in keys]
-    titles = [title_of(metric).replace("\n", " ") for metric in (wanted.metric, *after)]
-    data = pd.concat([table.assign(of=name or wanted.metric) for name, table in tables.items()], ignore_index=True)
+    titles = [title_of(metric).replace("\n", " ") for metric in (column.metric, *after)]
+    data = pd.concat([table.assign(of=name or column.metric) for name, table in tables.items()], ignore_index=True)
     header = ("forget cap", fact_label(FLOOR), f"text: {titles[0]}", *(f"{longest:g} repeated: {title}" for title in titles[1:]))
-    return Table(data, header, tuple(rows), (*broken(tables), *notes_on(cells_of(frames, wanted).sort_index())))
+    return Table(data, header, tuple(rows), (*broken(tables), *notes_on(cells_of(frames, column).sort_index())))
 
 
 def _entry(row: pd.Series) -> Entry:

@@ -9,13 +9,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
 from reports.kit.panels import row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames
 from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
 from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.kit.style import task_label
 from suite.metrics import axis_label
+from suite.naming import task_label
 
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
@@ -23,7 +24,7 @@ PUBLISHED = Path(__file__).parents[2] / "published"
 FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
 
 
-def by_setting(frames: Frames, *, task: str, metric: str, steps: int, bound: float, printed: bool) -> Drawing:
+def by_setting(frames: Frames, *, task: Task, metric: Metric, steps: int, bound: float, printed: bool) -> Drawing:
     """A score less that of the same model at `steps` fixed steps, by the number of steps and by the tolerance.
 
     bound: a difference below it counts as none, and is shaded. printed: whether the score is an accuracy, which is shown in
@@ -96,7 +97,7 @@ def _settings(panels: Sequence[Axes], data: pd.DataFrame) -> None:
     tolerance_axis(panels[1], "tolerance eps, each token until its residual is below it")
 
 
-def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> Drawing:
+def nll_by_position(frames: Frames, *, task: Task, steps: int, bound: float) -> Drawing:
     """NLL less that at `steps` fixed steps, by position, paired by document and seed: where fewer steps hurt.
 
     bound: as in `by_setting`.
@@ -109,7 +110,7 @@ def nll_by_position(frames: Frames, *, task: str, steps: int, bound: float) -> D
     for axes, (title, (shown, colors)) in zip(panels, parts.items(), strict=True):
         _differences_axis(axes, bound, "nats")
         lines = shaded(data[shown], SETTING, colors)
-        banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines), alpha=0.15)
+        banded_lines(axes, ((look | {"label": setting_label(*setting)}, line) for setting, look, line in lines))
         axes.set_title(title)
     panels[0].set_ylabel(f"{axis_label('nll')}, difference to {steps} steps")
     return with_legend(data, figure, bands_note(data))

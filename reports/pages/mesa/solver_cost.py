@@ -8,29 +8,38 @@ from contextlib import suppress
 import numpy as np
 import pandas as pd
 
+from conf.settings import Settings
+from reports.kit.arguments import Metric, Task
 from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
-from reports.kit.panels import row_of_panels, tolerance_axis
+from reports.kit.panels import row_of_panels, tolerance_axis, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
-from reports.kit.render import scientific
+from reports.kit.render import counted, scientific
 from reports.kit.rows import by_metric, over_runs, seeds_note
 from reports.kit.solver import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
-from reports.kit.style import task_label
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
+from suite.naming import task_label
 
 CHUNK_COLOR = "#e69f00"
 SPENT, TIME = "solver_steps", "microseconds_per_token"
 COSTS = (SPENT, "solver_chunk_steps", "solver_residual", "relative_time", TIME)
 
 
-def by_setting(frames: Frames, *, scores: Sequence[Mapping[str, str]], steps: int, tolerance: float, bound: float) -> Table:
+class Score(Settings, kw_only=True):
+    """A metric of a task."""
+
+    task: Task
+    metric: Metric
+
+
+def by_setting(frames: Frames, *, scores: Sequence[Score], steps: int, tolerance: float, bound: float) -> Table:
     """One row a setting: what it scores less `steps` fixed steps, and what it costs; means with 95 % t intervals over seeds.
 
-    scores: {task, metric}, a column each; the costs are those of the first's task. Its notes say whether `tolerance`
+    scores: a column each; the costs are those of the first's task. Its notes say whether `tolerance`
     reproduces the NLL of `steps` steps within `bound` nats at no more than half of the steps.
     """
-    first = scores[0]["task"]
-    asked = [(score["task"], score["metric"]) for score in scores]
+    first = scores[0].task
+    asked = [(score.task, score.metric) for score in scores]
     parts = {}
     for task, metric in (*asked, *((first, metric) for metric in COSTS)):
         is_score = (task, metric) in asked
@@ -81,14 +90,14 @@ def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: f
     )
     reached = difference["worst"] <= bound and used["mean"] <= steps / 2
     asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
-    seeds = f"in the worst of {difference['n']} seeds by {scientific(difference['worst'])}"
+    seeds = f"in the worst of {counted(difference['n'], 'seed')} by {scientific(difference['worst'])}"
     return (
         f"{asked_for} at no more than {steps / 2:g} steps on average? {'Yes' if reached else 'No'}: "
         f"the NLL differs by {scientific(difference['mean'])} nats ({seeds}) at {used['mean']:.1f} steps of {steps}."
     )
 
 
-def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
+def steps_and_time(frames: Frames, *, task: Task, steps: int) -> Drawing:
     """The steps that every tolerance takes, and the time of a forward pass by the steps taken.
 
     A chunk works until its slowest token is done: its steps are what stopping early costs when a chunk runs together.
@@ -96,7 +105,7 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     metrics = ("solver_steps", "solver_chunk_steps", "relative_time")
     data = by_metric({metric: setting_scores(frames, task=task, metric=metric) for metric in metrics}, SETTING)
     data = data[is_fixed(data) | is_stopped(data)]
-    figure, (left, right) = row_of_panels(2, width=4.5, height=3.4)
+    figure, (left, right) = row_of_panels(2, width=4.0, beside=1.8, height=3.4)
     mean, slowest, time = (data[data["metric"] == metric] for metric in metrics)
     times = mean.merge(time, on=SETTING, suffixes=("_steps", ""))
     for axes, line, x, color, marker, label in (
@@ -110,8 +119,6 @@ def steps_and_time(frames: Frames, *, task: str, steps: int) -> Drawing:
     left.axhline(steps, color="black", linewidth=1, linestyle=":", label="most permitted")
     tolerance_axis(left, "tolerance eps")
     left.set(ylabel=METRICS["solver_steps"].label, ylim=(0, None))
-    left.legend(loc="center left")
     y = "time of a forward pass\n(1: the model's own settings)"
     right.set(xlabel="solver steps, mean over tokens", ylabel=y, ylim=(0, None))
-    right.legend(loc="upper left")
-    return Drawing(data, figure, (seeds_note(data, "Bars"),))
+    return with_legend(data, figure, seeds_note(data, "Bars"))

@@ -9,9 +9,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from reports.kit.arguments import Metric, Task
 from reports.kit.intervals import seed_interval
 from reports.kit.lines import seed_points, shaded
-from reports.kit.panels import row_of_panels, steps_axis, with_legend, zero_line
+from reports.kit.panels import row_of_panels, steps_axis, with_legend, within_limits, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed_interval
 from reports.kit.rows import less, over_runs, seeds_note
@@ -19,6 +20,7 @@ from reports.kit.solver import at_steps, is_fixed, setting_label, setting_scores
 from reports.kit.style import arms_in_order, plain
 from reports.kit.tables import Column, entries_by, mean_entry, notes_on, rows_of, scored_cells
 from suite.metrics import METRICS, axis_label
+from suite.naming import natural
 
 TRAINED, MOST = "#d55e00", "#332288"
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
@@ -34,14 +36,13 @@ def with_way(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(**{name: cells.get(f"model.mixer.{setting}", np.nan) for name, setting in names.items()})
 
 
-def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -> Drawing:
+def by_trained_steps(frames: Frames, *, column: Column, steps: int) -> Drawing:
     """The score by the steps in training, less that of `steps` fixed steps in training, paired by seed.
 
     Two lines: evaluated as trained, and evaluated at `steps` fixed steps (stage solver). The horizontal line is a model
     trained with a tolerance.
     """
-    wanted = Column.of(column)
-    data = by_evaluation(frames, wanted, steps)
+    data = by_evaluation(frames, column, steps)
     figure, (axes,) = row_of_panels(1, width=6.6, height=3.6)
     zero_line(axes)
     fixed = data[data["solver_tolerance"] == 0]
@@ -53,7 +54,7 @@ def by_trained_steps(frames: Frames, *, column: Mapping[str, str], steps: int) -
         axes.axhline(row.mean, color="#44aa99", linestyle="--", linewidth=1.3, label=label)
         axes.axhspan(row.low, row.high, color="#44aa99", alpha=0.12, linewidth=0)
     steps_axis(axes, fixed["solver_max_steps"], "solver steps in training")
-    axes.set_ylabel(f"{axis_label(wanted.metric)},\ndifference to {steps} steps in training")
+    axes.set_ylabel(f"{axis_label(column.metric)},\ndifference to {steps} steps in training")
     return with_legend(data, figure, seeds_note(data, "Bars and band"), "Differences are paired by seed.")
 
 
@@ -81,20 +82,19 @@ def by_evaluation(frames: Frames, column: Column, steps: int) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def trained_table(frames: Frames, *, column: Mapping[str, str], steps: int) -> Table:
+def trained_table(frames: Frames, *, column: Column, steps: int) -> Table:
     """One row a way of training: its score less that of `steps` fixed steps, by the steps in evaluation; what is worse below."""
-    wanted = Column.of(column)
-    data = by_evaluation(frames, wanted, steps).sort_values(WAY, ignore_index=True)
+    data = by_evaluation(frames, column, steps).sort_values(WAY, ignore_index=True)
     evaluated = data["evaluated"].unique()
     ways = entries_by(data, WAY, "evaluated", evaluated, partial(mean_entry, difference=True, digits=4))
     rows = [(Entry(label_of(trained, tolerance), trained), *entries) for (tolerance, trained), entries in ways]
-    title = f"{axis_label(wanted.metric)} less {steps} steps in training"
+    title = f"{axis_label(column.metric)} less {steps} steps in training"
     header = ("trained with", *(f"{title}, evaluated {name}" for name in evaluated))
     said = []
     for name, own in data.groupby("evaluated", sort=False):
         worse = [label_of(trained, tolerance) for tolerance, trained in own.loc[own["low"] > 0, WAY].itertuples(index=False)]
         said.append(f"Evaluated {name}, worse by a whole interval: {', '.join(worse) or 'none'}.")
-    return Table(data, header, tuple(rows), (*said, *notes_on(rows_of(frames.cells, wanted))))
+    return Table(data, header, tuple(rows), (*said, *notes_on(rows_of(frames.cells, column))))
 
 
 def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
@@ -103,16 +103,18 @@ def robustness(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
     return over_runs(scores[is_fixed(scores)], ["arm", "model", "max_steps"], metric=metric)
 
 
-def by_evaluated_steps(frames: Frames, *, task: str, metric: str) -> Drawing:
+def by_evaluated_steps(frames: Frames, *, task: Task, metric: Metric) -> Drawing:
     """The score by the steps in evaluation, one line a way of training."""
     data = robustness(frames, task=task, metric=metric)
     names = training_names(frames, task)
     figure, (axes,) = row_of_panels(1, width=7.6, height=3.8)
-    for (arm, look, line), marker in zip(shaded(data.sort_values("arm", kind="stable"), "arm"), MARKERS * 3, strict=False):
+    named = data.sort_values("arm", key=lambda arms: arms.map(lambda arm: natural(names[arm])), kind="stable")
+    for (arm, look, line), marker in zip(shaded(named, "arm"), MARKERS * 3, strict=False):
         look = {**look, "marker": marker, "markersize": 4.5, "linewidth": 1.4, "label": plain(names[arm])}
         seed_points(axes, line, "max_steps", look=look)
     steps_axis(axes, data["max_steps"], "solver steps in evaluation")
     axes.set_ylabel(axis_label(metric))
+    within_limits(axes, metric)
     return with_legend(data, figure, seeds_note(data, "Bars"))
 
 
@@ -128,7 +130,7 @@ def training_names(frames: Frames, task: str) -> dict[str, str]:
     return dict(zip(arms.index, arms.index, strict=True)) | told[~told.duplicated(keep=False)].to_dict()
 
 
-def by_training(frames: Frames, *, task: str, metric: str, few: int, steps: int) -> Table:
+def by_training(frames: Frames, *, task: Task, metric: Metric, few: int, steps: int) -> Table:
     """Way of training x steps in evaluation; which way is best at `few` and at `steps`, and loses least between them."""
     data = robustness(frames, task=task, metric=metric)
     names, evaluated = training_names(frames, task), sorted(data["max_steps"].unique())
