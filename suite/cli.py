@@ -8,19 +8,25 @@ import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
+from conf.extensions import extended
+from conf.groups import groups
 from conf.settings import RequestError, unknown
 from suite.machine.environment import git_commit, package_versions
+from suite.running.events import Share
+from suite.running.hearing import Hearing
+from suite.running.progress import duration
 from suite.running.signals import stop_once
 from suite.store.foreign import reason_of, say, silence
+from tasks.progress import heard
 
 WHAT = {
     "run": "trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2",
     "evaluate": "adds evaluations to finished runs: run=ID|all eval=position,lm_eval; force=true makes them again",
     "generate": "goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10",
-    "report": "draws an experiment's report: quick",
-    "list": "models | tasks | experiments | reports | runs",
+    "report": "draws a page: quick, or what was typed behind run, or where=CONDITIONS; alone, the index of a store",
+    "list": "models | tasks | experiments | reports | evaluations | runs where='model=gla,train.lr<=1e-3' sort=accuracy",
+    "show": "everything about one run: run=ID, of which the beginning is enough; or what model=mesanet stands for",
     "check": "what a run would cost and be called, without running it: the keys of run, and show=config to see them all",
     "doctor": "versions, devices, and which backends work",
 }
@@ -28,8 +34,9 @@ VERBS = {
     "run": "suite.running.requests:sweep",
     "evaluate": "suite.running.requests:add_evaluations",
     "generate": "suite.generate:generate_text",
-    "report": "suite.cli:report",
-    "list": "suite.cli:list_names",
+    "report": "suite.reporting:report",
+    "list": "suite.listing:list_names",
+    "show": "suite.showing:show",
     "check": "suite.running.requests:print_plan",
     "doctor": "suite.cli:doctor",
 }
@@ -38,15 +45,25 @@ USAGE = f"""usage: python -m suite VERB [KEY=VALUE ...], or lrs VERB [KEY=VALUE 
 
 {chr(10).join(f"  {verb:9s} {what}" for verb, what in WHAT.items())}
 
-A comma list runs every combination. VERB --help lists the keys that a verb takes and what each permits, --version the version.
+A comma list runs every combination. extend=FOLDER, with any verb, adds models, tasks, figures and options of your own.
+VERB --help lists the keys that a verb takes and what each permits, --version the version.
 Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another process works on a run and compute.wait=false,
 130 interrupted.
 """
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+# Verbs that import torch, for seconds, tell a person at once that they have begun.
+SLOW = ("run", "evaluate", "check", "generate")
+# Work of less is not told of while it goes on, and longer work so often.
+QUIET_SECONDS, SHARE_SECONDS = 2.0, 5.0
 # What a disk or its permissions do; any other OSError is a fault of ours, and gets its traceback.
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)
-HELP, MULTIRUN = ("-h", "--help"), ("-m", "--multirun")
+HELP, MULTIRUN, VERSION = ("-h", "--help"), ("-m", "--multirun"), ("--version", "-V")
+FLAGS = (*HELP, *VERSION, *MULTIRUN)
+KEYS = {*groups(), "seed", "backend", "run", "prompt", "where", "sort"}
+"""Names that whoever types flags may mean."""
+OWN_KEYS = {"list": "suite.listing:OWN", "report": "suite.reporting:OWN"}
+"""Where a verb's keys stand that are no settings, each with what it is."""
 
 
 def command() -> int:
@@ -62,28 +79,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that has no letter for something gets its number.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if not arguments or arguments[0] in (*HELP, "help"):
+    if arguments[:1] == ["help"]:
+        # `help run` is `run --help`.
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         return OK if arguments else WRONG
     verb, rest = arguments[0], arguments[1:]
     try:
         _check_words(arguments)
-        if verb == "--version":
+        rest = extended(rest)
+        if any(argument in VERSION for argument in arguments):
             version = package_versions()["linear-rnn-suite"]
             print(f"linear-rnn-suite {version or 'not installed'}, commit {git_commit() or 'unknown'}")
             return OK
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
         if any(argument in HELP for argument in rest):
-            from suite.help import keys_of
-
-            keys = keys_of(verb, [argument for argument in rest if argument not in HELP])
-            print(f"usage: python -m suite {verb}: {WHAT[verb]}\n{keys}".rstrip())
+            print(_help(verb, [argument for argument in rest if argument not in HELP]))
             return OK
         with warnings.catch_warnings():
             # On one line, without the place in our code that gives it.
             warnings.showwarning = lambda message, *place: say(f"warning: {message}")
-            made = pkgutil.resolve_name(VERBS[verb])([argument for argument in rest if argument not in MULTIRUN])
+            if verb in SLOW and sys.stderr.isatty():
+                say("reads the request ...")
+            with heard(Hearing(_say_share, every=SHARE_SECONDS, quiet=QUIET_SECONDS)):
+                made = pkgutil.resolve_name(VERBS[verb])([argument for argument in rest if argument not in MULTIRUN])
             if isinstance(made, str):
                 print(made)
         sys.stdout.flush()
@@ -105,64 +126,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def _say_share(share: Share, what: str) -> None:
+    if what:
+        left = "" if share.seconds_left is None else f", {duration(share.seconds_left)} left"
+        say(f"{what}: {100 * share.done / share.total:.0f} %{left}")
+
+
 def _check_words(arguments: Sequence[str]) -> None:
     """Raises RequestError for what is no text, and for a flag that there is not: a comma list expands with or without -m."""
     for argument in arguments:
         # Bytes that are no text reach Python as surrogates.
         if any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in argument):
             raise RequestError(f"{argument!a} is not UTF-8 text, permitted is UTF-8 without zero bytes")
-    for argument in arguments[1:]:
-        if argument.startswith("-") and argument not in (*HELP, *MULTIRUN):
-            raise unknown("flag", argument, (*HELP, "--version", *MULTIRUN))
+    for argument in arguments:
+        if argument.startswith("-") and argument not in FLAGS:
+            name, separator, value = argument.lstrip("-").partition("=")
+            if separator or name in KEYS or "." in name:
+                typed = f"{name}={value if separator else 'VALUE'}"
+                raise RequestError(f"{argument!r} is no flag: keys are typed without dashes, {typed} (flags: {', '.join(FLAGS)})")
+            raise unknown("flag", argument, FLAGS)
 
 
-def report(arguments: Sequence[str]) -> str:
-    import yaml
+def _help(verb: str, chosen: Sequence[str]) -> str:
+    """What a verb does and every key that it takes, a line each. Raises RequestError."""
+    from suite.help import keys_of
 
-    from conf.groups import CONF, options
-    from reports.kit.build import build_report
-    from reports.kit.parts import load_frames
-    from suite.request.compose import compose_one
-
-    names, overrides = _split(arguments)
-    if len(names) != 1:
-        raise RequestError(f"report takes one name (permitted: {', '.join(options('report'))})")
-    if names[0] not in options("report"):
-        raise unknown("report", names[0], options("report"))
-    paths = compose_one(overrides).paths
-    page = yaml.safe_load((CONF / "report" / f"{names[0]}.yaml").read_text())
-    try:
-        frames = load_frames(Path(paths.results), page["experiment"])
-    except ValueError as error:
-        raise RequestError(str(error)) from error
-    index = build_report(page, frames, Path(paths.reports) / names[0])
-    missing = frames.cells[frames.cells["status"] != "done"]
-    return f"{index}  ({len(frames.cells)} runs asked for, {len(missing)} of them not done)"
-
-
-def list_names(arguments: Sequence[str]) -> str | int:
-    from conf.groups import options
-    from suite.request.compose import compose_one
-
-    kinds = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report"}
-    names, overrides = _split(arguments)
-    if len(names) != 1 or names[0] not in (*kinds, "runs"):
-        raise unknown("list", " ".join(names), (*kinds, "runs"))
-    if names[0] != "runs":
-        return "\n".join(options(kinds[names[0]]))
-    from suite.results import load_runs
-
-    results = Path(compose_one(overrides).paths.results)
-    if not results.is_dir():
-        raise RequestError(f"paths.results={results} is no folder; permitted is one that `run` has made")
-    try:
-        rows = load_runs(results).itertuples()
-    except ValueError as error:
-        # An empty store has nothing to list.
-        say(error)
-        return OK
-    lines = (f"{row.run_id}  {row.status:12s} {row.model} {row.size} {row.task} seed {row.seed} {row.reason}" for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    own = pkgutil.resolve_name(OWN_KEYS[verb]) if verb in OWN_KEYS else {}
+    keys = [f"  {key}={what}" for key, what in own.items()]
+    return "\n".join([f"usage: python -m suite {verb}: {WHAT[verb]}", *keys, keys_of(verb, chosen)]).rstrip()
 
 
 def doctor(arguments: Sequence[str]) -> str:
@@ -171,13 +162,3 @@ def doctor(arguments: Sequence[str]) -> str:
     if arguments:
         raise RequestError(f"doctor takes no arguments, not {' '.join(arguments)!r}")
     return examine()
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names and overrides, of which only paths have a meaning here."""
-    names = [argument for argument in arguments if "=" not in argument]
-    overrides = [argument for argument in arguments if "=" in argument]
-    for override in overrides:
-        if not override.startswith("paths."):
-            raise RequestError(f"{override!r} has no meaning here, permitted are paths.results and paths.reports")
-    return names, overrides

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +11,14 @@ from typing import Annotated, Any
 import torch
 
 from conf.settings import LARGEST, Count, Natural, RequestError, Settings, fields, unknown, within
+from models.backbone import Backbone
 from models.backbone.generation import generate, narrow
 from models.mesa.layers import mesa_layers, mesa_replaced
 from suite.machine.devices import select_device
 from suite.plan import Run, check_compute
 from suite.request.compose import compose_one
 from suite.request.overrides import parse
-from suite.saved import load_model, saved_run
+from suite.saved import model_of, saved_run
 from tasks.language.tokenizer import Tokenizer, load_tokenizer
 
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
@@ -42,22 +45,35 @@ def generate_text(arguments: Sequence[str]) -> str:
     here = compose_one(overrides)
     check_compute(here.config, here.compute)
     run = saved_run(Path(here.paths.results), asked.run, here)
-    tokenizer, device = _tokenizer(run), select_device(here.compute.device)
-    # A document begins with BOS, as in training.
-    ids = [tokenizer.bos, *tokenizer.encode(asked.prompt)]
+    device = select_device(here.compute.device)
     try:
-        model = load_model(run.run_id, here.paths.results, device.type, here.config.backend)
-        if run.config.train.autocast == "bfloat16":
-            narrow(model, torch.bfloat16)
-        if asked.solver_steps is not None and not mesa_layers(model):
-            raise RequestError(f"solver_steps={asked.solver_steps}: {run.config.model.name} solves nothing")
-        solver = {} if asked.solver_steps is None else {"max_steps": asked.solver_steps}
-        with mesa_replaced(model, {"solver": solver}):
-            prompt = torch.tensor([ids], device=device)
-            sampling = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": here.config.seed}
-            (following,) = generate(model, prompt, num_tokens=asked.tokens, **sampling).tolist()
+        torch.set_num_threads(here.compute.threads)
+        # What is asked of no language model is refused before its weights are read.
+        tokenizer = tokenizer_of(run)
+        model = as_decoded(run, model_of(run, Path(here.paths.results), device, here.config.backend))
+        return continue_text(run, model, tokenizer, asked, seed=here.config.seed)
     except ValueError as error:
         raise RequestError(str(error)) from error
+
+
+def as_decoded(run: Run, model: Backbone) -> Backbone:
+    """The model itself as it generates: what was trained under bfloat16 autocast keeps its weights so."""
+    if run.config.train.autocast == "bfloat16":
+        narrow(model, torch.bfloat16)
+    return model
+
+
+def continue_text(run: Run, model: Backbone, tokenizer: Tokenizer, asked: Generate, *, seed: int) -> str:
+    """The prompt and what follows it. Raises ValueError for what the model can't do. seed: draws the samples."""
+    # A document begins with BOS, as in training.
+    ids = [tokenizer.bos, *tokenizer.encode(asked.prompt)]
+    if asked.solver_steps is not None and not mesa_layers(model):
+        raise RequestError(f"solver_steps={asked.solver_steps}: {run.config.model.name} solves nothing")
+    solver = {} if asked.solver_steps is None else {"max_steps": asked.solver_steps}
+    with mesa_replaced(model, {"solver": solver}):
+        prompt = torch.tensor([ids], device=next(model.parameters()).device)
+        sampling = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": seed}
+        (following,) = generate(model, prompt, num_tokens=asked.tokens, **sampling).tolist()
     end = following.index(tokenizer.bos) if tokenizer.bos in following else len(following)
     return tokenizer.decode([*ids, *following[:end]])
 
@@ -68,7 +84,8 @@ def _parsed(arguments: Sequence[str]) -> tuple[Generate, list[str]]:
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator:
-            raise RequestError(f"{argument!r} is not of the form key=value")
+            meant = "run" if re.fullmatch("[0-9a-f]{1,12}", argument) else "prompt"
+            raise RequestError(f"{argument!r} is not of the form key=value; did you mean {meant}={shlex.quote(argument)}?")
         if [each.partition("=")[0] for each in arguments].count(key) > 1:
             raise RequestError(f"{key} is given twice, permitted is once")
         if key in ("run", "prompt"):
@@ -86,7 +103,7 @@ def _parsed(arguments: Sequence[str]) -> tuple[Generate, list[str]]:
     return Generate.read(asked), overrides
 
 
-def _tokenizer(run: Run) -> Tokenizer:
+def tokenizer_of(run: Run) -> Tokenizer:
     """Raises RequestError for a run that has read no text, or whose tokenizer is not here."""
     data = getattr(run.config.task, "data", None)
     if data is None:

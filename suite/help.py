@@ -14,7 +14,8 @@ from suite.evaluation.stages import stage_names, studies_by_name
 from suite.generate import UNSAID, Generate
 from suite.request.compose import compose_one
 from suite.request.overrides import read_request
-from suite.request.schema import Chosen, Composed, Match, Paths
+from suite.request.places import Paths
+from suite.request.schema import Chosen, Composed, Match
 from tasks.language.task import DataSettings
 
 Sections = list[tuple[str, type[Settings]]]
@@ -41,7 +42,7 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
 
 def _sections(verb: str, composed: Composed) -> Sections:
     place: Sections = [("compute", Compute), ("paths", Paths)]
-    if verb in ("report", "list", "doctor"):
+    if verb in ("report", "list", "show", "doctor"):
         return [] if verb == "doctor" else place[1:]
     if verb == "generate":
         return [("", Generate), ("", Chosen), *place]
