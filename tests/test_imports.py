@@ -18,18 +18,19 @@ FOREIGN = {
     "suite": set(),
     "reports": {"models", "tasks", "torch", "suite"},
 }
-ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics"}
+ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics", "suite.naming", "suite.scores"}
 ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/evaluation/lm_eval"}
+ONE_PLACE |= {name: "suite/running/sinks.py" for name in ("tensorboard", "wandb", "trackio")}
 ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval")}
 # The rooms of a package from the ground up, those of one floor in one line: folders, and files at the top. An arrow goes
 # down or stays in its room. What is not listed stands on the last floor and may import all others.
 FLOORS = {
-    "conf": ["paths settings declared", "groups"],
-    "models": ["initialization", "ops", "backends", "components", "mixer", "linear_rnn"],
-    "tasks": ["files", "task", "positions", "synthetic language"],
+    "conf": ["paths kinds", "settings", "extensions", "declared groups"],
+    "models": ["initialization installed", "ops", "backends", "components", "mixer", "linear_rnn"],
+    "tasks": ["files progress", "task", "positions", "synthetic language"],
     "suite": [
         "canonical metrics",
-        "stage",
+        "stage naming scores",
         "machine",
         "compute",
         "request",
@@ -98,7 +99,20 @@ def test_every_room_of_the_plan_is_there(package):
         assert (ROOT / package / room).is_dir() or (ROOT / package / f"{room}.py").is_file(), f"{package} has no {room}"
 
 
-@pytest.mark.parametrize("module", ["suite.results", "suite.metrics", "reports.kit.build", "reports.kit.parts"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "suite.cli",
+        "suite.where",
+        "suite.results",
+        "suite.metrics",
+        "suite.listing",
+        "suite.reporting",
+        "reports.kit.build",
+        "reports.kit.index",
+        "reports.kit.parts",
+    ],
+)
 def test_reading_results_needs_no_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -40,7 +40,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["lrs", "list", "models"], "mesanet\n"),
+        (["lrs", "list", "models"], "\nmesanet  "),
         (["lrs", "doctor"], f" models, {len(options('task'))} tasks"),
         (["lrs", "--version"], "linear-rnn-suite 0.1.0, commit unknown"),
         (["suite", "check", "model=gla", "task=mqar"], "gla tiny mqar seed 0: 110,536 parameters"),

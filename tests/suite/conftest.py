@@ -39,3 +39,16 @@ def call(command: list[str]):
         return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=180)
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def no_tables(request, monkeypatch) -> None:
+    """Leaves out the tables that a run and an evaluation end with, which take half of a small run's time: see `tables`."""
+    if "tables" not in request.fixturenames and "suite.running.requests" in sys.modules:
+        for name in ("print_scores", "print_evaluations"):
+            monkeypatch.setattr(f"suite.running.requests.{name}", lambda *arguments: None)
+
+
+@pytest.fixture
+def tables() -> None:
+    """For tests of the tables that a run and an evaluation end with."""

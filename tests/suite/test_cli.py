@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -135,11 +136,15 @@ def test_help_and_an_unknown_verb(capsys):
 
 
 @pytest.mark.parametrize(
-    ("kind", "group"), [("models", "model"), ("tasks", "task"), ("experiments", "experiment"), ("reports", "report")]
+    ("kind", "group"),
+    [("models", "model"), ("tasks", "task"), ("experiments", "experiment"), ("reports", "report"), ("evaluations", "eval")],
 )
 def test_list_prints_a_name_a_line(kind, group, capsys):
     assert main(["list", kind]) == 0
-    assert capsys.readouterr().out.split() == options(group)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == options(group)
+    # What a line says begins in one column.
+    assert len({len(re.match(r"\S+ +", line)[0]) for line in lines}) == 1
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
@@ -166,7 +171,7 @@ def test_a_run_is_listed_and_its_model_loads(small, tmp_path, capsys):
     assert main(["list", "runs", f"paths.results={tmp_path / 'results'}"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     run_id = line.split()[0]
-    assert "done" in line and "gated_deltanet tiny mqar seed 0" in line
+    assert re.fullmatch(r"\w{12}  done  gated_deltanet  tiny  mqar  seed 0  0\.\d{3}  test accuracy", line)
     model = suite.load_model(run_id[:6], results=tmp_path / "results")
     assert not model.training and torch.isfinite(model(torch.tensor([[1, 2, 3]]))[0]).all()
     with pytest.raises(RequestError, match="unknown run 'feed'"):
@@ -285,9 +290,9 @@ def test_live_lines_are_cut_to_the_terminal_so_that_they_can_be_replaced():
 
 def test_a_launcher_says_what_it_submits_and_a_missing_one_how_it_is_installed(small, tmp_path, capsys):
     assert main(["run", *small, "hydra/launcher=basic", "eval=none"]) == 0
-    assert "submits 1 jobs, one a run, through hydra/launcher=basic, and waits for them" in capsys.readouterr().err
+    assert "submits 1 job, one a run, through hydra/launcher=basic, and waits for them" in capsys.readouterr().err
     assert main(["run", *small, "hydra/launcher=submitit_slrum"]) == 2
-    assert "pip install 'linear-rnn-suite[launchers]'" in capsys.readouterr().err
+    assert "pip install -e '.[launchers]'" in capsys.readouterr().err
 
 
 def test_a_terminal_sees_one_live_line_a_run():

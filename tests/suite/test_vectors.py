@@ -67,7 +67,7 @@ def test_it_is_trained_evaluated_and_loaded(tmp_path, capsys):
     assert "done" in capsys.readouterr().out
     (run,) = plan(request)
     model = suite.load_model(run.run_id[:6], tmp_path)
-    assert isinstance(model, Regressor)
+    assert isinstance(model.backbone, Regressor)
     rows = load_results(tmp_path)
     rows = rows[(rows["stage"] == "test") & (rows["slice"] == "")].set_index("metric")["value"]
     batch = task_of(run.config).batch("test", range(64))
