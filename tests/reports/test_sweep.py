@@ -103,7 +103,7 @@ def test_the_best_model_at_every_head_size(store) -> None:
         ("GLA", "0.210 (0.200; 0.220)", "0.310 (0.300; 0.320)"),
         ("MESANET", "0.110 (0.100; 0.120)", "0.410 (0.400; 0.420)"),
     ]
-    # Of such a score two seeds settle nothing.
+    # Two seeds settle nothing of such a score.
     assert marks(table) == [("", ""), ("", "")]
 
 
