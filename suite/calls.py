@@ -43,14 +43,23 @@ class TrainedModel:
     def config(self) -> Config:
         return self._run.config
 
-    def generate(self, prompt: str = "", *, seed: int = 0, **asked: Any) -> str:
-        """The prompt and what follows it, up to the end of the document.
+    def generate(
+        self,
+        prompt: str = UNSAID["prompt"],
+        *,
+        tokens: int = UNSAID["tokens"],
+        temperature: float = UNSAID["temperature"],
+        top_k: int | None = UNSAID["top_k"],
+        solver_steps: int | None = UNSAID["solver_steps"],
+        seed: int = 0,
+    ) -> str:
+        """The prompt and what follows it, up to the end of the document, as `generate` makes it on the command line.
 
-        asked: tokens=100, temperature=1.0, top_k=None and solver_steps=None, as `generate` takes them on the command line.
         Raises ValueError for values out of range and for a run that has read no text.
         """
         tokenizer = tokenizer_of(self._run) if self.tokenizer is None else self.tokenizer
-        wanted = Generate.read({**UNSAID, "run": self.run_id, "prompt": prompt, **asked})
+        typed = {"tokens": tokens, "temperature": temperature, "top_k": top_k, "solver_steps": solver_steps}
+        wanted = Generate.read({"run": self.run_id, "prompt": prompt, **typed})
         return continue_text(self._run, self._decoder, tokenizer, wanted, seed=seed)
 
     @functools.cached_property

@@ -127,7 +127,7 @@ class Composer:
         ending = [key for key in known if key.rpartition(".")[2] == each.key and f"{key}." not in UNTYPED]
         nearest = f"; did you mean {' or '.join(ending)}?" if ending else near(each.key, [*known, *groups()])
         beside = f"beside it: {', '.join(siblings)}" if siblings else f"are keys of {', '.join(_composed(tuple(choices)))}"
-        # Of several models, tasks or trainings one may lack what the others have.
+        # One of several models, tasks or trainings may lack what the others have.
         whose = "".join(f" of {choice}" for choice in choices if choice.startswith(f"{each.section}="))
         return RequestError(f"unknown key {each.key!r}{whose}{nearest} (permitted {beside})")
 

@@ -93,6 +93,7 @@ def _worker(device: str, parent: int, packed: bytes, results: Path, command: Com
             raise KeyboardInterrupt from None
 
     try:
+        # The bytes come from the parent process through memory, never from a file.
         execute_all(pickle.loads(packed), results, tell, command=command)
     except KeyboardInterrupt:
         sys.exit(130)

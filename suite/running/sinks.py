@@ -150,6 +150,7 @@ class Mirror:
     def _tolerated(self) -> Iterator[None]:
         try:
             yield
+        # A sink is a foreign library with a network behind it: whatever it raises, the training goes on.
         except Exception as error:
             self._sink = None
             self._on_note(f"warning: compute.log={self._name} failed and is left out from here on: {reason_of(error)}")
