@@ -6,12 +6,21 @@ import math
 
 import numpy as np
 
+SHORT = 512  # columns up to which sorting a whole row is quicker than looking for its smallest numbers
+
 
 def first_smallest(draws: np.ndarray, count: int) -> np.ndarray:
-    """The columns of the `count` smallest numbers of every row, smallest first [N, count]."""
-    smallest = np.argpartition(draws, count - 1, axis=1)[:, :count]
-    order = np.take_along_axis(draws, smallest, axis=1).argsort(axis=1)
-    return np.take_along_axis(smallest, order, axis=1)
+    """The columns of the `count` smallest numbers of every row, smallest first [N, count]; equal numbers by column.
+
+    A sorting algorithm that leaves the order of equal numbers open takes another one on another processor.
+    """
+    if draws.shape[1] <= SHORT:
+        return draws.argsort(axis=1, kind="stable")[:, :count]
+    bound = np.partition(draws, count - 1, axis=1)[:, count - 1 : count]
+    rows, columns = np.nonzero(draws <= bound)
+    order = np.lexsort((draws[rows, columns], rows))
+    first = np.searchsorted(rows, np.arange(len(draws)))
+    return columns[order][first[:, None] + np.arange(count)]
 
 
 def first_smallest_uniform(rng: np.random.Generator, shape: tuple[int, int], count: int) -> np.ndarray:
@@ -39,3 +48,22 @@ def first_smallest_uniform(rng: np.random.Generator, shape: tuple[int, int], cou
     unsure = (found <= count) | (first[:, 1:] == first[:, :-1]).any(axis=1)
     chosen[unsure] = first_smallest((bits[unsure] >> 8).astype(np.float32) / np.float32(2**24), count)
     return chosen
+
+
+def distinct(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.ndarray:
+    """Different numbers below `size` in every row, in random order [N, count]; quick where count is far below size.
+
+    A number that an earlier place of its row holds already is drawn again until there is none. Every renaming of the numbers
+    leaves the procedure as it is, so that all ordered choices are equally likely.
+    """
+    # Two bytes are sorted by their digits, without comparisons.
+    kind = np.uint16 if size <= 2**16 else np.uint32
+    drawn = rng.integers(size, size=shape, dtype=kind)
+    left = np.arange(len(drawn))
+    while len(left):
+        order = drawn[left].argsort(axis=1, kind="stable")
+        ordered = np.take_along_axis(drawn[left], order, axis=1)
+        rows, places = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
+        drawn[left[rows], order[rows, places + 1]] = rng.integers(size, size=len(rows), dtype=kind)
+        left = left[np.unique(rows)]
+    return drawn
