@@ -9,6 +9,7 @@ import triton.language as tl
 
 from models.backends.triton.mesa_tiles import (
     SIZES,
+    SMALLEST,
     decay_between,
     decays,
     dot,
@@ -115,7 +116,8 @@ def _solve(
     that little, which no condition number magnifies.
     """
     largest = tl.max(tl.abs(rhs), 1)
-    r = rhs * tl.where(largest > 0, 1.0 / largest, 0.0)[:, None]
+    # the reciprocal of a smaller number is no float32: what decayed so far is nothing
+    r = rhs * tl.where(largest > SMALLEST, 1.0 / largest, 0.0)[:, None]
     norm = tl.sqrt(tl.sum(r * r, 1))
     size = largest * norm
     r *= tl.where(norm > 0, 1.0 / norm, 0.0)[:, None]

@@ -16,6 +16,9 @@ SIZES = ("T", "N", "heads", "max_steps")
 # exp(-80) is nothing beside anything; a sum of logarithms that held -inf or -1e30 would lose all the others
 FORGETS = tl.constexpr(-80.0)
 
+# a number above it has a reciprocal in float32
+SMALLEST = tl.constexpr(1e-36)
+
 
 @triton.jit
 def dot(a, b, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr, LOW: tl.constexpr):

@@ -153,3 +153,19 @@ def test_dtypes_that_differ():
     o, _ = mesa_by_triton(mesa.Inputs(**widened), state=state, solver=built.solver(settings(30, 1e-6)))
     assert o.dtype == torch.bfloat16
     torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-38, 1e-39, 1e-42])
+@pytest.mark.parametrize("what", ["q", "cotangent"])
+def test_what_has_decayed_to_nothing_is_nothing(what, size):
+    """The reciprocal of such a number is no float32; a gradient may decay so far in any long sequence."""
+    inputs = draw(length=5, key_dim=16, value_dim=16, dtype=F32)
+    if what == "q":
+        inputs["q"] = inputs["q"] * size
+    over_time = {name: x.requires_grad_() for name, x in inputs.items()}
+    result = cases.kernel(over_time, tolerance=1e-4, max_steps=30, initial="diagonal")[0]
+    cotangent = torch.ones_like(result) * (size if what == "cotangent" else 1.0)
+    # A zero times an infinity is what is looked for.
+    cotangent[..., 0] = 0.0
+    gradients = torch.autograd.grad(result, list(over_time.values()), cotangent, allow_unused=True)
+    assert result.isfinite().all() and all(g.isfinite().all() for g in gradients if g is not None)
