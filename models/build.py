@@ -11,6 +11,7 @@ from msgspec import Meta
 import models
 from conf.declared import declared
 from conf.settings import Count, Line, Name, Refusal, RequestError, Settings, flat, unknown
+from models.backbone.autoencoder import AutoEncoder
 from models.backbone.blocks import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
@@ -114,6 +115,12 @@ def computing_backends(model: Model) -> tuple[str, ...]:
 def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
     """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`."""
     return LanguageModel(size, build_mixers(model, size, backend=backend), vocab_size=vocab_size)
+
+
+def build_autoencoder(model: Model, size: Size, *, vocab_size: int, decoder_layers: int, backend: str) -> AutoEncoder:
+    """The model for a task that asks a sequence again from its last features; otherwise as `build_model`."""
+    mixers = build_mixers(model, size, backend=backend)
+    return AutoEncoder(size, mixers, vocab_size=vocab_size, decoder_layers=decoder_layers)
 
 
 def build_regressor(model: Model, size: Size, *, input_dim: int, output_dim: int, backend: str) -> Regressor:

@@ -15,7 +15,7 @@ from suite.generate import UNSAID, Generate
 from suite.request.compose import compose_one
 from suite.request.overrides import read_request
 from suite.request.places import Paths
-from suite.request.schema import Chosen, Composed, Match
+from suite.request.schema import Chosen, Composed, Match, Protocol
 from tasks.language.task import DataSettings
 
 Sections = list[tuple[str, type[Settings]]]
@@ -42,7 +42,7 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
 
 def _sections(verb: str, composed: Composed) -> Sections:
     place: Sections = [("compute", Compute), ("paths", Paths)]
-    if verb in ("report", "list", "show", "doctor"):
+    if verb in ("report", "list", "status", "show", "doctor"):
         return [] if verb == "doctor" else place[1:]
     if verb == "generate":
         return [("", Generate), ("", Chosen), *place]
@@ -52,8 +52,9 @@ def _sections(verb: str, composed: Composed) -> Sections:
         return [*evaluation, *place]
     config = composed.config
     mixers = dict.fromkeys((f"model.{name}", type(mixer)) for name, mixer in config.model.by_name())
-    data = [("size", Size), ("task", type(config.task)), ("data", DataSettings), ("train", Train), ("match", Match)]
-    return [("", Chosen), *mixers, *data, *evaluation, *place]
+    data: Sections = [("size", Size), ("task", type(config.task)), ("data", DataSettings), ("train", Train)]
+    compared: Sections = [("match", Match), ("protocol", Protocol)]
+    return [("", Chosen), *mixers, *data, *compared, *evaluation, *place]
 
 
 def _described(prefix: str, kind: type[Settings], section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

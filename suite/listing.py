@@ -26,7 +26,14 @@ from suite.store.foreign import say
 from suite.store.ids import check_store
 from suite.where import column, order, select
 
-KINDS = {"models": "model", "tasks": "task", "experiments": "experiment", "reports": "report", "evaluations": "eval"}
+KINDS = {
+    "models": "model",
+    "tasks": "task",
+    "experiments": "experiment",
+    "reports": "report",
+    "evaluations": "eval",
+    "protocols": "protocol",
+}
 """What else than runs is listed, each a group of the configuration."""
 OWN = {
     "where": "CONDITIONS  (of runs, those that all hold, with = != < <= > >= and |: 'model=gla|mesanet,train.lr<=1e-3')",

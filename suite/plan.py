@@ -33,7 +33,7 @@ from tasks.task import Task
 class Run:
     """One run to be made: its settled configuration, its names, what it costs, and what to evaluate afterwards.
 
-    compute, paths, experiment: what the request asks besides. written: the whole as its config.yaml holds it.
+    compute, paths, experiment, protocol: what the request asks besides. written: the whole as its config.yaml holds it.
     title: what it is called beside the other runs of its request.
     """
 
@@ -47,6 +47,7 @@ class Run:
     compute: Compute
     paths: Paths
     experiment: str | None
+    protocol: str
     title: str
     written: Mapping[str, Any] = dataclasses.field(repr=False)
 
@@ -64,6 +65,7 @@ class Run:
             "data": c.data_name,
             "seed": c.seed,
             "backend": c.backend,
+            "protocol": self.protocol,
         }
 
     @property
@@ -222,6 +224,7 @@ class _Planner:
             compute=composed.compute,
             paths=composed.paths,
             experiment=composed.experiment,
+            protocol=composed.protocol.name,
             title=config.title,
             written={**composed.written, "backend": backend, "task": {**composed.written["task"], "version": version}},
         )

@@ -28,6 +28,9 @@ from tasks.build import task_types
 from tasks.language.task import WithoutText
 from tasks.task import Task
 
+CLEAN = "clean"
+"""The protocol of runs from before there were others."""
+
 
 class Undeclared(RequestError):
     """A saved run has a mixer or a task that neither this package nor a folder of the user's own declares."""
@@ -67,6 +70,7 @@ def _read(directory: RunDirectory, here: Composed) -> Run:
             compute=here.compute,
             paths=here.paths,
             experiment=None,
+            protocol=facts.get("protocol", CLEAN),
             title=config.title,
             written=written,
         )

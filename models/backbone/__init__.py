@@ -152,8 +152,7 @@ class Backbone(nn.Module, ABC):
 
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Contractions per token of the forward pass: mixers, MLPs, embedding and head."""
-        blocks = sum(b.mixer.forward_flops_per_token(seq_len) + b.mlp.forward_flops_per_token() for b in self.blocks)
-        return blocks + self.head_flops_per_token()
+        return sum(block.forward_flops_per_token(seq_len) for block in self.blocks) + self.head_flops_per_token()
 
     @torch.no_grad()
     def measured_flops_per_token(self, tokens: Tensor, *, starts: Tensor | None = None) -> float:

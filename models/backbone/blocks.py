@@ -18,14 +18,17 @@ Width = Annotated[int, within(1, 2**20)]
 
 
 class Size(Settings, kw_only=True):
-    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings."""
+    """What is one in all models of a size, whatever their mixers; a mixer reads what it needs through its own settings.
+
+    mlp_dim: 0 for blocks without an MLP.
+    """
 
     name: Annotated[Name, OUTSIDE]
     d_model: Width
     num_blocks: Annotated[int, within(1, 2**10)]
     num_heads: Width
     head_dim: Width
-    mlp_dim: Annotated[int, within(1, 2**24)]
+    mlp_dim: Annotated[int, within(0, 2**24)]
     norm_eps: Annotated[float, above(0, 1)]
     logit_soft_cap: Annotated[float, above(0, MAX_SOFT_CAP)]
 
@@ -66,19 +69,30 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x))."""
+    """x + mixer(norm(x)), then x + mlp(norm(x)); with size.mlp_dim=0 the first of the two alone."""
 
     def __init__(self, size: Size, mixer: SequenceMixer) -> None:
         super().__init__()
         self.mixer_norm = RMSNorm(size.d_model, eps=size.norm_eps)
         self.mixer = mixer
-        self.mlp_norm = RMSNorm(size.d_model, eps=size.norm_eps)
-        self.mlp = SwiGLU(d_model=size.d_model, mlp_dim=size.mlp_dim)
+        self.mlp_norm: RMSNorm | None = None
+        self.mlp: SwiGLU | None = None
+        if size.mlp_dim:
+            self.mlp_norm = RMSNorm(size.d_model, eps=size.norm_eps)
+            self.mlp = SwiGLU(d_model=size.d_model, mlp_dim=size.mlp_dim)
 
     def forward(self, x: Tensor, state: State | None, *, starts: Tensor | None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)
-        x = x + mixed
-        return x + self.mlp(self.mlp_norm(x)), state
+        return self.through_mlp(x + mixed), state
+
+    def through_mlp(self, x: Tensor) -> Tensor:
+        """The stream with what the MLP adds to it [..., d_model]."""
+        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
+
+    def forward_flops_per_token(self, seq_len: int) -> float:
+        """Contractions of the mixer and the MLP, see `SequenceMixer.forward_flops_per_token`."""
+        mlp = 0.0 if self.mlp is None else self.mlp.forward_flops_per_token()
+        return self.mixer.forward_flops_per_token(seq_len) + mlp
 
     def output(self, x: Tensor, *, starts: Tensor | None) -> Tensor:
         """What `forward` makes of whole sequences, without the state: a compiler leaves out what only that needs."""
@@ -86,12 +100,11 @@ class Block(nn.Module):
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
         """One token [B, d_model], the new state written into the tensors of `state`."""
-        x_t = x_t + self.mixer.step_(self.mixer_norm(x_t), state)
-        return x_t + self.mlp(self.mlp_norm(x_t))
+        return self.through_mlp(x_t + self.mixer.step_(self.mixer_norm(x_t), state))
 
     def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
         reset_children(self, generator)
-        for part in (self.mixer, self.mlp):
+        for part in (self.mixer,) if self.mlp is None else (self.mixer, self.mlp):
             # The stream sums two contributions a block; scaling their variance keeps it near 1 at any depth.
             with torch.no_grad():
                 part.output_projection.weight.mul_(math.sqrt(output_variance_scale))

@@ -1,4 +1,4 @@
-"""Where a task's interface meets the backbone: ids are a LanguageModel's, vectors a Regressor's."""
+"""Where a task's interface meets the backbone: ids are a LanguageModel's or an AutoEncoder's, vectors a Regressor's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from models.backbone import Backbone
-from models.build import Model, Size, build_model, build_regressor
-from tasks.task import Tokens, Vectors
+from models.build import Model, Size, build_autoencoder, build_model, build_regressor
+from tasks.task import Encoded, Tokens, Vectors
 
 Interface = Tokens | Vectors
 
@@ -29,6 +29,9 @@ class _Unfilled(TorchFunctionMode):
 
 def build_backbone(interface: Interface, model: Model, size: Size, *, backend: str) -> Backbone:
     """The model of typed settings that fits a task's interface; parameters are not filled."""
+    if isinstance(interface, Encoded):
+        asked = {"vocab_size": interface.vocab_size, "decoder_layers": interface.decoder_layers}
+        return build_autoencoder(model, size, **asked, backend=backend)
     if isinstance(interface, Tokens):
         return build_model(model, size, vocab_size=interface.vocab_size, backend=backend)
     return build_regressor(model, size, input_dim=interface.input_dim, output_dim=interface.output_dim, backend=backend)
@@ -42,5 +45,5 @@ def unfilled_backbone(interface: Interface, model: Model, size: Size, *, backend
 
 def interface_of(facts: Mapping[str, Any]) -> Interface:
     """The interface from the facts of a saved run, among which its numbers stand. Raises KeyError where they do not."""
-    kind = Tokens if "vocab_size" in facts else Vectors
+    kind = Encoded if "decoder_layers" in facts else Tokens if "vocab_size" in facts else Vectors
     return kind(*(facts[field.name] for field in dataclasses.fields(kind)))

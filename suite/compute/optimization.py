@@ -16,9 +16,10 @@ from suite.compute.settings import Train
 def build_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
     """AdamW that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
 
+    With train.decays=all it decays these, too.
     On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
     """
-    decayed = {id(module.weight) for module in linear_maps(model)}
+    decayed = {id(p) for p in model.parameters()} if train.decays == "all" else {id(m.weight) for m in linear_maps(model)}
     groups = [
         {"params": [p for p in model.parameters() if id(p) in decayed], "weight_decay": train.weight_decay},
         {"params": [p for p in model.parameters() if id(p) not in decayed], "weight_decay": 0.0},
@@ -38,10 +39,17 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def learning_rate(step: int, train: Train) -> float:
-    """The rate of a step, numbered from 0: a linear warm-up to train.lr, then a cosine to train.final_lr_fraction of it."""
-    warmup, steps, low = train.warmup_steps, train.steps, train.final_lr_fraction
+    """The rate of a step, numbered from 0: linear from train.warmup_from to train.lr, then a cosine to the lowest rate.
+
+    The lowest rate is train.final_lr, or else train.final_lr_fraction of train.lr; with train.schedule=constant it is train.lr.
+    """
+    step -= step % train.hold_steps
+    warmup, steps = train.warmup_steps, train.steps
     if step < warmup:
-        return train.lr * (step + 1) / warmup
+        return train.warmup_from + (train.lr - train.warmup_from) * (step + 1) / warmup
+    if train.schedule == "constant":
+        return train.lr
+    low = train.final_lr_fraction if train.final_lr is None else train.final_lr / train.lr
     done = (step - warmup) / max(1, steps - warmup)
     return train.lr * (low + (1.0 - low) * 0.5 * (1.0 + math.cos(math.pi * done)))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,7 +32,9 @@ class EagerStep:
         self.model, self.optimizer = model, optimizer
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
-        self.autocast, self.clip = train.autocast == "bfloat16", train.gradient_clip
+        self.autocast = train.autocast == "bfloat16"
+        # The norm is measured where nothing is clipped, too.
+        self.clip = math.inf if train.gradient_clip is None else train.gradient_clip
 
     def __call__(self, inputs: TrainingInputs) -> Tensor:
         there = inputs.map(lambda x: x.to(self.device, non_blocking=True))
@@ -101,7 +105,10 @@ class CapturedStep:
     def _without_waiting(self, inputs: TrainingInputs) -> Tensor:
         """The same; raises RuntimeError where the host has to wait for the device."""
         before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings():
+            # It says that not every wait is found, which the capture itself then does.
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode("error")
         try:
             return self._beside(inputs)
         finally:

@@ -27,11 +27,19 @@ from models.build import Model, Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import Assignment, assignment, quoted
 from suite.request.places import Paths
-from suite.request.schema import Chosen, Composed, Config, Experiment, Match
+from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Protocol
 from tasks.build import read_task
 from tasks.language.task import DataSettings
 
-KINDS = {"match": Match, "paths": Paths, "size": Size, "data": DataSettings, "train": Train, "compute": Compute}
+KINDS = {
+    "protocol": Protocol,
+    "match": Match,
+    "paths": Paths,
+    "size": Size,
+    "data": DataSettings,
+    "train": Train,
+    "compute": Compute,
+}
 READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
     **{name: functools.partial(kind.read, key=name) for name, kind in KINDS.items()},
@@ -83,7 +91,15 @@ class Composer:
         config = Config(made["model"], made["size"], made["task"], made["train"], chosen.backend, chosen.seed)
         written = {name: _written(*read[name]) for name in names}
         return Composed(
-            config, made["experiment"].name, made["match"], made["paths"], made["compute"], made["data"], made["eval"], written
+            config=config,
+            experiment=made["experiment"].name,
+            protocol=made["protocol"],
+            match=made["match"],
+            paths=made["paths"],
+            compute=made["compute"],
+            data=made["data"],
+            evaluation=made["eval"],
+            written=written,
         )
 
     def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from conf.groups import options
-from conf.settings import Name, Refusal, Settings, Share, near, with_neutral
+from conf.settings import Count, Line, Name, Refusal, Settings, Share, near, with_neutral
 from models.backends import BACKENDS
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train
@@ -27,6 +27,22 @@ class Match(Settings, kw_only=True):
         if self.reference not in options("model"):
             models = options("model")
             raise Refusal("reference", self.reference, ", ".join(models), near(self.reference, models))
+
+
+class Protocol(Settings, kw_only=True):
+    """What a protocol says of how runs are chosen and averaged; what it says of the runs themselves stands in their settings.
+
+    source: where it is from, None for this suite's own. select_on: the split on which learning rates and the like are chosen.
+    average: the accuracy that is reported, over answers (micro) or over the different targets (macro). seeds: runs an arm.
+    deviations: what of the published protocol is not taken over.
+    """
+
+    name: Name
+    source: Line | None
+    select_on: Literal["validation", "test"]
+    average: Literal["micro", "macro"]
+    seeds: Count
+    deviations: tuple[Line, ...]
 
 
 class Chosen(Settings, kw_only=True):
@@ -69,11 +85,13 @@ class Config:
 class Composed:
     """A cell of a request: its configuration, and what is asked besides.
 
+    protocol: what its scores are chosen and averaged by.
     evaluation: the settings in conf/eval, which evaluations read. written: the whole as YAML holds it.
     """
 
     config: Config
     experiment: str | None
+    protocol: Protocol
     match: Match
     paths: Paths
     compute: Compute
@@ -95,7 +113,7 @@ def saved_config(written: Mapping[str, Any]) -> Config:
         model=read_model(model),
         size=Size.read(written["size"], "size"),
         task=read_task(task),
-        train=Train.read(written["train"], "train"),
+        train=Train.read(with_neutral(Train, written["train"]), "train"),
         backend=written["backend"],
         seed=written["seed"],
     )

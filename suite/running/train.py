@@ -14,10 +14,13 @@ from models.backbone import Backbone
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, example_indices, learning_rate, set_learning_rate
 from suite.compute.prefetch import count_workers, prefetched
+from suite.compute.resident import Resident, is_resident
 from suite.compute.scoring import TrainingInputs, score_split, training_inputs
+from suite.compute.settings import Train
 from suite.plan import Run
 from suite.running.events import Pulse
 from suite.running.health import Diverged, Health, Readings
+from suite.running.selection import Selection
 from suite.running.sinks import Mirror
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, save_final
@@ -64,7 +67,8 @@ def train(
         return []
     model = new_model(run, device)
     optimizer = build_optimizer(model, settings)
-    before = progress = load_checkpoint(directory, model, optimizer, on_note)
+    progress, best = load_checkpoint(directory, model, optimizer, on_note)
+    before, selection = progress, Selection(settings, progress, best)
     dropped = directory.truncate_metrics(progress.step)
     if dropped:
         on_note(f"{dropped} lines of metrics.jsonl are not whole and are left out")
@@ -75,7 +79,8 @@ def train(
     health, readings = Health(progress, task.guessing_loss), Readings(device)
     work, saving, notes_once = Stopwatch(), Stopwatch(), functools.cache(on_note)
     saved = logged = began = time.perf_counter()
-    with closing(batches(run, task, range(progress.step, steps), device=device)) as made:
+    ahead = range(progress.step, progress.step if selection.ended else steps)
+    with closing(batches(run, task, ahead, device=device)) as made:
         for step, inputs in enumerate(made, progress.step):
             model.begin_step(seed=run.config.seed, step=step)
             rate = learning_rate(step, settings)
@@ -84,9 +89,11 @@ def train(
                 readings.add(step, update(inputs))
                 for reading in readings.read():
                     health.check(*reading)
-            now = time.perf_counter()
-            logs = now - logged >= compute.log_seconds or step in (0, steps - 1)
-            saves = now - saved >= max(compute.checkpoint_seconds, saving.seconds / CHECKPOINT_SHARE) or step == steps - 1
+            if selection.is_due(step + 1):
+                selection.look(model, task, step + 1, device)
+            now, last = time.perf_counter(), selection.ended or step == steps - 1
+            logs = now - logged >= compute.log_seconds or step == 0 or last
+            saves = now - saved >= max(compute.checkpoint_seconds, saving.seconds / CHECKPOINT_SHARE) or last
             if not (logs or saves):
                 continue
             with work():
@@ -98,6 +105,9 @@ def train(
                 work_seconds=before.work_seconds + work.seconds,
                 first_loss=health.first_loss,
                 losses=tuple(health.losses),
+                best_step=selection.best_step,
+                best_loss=selection.best_loss,
+                ended=selection.ended,
             )
             if logs:
                 logged = now
@@ -111,16 +121,19 @@ def train(
             if saves:
                 with saving():
                     try:
-                        save_checkpoint(directory, model, optimizer, progress)
+                        save_checkpoint(directory, model, optimizer, progress, selection.weights)
                     except OSError as error:
                         # Without room for one training goes on, and the next one is tried in its turn.
                         notes_once(f"a checkpoint is left out: {reason_of(error)}")
                 saved = time.perf_counter()
+            if last:
+                break
+    selection.restore(model)
     _check_finite(steps, "a weight", (tensor.isfinite().all().item() for tensor in model.state_dict().values()))
     save_final(directory, model)
     measured = validate(model, task, device=device)
     _check_finite(steps, "a validation score", (math.isfinite(row.value) for row in measured))
-    return [*_speed(progress, tokens_per_step), *measured]
+    return [*_speed(progress, tokens_per_step), *_selected(settings, progress), *measured]
 
 
 def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:
@@ -130,15 +143,20 @@ def _check_finite(steps: int, what: str, finite: Iterable[bool]) -> None:
 
 
 def batches(run: Run, task: Task, steps: range, *, device: torch.device) -> Generator[TrainingInputs]:
-    """What the steps of a run read, in order, in memory from which a GPU copies by itself."""
+    """What the steps of a run read, in order: on the device where the whole training split fits there, or else in memory from
+    which a GPU copies by itself."""
     settings, num_examples = run.config.train, task.num_examples("train")
+    order = functools.partial(example_indices, batch_size=settings.batch_size, num_examples=num_examples, seed=run.config.seed)
+    if device.type != "cpu" and is_resident(task, examples_read=settings.steps * settings.batch_size):
+        split = Resident.of(task, device)
+        yield from (split.batch(torch.tensor(order(step))) for step in steps)
+        return
 
     def make(step: int) -> TrainingInputs:
-        indices = example_indices(step, batch_size=settings.batch_size, num_examples=num_examples, seed=run.config.seed)
-        inputs = training_inputs(task.batch("train", indices))
+        inputs = training_inputs(task.batch("train", order(step)))
         return inputs if device.type == "cpu" else inputs.map(lambda x: x.contiguous().pin_memory())
 
-    return prefetched(make, steps, workers=count_workers(run.compute.prefetch, device))
+    yield from prefetched(make, steps, workers=count_workers(run.compute.prefetch, device))
 
 
 def validate(model: Backbone, task: Task, *, device: torch.device) -> list[Measurement]:
@@ -160,6 +178,15 @@ def _line(progress: Progress, tokens_per_step: int, rate: float, norm: float) ->
         "tokens_per_second": tokens / progress.seconds,
         "seconds": progress.seconds,
     }
+
+
+def _selected(settings: Train, progress: Progress) -> list[Measurement]:
+    """How long was trained and which weights were kept, where the validation split has a say in it."""
+    if settings.validate_steps is None:
+        return []
+    kept = progress.best_step if settings.keep == "best" else progress.step
+    rows = {"steps_taken": progress.step, "step_kept": kept}
+    return [Measurement(metric, float(value), "train", {}, progress.step) for metric, value in rows.items()]
 
 
 def _speed(progress: Progress, tokens_per_step: int) -> list[Measurement]:

@@ -35,6 +35,7 @@ class Progress:
     """step: optimiser steps done. first_loss: of the first of them. losses: of the last of them.
 
     seconds: spent on the steps so far, over all attempts. work_seconds: of these, in forward, backward and optimiser.
+    best_step, best_loss: of the validation with the lowest loss. ended: whether training ends before its last step.
     """
 
     step: int = 0
@@ -42,15 +43,28 @@ class Progress:
     work_seconds: float = 0.0
     first_loss: float = 0.0
     losses: tuple[float, ...] = ()
+    best_step: int = 0
+    best_loss: float | None = None
+    ended: bool = False
 
     @property
     def mean_loss(self) -> float:
         return sum(self.losses) / len(self.losses)
 
 
-def save_checkpoint(directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Writes step-<n>.safetensors and removes all but it and the one before. Raises OSError and Superseded."""
+def save_checkpoint(
+    directory: RunDirectory,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    best: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Writes step-<n>.safetensors and removes all but it and the one before. Raises OSError and Superseded.
+
+    best: the weights of the best validation, where they are kept.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
     names = _parameter_names(model, optimizer)
     for parameter, state in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
@@ -61,24 +75,32 @@ def save_checkpoint(directory: RunDirectory, model: nn.Module, optimizer: torch.
 
 def load_checkpoint(
     directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, on_note: Callable[[str], None]
-) -> Progress:
-    """Restores the newest checkpoint that is whole; Progress() when there is none.
+) -> tuple[Progress, dict[str, Tensor] | None]:
+    """Restores the newest checkpoint that is whole; returns its Progress, and the best weights where it has some.
 
-    on_note: is told of every file that is not whole.
+    Without a checkpoint the Progress is that of no step. on_note: is told of every file that is not whole.
     """
     for path in _newest_first(directory.checkpoints):
         try:
             tensors, progress = _read(directory, path, model)
-            _fill(path, model, {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")})
+            best = _under("best.", tensors)
+            if best:
+                # Read before the model's own, so that both are known to be of this model.
+                _fill(path, model, best)
+            _fill(path, model, _under("model.", tensors))
         except Damaged as error:
             on_note(f"{error}; going on from what was before it")
             continue
         for parameter, name in _parameter_names(model, optimizer).items():
-            prefix = f"optimizer.{name}."
-            moments = {key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)}
+            moments = _under(f"optimizer.{name}.", tensors)
             optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
-        return progress or Progress()
-    return Progress()
+        return progress or Progress(), best or None
+    return Progress(), None
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def save_final(directory: RunDirectory, model: nn.Module) -> None:

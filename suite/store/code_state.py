@@ -31,7 +31,7 @@ KERNELS = BACKENDS / "__init__.py"
 TABLE = Path(__file__).with_name("code_states.json")
 """Per model and task of conf/ the states with equal golden losses: lists of them, the newest last."""
 TRAINING = ("running/train", "running/health", "compute/step", "compute/scoring", "compute/optimization")
-TRAINING += ("compute/acceleration", "compute/interface")
+TRAINING += ("compute/acceleration", "compute/interface", "compute/resident", "running/selection")
 
 
 MOST_KEPT = 1000

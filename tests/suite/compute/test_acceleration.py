@@ -281,7 +281,7 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(small, tmp_path) -> None:
     expected = step(third).tolist()
     again = new_model(run, GPU)
     optimizer = build_optimizer(again, run.config.train)
-    assert load_checkpoint(directory, again, optimizer, print).step == 2
+    assert load_checkpoint(directory, again, optimizer, print)[0].step == 2
     assert EagerStep(again, optimizer, run.config.train)(third).tolist() == pytest.approx(expected, rel=1e-5)
     for ours, theirs in zip(again.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs)
