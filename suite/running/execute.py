@@ -37,6 +37,8 @@ from suite.store.status import Status
 from tasks.progress import heard
 
 FAILED = ("diverged", "out_of_memory", "error")
+# What may have come from outside, such as other work on a GPU: a training is tried once more before it counts as failed.
+TRIED_AGAIN = ("out_of_memory", "error")
 TRACEBACKS = "tracebacks.log"
 # What a CPU's allocator says in a plain RuntimeError.
 NO_MEMORY = ("can't allocate memory", "not enough memory")
@@ -93,6 +95,7 @@ class Work:
         self.before = directory.status()
         self.failures = dict(self.before.failures)
         self.remade: set[Stage] = set()
+        self.is_tried_again = False
 
     def say(self, kind: str, text: str = "", pulse: Pulse | None = None, share: Share | None = None) -> None:
         self.listener(Event(self.run.run_id, self.run.title, kind, text, pulse, share))
@@ -114,7 +117,7 @@ class Work:
             return
         torch.set_num_threads(self.run.compute.threads)
         for stage in left:
-            if not self._attempt(stage) and stage == TRAINING:
+            if not (self._attempt(stage) or (self.is_tried_again and self._attempt(stage))) and stage == TRAINING:
                 return
         self._settle(is_new=bool(left))
 
@@ -205,7 +208,10 @@ class Work:
             with contextlib.suppress(OSError):
                 self.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
                 reason += f" (its traceback is in {self.directory.path / TRACEBACKS})"
-        self.say("failed" if stage == TRAINING else "note", f"{stage.title}: {status}, {reason}")
+        self.is_tried_again = stage == TRAINING and status in TRIED_AGAIN and not self.is_tried_again
+        ends = stage == TRAINING and not self.is_tried_again
+        again = "; it is tried once more" if self.is_tried_again else ""
+        self.say("failed" if ends else "note", f"{stage.title}: {status}, {reason}{again}")
         return True
 
     def _train(self) -> None:

@@ -6,13 +6,12 @@ command as between two.
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import multiprocessing
 import os
 import pickle
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,14 +19,16 @@ from pathlib import Path
 import torch
 
 from models.build import mixer_classes
+from suite.compute.settings import Compute
+from suite.machine import mps
 from suite.machine.devices import count_cores, select_device
+from suite.machine.parent import die_with_parent
 from suite.plan import Run
 from suite.running.events import Event, Listener
 from suite.running.execute import Command, execute_all
 from suite.running.signals import stop_once
+from suite.store.foreign import reason_of, say
 from tasks.build import task_types
-
-PR_SET_PDEATHSIG = 1
 
 
 def count_jobs(runs: Sequence[Run]) -> int:
@@ -45,6 +46,29 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, comm
     if jobs == 1:
         execute_all(runs, results, listener, command=command)
         return
+    with _shared_gpus(runs[0].compute, jobs) as environment:
+        _work_in_processes(runs, results, jobs, listener, command, environment)
+
+
+@contextlib.contextmanager
+def _shared_gpus(compute: Compute, jobs: int) -> Iterator[Mapping[str, str]]:
+    """The environment of workers of which several may share a GPU, see `compute.mps`."""
+    shares = select_device(compute.device).type == "cuda" and jobs > torch.cuda.device_count()
+    if not (compute.mps == "auto" and shares and mps.is_there()):
+        yield {}
+        return
+    with contextlib.ExitStack() as ended:
+        try:
+            environment = ended.enter_context(mps.service())
+        except OSError as error:
+            say(f"compute.mps=auto: the GPU is shared by turns, since {mps.CONTROL} can't be started: {reason_of(error)}")
+            environment = {}
+        yield environment
+
+
+def _work_in_processes(
+    runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command, environment: Mapping[str, str]
+) -> None:
     context = multiprocessing.get_context("spawn")
     devices = _visible_devices()
     # A class in a folder of the user's own has a name that a new process knows only once it has looked for such classes.
@@ -53,7 +77,8 @@ def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, comm
     for i in range(jobs):
         # A pipe for each: one that they shared could be left locked by a worker that is killed.
         reader, writer = context.Pipe(duplex=False)
-        arguments = (devices[i % len(devices)], os.getpid(), packed, results, command, writer)
+        own = {**environment, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
+        arguments = (own, os.getpid(), packed, results, command, writer)
         workers[reader] = context.Process(target=_worker, args=arguments)
         workers[reader].start()
         writer.close()
@@ -79,10 +104,13 @@ def _listen(readers: list[Connection], listener: Listener) -> None:
                 readers.remove(reader)
 
 
-def _worker(device: str, parent: int, packed: bytes, results: Path, command: Command, events: Connection) -> None:
+def _worker(
+    environment: Mapping[str, str], parent: int, packed: bytes, results: Path, command: Command, events: Connection
+) -> None:
     stop_once()
-    _die_with(parent)
-    os.environ["CUDA_VISIBLE_DEVICES"] = device
+    # A worker whose parent was killed would hold its lock on.
+    die_with_parent(parent)()
+    os.environ.update(environment)
     mixer_classes(), task_types()
 
     def tell(event: Event) -> None:
@@ -97,14 +125,6 @@ def _worker(device: str, parent: int, packed: bytes, results: Path, command: Com
         execute_all(pickle.loads(packed), results, tell, command=command)
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _die_with(parent: int) -> None:
-    """A worker whose parent was killed would hold its lock on: the kernel ends it too."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 def _visible_devices() -> list[str]:

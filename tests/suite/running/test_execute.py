@@ -9,6 +9,7 @@ import pytest
 from suite.plan import plan
 from suite.running import execute
 from suite.running.execute import Command, execute_all
+from suite.running.health import Diverged
 from suite.stage import Stage
 from suite.store.run_directory import RunDirectory
 
@@ -69,3 +70,23 @@ def test_a_training_and_its_evaluations_say_how_far_they_are(small, monkeypatch)
     execute_all([run], Path(run.paths.results), told.append, command=Command("first", trains=True, force=False))
     shares = [(event.text, event.share.done, event.share.total) for event in told if event.share]
     assert shares == [("validates", 64, 64), ("evaluates test", 64, 64)]
+
+
+@pytest.mark.parametrize(("error", "tries"), [(RuntimeError("from outside"), 2), (Diverged(3, "loss nan"), 1)])
+@pytest.mark.parametrize("mends", [True, False])
+def test_a_training_that_fails_is_tried_once_more_unless_it_diverged(error, tries, mends, small, monkeypatch):
+    tried = []
+
+    def train(*arguments, **more):
+        tried.append(arguments)
+        if len(tried) == 1 or not mends:
+            raise error
+        return whole(*arguments, **more)
+
+    whole = execute.train
+    monkeypatch.setattr(execute, "train", train)
+    directory, ends = done(small, "eval=none", command("one"))
+    assert len(tried) == tries and len(ends) == 1
+    succeeds = mends and tries == 2
+    assert (directory.status().status == "done") == succeeds
+    assert ("tried once more" in ends[0]) is False
