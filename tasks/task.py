@@ -27,6 +27,16 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Encoded(Tokens):
+    """A task of ids that are asked again, every one at its own position, from what a model holds after the last of them.
+
+    decoder_layers: linear maps between the last features, to which a position is added, and the head.
+    """
+
+    decoder_layers: int
+
+
+@dataclass(frozen=True)
 class Vectors:
     """A task of vectors: a token is input_dim numbers, a target output_dim."""
 
@@ -41,12 +51,14 @@ class Batch:
     In a task of vectors tokens are [B, T, input_dim] and targets [B, T, output_dim], float32, and every target is asked.
     starts: [B, T] bool, True where the model's state is to be reset, or None.
     slices: per name one value an example, by which scores are also reported, e.g. {"num_pairs": [4, 4, 8]}.
+    permitted: [B, T] int64, bit i set where id i is as right as the target; None where `Task.right` does without.
     """
 
     tokens: Tensor
     targets: Tensor
     starts: Tensor | None = None
     slices: dict[str, list] = field(default_factory=dict)
+    permitted: Tensor | None = None
 
     @property
     def asked(self) -> Tensor:
@@ -185,6 +197,14 @@ class Task(ABC):
         changed since this task was built.
         """
         return None
+
+    def right(self, batch: Batch, prediction: Tensor) -> Tensor:
+        """Which predicted ids [B, T] answer what is asked, bool; meaningless where nothing is asked, and in a task of vectors."""
+        return prediction == batch.targets
+
+    def choices(self, batch: Batch) -> list[np.ndarray]:
+        """Per example the ids among which a guess chooses: the different answers that the example asks for."""
+        return [np.unique(targets[asked]) for targets, asked in zip(batch.targets.numpy(), batch.asked.numpy(), strict=True)]
 
     @abstractmethod
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:

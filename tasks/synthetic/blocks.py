@@ -7,16 +7,17 @@ import threading
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from torch import Tensor
 
-from conf.settings import Count
+from conf.settings import Count, Neutral, within
 from tasks.synthetic.splits import TINY, belongs, belongs_of
 from tasks.task import Batch, Task
 
 BLOCK = 256  # examples drawn at once
+MOST_TRAIN = 10_000_000  # training examples that are kept in memory
 MAX_BARREN = 100  # blocks of candidates without one for the split, after which there is taken to be none
 
 Drawn = tuple[np.ndarray, ...]
@@ -71,6 +72,7 @@ class BlockTask(Task):
         num_validation: Count
         num_test: Count
 
+    settings: Settings
     splits = ("train", "validation", "test")
     cached_blocks = 32  # of each stream: as many as threads that make batches ahead may read at a time
 
@@ -158,6 +160,30 @@ class BlockTask(Task):
     def _rule(self, stream: int) -> Callable[[np.ndarray, str], np.ndarray]:
         """What says which marks are of a split."""
         return belongs_of(self.space(stream).marks()) if self.few(stream) else belongs
+
+
+class FiniteTask(BlockTask):
+    """A BlockTask whose training split may end: num_train examples, the first of those without end, read anew every epoch."""
+
+    class Settings(BlockTask.Settings, kw_only=True):
+        """num_train: None for training examples without end."""
+
+        num_train: Annotated[Annotated[int, within(1, MOST_TRAIN)] | None, Neutral(None)]
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, *, seed: int) -> None:
+        super().__init__(settings, seed=seed)
+        self._train = DrawnOnce(lambda: BlockTask.drawn(self, "train", range(settings.num_train or 0)))
+
+    def num_examples(self, split: str) -> int | None:
+        return self.settings.num_train if split == "train" else super().num_examples(split)
+
+    def drawn(self, split: str, indices: Sequence[int]) -> Drawn:
+        if split == "train" and self.settings.num_train is not None:
+            # All of them are kept: every epoch reads them in another order.
+            return tuple(part[np.asarray(indices)] for part in self._train())
+        return super().drawn(split, indices)
 
 
 class DrawnOnce:

@@ -25,7 +25,7 @@ from suite.evaluation.studies.layers import joined, observed, traced
 from suite.evaluation.studies.rows import mean_row, placed, places, row, score_rows
 from suite.evaluation.studies.subject import Sample, Subject
 from suite.evaluation.studies.timing import TIMED_TOKENS, compared_rows
-from tasks.task import Batch, Measurement, Scored
+from tasks.task import Batch, Encoded, Measurement, Scored
 
 # Tokens that are timed, after the first half of a sequence: enough that a refresh every 64 of them falls among them.
 TIMED_STEPS = 64
@@ -55,7 +55,8 @@ def planned(asked: Asked) -> list[dict[str, Any]]:
     Raises RequestError for an entry that makes no solver or decoder.
     """
     mixer = asked.config.model.first(Mesa.Settings)
-    if mixer is None:
+    if mixer is None or isinstance(asked.task.interface, Encoded):
+        # What an AutoEncoder answers after a part of a sequence has no meaning.
         return []
     own = {**mixer.solver.plain(), **{name: getattr(mixer, name) for name in OF_DECODING}}
     decoders = [Decoder.read({**own, **entry.plain()}, "eval.decoders").plain() for entry in asked.own.decoders]
@@ -120,10 +121,10 @@ def _observe(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None)
 
 
 def _times(subject: Subject, sample: Sample, asked: Mapping[str, Any]) -> list[Measurement]:
-    model, half = subject.model, sample.task.seq_len // 2
-    steps = min(TIMED_STEPS, sample.task.seq_len - half)
-    count = min(sample.count, max(1, TIMED_TOKENS // sample.task.seq_len))
+    model, count = subject.model, min(sample.count, max(1, TIMED_TOKENS // sample.task.seq_len))
     tokens = subject.on_device(sample.task.batch(sample.split, range(count))).tokens
+    half = tokens.shape[1] // 2
+    steps = min(TIMED_STEPS, tokens.shape[1] - half)
     begun = {}
     for name in ("decoder", "fresh"):
         with mesa_replaced(model, _of_a_mixer(asked[name])):
