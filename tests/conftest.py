@@ -1,11 +1,34 @@
-"""One thread for every test: results do not depend on the machine, and workers do not fight for cores."""
+"""One thread for every test: results do not depend on the machine, and workers do not fight for cores. YAML is parsed once."""
 
+import copy
 import os
+from typing import IO, Any
 
 import pytest
+from omegaconf import OmegaConf
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+def parse_once() -> None:
+    """Has OmegaConf parse each text of YAML once a process: Hydra reads all of conf/ again for every composition."""
+    parse, parsed = OmegaConf.load, dict[str, Any]()
+
+    def load(file_: str | os.PathLike[str] | IO[Any]) -> Any:
+        if isinstance(file_, str | os.PathLike):
+            with open(file_, encoding="utf-8") as opened:
+                return load(opened)
+        place, text = file_.tell(), file_.read()
+        if text not in parsed:
+            file_.seek(place)
+            parsed[text] = parse(file_)
+        return copy.deepcopy(parsed[text])
+
+    OmegaConf.load = load
+
+
+parse_once()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -108,11 +108,12 @@ def test_a_command_is_one_that_the_suite_takes(text, elsewhere, capsys):
     elif verb in ("evaluate", "generate"):
         # Everything is checked before the run is looked for.
         assert command([verb, *arguments]) == 2 and re.search(r"no run|no trained runs|run ID", capsys.readouterr().err)
-    elif verb in ("report", "list", "show"):
+    elif verb in ("report", "list", "status", "show"):
         (elsewhere / "results" / "runs").mkdir(parents=True)
         status, said = command([verb, *arguments]), capsys.readouterr()
         # A name is answered, a store is looked into and holds nothing; a placeholder names nothing that is there.
-        assert status == 0 or re.search(r"no (results|trained runs|runs) |unknown report 'NAME'|FOLDER", said.err), said.err
+        nothing = r"no (results|trained runs|runs|experiment) |unknown (report 'NAME'|experiment)|FOLDER"
+        assert status == 0 or re.search(nothing, said.err), said.err
     else:
         assert (verb in VERBS and not arguments) or verb == "VERB"
 
@@ -205,7 +206,7 @@ def test_commands_on_what_was_added_are_ones_that_the_suite_takes(extended):
 
 def test_what_was_added_is_swept_over_values_of_its_own_and_labelled_by_them(extended):
     """A model, an evaluation and its figure, then a task; nothing but files that the page shows was added."""
-    quick = "run experiment=quick train.steps=4 train.warmup_steps=2 task.num_validation=32 task.num_test=32"
+    quick = "run experiment=quick train.steps=4 train.warmup_steps=2 task.num_validation=32 task.num_test=32 compute.jobs=1"
     extended.suite(
         f"{quick} task=mqar model=retention model.mixer.decay=0.9,0.99 eval=corrupted eval.corrupted_shares=[0.1,0.4]",
         "report corrupted",

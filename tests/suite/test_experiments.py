@@ -7,24 +7,36 @@ import pytest
 from conf.groups import options
 from suite.cli import main
 from suite.metrics import METRICS
+from suite.request.compose import compose_one
 from suite.request.overrides import read_request
 from suite.results import load_results, load_runs
 
 # As small as a model can be, so that what is tested is that everything fits together.
 SMALL = {"size.d_model": 32, "size.num_blocks": 1, "size.num_heads": 2, "size.head_dim": 8, "match.by": "none"}
-FEW = {"train.steps": 2, "train.warmup_steps": 1, "eval.study_tokens": 1024}
+FEW = {"train.steps": 2, "train.warmup_steps": 1, "train.batch_size": 4, "eval.study_tokens": 1024}
+EXAMPLES = {"num_validation": 16, "num_test": 16}
+SEGMENTS = {"seq_len": 64, "train_segments": "[[64,4,16]]", "test_segments": "[[64,4,16],[128,4,16]]"}
 
 
 def first_cell(experiment: str) -> list[str]:
     """The first run of the experiment's grid, made small where the grid does not say otherwise."""
     typed = dict(override.split("=", 1) for override in read_request([f"experiment={experiment}"]).cells[0])
-    few = {"eval.study_tokens": 2048} if experiment == "efficiency" else FEW
+    written = compose_one([f"{key}={value}" for key, value in typed.items()]).written
+    task = written["task"]
+    # A language model's text has its own numbers of examples.
+    examples = SEGMENTS if "test_segments" in task else EXAMPLES
+    few = {f"task.{key}": count for key, count in examples.items() if key in task}
+    few |= {"task.num_train": 32} if task.get("num_train") else {}
+    few |= {"eval.limit": 4} if "lm_eval" in written["eval"]["stages"] else {}
+    few |= {"eval.study_tokens": 2048} if experiment == "efficiency" else FEW
     return [f"{key}={value}" for key, value in {**SMALL, **typed, **few}.items() if key != "size"]
 
 
 # Their evaluations are timed by a clock, over and over; the studies have tests of their own.
 TIMED = ("compute", "efficiency", "sherman_morrison", "solver_ablation", "warm_start")
-EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) if name in TIMED else name for name in options("experiment")]
+# The same on a larger grid: NAME_small trains too.
+LARGE = [name for name in options("experiment") if f"{name}_small" in options("experiment")]
+EXPERIMENTS = [pytest.param(n, marks=pytest.mark.slow) if n in (*TIMED, *LARGE) else n for n in options("experiment")]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from conf.groups import CONF, options
+from conf.groups import CONF, find, options
 from conf.settings import RequestError, flat
 from suite.plan import plan
 from suite.request import compose as sections
@@ -44,8 +44,12 @@ def sample(count: int) -> list[list[str]]:
     """Requests of one cell: a model, a task and a size, often an experiment, and options and values of others."""
     drawn, found = random.Random(0), [list(each) for each in ALONE]
     for _ in range(count):
-        cell = [f"{group}={drawn.choice(options(group))}" for group in ("model", "task", "size")]
-        cell += [f"experiment={drawn.choice(options('experiment'))}"] if drawn.random() < 0.5 else []
+        cell = [f"{group}={drawn.choice(options(group))}" for group in ("model", "size")]
+        experiment = drawn.choice(options("experiment")) if drawn.random() < 0.5 else ""
+        cell += [f"experiment={experiment}"] if experiment else []
+        # An experiment that sets values of a task, or follows a protocol that may, goes with its own task alone.
+        text = find("experiment", experiment).read_text() if experiment else ""
+        cell += [] if re.search("^task:|/protocol:", text, flags=re.M) else [f"task={drawn.choice(options('task'))}"]
         more = [drawn.choice(CHOICES), *drawn.sample(VALUES, drawn.randrange(4))]
         drawn.shuffle(more)
         found.append([*cell, *more])

@@ -122,12 +122,16 @@ def saved(written: Mapping[str, Any]) -> Config:
     return saved_config(yaml.safe_load(yaml.safe_dump(dict(written))))
 
 
-def test_recall_of_before_keeps_its_name_and_gets_the_key_added_since():
-    """A configuration written before MQAR had num_train."""
+def test_recall_of_before_keeps_its_name_and_gets_the_keys_added_since():
+    """A configuration written before MQAR had num_train and the like, and a training a schedule to choose."""
     (run,) = plan(["model=gla", "task=mqar"])
-    assert neutral_keys(run.config.task) == ["num_train"]
+    assert neutral_keys(run.config.task) == ["draws", "num_train", "rewrites"]
+    selects = ["keep", "stop_at", "validate_steps"]
+    assert neutral_keys(run.config.train) == sorted(["decays", "final_lr", "hold_steps", "schedule", "warmup_from", *selects])
     old = copy.deepcopy(dict(run.written))
-    del old["task"]["num_train"]
+    for section in ("task", "train"):
+        for key in neutral_keys(getattr(run.config, section)):
+            del old[section][key]
     assert saved(old) == run.config and run_id(identity(saved(old), data_fingerprint=run.data_fingerprint)) == run.run_id
     (bounded,) = plan(["model=gla", "task=mqar", "task.num_train=100"])
     assert bounded.run_id != run.run_id and saved(bounded.written) == bounded.config

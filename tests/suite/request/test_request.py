@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+from collections.abc import Iterable
 
 import pytest
 
 from conf.groups import CONF, options
 from conf.settings import RequestError
 from suite.cli import main
-from suite.plan import plan
+from suite.plan import plan, plan_request
 from suite.request.match import _heads
 from suite.request.overrides import read_request
 from tests.models import built
@@ -126,7 +128,10 @@ def test_one_and_one_point_zero_are_one_number():
             ["match.by=parameters", "match.reference=transformer", "size.mlp_dim=1", "model=hawk", "task=mqar"],
             "match.by=parameters",
         ),
-        (["match.by=state", "match.tolerance=0.0001", "model=swa4", "match.reference=mesanet", "task=mqar"], "match.by=state"),
+        (
+            ["match.by=state", "match.tolerance=0.0001", "model=swa4", "match.reference=mesanet", "task=mqar", "size.head_dim=8"],
+            "match.by=state",
+        ),
         (["data=text", "data.path=/nowhere/*.txt"], "/nowhere/*.txt"),
         (["model=hawk", "model.mixer.width_multiplier=1e38", "task=mqar"], "can't be built"),
         (["model=gla", "model.mixer.key_dim=2147483647", "model.mixer.num_heads=2147483647", "task=mqar"], "can't be built"),
@@ -151,11 +156,27 @@ def test_a_text_that_can_not_be_used_is_named(content, said, tmp_path, capsys):
     assert not (tmp_path / "results").exists()
 
 
+def apart(cells: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """The first cell of every model at every size, and the first of all other settings together, tasks among them."""
+    seen, found = set(), []
+    for cell in cells:
+        keys = {override: override.lstrip("+").partition("=")[0] for override in cell}
+        built = frozenset(each for each, key in keys.items() if key.split(".")[0] in ("model", "size"))
+        rest = frozenset(each for each, key in keys.items() if key.split(".")[0] not in ("model", "size"))
+        if {built, rest} - seen:
+            found.append(cell)
+            seen |= {built, rest}
+    return found
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_composes_and_its_models_build(experiment):
     # One seed and one rate, so that it takes seconds.
-    runs = plan([f"experiment={experiment}", "data=stdlib", "seed=0", "train.lr=0.004"])
+    request = read_request([f"experiment={experiment}", "data=stdlib", "seed=0", "train.lr=0.004"])
+    cells = apart(request.cells)
+    runs = plan_request(dataclasses.replace(request, cells=cells))
     assert runs and all(run.experiment == experiment for run in runs)
+    assert {each for cell in cells for each in cell} == {each for cell in request.cells for each in cell}
 
 
 @pytest.mark.parametrize("size", options("size"))
@@ -180,9 +201,9 @@ def test_matched_arms_agree(by):
     quantity = {"parameters": "parameters", "flops": "flops_per_token", "state": "state_bytes"}[by]
     # Mesa's solver alone costs more FLOPs than all of Gated DeltaNet.
     other = "hawk" if by == "flops" else "mesanet"
-    runs = plan(
-        [f"match.by={by}", "match.reference=gated_deltanet", f"model=gated_deltanet,{other}", "match.tolerance=0.05", "task=mqar"]
-    )
+    models = "match.reference=gated_deltanet", f"model=gated_deltanet,{other}"
+    # Of small heads few others are near.
+    runs = plan([f"match.by={by}", *models, "match.tolerance=0.05", "task=mqar", "size.head_dim=8"])
     first, second = (getattr(run.cost, quantity) for run in runs)
     assert abs(first / second - 1) <= 0.05
 
@@ -196,6 +217,7 @@ def test_a_state_is_matched_by_half_to_twice_the_heads_of_up_to_four_times_the_s
 def test_an_arm_is_matched_alike_alone_and_beside_others():
     axes = "train.autocast=none,bfloat16", "match.by=parameters,state"
     request = ["model=mesanet", "match.reference=transformer", "match.tolerance=0.1", "task=mqar", "eval=none", *axes]
+    request.append("size.head_dim=8")
     alone = [plan(cell)[0].config.size for cell in read_request(request).cells]
     assert [run.config.size for run in plan(request)] == alone and len(set(alone)) == 3
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from suite.cli import command as command_line
 from suite.cli import main
 from suite.compute.optimization import build_optimizer, example_indices, learning_rate
 from suite.plan import plan
@@ -47,18 +53,19 @@ def weights(results: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("model", [["model=gated_deltanet"], ["model=mesanet", "model.mixer.random_steps=5"]])
-def test_killed_and_resumed_equals_uninterrupted(model, small, command, tmp_path):
+def test_killed_and_resumed_equals_uninterrupted(model, small, tmp_path):
     """A model that draws something anew for every batch is among them."""
     small = [*model, *small[1:]]
     assert main(["run", *small]) == 0
     whole, killed = tmp_path / "results", tmp_path / "killed"
     request = [*small[:-3], f"paths.results={killed}", *small[-2:]]
-    process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
+    process = multiprocessing.get_context("fork").Process(target=main, args=(["run", *request],))
+    process.start()
     deadline = time.monotonic() + 120
     while not list(killed.glob("runs/*/checkpoint/step-*")) and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert list(killed.glob("runs/*/checkpoint/step-*")) and not list(killed.glob("runs/*/train.json"))
     assert main(["run", *request]) == 0
     assert numbers(killed) == numbers(whole) and losses(killed) == losses(whole)
@@ -83,12 +90,12 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     last = directory.checkpoints / "step-000000003.safetensors"
     fresh = new_model(run, CPU)
     again = build_optimizer(fresh, run.config.train)
-    assert load_checkpoint(directory, fresh, again, told.append) == Progress(3, 3.0, 0.5, 3.0, (1.0,))
+    assert load_checkpoint(directory, fresh, again, told.append)[0] == Progress(3, 3.0, 0.5, 3.0, (1.0,))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
     for parameter, twin in zip(model.parameters(), fresh.parameters(), strict=True):
         assert all(torch.equal(optimizer.state[parameter][key], again.state[twin][key]) for key in optimizer.state[parameter])
     last.write_bytes(last.read_bytes()[:-100])
-    assert load_checkpoint(directory, fresh, again, told.append) == Progress(2, 2.0, 0.5, 3.0, (1.0,))
+    assert load_checkpoint(directory, fresh, again, told.append)[0] == Progress(2, 2.0, 0.5, 3.0, (1.0,))
 
 
 def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small, tmp_path, capsys):
@@ -105,11 +112,22 @@ def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small,
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
 
-def test_two_processes_share_the_work_and_repeat_nothing(small, command, tmp_path):
+def run_saying(path: Path, request: list[str]) -> None:
+    with path.open("w") as said, contextlib.redirect_stderr(said):
+        sys.exit(main(["run", *request]))
+
+
+def test_two_processes_share_the_work_and_repeat_nothing(small, tmp_path):
     request = [*small, "seed=0,1,2,3", "compute.jobs=1"]
-    twins = [subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    assert [twin.wait(timeout=180) for twin in twins] == [0, 0]
-    said = "".join(twin.stderr.read() for twin in twins)
+    paths = [tmp_path / name for name in ("one.txt", "other.txt")]
+    # Of this process, which has imported torch.
+    twins = [multiprocessing.get_context("fork").Process(target=run_saying, args=(path, request)) for path in paths]
+    for twin in twins:
+        twin.start()
+    for twin in twins:
+        twin.join(180)
+    assert [twin.exitcode for twin in twins] == [0, 0]
+    said = "".join(path.read_text() for path in paths)
     runs = list((tmp_path / "results" / "runs").iterdir())
     assert len(runs) == 4 and all(
         (run / "train.json").exists() and [path.name for path in run.glob("lock*")] == ["lock.guard"] for run in runs
@@ -120,12 +138,12 @@ def test_two_processes_share_the_work_and_repeat_nothing(small, command, tmp_pat
         assert steps == list(range(1, 13))
 
 
-def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(small, call, tmp_path):
+def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(small, call, tmp_path, capsys):
     first = call("run", *small, "seed=0,1,2", "compute.jobs=2")
     assert first.returncode == 0 and first.stderr.count("done in") == 3, first.stderr
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
-    second = call("run", *small, "seed=0,1,2", "compute.jobs=2")
-    assert second.returncode == 0 and "3 of them done already" in second.stderr
+    assert main(["run", *small, "seed=0,1,2", "compute.jobs=2"]) == 0
+    assert "3 of them done already" in capsys.readouterr().err
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
 
 
@@ -145,34 +163,82 @@ def test_killing_the_command_kills_its_workers(small, command, tmp_path):
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
 
 
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Signals do in this process what they did before, whatever a test makes of them."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def sent_once_it_trains(results: Path, number: int) -> Iterator[None]:
+    """Sends a signal to this process as soon as a run in the store has logged, unless the block has ended by then."""
+    ended = threading.Event()
+
+    def send() -> None:
+        while not ended.wait(0.01):
+            if list(results.glob("runs/*/metrics.jsonl")):
+                os.kill(os.getpid(), number)
+                return
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        sender.join()
+
+
+def lasting(small: list[str], steps: int, jobs: int) -> list[str]:
+    """A request for two runs that are not done before somebody interrupts them."""
+    return [*(s for s in small if not s.startswith("train.steps")), f"train.steps={steps}", "seed=0,1", f"compute.jobs={jobs}"]
+
+
+def assert_interrupted(results: Path, jobs: int) -> None:
+    statuses = [json.loads(path.read_text())["status"] for path in results.glob("runs/*/status.json")]
+    assert statuses == ["interrupted"] * jobs and not list(results.glob("runs/*/lock.claim-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "a scheduler"])
+def test_an_interrupted_command_says_so_and_leaves_no_lock(number, small, signals, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["suite", "run", *lasting(small, steps=400, jobs=1)])
+    # As in a command that a script puts into the background; one that heeds no SIGTERM would end the tests.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    with sent_once_it_trains(tmp_path / "results", number):
+        assert command_line() == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert_interrupted(tmp_path / "results", jobs=1)
+
+
 def send_to_all(process: subprocess.Popen, number: int) -> None:
     """As a terminal does on Ctrl-C."""
     os.killpg(process.pid, number)
 
 
 @pytest.mark.parametrize(
-    ("sent", "send", "jobs"),
+    ("sent", "send"),
     [
-        (signal.SIGINT, send_to_all, 1),
-        (signal.SIGTERM, subprocess.Popen.send_signal, 1),
-        (signal.SIGINT, send_to_all, 2),
-        pytest.param(signal.SIGTERM, subprocess.Popen.send_signal, 2, marks=pytest.mark.slow),
+        (signal.SIGINT, send_to_all),
+        pytest.param(signal.SIGTERM, subprocess.Popen.send_signal, marks=pytest.mark.slow),
     ],
-    ids=["Ctrl-C", "a scheduler", "Ctrl-C to workers", "a scheduler of workers"],
+    ids=["Ctrl-C to workers", "a scheduler of workers"],
 )
-def test_an_interrupted_command_says_so_and_leaves_no_lock(sent, send, jobs, small, command, tmp_path):
-    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=4000", "seed=0,1", f"compute.jobs={jobs}"]
+def test_an_interrupted_command_with_workers_says_so_and_leaves_no_lock(sent, send, small, command, tmp_path):
     # SIGINT is ignored at the start, as in a command that a script puts into the background.
     launch = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    request = lasting(small, steps=4000, jobs=2)
     process = subprocess.Popen(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command, "run", *request], **launch)
     deadline = time.monotonic() + 120
-    while len(list((tmp_path / "results").glob("runs/*/metrics.jsonl"))) < jobs and time.monotonic() < deadline:
+    while len(list((tmp_path / "results").glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     send(process, sent)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said
-    statuses = [json.loads(path.read_text())["status"] for path in (tmp_path / "results").glob("runs/*/status.json")]
-    assert statuses == ["interrupted"] * jobs and not list((tmp_path / "results").glob("runs/*/lock.claim-*"))
+    assert_interrupted(tmp_path / "results", jobs=2)
 
 
 def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, call, tmp_path):
