@@ -22,6 +22,8 @@ from suite.request.compose import Composer
 GROUPS = ("model", "size", "task", "data")
 SCORE = {"language": "nll", "in_context_regression": "squared_error"}
 """What a task is scored by; by its accuracy if nothing is said."""
+MANY = 50
+"""Of a grid of more runs the first entries of every task and size are enough, with the ends of their axes."""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,15 +38,26 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 @functools.cache
 def configurations(experiment: str) -> tuple[Mapping[str, Any], ...]:
     """The configuration of every run of an experiment's grid but for the seeds, of which there are two."""
-    cells = []
-    for entry in OmegaConf.to_container(OmegaConf.load(find("experiment", experiment)).experiment.grid):
-        axes = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != "seed"}
-        # The ends of a long axis and one value more are enough.
-        axes = {key: values if key in GROUPS else [*values[:2], *values[2:][-1:]] for key, values in axes.items()}
-        settings = [[f"{key}={text(value)}" for value in values] for key, values in axes.items()]
-        cells += [[f"experiment={experiment}", *cell] for cell in itertools.product(*settings)]
+    grid = OmegaConf.to_container(OmegaConf.load(find("experiment", experiment)).experiment.grid)
+    cells = cells_of(grid, GROUPS, 3)
+    if len(cells) > MANY:
+        places = [(entry.get("task"), entry.get("size")) for entry in grid]
+        first = [entry for i, entry in enumerate(grid) if places[:i].count(places[i]) < 2]
+        cells = cells_of(first, ("task", "size"), 2)
+    cells = [[f"experiment={experiment}", *cell] for cell in cells]
     composer = Composer(cells)
     return tuple(composer.compose(cell).written for cell in cells)
+
+
+def cells_of(grid: list[Mapping[str, Any]], whole: tuple[str, ...], most: int) -> list[tuple[str, ...]]:
+    """Every combination of a grid but for the seeds; of axes that are not `whole` the ends, and `most` values at the most."""
+    cells = []
+    for entry in grid:
+        axes = {key: value if isinstance(value, list) else [value] for key, value in entry.items() if key != "seed"}
+        axes = {k: v if k in whole else [*v[: most - 1], *v[most - 1 :][-1:]] for k, v in axes.items()}
+        settings = [[f"{key}={text(value)}" for value in values] for key, values in axes.items()]
+        cells += itertools.product(*settings)
+    return cells
 
 
 def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: int = 0) -> None:
@@ -52,6 +65,7 @@ def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: 
     for i, (config, seed) in enumerate(itertools.product(configurations(experiment), seeds)):
         model, task = config["model"], config["task"]
         settings = dict(flat({group: config[group] for group in ("model", "size", "task", "train")}))
+        settings["protocol"] = config["protocol"]["name"]
         names = {"label": model["label"], "size": config["size"]["name"], "seed": seed, "settings": settings}
         names["group"] = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode()).hexdigest()[:8]
         if i < skipped:
@@ -85,12 +99,13 @@ def score_of(config: Mapping[str, Any]) -> str:
 
 def train_rows(store, config, seed):
     value = 1 + level(config, seed)
-    rows = [store.row("tokens_per_second", 1000 * value, "train")]
+    rows = [store.row("tokens_per_second", 1000 * value, "train"), store.row("train_seconds", 100 / value, "train")]
     if score_of(config) == "nll":
         floors = {"unigram_bits_per_byte": 4.5, "trigram_bits_per_byte": 2.9}
         values = {"nll": value, "bits_per_byte": 1.5 * value, **floors}
         return rows + [store.row(metric, each, "validation") for metric, each in values.items()]
-    return [*rows, store.row(score_of(config), value / 2, "validation")]
+    macro = [store.row("accuracy_macro", value / 2, "validation")] if is_answered(config) else []
+    return [*rows, store.row(score_of(config), value / 2, "validation"), *macro]
 
 
 def cost_rows(store, config, seed):
@@ -118,12 +133,23 @@ def test_rows(store, config, seed):
         place = {"position_low": length - length // 4, "position_high": length}
         return rows + [store.row(metric, each, "test", **place) for metric, each in errors.items()]
     rows = [store.row("accuracy", value, "test"), store.row("chance", 0.25, "test")]
-    for pairs in task.get("num_pairs") or ():
+    for pairs in task.get("num_pairs") or [pairs for _, pairs, _ in task.get("test_segments", ())]:
         rows += [store.row("accuracy", value / pairs, "test", num_pairs=pairs)]
         rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs)]
-    if task["name"] == "parity":
-        rows += [store.row("accuracy", value if t > 40 else 1.0, "test", position=t) for t in range(256)]
+    length, place = task.get("test_seq_len", 0), "length" if "brackets" in task else "position"
+    for t in range(0, length, max(1, length // 256)):
+        rows.append(store.row("accuracy", value if t > task["seq_len"] else 1.0, "test", **{place: t}))
+    if is_answered(config):
+        rows.append(store.row("accuracy_macro", value, "test"))
+    if task["name"] == "regbench":
+        rows += [store.row(f"ngram{order}_accuracy", 0.4 + order / 8, "test") for order in (1, 2, 3, 4)]
+        rows.append(store.row("next_token_accuracy", value / 2, "test"))
     return rows if score_of(config) == "accuracy" else []
+
+
+def is_answered(config: Mapping[str, Any]) -> bool:
+    """Whether the task has a mean over targets too, as those of one right answer a question have."""
+    return config["task"]["name"].startswith(("mad_", "modular_arithmetic", "regbench"))
 
 
 def lm_eval_rows(store, config, seed):

@@ -47,7 +47,11 @@ def small_pictures(monkeypatch) -> None:
     monkeypatch.setattr(save, "PNG_DPI", 20)
 
 
-@pytest.fixture(scope="module", params=REPORTS)
+# The same parts over a larger grid: NAME_small has them too.
+LARGE = [name for name in REPORTS if f"{name}_small" in REPORTS]
+
+
+@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in REPORTS])
 def name(request: pytest.FixtureRequest) -> str:
     """The scope is the module, so that the tests of one report stand together and invent its runs in one process."""
     return request.param
@@ -85,12 +89,22 @@ def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name
     assert cells.loc[cells["status"] == "missing", "arm"].notna().all()
 
 
+@pytest.fixture(scope="module")
+def used() -> set[str]:
+    """The parts that a report has."""
+    return {part.type for name in REPORTS for part in page_of(name).parts}
+
+
+@pytest.fixture(scope="module")
+def tests() -> str:
+    """The text of every test of reports."""
+    return "\n".join(path.read_text() for path in sorted(Path(__file__).parent.glob("test_*.py")))
+
+
 @pytest.mark.parametrize("part", PARTS)
-def test_every_part_is_used_or_tested(part: str) -> None:
-    used = {part.type for name in REPORTS for part in page_of(name).parts}
-    module, name = part.split(".")
-    tested = any(f"{name}(" in path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
-    assert part in used or tested
+def test_every_part_is_used_or_tested(part: str, used: set[str], tests: str) -> None:
+    name = part.split(".")[1]
+    assert part in used or f"{name}(" in tests
     assert part_function(part).__name__ == name
 
 
