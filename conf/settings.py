@@ -166,9 +166,10 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 def near(value: object, permitted: Iterable[str]) -> str:
-    """The words that name the nearest permitted value, if any is near."""
-    found = difflib.get_close_matches(str(value), list(permitted), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
+    """The words that name the nearest permitted value, if any is near; small and capital letters are alike."""
+    names = {name.lower(): name for name in permitted}
+    found = difflib.get_close_matches(str(value).lower(), list(names), n=1, cutoff=0.5)
+    return f"; did you mean {names[found[0]]}?" if found else ""
 
 
 def unknown(what: str, value: str, permitted: Iterable[str]) -> RequestError:

@@ -12,11 +12,11 @@ from suite.cli import main
 
 IDS = ("1a2b3c4d5e6f", "1a2bffffffff", "77777777777f")
 MODELS, EXPERIMENTS, EVALS = (", ".join(options(group)) for group in ("model", "experiment", "eval"))
-VERBS = "run, evaluate, generate, report, list, show, check, doctor"
+VERBS = "run, evaluate, generate, report, list, status, show, check, doctor"
 FLAGS = "-h, --help, --version, -V, -m, --multirun"
-LISTED = "models, tasks, experiments, reports, evaluations, runs"
-SECTIONS = "experiment, seed, backend, match, paths, model, size, task, data, train, eval, compute"
-TOP = "backend, compute, data, eval, experiment, match, model, paths, seed, size, task, train"
+LISTED = "models, tasks, experiments, reports, evaluations, protocols, runs"
+SECTIONS = "experiment, seed, backend, match, paths, model, size, task, data, train, eval, compute, protocol"
+TOP = "backend, compute, data, eval, experiment, match, model, paths, protocol, seed, size, task, train"
 SHOWN = "show takes run=ID, the beginning of an id; or model=NAME, task=NAME, experiment=NAME"
 KNOWN = f"(permitted: {', '.join(IDS)}, or the beginning of one)"
 KEYS = "(permitted are columns of `list runs`, such as model, seed, status and train.lr, and metrics, such as accuracy)"
@@ -25,7 +25,7 @@ LIST = "Several are a list without spaces, KEY=A,B"
 
 SLIPS = [
     ("trian", f"unknown verb 'trian'; did you mean run? (permitted: {VERBS})"),
-    ("-v", f"unknown flag '-v'; did you mean -m? (permitted: {FLAGS})"),
+    ("-v", f"unknown flag '-v'; did you mean -V? (permitted: {FLAGS})"),
     ("check --model mesanet", f"'--model' is no flag: keys are typed without dashes, model=VALUE (flags: {FLAGS})"),
     ("check --lr=1e-3", f"'--lr=1e-3' is no flag: keys are typed without dashes, lr=1e-3 (flags: {FLAGS})"),
     ("list", f"list takes one of {LISTED}"),

@@ -24,15 +24,17 @@ from suite.evaluation.stages import read_eval, studies_by_name
 from suite.request.compose import compose_one
 from suite.request.overrides import parse
 from suite.request.places import Paths
-from suite.request.schema import Chosen, Experiment, Match
+from suite.request.schema import Chosen, Experiment, Match, Protocol
 from tasks.language.task import DataSettings
 
 # Between them they have every mixer and every task.
 PAIRS = [
-    *zip(options("model"), ["mqar", "parity", "in_context_regression", "efficiency", "language"] * 9, strict=False),
+    *zip(options("model"), options("task") * 9, strict=False),
+    *(("gla", task) for task in options("task")[len(options("model")) :]),
     ("mesanet", "language"),
 ]
 SECTIONS = {"size": Size, "train": Train, "compute": Compute, "match": Match, "paths": Paths, "eval": Eval, "data": DataSettings}
+SECTIONS["protocol"] = Protocol
 TOP = {"": Chosen, "model": Labels, "experiment": Experiment, **SECTIONS}
 
 
@@ -298,7 +300,7 @@ NAMED = [
     ),
     ("task=mqar", "task.seq_len=31", "task.seq_len=31 is out of range, permitted are even numbers of at least"),
     ("task=mqar", "task.num_pairs=[]", "task.num_pairs=[] is out of range, permitted are lists of whole numbers from 1"),
-    ("task=mqar", "task.type=0", "task.type=0 is out of range, permitted are efficiency.Efficiency, "),
+    ("task=mqar", "task.type=0", "task.type=0 is out of range, permitted are depo, efficiency.Efficiency, "),
     ("task=mqar", "task.type=mqar.mqar", "unknown task.type 'mqar.mqar'; did you mean mqar.MQAR?"),
     ("task=parity", "task.test_seq_len=1", "task.test_seq_len=1 is out of range, permitted are whole numbers from seq_len"),
     ("model=mesanet", "model.mixer.refresh=4", "model.mixer.refresh=4 is out of range, permitted are null with decode=solver"),
