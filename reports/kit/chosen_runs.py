@@ -40,7 +40,7 @@ class Chosen:
 
 
 def chosen_runs(frames: Frames, tasks: Sequence[str]) -> Chosen:
-    """Of every arm the runs at those TUNED settings whose mean over seeds is best on the split that its protocol chooses by.
+    """The runs of every arm at those TUNED settings whose mean over seeds is best on the split that its protocol chooses by.
 
     Raises NoData where no run of the tasks was asked for, or none has a score on the test split.
     """

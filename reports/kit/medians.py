@@ -21,7 +21,7 @@ from suite.metrics import METRICS, axis_label
 SHOWN = "lines are medians over seeds, bands run from the first to the third quartile"
 QUARTILES = ("median", "q1", "q3")
 DASHES = (":", (0, (1, 3)), (0, (4, 2)), "-.")
-"""Of what is known without training."""
+"""Lines of what is known without training."""
 
 
 def median_lines(axes: Axes, data: pd.DataFrame, x: str, label: str = "arm", *, marker: float = 0.9) -> None:

@@ -23,7 +23,7 @@ GROUPS = ("model", "size", "task", "data")
 SCORE = {"language": "nll", "in_context_regression": "squared_error"}
 """What a task is scored by; by its accuracy if nothing is said."""
 MANY = 50
-"""Of a grid of more runs the first entries of every task and size are enough, with the ends of their axes."""
+"""In a grid of more runs the first entries of every task and size are enough, with the ends of their axes."""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

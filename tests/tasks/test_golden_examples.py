@@ -67,7 +67,7 @@ def test_examples_and_versions_are_what_they_were(name, changes, version, expect
         made = build(name, seed=seed, **changes)
         assert made.version == version
         for split in made.splits:
-            # Of a mixture, whose training examples end.
+            # A mixture's training examples end.
             count = made.num_examples(split) if name == "mqar_mixture" else None
             batch = made.batch(split, [i % count for i in INDICES] if count else INDICES)
             digest.update(batch.tokens.numpy().tobytes() + batch.targets.numpy().tobytes() + repr(batch.slices).encode())

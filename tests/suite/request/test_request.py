@@ -202,7 +202,7 @@ def test_matched_arms_agree(by):
     # Mesa's solver alone costs more FLOPs than all of Gated DeltaNet.
     other = "hawk" if by == "flops" else "mesanet"
     models = "match.reference=gated_deltanet", f"model=gated_deltanet,{other}"
-    # Of small heads few others are near.
+    # Few other sizes are near those of small heads.
     runs = plan([f"match.by={by}", *models, "match.tolerance=0.05", "task=mqar", "size.head_dim=8"])
     first, second = (getattr(run.cost, quantity) for run in runs)
     assert abs(first / second - 1) <= 0.05

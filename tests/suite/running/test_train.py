@@ -120,7 +120,7 @@ def run_saying(path: Path, request: list[str]) -> None:
 def test_two_processes_share_the_work_and_repeat_nothing(small, tmp_path):
     request = [*small, "seed=0,1,2,3", "compute.jobs=1"]
     paths = [tmp_path / name for name in ("one.txt", "other.txt")]
-    # Of this process, which has imported torch.
+    # A fork of this process, which has imported torch.
     twins = [multiprocessing.get_context("fork").Process(target=run_saying, args=(path, request)) for path in paths]
     for twin in twins:
         twin.start()
