@@ -96,7 +96,7 @@ def test_settings_are_called_by_what_differs_from_most_of_them(store):
     for size, length, train in ((16, 64, None), (32, 64, None), (16, 128, None), (16, 64, 800)):
         ask(store, "mesanet", 0.5, **{"task.vocab_size": size, "task.seq_len": length, "task.num_train": train})
     cells = chosen_runs(frames_of(store), ["mqar"]).cells
-    assert setting_labels(cells).tolist() == ["baseline", "vocab size 32", "sequence length 128", "num train 800"]
+    assert setting_labels(cells).tolist() == ["baseline", "vocab size 32", "sequence length 128", "training examples 800"]
     assert set(line_labels(cells)) == {"MESANET"}
 
 
