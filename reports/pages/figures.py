@@ -14,6 +14,7 @@ from reports.kit.arguments import Metric, Model, Split, Stage, Task
 from reports.kit.chosen import at_best
 from reports.kit.hover import of_each, remember
 from reports.kit.lines import banded_lines, lines_of
+from reports.kit.medians import bytes_text
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import (
@@ -188,12 +189,6 @@ def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
     octaves, heights = np.abs(np.log2(points[:, None, 0] / others[:, 0])), np.abs(points[:, None, 1] - others[:, 1])
     # A third of an octave and a twentieth of the frame's height are about the size of a marker.
     return bool(((octaves < 1 / 3) & (heights < 0.05)).any())
-
-
-def bytes_text(size: float, _position: int | None = None) -> str:
-    """A number of bytes for a tick, in the largest binary unit that it fills: 512, 16K, 2M."""
-    exponent = max(0, min(3, int(np.log2(max(size, 1)) // 10)))
-    return f"{size / 1024**exponent:.3g}{('', 'K', 'M', 'G')[exponent]}"
 
 
 def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, chosen: str = "") -> Drawing:

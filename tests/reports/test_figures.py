@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from reports.kit.medians import bytes_text
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import STYLES, TABLE, plain, style_of
 from reports.kit.tables import Column
@@ -186,7 +187,7 @@ def test_a_state_that_does_not_depend_on_the_head_size_is_named(store) -> None:
 
 @pytest.mark.parametrize(("size", "text"), [(512, "512"), (1024, "1K"), (16384, "16K"), (3 * 2**20, "3M")])
 def test_bytes_text(size: float, text: str) -> None:
-    assert figures.bytes_text(size) == text
+    assert bytes_text(size) == text
 
 
 def test_training_curves_average_seeds_and_smooth(store) -> None:
