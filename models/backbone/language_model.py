@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from models.backbone import Backbone
 from models.backbone.blocks import Size
-from models.backends import chosen
+from models.backends import chosen, load
 from models.mixer import SequenceMixer
-from models.ops import cross_entropy
+from models.ops import cross_entropy, embedding
 
 
 class LanguageModel(Backbone):
@@ -25,9 +25,13 @@ class LanguageModel(Backbone):
     def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, vocab_size: int) -> None:
         super().__init__(size, mixers, embedding=nn.Embedding(vocab_size, size.d_model))
         self.vocab_size, self.logit_soft_cap = vocab_size, size.logit_soft_cap
+        self.embedding_kernel = load(embedding, "torch")
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.embedding(tokens) * math.sqrt(self.d_model)
+        kernel, weight = self.embedding_kernel, self.embedding.weight
+        suits = kernel is not None and kernel.suits is not None and kernel.suits(tokens, weight)
+        rows = kernel.computes if suits else embedding.rows
+        return rows(tokens, weight) * math.sqrt(self.d_model)
 
     def head(self, features: Tensor) -> Tensor:
         logits = F.linear(features, self.embedding.weight)

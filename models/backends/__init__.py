@@ -79,6 +79,21 @@ def _suits_fused_loss(features: Tensor) -> bool:
     return features.is_cuda and features.dtype != torch.float64
 
 
+MOST_COPIES = 16
+MOST_ELEMENTS = 2**24
+"""Numbers that all copies of a gradient may hold: 64 MB of float32."""
+
+
+def copies_of_gradient(ids: Tensor, weight: Tensor) -> int:
+    """How many copies of an embedding's gradient pay for their memory traffic: four times as many rows as there are tokens."""
+    return max(1, min(MOST_COPIES, 4 * ids.numel() // len(weight), MOST_ELEMENTS // weight.numel()))
+
+
+def _suits_spread_embedding(ids: Tensor, weight: Tensor) -> bool:
+    # Uncompiled PyTorch sorts, which takes no longer where one row is asked for often, and sums in one order.
+    return weight.is_cuda and torch.compiler.is_compiling() and copies_of_gradient(ids, weight) >= 4
+
+
 MESA = (
     Limit("solver.name=cg", lambda m: m.solver.name == "cg"),
     Limit("solver.gradient=implicit", lambda m: m.solver.gradient == "implicit"),
@@ -118,6 +133,7 @@ KERNELS = (
     Kernel(op="mesa", backend="triton", computes="triton.mesa_op:mesa", in_place="triton.mesa_op:mesa_", limits=MESA_BY_TRITON),
     Kernel(op="mesa", backend="fla", computes="fla:mesa", limits=MESA_BY_FLA),
     Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=_suits_flex_attention),
+    Kernel(op="embedding", backend="torch", computes="spread_embedding:rows", suits=_suits_spread_embedding),
     Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=_suits_fused_loss),
 )
 
