@@ -28,7 +28,7 @@ from suite.where import select
 
 SHEET = tuple(fields(Sheet))
 OWN = {
-    "where": "CONDITIONS  (whatever the store holds that fits, such as model=gla|mesanet,train.lr<=1e-3)",
+    "where": "CONDITIONS  (what the store holds that fits, such as model=gla|mesanet,train.lr<=1e-3; drawn as the report named)",
     "style": f"{SCREEN.style}  (paper draws for the columns of a venue, into the folder paper/ of the report)",
     "venue": f"{SCREEN.venue}  ({', '.join(VENUES)})",
     "width": f"{SCREEN.width}  (single, double, or auto: as many columns as the panels need)",
@@ -51,17 +51,21 @@ def report(arguments: Sequence[str]) -> str:
 def draw(arguments: Sequence[str]) -> tuple[Path, Frames]:
     """Draws a page; returns where it lies, and what it is drawn from. Raises RequestError.
 
-    arguments: the name of a report or an experiment; or what was typed behind `run`; or where=CONDITIONS. paths.results,
-    paths.reports and the keys of a `Sheet` besides.
+    arguments: the name of a report or an experiment; or what was typed behind `run`; or where=CONDITIONS, with the name of a
+    report to be drawn of these runs. paths.results, paths.reports and the keys of a `Sheet` besides.
     """
     names, overrides = split(arguments)
     own, line = _parted(overrides)
-    if len(names) > 1 or ("where" in own and (names or line)) or not (names or line or "where" in own):
-        raise RequestError(f"report takes one name ({', '.join(known_names())}), or a line of run, or where=CONDITIONS")
+    if len(names) > 1 or ("where" in own and line) or not (names or line or "where" in own):
+        raise RequestError(
+            f"report takes one name ({', '.join(known_names())}), or a line of run, or where=CONDITIONS with or without a name"
+        )
     results, reports = store_and_pages(overrides)
     draws = _Draws(results, reports, read_sheet({key: own[key] for key in SHEET if key in own}))
     if "where" in own:
-        return draws.page(f"where-{digest(own['where'], 8)}", frames_where(results, own["where"]))
+        name = check_name(names[0]) if names else None
+        frames = frames_where(results, own["where"], page=name)
+        return draws.page(f"{name or 'where'}-{digest(own['where'], 8)}", frames, page_of(name))
     if not line:
         return draws.named(check_name(names[0]))
     line = [f"experiment={check_name(names[0])}", *line] if names else line
@@ -139,8 +143,11 @@ def check_name(name: str) -> str:
     return name
 
 
-def frames_where(results: Path, where: str) -> Frames:
-    """The frames of all runs for which the conditions hold. Raises RequestError where there is none."""
+def frames_where(results: Path, where: str, *, page: str | None) -> Frames:
+    """The frames of all runs for which the conditions hold. page: the name of the report that they are drawn as, if any.
+
+    Raises RequestError where there is none.
+    """
     try:
         reader = Reader(results)
         runs = reader.runs()
@@ -151,7 +158,7 @@ def frames_where(results: Path, where: str) -> Frames:
         raise RequestError(f"where={where}: none of the {len(runs)} runs under {results}")
     columns = [name for name in found if "." in name or name in CELL_COLUMNS]
     cells = found[columns].astype(object)
-    request: dict[str, Any] = {"experiment": None, "created": "", "overrides": [], "where": where}
+    request: dict[str, Any] = {"experiment": None, "created": "", "overrides": [], "where": where, "page": page}
     return frames_of(results, request | {"cells": cells.where(cells.notna(), None).to_dict("records")})
 
 

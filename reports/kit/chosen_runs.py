@@ -42,9 +42,12 @@ class Chosen:
 def chosen_runs(frames: Frames, tasks: Sequence[str]) -> Chosen:
     """The runs of every arm at those TUNED settings whose mean over seeds is best on the split that its protocol chooses by.
 
+    They stand in the order of `tasks`, whatever that of the store is.
     Raises NoData where no run of the tasks was asked for, or none has a score on the test split.
     """
     asked = frames.cells[frames.cells["task"].isin(tasks)]
+    order = asked["task"].map(list(dict.fromkeys(tasks)).index)
+    asked = asked.loc[order.sort_values(kind="stable").index].reset_index(drop=True)
     if asked.empty:
         raise NoData(f"no run of {', '.join(tasks)} was asked for")
     asked = _scored(frames, asked.assign(protocol=protocol_names(asked)))

@@ -31,7 +31,7 @@ class Frames:
     results, examples, curves and runs have the columns `arm` and `family` too. examples and curves, which are most of what a
     store holds, are read when something first asks for them, by read_examples and read_curves.
     request: {"experiment", "created", "overrides"}, and "requests" of an experiment in the store (see
-    `suite.store.requests.load_request`) or "where" of whatever a store held.
+    `suite.store.requests.load_request`) or "where" of whatever a store held, and the name of the "page" that was asked for.
     """
 
     results: pd.DataFrame
@@ -133,7 +133,9 @@ def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     both = asked.columns.intersection(known.columns)
     cells = pd.concat([asked.fillna(known[both]), known.drop(columns=both)], axis=1)
     settings = ["backend", *(name for name in cells if "." in name)]
-    return cells.assign(**cells[settings].fillna(cells.groupby("group_id")[settings].transform("first")))
+    filled = cells[settings].fillna(cells.groupby("group_id")[settings].transform("first"))
+    # Together: pandas warns of a frame to which hundreds of columns were assigned one by one.
+    return pd.concat([cells.drop(columns=settings), filled], axis=1)[cells.columns]
 
 
 def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.DataFrame:

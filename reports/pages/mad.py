@@ -181,8 +181,9 @@ def _machines(frames: Frames) -> list[str]:
         if column in frames.runs and len(values := sorted(map(str, frames.runs[column].dropna().unique()))):
             told.append(f"{column} {', '.join(values)}")
     models = counted(frames.runs["model"].nunique(), "model")
+    is_known = SHARED_BY in frames.runs and bool(frames.runs[SHARED_BY].notna().all())
     shared = {
         True: "Of a device that several runs shared at the same time each has its part.",
         False: "Several runs that shared a device at the same time are all counted in full: they took less of it.",
     }
-    return [f"Measured on runs of {models} with {'; '.join(told)}.", shared[SHARED_BY in frames.runs]]
+    return [f"Measured on runs of {models} with {'; '.join(told)}.", shared[is_known]]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from conf.groups import find
 from reports.kit.build import build_report
 from reports.kit.commands import commands_of
 from reports.kit.page import part_function, read_page
-from reports.kit.parts import load_frames
+from reports.kit.parts import load_frames, with_settings
 
 QUICK = read_page(find("report", "quick"))
 HOSTILE = '"><script src=//evil.example/x.js></script>$\\frac{'
@@ -110,3 +112,17 @@ def test_a_configuration_names_parts_and_nothing_else(type_name: str) -> None:
 def test_the_command_is_quoted() -> None:
     request = {"experiment": "quick", "overrides": ["experiment=quick", "paths.results=/home/me", "data.path=a b; rm -rf /"]}
     assert commands_of(request) == ["python -m suite run experiment=quick 'data.path=a b; rm -rf /'"]
+
+
+def test_hundreds_of_settings_are_filled_from_other_seeds_without_a_warning():
+    names = [f"train.x{i}" for i in range(300)]
+    asked = pd.DataFrame({"run_id": ["a", "b"], "group_id": ["g", "g"]})
+    runs = pd.DataFrame(
+        {"run_id": ["a"], "group_id": ["g"], "status": ["done"], "backend": ["torch"], **dict.fromkeys(names, [3])}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.PerformanceWarning)
+        cells = with_settings(asked, runs)
+        cells["arm"] = "one"
+    assert (cells[names] == 3).all(axis=None) and cells["backend"].tolist() == ["torch", "torch"]
+    assert cells["status"].isna().tolist() == [False, True]

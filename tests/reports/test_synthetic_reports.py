@@ -110,13 +110,14 @@ def test_success_is_a_square_for_every_arm_and_place(store):
     assert_named(table.notes)
 
 
-def test_what_nobody_asked_for_has_no_square(store):
+def test_what_nobody_asked_for_has_no_square_and_tasks_stand_in_the_order_of_the_report(store):
+    ask(store, "gla", 0.5, task="even_pairs")
     ask(store, "mesanet", 0.995, task="parity")
     ask(store, "gla", 0.5, task="parity")
-    ask(store, "gla", 0.5, task="even_pairs")
     (axes,) = heat_map(frames_of(store), tasks=["parity", "even_pairs"], across="task", threshold=0.99).figure.axes
     assert axes.collections[0].get_array().mask.reshape(2, 2).tolist() == [[False, False], [False, True]]
     assert {text.get_position() for text in axes.texts} == {(0, 0), (1, 0), (0, 1)}
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["parity", "even pairs"]
 
 
 def test_many_places_stand_below_one_another(store):

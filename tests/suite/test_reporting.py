@@ -17,6 +17,7 @@ WRONG = [
     ["quickk"],
     ["small", "quick"],
     ["where=lr=1", "model=gla"],
+    ["quickk", "where=model=gla"],
     ["quick", "style=papr"],
 ]
 
@@ -69,6 +70,13 @@ def test_whatever_the_store_holds_that_fits_is_drawn(store, capsys) -> None:
     assert status == 0 and out.endswith("(1 run)")
     html = page(out)
     assert "GLA on MQAR" in html and "python -m suite report where=lr=4e-3" in html
+
+
+def test_what_fits_is_drawn_as_the_report_that_is_named(store, capsys) -> None:
+    status, out, _ = said(capsys, "mqar_capacity", "where=model=gla", *store)
+    assert status == 0 and out.endswith("(2 runs)") and Path(out.partition("  (")[0]).parent.name.startswith("mqar_capacity-")
+    html = page(out)
+    assert "How many pairs" in html and "python -m suite report mqar_capacity where=model=gla" in html
 
 
 @pytest.mark.parametrize("arguments", WRONG, ids=" ".join)
