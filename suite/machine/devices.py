@@ -14,6 +14,11 @@ def select_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def device_name(device: torch.device) -> str:
+    """A GPU as its maker calls it, or "CPU"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+
+
 def count_cores() -> int:
     """The cores that this process may use, or where the system does not say (macOS), those of the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -18,7 +18,7 @@ import yaml
 from models.backbone import Backbone
 from suite.evaluation.stages import evaluate
 from suite.evaluation.studies.subject import Subject
-from suite.machine.devices import select_device
+from suite.machine.devices import device_name, select_device
 from suite.plan import Run, task_of
 from suite.request.identity import flat_settings
 from suite.running.events import Event, Listener, Pulse, Share
@@ -49,12 +49,13 @@ class Command:
     """What one command asks of all its workers.
 
     token: its own name; what has failed under it is not tried again. trains: whether it may train.
-    force: whether evaluations that are there are made again.
+    force: whether evaluations that are there are made again. runs_per_device: how many of its runs a device computes at a time.
     """
 
     token: str
     trains: bool
     force: bool
+    runs_per_device: int = 1
 
 
 def missing_stages(run: Run, directory: RunDirectory) -> list[Stage]:
@@ -110,7 +111,9 @@ class Work:
         """All that is left of the run. Raises KeyboardInterrupt, Superseded, and OSError where the store can't be written."""
         run = self.run
         names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
-        self.directory.begin(names, as_yaml(run.written).encode(), recorded(run.config))
+        device = device_name(select_device(run.compute.device))
+        place = {"device": device, "runs_per_device": self.command.runs_per_device}
+        self.directory.begin(names, as_yaml(run.written).encode(), recorded(run.config), place)
         left = self._left()
         if TRAINING in left and self._is_given_up():
             self.say("failed", f"{self.before.status}: {self.before.reason}")

@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -43,6 +44,8 @@ def count_jobs(runs: Sequence[Run]) -> int:
 
 def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:
     """Goes through the runs with `jobs` worker processes, or in this process with one."""
+    devices = len(_visible_devices()) if select_device(runs[0].compute.device).type == "cuda" else 1
+    command = replace(command, runs_per_device=-(-jobs // devices))
     if jobs == 1:
         execute_all(runs, results, listener, command=command)
         return

@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 
 from suite.canonical import digest
+from suite.store import records as reading
 from suite.store.columns import POSITION, WHOLE, Table, joined, tabulated
 from suite.store.records import RunFiles
 from suite.store.throwaway import keep, load, stamp
@@ -26,6 +27,8 @@ READERS: Mapping[str, Callable[[RunFiles], list[dict[str, Any]]]] = {
     "machine": RunFiles.machine,
     "rows": RunFiles.rows_alone,
 }
+READ_BY = digest(Path(reading.__file__).read_text(encoding="utf-8"), 32)
+"""The state of the code that reads: what another state of it has indexed may lack what this one finds."""
 MANY = 200
 """Fewer runs are read from their files alone."""
 CHANGED_SHARE = 0.02
@@ -76,7 +79,7 @@ class Store:
     def read(self, part: str, run_ids: Sequence[str]) -> Records:
         """What a part of READERS says of these runs, in their order."""
         place = str(self.root.resolve())
-        name, is_indexed = f"{digest([place, part], 32)}.{part}", len(run_ids) >= MANY
+        name, is_indexed = f"{digest([place, part, READ_BY], 32)}.{part}", len(run_ids) >= MANY
         index = load(name, Index) if is_indexed else None
         index = index if index and index.root == place else None
         seen = self._unchanged(index, run_ids) if index else {}

@@ -18,7 +18,7 @@ from suite.store.versions import measured, superseded
 
 RUN_COLUMNS = ["run_id", "group_id", "model", "model_label", "size", "task", "data", "seed", "backend", "status"]
 ROW_COLUMNS = ["stage", "evaluation", "superseded", "metric", "split", "slice", "value", "count"]
-MACHINE_COLUMNS = ["python", "torch", "lm-eval", "platform", "cpu_count", "git_commit"]
+MACHINE_COLUMNS = ["python", "torch", "lm-eval", "platform", "cpu_count", "device", "runs_per_device", "git_commit"]
 CURVE_COLUMNS = ["step", "tokens", "loss", "lr", "grad_norm", "tokens_per_second", "seconds"]
 NO_SLICE = {*RUN_COLUMNS, *ROW_COLUMNS, "example", "examples", "groups", "document"}
 CODE = "code"

@@ -92,10 +92,11 @@ class RunDirectory:
                 check_no_link(folder, self.root)
                 remove_temporaries(folder)
 
-    def begin(self, names: Mapping[str, Any], config: bytes, code: Mapping[str, Any]) -> None:
+    def begin(self, names: Mapping[str, Any], config: bytes, code: Mapping[str, Any], place: Mapping[str, Any]) -> None:
         """Writes what the run is where that is missing or damaged, and removes what killed writers left.
 
         names: run_id, group_id, facts and settings. config: what config.yaml holds. code: the state of the code that trains it.
+        place: what environment.json holds beside `environment`.
         """
         self.tidy()
         for folder in (self.checkpoints, self.path / "eval"):
@@ -109,7 +110,7 @@ class RunDirectory:
         except (OSError, ValueError):
             self.set_aside(environment_file)
             if not is_trained:
-                self.write(environment_file, as_json({**environment(), "run_id": self.run_id}))
+                self.write(environment_file, as_json({**environment(), **place, "run_id": self.run_id}))
         with contextlib.suppress(Damaged):
             whole, _ = self.read()
             known = whole["code"] if isinstance(whole.get("code"), dict) else {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from omegaconf import OmegaConf
@@ -132,10 +134,13 @@ def test_the_hours_of_the_whole_are_those_measured_and_for_the_rest_by_tokens(st
 
 
 def test_runs_that_shared_a_device_have_their_part_of_its_time(store):
-    ask(store, "mad_compression", 0.5, seconds=8 * HOUR, facts={"runs_per_device": 4})
+    ask(store, "mad_compression", 0.5, seconds=8 * HOUR)
+    for path in store.root.glob("runs/*/environment.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA H200", "runs_per_device": 4}))
     frames = frames_of(store)
     assert hours(frames, whole_grid("mad")).query("is_known")["hours"].unique().tolist() == [2.0]
-    assert "each has its part" in " ".join(cost(frames, whole="mad").notes)
+    notes = " ".join(cost(frames, whole="mad").notes)
+    assert "each has its part" in notes and "device NVIDIA H200" in notes
 
 
 def test_other_settings_than_those_of_the_table_are_said_to_be_others(store):

@@ -84,7 +84,7 @@ def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
     """The measurements of a run that was stopped at these steps and went on, and where its weights are."""
     directory, task = RunDirectory(folder, run.run_id), task_of(run.config)
     directory.make()
-    directory.begin({"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}, b"{}", {})
+    directory.begin({"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts}, b"{}", {}, {})
 
     def pulse(seen) -> None:
         if seen.step in stops and not (folder / f"stopped-{seen.step}").exists():

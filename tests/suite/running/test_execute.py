@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from suite.plan import plan
-from suite.running import execute
+from suite.results import load_runs
+from suite.running import execute, pool
 from suite.running.execute import Command, execute_all
 from suite.running.health import Diverged
 from suite.stage import Stage
@@ -70,6 +71,15 @@ def test_a_training_and_its_evaluations_say_how_far_they_are(small, monkeypatch)
     execute_all([run], Path(run.paths.results), told.append, command=Command("first", trains=True, force=False))
     shares = [(event.text, event.share.done, event.share.total) for event in told if event.share]
     assert shares == [("validates", 64, 64), ("evaluates test", 64, 64)]
+
+
+def test_a_run_knows_its_device_and_how_many_shared_it(small, monkeypatch):
+    runs = plan([*small, "eval=none"])
+    results, told = Path(runs[0].paths.results), []
+    monkeypatch.setattr(pool, "_work_in_processes", lambda *a: execute_all(runs, results, told.append, command=a[4]))
+    pool.work(runs, results, 6, told.append, command("one"))
+    (found,) = load_runs(results).to_dict("records")
+    assert (found["device"], found["runs_per_device"]) == ("CPU", 6)
 
 
 @pytest.mark.parametrize(("error", "tries"), [(RuntimeError("from outside"), 2), (Diverged(3, "loss nan"), 1)])

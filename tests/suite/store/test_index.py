@@ -164,6 +164,14 @@ def test_a_store_that_changed_is_read_as_if_there_were_no_index(change, store, m
         assert_same(said(store), expected)
 
 
+def test_what_another_state_of_the_reading_code_indexed_is_not_read(store, monkeypatch):
+    said(store)
+    before = kept(store)
+    monkeypatch.setattr(index, "READ_BY", "another")
+    said(store)
+    assert before and len(kept(store)) == 2 * len(before)
+
+
 @pytest.mark.parametrize("part", ["run", "rows"])
 def test_runs_that_changed_are_indexed_once_they_are_many(part, store, monkeypatch):
     said(store)
