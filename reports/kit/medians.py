@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from reports.kit.chosen_runs import in_order, place_label, place_text
 from reports.kit.hover import remember
@@ -100,6 +100,14 @@ def small_multiples(
     """
     columns = min(count, most, 4 if count % 4 in (0, 3) and count > 3 else 3)
     return row_of_panels(count, width=width, beside=beside, height=height, columns=columns, sharey=True)
+
+
+def bytes_axis(axes: Axes, sizes: pd.Series) -> None:
+    """A logarithmic x axis of bytes; where the sizes span less than two powers of two, they are the ticks themselves."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
+    if sizes.max() < 4 * sizes.min():
+        axes.set_xticks(sorted(sizes.unique()))
 
 
 def bytes_text(size: float, _position: int | None = None) -> str:

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, FuncFormatter
+from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import offset_copy
 
 from reports.kit.arguments import Metric, Model, Split, Stage, Task
 from reports.kit.chosen import at_best
 from reports.kit.hover import of_each, remember
 from reports.kit.lines import banded_lines, lines_of
-from reports.kit.medians import bytes_text
+from reports.kit.medians import bytes_axis
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import (
@@ -167,8 +167,7 @@ def _state_points(axes: Axes, data: pd.DataFrame) -> None:
         axes.plot([], [], "_", color="#666666", markersize=12, label=axis_label("reachable_accuracy"))
     if data["chance"].notna().any():
         axes.axhline(data["chance"].mean(), color="#666666", linestyle=":", linewidth=1.2, label="chance")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
+    bytes_axis(axes, data["state_bytes"])
     # Shifted markers do not count in autoscaling.
     axes.set_xlim(data["state_bytes"].min() / 1.6, data["state_bytes"].max() * 1.6)
     axes.set(xlabel=axis_label("state_bytes"), ylim=(-0.03, 1.03))
@@ -191,8 +190,21 @@ def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
     return bool(((octaves < 1 / 3) & (heights < 0.05)).any())
 
 
+def mean_of_runs(curves: pd.DataFrame) -> pd.DataFrame:
+    """The mean `loss` over runs at all `tokens` that one of them logged, from where all have begun to where the first ends.
+
+    Runs log by the clock, each at steps of its own, so every one is interpolated: a mean over whichever run has logged a step
+    would jump from run to run.
+    """
+    known = curves.dropna(subset="loss").sort_values("tokens")
+    runs = [(run["tokens"].to_numpy(), run["loss"].to_numpy()) for _, run in known.groupby("run_id")]
+    tokens = known["tokens"].unique()
+    shared = tokens[(tokens >= max(x[0] for x, _ in runs)) & (tokens <= min(x[-1] for x, _ in runs))] if runs else tokens
+    return pd.DataFrame({"tokens": shared, "loss": sum(np.interp(shared, x, y) for x, y in runs) / max(1, len(runs))})
+
+
 def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, chosen: str = "") -> Drawing:
-    """Training loss by tokens seen, mean over seeds, as a centred running mean.
+    """Training loss by tokens seen, mean over seeds as far as each of them went, as a centred running mean.
 
     smoothing: the share of a curve's logged steps that the running mean covers, 0 for none. chosen: a setting of whose values
     each model keeps the one that validation prefers, see `at_best`.
@@ -202,7 +214,8 @@ def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, 
     if not present:
         raise NoData(f"no run of {', '.join(tasks)} has logged its training")
     curves = frames.curves[frames.curves["task"].isin(present)]
-    data = curves.groupby(["task", "arm", "model", "tokens"], as_index=False)["loss"].mean()
+    keys = ["task", "arm", "model"]
+    data = curves.groupby(keys).apply(mean_of_runs, include_groups=False).reset_index(keys)
     own = pd.Series({key: ids_of(rows) for key, rows in curves.groupby(["task", "arm"])}, name="runs").rename_axis(
         ["task", "arm"]
     )

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
 from reports.kit.arguments import Metric, Task
 from reports.kit.chosen_runs import SUCCESS, chosen_runs, line_labels, over_seeds, placed
 from reports.kit.medians import (
     SHOWN,
     accuracy_axis,
-    bytes_text,
+    bytes_axis,
     doubling_axis,
     median_lines,
     numbers_of,
@@ -94,8 +93,7 @@ def accuracy_by_state(frames: Frames, *, task: Task, panels: str = "") -> Drawin
     figure, drawn = _panels(len(parts))
     for axes, (title, part) in zip(drawn, parts, strict=True):
         median_lines(axes, part, "state_bytes", marker=1.0)
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(FuncFormatter(bytes_text))
+        bytes_axis(axes, part["state_bytes"])
         axes.set(title=title, xlabel=axis_label("state_bytes"))
         axes.margins(x=0.08)
         accuracy_axis(axes, data["metric"].iloc[0])

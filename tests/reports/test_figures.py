@@ -6,9 +6,11 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
-from reports.kit.medians import bytes_text
+from reports.kit.medians import bytes_axis, bytes_text
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import STYLES, TABLE, plain, style_of
 from reports.kit.tables import Column
@@ -202,6 +204,25 @@ def test_training_curves_average_seeds_and_smooth(store) -> None:
     # The running mean of a straight line is the line, but for the ends.
     assert line["smoothed"].iloc[10:-10].to_numpy() == pytest.approx(line["loss"].iloc[10:-10].to_numpy())
     assert line["smoothed"].iloc[0] == pytest.approx(3.0 - 2 / 50)
+
+
+def test_seeds_that_log_at_other_steps_are_interpolated_before_their_mean(store) -> None:
+    """Losses of 10 - t and 14 - t: the mean is 12 - t wherever one of them logged, as far as both went."""
+    curves = pd.DataFrame({"run_id": list("aaabbbb"), "tokens": [1.0, 4, 9, 2, 3, 6, 12], "loss": [9.0, 6, 1, 12, 11, 8, 2]})
+    found = figures.mean_of_runs(curves)
+    assert found["tokens"].tolist() == [2, 3, 4, 6, 9]
+    assert found["loss"].to_numpy() == pytest.approx(12 - found["tokens"].to_numpy())
+    one_diverged = figures.mean_of_runs(curves.assign(loss=curves["loss"].mask(curves["tokens"] >= 6)))
+    assert one_diverged["tokens"].tolist() == [2, 3]
+
+
+def test_states_of_about_one_size_are_the_ticks_of_their_axis(store) -> None:
+    for sizes, ticks in (((38_912, 70_400), ["38K", "68.8K"]), ((1024, 16_384), ["1K", "4K", "16K"])):
+        axes = Figure().add_subplot()
+        axes.plot(sizes, [0, 1])
+        bytes_axis(axes, pd.Series(sizes))
+        low, high = axes.get_xlim()
+        assert set(ticks) <= {bytes_text(tick) for tick in axes.get_xticks() if low <= tick <= high}
 
 
 def test_no_curves_are_no_data(store) -> None:
