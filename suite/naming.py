@@ -26,13 +26,20 @@ TABLE = yaml.safe_load(Path(__file__).with_name("naming.yaml").read_text(encodin
 def varying(table: pd.DataFrame) -> list[str]:
     """The settings (columns with dotted names) that differ between runs of one model, size, task and text.
 
-    TELLING orders them, those that are LATE behind all others.
+    TELLING orders them, those that are LATE behind all others. A setting of a size or a mixer that repeats an earlier one of
+    the size is left out, such as the key size of a mixer where the size of heads is told.
     """
     # Most settings have one value in all runs, which is quickly seen.
     settings = [name for name in table if "." in name and not UNTOLD.match(name) and table[name].nunique(dropna=False) > 1]
     differ = [name for name in settings if (table.groupby(ALIKE, dropna=False)[name].nunique(dropna=False) > 1).any()]
     rank = {group: i for i, group in enumerate(TELLING)}
-    return sorted(differ, key=lambda name: (bool(LATE.match(name)), rank.get(name.partition(".")[0], len(rank))))
+    ordered = sorted(differ, key=lambda name: (bool(LATE.match(name)), rank.get(name.partition(".")[0], len(rank))))
+    told: list[str] = []
+    for name in ordered:
+        sizes = [other for other in told if other.startswith("size.") and name.startswith(("size.", "model."))]
+        if not any((table[name].isna() | (table[name] == table[other])).all() for other in sizes):
+            told.append(name)
+    return told
 
 
 def labels(cells: pd.DataFrame, facts: Sequence[str]) -> pd.Series:

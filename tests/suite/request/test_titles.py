@@ -30,6 +30,13 @@ def title(*request: str) -> str:
             "mesanet tiny mqar seed 0, solver steps 9",
             "2 values of solver steps",
         ),
+        # What a mixer takes over from the size is not told again.
+        (["model=gla,hawk", "size.head_dim=16,32"], "hawk tiny mqar seed 0, head size 32", "2 models x 2 head sizes"),
+        (
+            ["model=gla", "size.head_dim=16,32", "model.mixer.key_dim=8,16"],
+            "gla tiny mqar seed 0, head size 32, key dim 16",
+            "2 head sizes x 2 key dims",
+        ),
         (["model=gla", "task=mqar,parity"], "gla tiny parity seed 0", "2 tasks"),
         (
             ["model=gla", "train.lr=1e-3,2e-3", "seed=0,1,2"],
