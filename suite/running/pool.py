@@ -28,7 +28,7 @@ from suite.plan import Run
 from suite.running.events import Event, Listener
 from suite.running.execute import Command, execute_all
 from suite.running.signals import stop_once
-from suite.store.foreign import reason_of, say
+from suite.store.foreign import counted, reason_of, say
 from tasks.build import task_types
 
 
@@ -85,9 +85,14 @@ def _work_in_processes(
         workers[reader] = context.Process(target=_worker, args=arguments)
         workers[reader].start()
         writer.close()
-    readers = list(workers)
+    readers, heard = list(workers), []
+
+    def hear(event: Event) -> None:
+        heard.append(event.kind)
+        listener(event)
+
     try:
-        _listen(readers, listener)
+        _listen(readers, hear)
     finally:
         # Interrupted: what they say while they end is read, or they would wait for a reader.
         for reader in readers:
@@ -95,6 +100,9 @@ def _work_in_processes(
         _listen(readers, lambda event: None)
         for worker in workers.values():
             worker.join()
+    # They would fail again, whatever started them anew: their tracebacks stand above.
+    if not heard and all(worker.exitcode == 1 for worker in workers.values()):
+        raise RuntimeError(f"{counted(jobs, 'worker')} failed before a run was begun")
 
 
 def _listen(readers: list[Connection], listener: Listener) -> None:

@@ -54,3 +54,12 @@ print(*({{"torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lm_eval", 
 """
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert made.returncode == 0 and made.stdout.split() == [], made.stderr
+
+
+def test_workers_that_fail_at_their_start_are_not_started_for_ever(call, tmp_path):
+    (tmp_path / "own" / "models").mkdir(parents=True)
+    broken = "import multiprocessing\n\nif multiprocessing.parent_process():\n    raise RuntimeError('only here')\n"
+    (tmp_path / "own" / "models" / "broken.py").write_text(broken)
+    made = call("run", f"extend={tmp_path / 'own'}", *SMALL, "seed=0,1", "compute.jobs=2", f"paths.results={tmp_path}")
+    assert made.returncode == 1 and "only here" in made.stderr
+    assert made.stderr.rstrip().endswith("2 workers failed before a run was begun")
