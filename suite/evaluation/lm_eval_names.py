@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any
 
 import lm_eval
+import msgspec
 import torch
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
 from lm_eval.config.group import GroupConfig
@@ -29,6 +30,8 @@ from lm_eval.tasks import TaskManager
 from conf.settings import text
 from suite.store.code_state import definitions
 from suite.store.contents import data_files, file_digest, folder_digest, module_digest, module_file, on_this_machine, text_digest
+from suite.store.throwaway import keep, load, stamp
+from tasks.language.corpus import open_corpus
 
 OFFLINE_TASKS = Path(__file__).resolve().parents[2] / "tasks" / "offline"
 SHIPPED = Path(lm_eval.__file__).resolve().parent
@@ -201,11 +204,33 @@ def _content(key: str, value: Any, is_own: bool) -> Any:
     return [function, _documents(attribute) if key == "custom_dataset" else definitions(module)[attribute].digest]
 
 
+class KeptDocuments(msgspec.Struct):
+    """Digests of what generators of the `offline` tasks yield, by function, and a digest of what decides them."""
+
+    decided_by: str
+    digests: dict[str, str]
+
+
 @functools.cache
 def _documents(function: str) -> str:
-    """A digest of what the generator of the `offline` tasks yields on this Python."""
-    splits = getattr(importlib.import_module("tasks.offline.data"), function)()
-    return text_digest(json.dumps({name: split.to_list() for name, split in splits.items()}, sort_keys=True))
+    """A digest of what the generator of the `offline` tasks yields on this Python.
+
+    Kept between processes until a source file changes: reading the standard library takes seconds.
+    """
+    name, now = f"{text_digest(str(OFFLINE_TASKS))[:32]}.documents", _decided_by()
+    kept = load(name, KeptDocuments)
+    digests = kept.digests if kept and kept.decided_by == now else {}
+    if function not in digests:
+        splits = getattr(importlib.import_module("tasks.offline.data"), function)()
+        digests[function] = text_digest(json.dumps({name: split.to_list() for name, split in splits.items()}, sort_keys=True))
+        keep(name, KeptDocuments(now, digests))
+    return digests[function]
+
+
+def _decided_by() -> str:
+    """A digest that changes with the standard library and with every source file of `tasks`."""
+    sources = [(str(path), stamp(path)) for path in sorted(OFFLINE_TASKS.parent.rglob("*.py"))]
+    return text_digest(repr((open_corpus(None).digest, sources)))
 
 
 @contextlib.contextmanager

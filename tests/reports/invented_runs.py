@@ -22,8 +22,11 @@ from suite.request.compose import Composer
 GROUPS = ("model", "size", "task", "data")
 SCORE = {"language": "nll", "in_context_regression": "squared_error"}
 """What a task is scored by; by its accuracy if nothing is said."""
-MANY = 50
-"""In a grid of more runs the first entries of every task and size are enough, with the ends of their axes."""
+MANY, FEW = 50, 12
+"""In a grid of more runs the first entries of every task and size are enough, with the ends of their axes.
+
+FEW is enough for a page's words.
+"""
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -36,11 +39,11 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 
 @functools.cache
-def configurations(experiment: str) -> tuple[Mapping[str, Any], ...]:
+def configurations(experiment: str, most: int = MANY) -> tuple[Mapping[str, Any], ...]:
     """The configuration of every run of an experiment's grid but for the seeds, of which there are two."""
     grid = OmegaConf.to_container(OmegaConf.load(find("experiment", experiment)).experiment.grid)
     cells = cells_of(grid, GROUPS, 3)
-    if len(cells) > MANY:
+    if len(cells) > most:
         places = [(entry.get("task"), entry.get("size")) for entry in grid]
         first = [entry for i, entry in enumerate(grid) if places[:i].count(places[i]) < 2]
         cells = cells_of(first, ("task", "size"), 2)
@@ -60,9 +63,9 @@ def cells_of(grid: list[Mapping[str, Any]], whole: tuple[str, ...], most: int) -
     return cells
 
 
-def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: int = 0) -> None:
+def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: int = 0, most: int = MANY) -> None:
     """Writes the runs of an experiment and the request for them; the first `skipped` are asked for and never begun."""
-    for i, (config, seed) in enumerate(itertools.product(configurations(experiment), seeds)):
+    for i, (config, seed) in enumerate(itertools.product(configurations(experiment, most), seeds)):
         model, task = config["model"], config["task"]
         settings = dict(flat({group: config[group] for group in ("model", "size", "task", "train")}))
         settings["protocol"] = config["protocol"]["name"]
@@ -132,7 +135,7 @@ def test_rows(store, config, seed):
         rows = [store.row(m, each / (t + 1), "test", position=t) for m, each in errors.items() for t in range(length)]
         place = {"position_low": length - length // 4, "position_high": length}
         return rows + [store.row(metric, each, "test", **place) for metric, each in errors.items()]
-    rows = [store.row("accuracy", value, "test"), store.row("chance", 0.25, "test")]
+    rows = [store.row("accuracy", value, "test"), store.row("nll", 1 + value, "test"), store.row("chance", 0.25, "test")]
     for pairs in task.get("num_pairs") or [pairs for _, pairs, _ in task.get("test_segments", ())]:
         rows += [store.row("accuracy", value / pairs, "test", num_pairs=pairs)]
         rows += [store.row("chance", 1 / pairs, "test", num_pairs=pairs)]

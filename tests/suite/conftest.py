@@ -13,6 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "model=gated_deltanet",
     "task=mqar",
+    "size.d_model=32",
+    "size.num_blocks=1",
+    "train.batch_size=8",
     "train.steps=12",
     "train.warmup_steps=2",
     "task.num_validation=64",
@@ -22,7 +25,7 @@ SMALL = (
 
 @pytest.fixture
 def small(tmp_path: Path) -> list[str]:
-    """A request for one small run in a store of its own."""
+    """A request for one small run in a store of its own; where it lies is said by the third last argument."""
     return [*SMALL, f"paths.results={tmp_path / 'results'}", "compute.log_seconds=0", "compute.checkpoint_seconds=0"]
 
 

@@ -14,7 +14,7 @@ from suite.results import load_results, load_runs
 # As small as a model can be, so that what is tested is that everything fits together.
 SMALL = {"size.d_model": 32, "size.num_blocks": 1, "size.num_heads": 2, "size.head_dim": 8, "match.by": "none"}
 FEW = {"train.steps": 2, "train.warmup_steps": 1, "train.batch_size": 4, "eval.study_tokens": 1024}
-EXAMPLES = {"num_validation": 16, "num_test": 16}
+EXAMPLES = {"num_validation": 16, "num_test": 16, "max_validation_examples": 16}
 SEGMENTS = {"seq_len": 64, "train_segments": "[[64,4,16]]", "test_segments": "[[64,4,16],[128,4,16]]"}
 
 
@@ -23,7 +23,6 @@ def first_cell(experiment: str) -> list[str]:
     typed = dict(override.split("=", 1) for override in read_request([f"experiment={experiment}"]).cells[0])
     written = compose_one([f"{key}={value}" for key, value in typed.items()]).written
     task = written["task"]
-    # A language model's text has its own numbers of examples.
     examples = SEGMENTS if "test_segments" in task else EXAMPLES
     few = {f"task.{key}": count for key, count in examples.items() if key in task}
     few |= {"task.num_train": 32} if task.get("num_train") else {}

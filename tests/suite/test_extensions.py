@@ -169,7 +169,7 @@ def test_a_name_and_a_state_of_the_code_are_those_of_the_same_file_in_the_packag
     """The whole package is copied, and the folder's files into it."""
     for name in ("conf", "models", "tasks", "suite"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in [path for path in own.rglob("*") if path.is_file() and "reports" not in path.parts]:
+    for file in [path for path in own.rglob("*") if path.is_file() and not {"reports", "__pycache__"} & {*path.parts}]:
         (tmp_path / file.relative_to(own)).write_text(file.read_text())
     asked = ["task=copying", "model=retention", "size=mini"]
     code = "from suite.plan import plan; from suite.store.code_state import code_state\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 import os
@@ -27,6 +28,8 @@ from tests.tasks.composed import NAMES, composed, settings
 # Some that share a block of 256, some that lie at its ends, and one that is far away.
 INDICES = [7, 0, 255, 256, 300, 7, 2, 5000]
 MANY = 400
+# In a split of these laws at most: two blocks of 256.
+MOST = 512
 # Standard errors that a mean may be away from what it estimates; the seeds are fixed.
 ERRORS = 4
 
@@ -41,18 +44,33 @@ def data(tmp_path_factory) -> dict[str, Any]:
     return data | {"cache": str(folder / "cache")}
 
 
-@pytest.fixture
+def values_of(name: str, data: dict[str, Any]) -> dict[str, Any]:
+    """The values of a YAML, with this text and with no more than MOST examples a split, since all of them are drawn."""
+    known = composed(name)
+    few = {key: min(known[key], MOST) for key in ("num_train", "num_validation", "num_test") if known.get(key)}
+    return known | few | ({"data": data} if "data" in known else {})
+
+
+@pytest.fixture(scope="session")
 def values(data) -> Callable[[str], dict[str, Any]]:
-    def read(name: str) -> dict[str, Any]:
-        return composed(name) | ({"data": data} if "data" in composed(name) else {})
-
-    return read
+    return lambda name: values_of(name, data)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make(values) -> Callable[..., Task]:
     """Builds the task of a YAML."""
     return lambda name, seed=0: build_task(read_task(values(name)), seed=seed)
+
+
+@pytest.fixture(scope="session")
+def kept(make) -> Callable[..., Task]:
+    """As `make`, once a process: for tests that take from a task what they could take from any other one of its settings."""
+    return functools.cache(make)
+
+
+@pytest.fixture(scope="session")
+def kept_digest(kept) -> Callable[[str], str]:
+    return functools.cache(lambda name: digest(kept(name)))
 
 
 def within(made: Task, split: str, indices: list[int]) -> list[int]:
@@ -105,16 +123,16 @@ def test_every_task_has_its_yaml_and_every_yaml_its_task():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_is_of_the_type_and_version_of_its_yaml(name, make):
-    made = make(name)
+def test_a_task_is_of_the_type_and_version_of_its_yaml(name, kept):
+    made = kept(name)
     assert (type(made).type, made.version) == (composed(name)["type"], composed(name)["version"])
     assert {"train", "validation"} <= set(made.splits) <= {"train", "validation", "test"}
     assert made.num_examples("validation") > 0 and made.seq_len == made.settings.seq_len
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_an_example_depends_on_neither_its_batch_nor_the_order_of_calls(name, make):
-    made = make(name)
+def test_an_example_depends_on_neither_its_batch_nor_the_order_of_calls(name, make, kept):
+    made = kept(name)
     whole = {split: made.batch(split, within(made, split, INDICES)) for split in made.splits}
     again = make(name)
     for split in reversed(made.splits):
@@ -123,53 +141,59 @@ def test_an_example_depends_on_neither_its_batch_nor_the_order_of_calls(name, ma
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_global_generators_change_no_example_and_are_left_as_they_are(name, make):
-    expected = digest(make(name))
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-        assert digest(make(name)) == expected
-        after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-        assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
+def test_global_generators_change_no_example_and_are_left_as_they_are(name, make, kept_digest):
+    set_global_generators(1)
+    expected = kept_digest(name)
+    set_global_generators(2)
+    before = global_generators()
+    assert digest(make(name)) == expected
+    after = global_generators()
+    assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 
 
-def test_the_seed_of_hashes_changes_no_example(data):
+def set_global_generators(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def global_generators() -> tuple[torch.Tensor, list[int], tuple[Any, ...]]:
+    return torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+def test_the_seed_of_hashes_changes_no_example(data, kept_digest):
     code = "import sys; from tests.tasks.test_laws import digests; print(digests(eval(sys.argv[1])))"
-    command = [sys.executable, "-c", code, repr(data)]
-    found = [
-        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True).stdout
-        for seed in ("1", "2")
-    ]
-    assert found[0] == found[1] and len(found[0].split(", ")) == len(NAMES)
+    # Of this process it is another one, mostly drawn at its start.
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    command, environment = [sys.executable, "-c", code, repr(data)], {**os.environ, "PYTHONHASHSEED": seed}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert found.strip() == repr([kept_digest(name) for name in NAMES])
 
 
 def digests(data: dict[str, Any]) -> list[str]:
     """The digest of every task, for another process."""
-    known = [composed(name) | ({"data": data} if "data" in composed(name) else {}) for name in NAMES]
-    return [digest(build_task(read_task(values), seed=0)) for values in known]
+    return [digest(build_task(read_task(values_of(name, data)), seed=0)) for name in NAMES]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_seed_gives_other_examples_unless_they_are_read(name, make):
-    batches = [[first(make(name, seed), split, 8).tokens for split in make(name).splits] for seed in (0, 1)]
-    of_data = make(name).fingerprint() != ""
+def test_another_seed_gives_other_examples_unless_they_are_read(name, kept):
+    batches = [[first(kept(name, seed), split, 8).tokens for split in kept(name).splits] for seed in (0, 1)]
+    of_data = kept(name).fingerprint() != ""
     assert all(torch.equal(one, other) == of_data for one, other in zip(*batches, strict=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_two_splits_have_an_example_in_common_under_any_seed(name, make):
+def test_no_two_splits_have_an_example_in_common_under_any_seed(name, kept):
     """Examples of several lengths differ in their beginnings."""
-    tokens = {split: [first(make(name, seed), split).tokens for seed in range(3)] for split in make(name).splits}
+    tokens = {split: [first(kept(name, seed), split).tokens for seed in range(2)] for split in kept(name).splits}
     shortest = min(part.shape[1] for parts in tokens.values() for part in parts)
     seen = [{example.numpy().tobytes() for part in parts for example in part[:, :shortest]} for parts in tokens.values()]
     assert sum(map(len, seen)) == len(set.union(*seen)) and all(seen)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_batches_keep_to_the_interface(name, make):
-    made = make(name)
+def test_batches_keep_to_the_interface(name, kept):
+    made = kept(name)
     for split in made.splits:
         batch = first(made, split)
         assert batch.asked.shape == batch.tokens.shape[:2] and batch.asked.any()
@@ -185,8 +209,8 @@ def test_batches_keep_to_the_interface(name, make):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_measurement_is_of_a_metric_that_has_a_row_and_within_its_bounds(name, make):
-    made = make(name)
+def test_every_measurement_is_of_a_metric_that_has_a_row_and_within_its_bounds(name, kept):
+    made = kept(name)
     for split in made.splits:
         batch = first(made, split, made.num_examples(split) or MANY)
         one = [scored(batch, torch.zeros_like(batch.targets))]
@@ -209,9 +233,9 @@ def test_every_measurement_is_of_a_metric_that_has_a_row_and_within_its_bounds(n
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_best_answer_reaches_what_is_stated(name, make):
+def test_the_best_answer_reaches_what_is_stated(name, kept):
     """The best answer of ids is always right; for vectors its error is the stated floor, below every other stated answer."""
-    made = make(name)
+    made = kept(name)
     if not hasattr(made, "oracle"):
         pytest.skip("it has no oracle: nobody can know all that is asked")
     for split in made.splits[1:]:
@@ -228,9 +252,9 @@ def test_the_best_answer_reaches_what_is_stated(name, make):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_guessing_scores_what_is_stated(name, make):
+def test_guessing_scores_what_is_stated(name, kept):
     """Guesses are drawn from the choices of an example; of vectors the guess is 0."""
-    made = make(name)
+    made = kept(name)
     if made.fingerprint():
         pytest.skip("what guessing scores on a text depends on the text")
     generator = np.random.default_rng(0)
@@ -273,8 +297,8 @@ def test_planning_draws_nothing(name, make, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_task_that_can_be_resized_keeps_its_data(name, make):
-    made = make(name)
+def test_a_task_that_can_be_resized_keeps_its_data(name, kept):
+    made = kept(name)
     made.check()
     other = made.resized(seq_len=2 * made.seq_len, examples=3)
     if other is not None:

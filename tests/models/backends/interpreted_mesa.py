@@ -155,7 +155,8 @@ def test_dtypes_that_differ():
     torch.testing.assert_close(o.double(), exact, rtol=1e-2, atol=1e-2)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-38, 1e-39, 1e-42])
+# Below the smallest normal number, with a reciprocal that is finite and with one that is not.
+@pytest.mark.parametrize("size", [1e-38, 1e-42])
 @pytest.mark.parametrize("what", ["q", "cotangent"])
 def test_what_has_decayed_to_nothing_is_nothing(what, size):
     """The reciprocal of such a number is no float32; a gradient may decay so far in any long sequence."""

@@ -91,8 +91,8 @@ def test_the_name_of_a_benchmark_s_result_holds_what_decides_its_scores_alone(se
 
 @pytest.mark.parametrize("evaluation", options("eval"))
 def test_every_file_of_conf_eval_is_read(evaluation):
-    stages = {stage.name for model, task in SUBJECTS.values() for run in plan_of(model, task, evaluation) for stage in run.stages}
-    assert (evaluation == "none") == (not stages)
+    # The first run to which it applies is enough.
+    assert (evaluation == "none") != any(run.stages for subject in SUBJECTS.values() for run in plan_of(*subject, evaluation))
 
 
 def plan_of(model: str, task: str, evaluation: str) -> list[Run]:

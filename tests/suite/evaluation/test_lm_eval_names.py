@@ -7,17 +7,21 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from suite.evaluation import lm_eval_names
 from suite.evaluation.lm_eval_names import _documents, task_versions
 from suite.evaluation.stages import evaluate
 from suite.evaluation.studies.subject import Subject
 from suite.stage import Stage
 from suite.store.versions import superseded
+from tasks.language.corpus import Corpus
 
 ROWS = [{"q": f"A {i}", "c": [" yes", " no"], "a": i % 2} for i in range(4)]
 CHOICE = "test_split: test\noutput_type: multiple_choice\ndoc_to_text: q\ndoc_to_choice: c\ndoc_to_target: a\n"
@@ -151,6 +155,12 @@ LOCAL = {
 
 
 @pytest.fixture(autouse=True)
+def no_compiled_modules(monkeypatch) -> None:
+    """Python takes a module that was changed within a second, and has its size still, for the one that it compiled."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+
+@pytest.fixture(autouse=True)
 def without_what_lm_eval_ships(monkeypatch) -> None:
     """It takes 10 s to read."""
     monkeypatch.setattr("suite.evaluation.lm_eval_names.SHIPPED_TASKS", ())
@@ -205,9 +215,18 @@ def test_a_name_stays_where_nothing_local_decides(tmp_path, file):
     assert version(laid(tmp_path, {file: text})) == f"{importlib.metadata.version('lm_eval')}-{digest}"
 
 
-def test_the_names_of_offline_follow_its_documents(monkeypatch):
+@pytest.fixture
+def told_again() -> Iterator[None]:
+    """What is known of the documents of `offline` is forgotten afterwards."""
+    yield
+    _documents.cache_clear()
+
+
+def test_the_names_of_offline_follow_its_documents(monkeypatch, tmp_path, told_again):
     first = task_versions("offline,offline_last_word,offline_continuation", None)
     _documents.cache_clear()
+    # Kept in another folder.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     import tasks.offline.data as data
 
     def fewer(**metadata: object) -> dict:
@@ -216,8 +235,33 @@ def test_the_names_of_offline_follow_its_documents(monkeypatch):
     own = data.last_word
     monkeypatch.setattr(data, "last_word", fewer)
     second = task_versions("offline,offline_last_word,offline_continuation", None)
-    _documents.cache_clear()
     assert [first[name] == second[name] for name in first] == [False, False, True]
+
+
+def test_the_documents_of_offline_are_made_once_until_a_source_changes(monkeypatch, tmp_path, told_again):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    import tasks.offline.data as data
+
+    made, own = [], data.cycled_letters
+    monkeypatch.setattr(data, "cycled_letters", lambda: made.append(own()) or made[-1])
+    found = []
+    for decided_by in ("one", "one", "another"):
+        monkeypatch.setattr(lm_eval_names, "_decided_by", lambda decided_by=decided_by: decided_by)
+        _documents.cache_clear()
+        found.append(_documents("cycled_letters"))
+    assert len(made) == 2 and len(set(found)) == 1
+
+
+def test_what_decides_the_documents_of_offline_changes_with_the_sources_of_tasks_and_the_standard_library(monkeypatch, tmp_path):
+    (tmp_path / "offline").mkdir()
+    (tmp_path / "language.py").write_text("a = 1\n")
+    monkeypatch.setattr(lm_eval_names, "OFFLINE_TASKS", tmp_path / "offline")
+    found = [lm_eval_names._decided_by(), lm_eval_names._decided_by()]
+    (tmp_path / "language.py").write_text("a = 22\n")
+    found.append(lm_eval_names._decided_by())
+    monkeypatch.setattr(lm_eval_names, "open_corpus", lambda paths: Corpus("another", list))
+    found.append(lm_eval_names._decided_by())
+    assert found[0] == found[1] and len(set(found)) == 3
 
 
 def test_naming_many_cells_reads_a_file_once(tmp_path, monkeypatch):

@@ -9,11 +9,11 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,6 @@ from suite.plan import plan
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import RunDirectory
-from tests.suite.conftest import ROOT
 
 CPU = torch.device("cpu")
 TIMES = {"train_seconds", "tokens_per_second", "overhead"}
@@ -138,25 +137,25 @@ def test_two_processes_share_the_work_and_repeat_nothing(small, tmp_path):
         assert steps == list(range(1, 13))
 
 
-def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(small, call, tmp_path, capsys):
-    first = call("run", *small, "seed=0,1,2", "compute.jobs=2")
-    assert first.returncode == 0 and first.stderr.count("done in") == 3, first.stderr
+def test_workers_of_one_command_share_the_work_and_a_second_call_does_nothing(small, tmp_path, capsys):
+    assert main(["run", *small, "seed=0,1,2", "compute.jobs=2"]) == 0
+    said = capsys.readouterr().err
+    assert said.count("done in") == 3, said
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     assert main(["run", *small, "seed=0,1,2", "compute.jobs=2"]) == 0
     assert "3 of them done already" in capsys.readouterr().err
     assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
 
 
-def test_killing_the_command_kills_its_workers(small, command, tmp_path):
-    request = [*(s for s in small if not s.startswith("train.steps")), "train.steps=100000", "seed=0,1", "compute.jobs=2"]
-    process = subprocess.Popen([*command, "run", *request], cwd=ROOT, stderr=subprocess.DEVNULL)
+def test_killing_the_command_kills_its_workers(small, tmp_path):
+    process = forked(lasting(small, steps=100000, jobs=2), tmp_path / "said.txt")
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "results").glob("runs/*/lock.claim-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     workers = [json.loads(path.read_text())["pid"] for path in (tmp_path / "results").glob("runs/*/lock.claim-*")]
     assert len(workers) == 2
     process.kill()
-    process.wait()
+    process.join()
     deadline = time.monotonic() + 10
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -214,34 +213,49 @@ def test_an_interrupted_command_says_so_and_leaves_no_lock(number, small, signal
     assert_interrupted(tmp_path / "results", jobs=1)
 
 
-def send_to_all(process: subprocess.Popen, number: int) -> None:
+def forked(request: list[str], said: Path) -> BaseProcess:
+    """The command in a session of its own, as a fork of this process, which has imported torch.
+
+    SIGINT is ignored at the start, as in a command that a script puts into the background.
+    """
+
+    def run() -> None:
+        os.setsid()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.argv = ["suite", "run", *request]
+        with said.open("w") as file, contextlib.redirect_stderr(file):
+            sys.exit(command_line())
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def send_to_all(pid: int, number: int) -> None:
     """As a terminal does on Ctrl-C."""
-    os.killpg(process.pid, number)
+    os.killpg(pid, number)
 
 
 @pytest.mark.parametrize(
     ("sent", "send"),
     [
         (signal.SIGINT, send_to_all),
-        pytest.param(signal.SIGTERM, subprocess.Popen.send_signal, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, os.kill, marks=pytest.mark.slow),
     ],
     ids=["Ctrl-C to workers", "a scheduler of workers"],
 )
-def test_an_interrupted_command_with_workers_says_so_and_leaves_no_lock(sent, send, small, command, tmp_path):
-    # SIGINT is ignored at the start, as in a command that a script puts into the background.
-    launch = {"cwd": ROOT, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    request = lasting(small, steps=4000, jobs=2)
-    process = subprocess.Popen(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *command, "run", *request], **launch)
+def test_an_interrupted_command_with_workers_says_so_and_leaves_no_lock(sent, send, small, tmp_path):
+    process = forked(lasting(small, steps=4000, jobs=2), tmp_path / "said.txt")
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "results").glob("runs/*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    send(process, sent)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130 and "interrupted" in said
+    send(process.pid, sent)
+    process.join(60)
+    assert process.exitcode == 130 and "interrupted" in (tmp_path / "said.txt").read_text()
     assert_interrupted(tmp_path / "results", jobs=2)
 
 
-def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, call, tmp_path):
+def test_an_evaluation_is_added_to_a_finished_run_and_trains_nothing(small, tmp_path):
     assert main(["run", *small, "eval=none"]) == 0
     (run,) = (tmp_path / "results" / "runs").iterdir()
     before = (run / "train.json").stat().st_mtime_ns

@@ -25,18 +25,10 @@ from suite.saved import new_model
 from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import Damaged, RunDirectory, as_json
 from tasks.files import machine
-from tests.suite.conftest import ROOT
+from tests.suite.conftest import ROOT, SMALL
 from tests.suite.running.test_train import numbers, weights
 from tests.suite.store.old_store import unsealed
 
-SMALL = [
-    "model=gated_deltanet",
-    "task=mqar",
-    "train.steps=12",
-    "train.warmup_steps=2",
-    "task.num_validation=64",
-    "task.num_test=64",
-]
 QUICK = ["compute.log_seconds=0", "compute.checkpoint_seconds=0", "compute.jobs=1", "compute.threads=1"]
 
 

@@ -87,6 +87,12 @@ def claims(folder):
     return [path for path in folder.glob("lock*") if path.name != "lock.guard"]
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch) -> None:
+    """In this process; a process of its own pauses as long as ever."""
+    monkeypatch.setattr("suite.store.lock.PAUSE_SECONDS", 0.02)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_living_holder_is_named_and_keeps_others_out(kind, tmp_path):
     process = holding(tmp_path, kind)
