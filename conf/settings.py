@@ -110,7 +110,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def plain(self) -> dict[str, Any]:
         """The settings as YAML holds them."""
-        return msgspec.to_builtins(self, enc_hook=_plain)
+        return _listed(msgspec.to_builtins(self, enc_hook=_plain))
 
     def replace(self, changes: Mapping[str, Any]) -> Self:
         """The same settings with some values changed, checked anew. Raises RequestError."""
@@ -275,6 +275,13 @@ def _whole(value: Any) -> Any:
 
 def _of(kind: type, value: object) -> Any:
     return kind.of(value)
+
+
+def _listed(value: Any) -> Any:
+    """Values whose tuples are lists, as YAML has them."""
+    if isinstance(value, dict):
+        return {name: _listed(each) for name, each in value.items()}
+    return [_listed(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _plain(value: object) -> Any:

@@ -77,14 +77,14 @@ class Attention(SequenceMixer):
     op = softmax_attention
 
     class Settings(SequenceMixer.Settings, kw_only=True):
-        """window: how many tokens an output sees, itself included; None for all."""
+        """window: how many tokens an output sees, itself included; None for all. rope_base: None for no rotary positions."""
 
         num_heads: Count
         key_dim: Annotated[
             int, Meta(ge=2, le=2**31 - 1, multiple_of=2, description="even numbers from 2: rotary positions turn pairs")
         ]
         window: Count | None
-        rope_base: Positive
+        rope_base: Positive | None
 
     settings: Settings
 
@@ -113,8 +113,10 @@ class Attention(SequenceMixer):
         return softmax_attention.attend(q=q, k=k, v=v, span=span, window=self.window)
 
     def _rotated(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q and k, turned to their positions, and v of x, each [B, T, H, K]."""
+        """q and k, turned to their positions where there is a rope_base, and v of x, each [B, T, H, K]."""
         q, k, v = self.query_key_value_projection(x).unflatten(-1, (3, self.num_heads, self.key_dim)).unbind(2)
+        if self.settings.rope_base is None:
+            return q, k, v
         turn = rotation(positions, key_dim=self.key_dim, base=self.settings.rope_base, dtype=q.dtype)
         return rotate(q, turn), rotate(k, turn), v
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.initialization import fan_in_normal_, normal_
+from models.initialization import fan_in_normal_, normal_, uniform_
+
+STEP_SIZES = 1e-3, 1e-1
+"""Between which Mamba and all who took its decay draw the step sizes that a model starts with, log-uniformly."""
 
 
 class BlockDiagonalLinear(nn.Module):
@@ -87,6 +93,23 @@ class ShortConvolution(nn.Module):
         fan_in_normal_(self.weight, generator=generator)
 
 
+class OutputGate(nn.Module):
+    """sigmoid(W x + b), or "swish", which multiplies that by W x + b; W is W_2 W_1 over `rank` numbers, or one matrix."""
+
+    def __init__(self, *, d_model: int, width: int, rank: int | None, activation: Literal["swish", "sigmoid"]) -> None:
+        super().__init__()
+        self.bottleneck = None if rank is None else nn.Linear(d_model, rank, bias=False)
+        self.projection = nn.Linear(d_model if rank is None else rank, width)
+        self.activation = F.silu if activation == "swish" else torch.sigmoid
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, d_model] -> [B, T, width], in the dtype that the linear map gives."""
+        return self.activation(self.projection(x if self.bottleneck is None else self.bottleneck(x)))
+
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        reset_children(self, generator)
+
+
 class HeadRMSNorm(nn.Module):
     """RMSNorm of every head by itself, with a weight for each of its dimensions (MesaNet, RMSNorm_h)."""
 
@@ -119,3 +142,50 @@ class ScalarGate(nn.Module):
     def reset_parameters(self, generator: torch.Generator) -> None:
         fan_in_normal_(self.projection.weight, generator=generator)
         nn.init.constant_(self.projection.bias, torch.logit(torch.tensor(self.initial)).item())
+
+
+class MambaDecay(nn.Module):
+    """log(gamma) = -rate softplus(W x + b), the decay of Mamba2 (arXiv 2405.21060) as a forget gate; softplus is a step size.
+
+    A rate a head, and a step size a head or, with `channels`, one for every channel of a head. W is W_2 W_1 over `rank`
+    numbers, or one matrix. With `bound` it is -bound sigmoid(rate (W x + b)), which forgets no more than that in a token.
+    At the start rates are uniform in (rates[0], rates[1]] and softplus(b) is log-uniform in STEP_SIZES.
+    """
+
+    def __init__(
+        self,
+        *,
+        d_model: int,
+        num_heads: int,
+        channels: int | None,
+        rank: int | None,
+        bound: float | None,
+        rates: tuple[float, float],
+    ) -> None:
+        super().__init__()
+        width = num_heads * (channels or 1)
+        self.bottleneck = None if rank is None else nn.Linear(d_model, rank, bias=False)
+        self.projection = nn.Linear(d_model if rank is None else rank, width, bias=False)
+        self.step_size_bias = nn.Parameter(torch.empty(width))
+        self.log_rate = nn.Parameter(torch.empty(num_heads))
+        self.channels, self.bound, self.rates = channels, bound, rates
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [B, T, d_model] -> log(gamma) <= 0, [B, T, H] or [B, T, H, channels], in float32 or wider."""
+        logits = self.projection(x if self.bottleneck is None else self.bottleneck(x))
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        logits, rate = logits.to(wide) + self.step_size_bias, self.log_rate.to(wide).exp()
+        if self.channels is not None:
+            logits, rate = logits.unflatten(-1, (-1, self.channels)), rate.unsqueeze(-1)
+        return -rate * F.softplus(logits) if self.bound is None else -self.bound * torch.sigmoid(rate * logits)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        reset_children(self, generator)
+        low, high = map(math.log, STEP_SIZES)
+        step_size = uniform_(self.step_size_bias, low=low, high=high, generator=generator).exp()
+        # softplus(b) = s, hence b = log(exp(s) - 1) = s + log(1 - exp(-s)), which is exact near 0.
+        self.step_size_bias.copy_(step_size + torch.log(-torch.expm1(-step_size)))
+        low, high = self.rates
+        # Downwards from the highest, which may be drawn: a rate of 0 would have no logarithm.
+        uniform_(self.log_rate, low=high, high=low, generator=generator).log_()

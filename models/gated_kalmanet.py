@@ -7,11 +7,12 @@ paper's appendix), alpha alpha, states G (U there) and H, regularizer lambda, re
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from conf.settings import Positive, Refusal
+from conf.settings import Neutral, Positive, Refusal
 from models.components import ScalarGate
 from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
@@ -31,22 +32,32 @@ class GatedKalmaNet(LinearRNN):
     learned penalty. alpha_t = sigmoid(w e_t + b) mixes in the read-out of gated linear attention.
     The gradient goes through lambda_t into keys, gates and the state before. The solution is differentiated implicitly, by
     the iteration that solved, on the cotangent; the range of eigenvalues that the iteration is told counts as a constant.
-    Ours against the authors': beta weighs k k^T and v k^T once (theirs scales k and v, so it weighs twice), sigmoid
-    gates as in all arms, no convolution of v and no gate of the output.
+    The authors' beta scales k and v (input_gate_scales: keys_and_values), so that it weighs k k^T and v k^T twice; here it
+    weighs these products once if nothing else is said. conf/model/gated_kalmanet.yaml has gates and convolutions as in all arms,
+    gated_kalmanet_original.yaml the authors': Mamba's decay, a convolution of v too and a gate of the output. They scale
+    read-outs by key_dim^-1/2, which behind the norm of a head changes the weight of norm_eps alone, and is left out.
     """
 
     name = "gated_kalmanet.GatedKalmaNet"
 
     class Settings(LinearRNN.Settings, kw_only=True):
-        """alpha_init: alpha at the start. regularizer_ratio: a. solver: it can't start at the previous token."""
+        """alpha_init: alpha at the start. regularizer_ratio: a. solver: it can't start at the previous token, nor be
+            richardson, whose step size is learned.
 
+        input_gate_scales: what beta multiplies, the "products" k k^T and v k^T, or "keys_and_values".
+        """
+
+        input_gate_scales: Annotated[Literal["products", "keys_and_values"], Neutral("products")]
         alpha_init: GateStart
         regularizer_ratio: Positive
         solver: SolverSettings
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             if self.solver.initial == "previous_token":
                 raise Refusal("solver.initial", self.solver.initial, "zero, diagonal, query with Gated KalmaNet")
+            if self.solver.name == "richardson":
+                raise Refusal("solver.name", "richardson", "cg, preconditioned_cg, chebyshev, cholesky with Gated KalmaNet")
 
     settings: Settings
 
@@ -61,8 +72,12 @@ class GatedKalmaNet(LinearRNN):
         return False
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
-        """The gates of the base class, and alpha in (0, 1)."""
+        """log_decay, what weighs the products as beta, and alpha in (0, 1)."""
         return {**super().gates(x), "alpha": torch.sigmoid(self.alpha_gate(x))}
+
+    def beta(self, x: Tensor) -> Tensor:
+        beta = super().beta(x)
+        return beta.square() if self.settings.input_gate_scales == "keys_and_values" else beta
 
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, alpha: Tensor, state: State

@@ -9,6 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from models.deltanet import DeltaNet
+from models.linear_rnn import Read
 from models.mixer import State
 
 
@@ -27,9 +28,9 @@ class Longhorn(DeltaNet):
 
     name = "longhorn.Longhorn"
 
-    def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> tuple[dict[str, Tensor], Tensor]:
-        inputs, conv = super().recurrence_inputs(x, state, starts=starts)
-        return inputs | {"beta": step_size(inputs["k"], inputs["beta"])}, conv
+    def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> Read:
+        read = super().recurrence_inputs(x, state, starts=starts)
+        return read._replace(inputs=read.inputs | {"beta": step_size(read.inputs["k"], read.inputs["beta"])})
 
 
 def step_size(k: Tensor, beta: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from models.build import Model, Size, read_model
+from conf.settings import with_neutral
+from models.build import Model, Size, mixer_class, read_model
 from models.mixer import SequenceMixer
 from models.ops.solvers import Solver, SolverSettings, build_solver
 
@@ -13,9 +14,10 @@ Mixer = TypeVar("Mixer", bound=SequenceMixer)
 
 
 def mixer(kind: type[Mixer], values: Mapping[str, Any]) -> Mixer:
-    """values: the settings without their type, and d_model and backend."""
+    """values: the settings without their type and those at neutral values, and d_model and backend."""
     settings = {name: value for name, value in values.items() if name not in ("d_model", "backend")}
-    return kind(kind.Settings.read({"type": kind.name, **settings}), d_model=values["d_model"], backend=values["backend"])
+    read = kind.Settings.read(with_neutral(kind.Settings, {"type": kind.name, **settings}))
+    return kind(read, d_model=values["d_model"], backend=values["backend"])
 
 
 def solver(values: Mapping[str, Any]) -> Solver:
@@ -29,6 +31,7 @@ def size(**changes: Any) -> Size:
 
 
 def uniform(values: Mapping[str, Any], sizes: Mapping[str, Any]) -> tuple[Model, Size]:
-    """A model with one mixer throughout, and its size."""
-    read = read_model({"name": "model", "label": "Model", "version": 1, "pattern": ["mixer"], "mixer": values})
+    """A model with one mixer throughout, whose settings may lack those at neutral values, and its size."""
+    whole = with_neutral(mixer_class(values["type"]).Settings, values)
+    read = read_model({"name": "model", "label": "Model", "version": 1, "pattern": ["mixer"], "mixer": whole})
     return read, size(**sizes)

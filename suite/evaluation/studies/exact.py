@@ -13,7 +13,7 @@ from models.ops import mesa
 def read_out(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None) -> dict[str, Tensor]:
     """The inputs of the recurrence on these tokens and what it reads out, `o` [B, T, H, V]; all under their names in the op."""
     state = mixer.init_state(len(x)) if state is None else state
-    inputs, _ = mixer.recurrence_inputs(x, state, starts=starts)
+    inputs = mixer.recurrence_inputs(x, state, starts=starts).inputs
     with torch.autocast(x.device.type, enabled=False):
         o, _ = mixer.recurrence(**inputs, state=state)
     regularizer = mixer.regularizer.expand(*x.shape[:2], -1, -1)

@@ -168,7 +168,7 @@ def test_the_obstacle_names_versions_and_remedy(versions, capability, said) -> N
 
 def test_a_run_on_a_cpu_is_told_so() -> None:
     with pytest.raises(ValueError, match="backend=fla can't run here: it needs a CUDA device"):
-        settle("fla", ("fla", "torch"), "cpu")
+        settle("fla", [("fla", "torch")], "cpu")
 
 
 LINEAR_RNN = {"num_heads": 2, "key_dim": 16, "value_dim": 16, "conv_width": 4, "norm_eps": 1e-6, "chunk_size": 8}

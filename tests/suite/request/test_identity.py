@@ -144,9 +144,11 @@ def test_a_mesa_of_before_keeps_its_name_and_gets_the_keys_added_since(name):
     old, other = copy.deepcopy(dict(run.written)), copy.deepcopy(dict(run.written))
     mixer = old["model"][old["model"]["pattern"][-1]]
     mesa: SequenceMixer.Settings = run.config.model.mixers[-1]
-    assert neutral_keys(mesa) == sorted(["random_steps", "signed_decay", "decode", "refresh"])
+    added = ["random_steps", "signed_decay", "decode", "refresh", "step_size_init"]
+    frame = ["convolution", "decay_rates", "affine_keys", "output_gate", "output_gate_rank"]
+    assert neutral_keys(mesa) == sorted(added + frame)
     assert neutral_keys(mesa.solver) == ["gradient", "initial"]
-    for key in ("random_steps", "signed_decay", "decode", "refresh"):
+    for key in added + frame:
         del mixer[key]
     for key in ("initial", "gradient"):
         del mixer["solver"][key]
