@@ -1,0 +1,157 @@
+"""The generalised delta rule: what is read and erased (e) and where it is written (a) need not be one key.
+
+G_t = G_{t-1} Diag(exp(log_decay_t)) (I - e_t a_t^T) + u_t a_t^T,   o_t = G_t q_t
+
+With e = beta k, a = k and u = beta v it is the delta rule with a scalar decay (Gated DeltaNet, arXiv 2412.06464, eq. 10) or
+one for every key dimension (Kimi Delta Attention, arXiv 2510.26692). Several micro-steps (e, a, u, log_decay) may make a
+token, behind the last of which its query reads (DeltaProduct, arXiv 2502.10297).
+
+Both forms take q [B, T, H, K], e, a [B, n T, H, K] and u [B, n T, H, V] for n micro-steps a token, log_decay <= 0 [B, n T, H]
+or [B, n T, H, K], and the state G [B, H, V, K] in float32 or wider; a log_decay of -inf forgets all that came before. The
+recurrence diverges where e^T a is beyond 2. They return o [B, T, H, V] and the state after the last token, both in the dtype
+of the state.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+
+
+def recurrent(*, q: Tensor, e: Tensor, a: Tensor, u: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition, a micro-step at a time."""
+    micro_steps, outputs = e.shape[1] // q.shape[1], []
+    queries = over_time(q, dtype=state.dtype)
+    for step, (e_s, a_s, u_s, decay_s) in enumerate(over_time(e, a, u, log_decay.exp(), dtype=state.dtype), start=1):
+        state = state * decay_s.mT
+        state = state + (u_s - state @ e_s) @ a_s.mT
+        if step % micro_steps == 0:
+            (q_t,) = next(queries)
+            outputs.append(state @ q_t)
+    return torch.stack(outputs, dim=1).squeeze(-1), state
+
+
+def chunked(
+    *, q: Tensor, e: Tensor, a: Tensor, u: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as matrix products (the UT transform of arXiv 2406.06484, section 3.2), chunk_size tokens a chunk.
+
+    G is decayed linear attention over the corrections w_i = u_i - G_{i-1} Diag(exp(log_decay_i)) e_i in place of u_i. In a
+    chunk that starts from the state S they solve (I + L) w = u - (what is left of S at i) e_i, where L_ij for j < i is the
+    product of e_i and a_j with the decays between them: w is what it is from S = 0, less S times the erasing keys.
+    """
+    shape, heads, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), state.shape[:2], e.shape[1] // q.shape[1]
+    (q,) = split_heads(q, chunk_size=chunk_size, dtype=state.dtype)
+    e, a, u, log_decay = split_heads(e, a, u, log_decay, chunk_size=micro_steps * chunk_size, dtype=state.dtype)
+    pairs = _scalar_pairs(q, e, a, log_decay) if log_decay.ndim == 2 else _channel_pairs(q, e, a, log_decay)
+    # The solve reads only below the diagonal. A product of powers of L, exact on paper, cancels badly for equal keys.
+    identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
+    inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
+    from_zero, erasing = torch.bmm(inverse, u), torch.bmm(inverse, pairs.e)
+    state, befores, corrections = state.flatten(0, 1), [], []
+    chunks = (x.unflatten(0, (len(state), -1)).unbind(1) for x in (from_zero, erasing, pairs.kept, pairs.a))
+    for from_zero_n, erasing_n, kept_n, a_n in zip(*chunks, strict=True):
+        befores.append(state)
+        corrections.append(torch.baddbmm(from_zero_n, erasing_n, state.mT, alpha=-1.0))
+        state = torch.baddbmm(kept_n * state, corrections[-1].mT, a_n)
+    before, w = (torch.stack(x, dim=1).flatten(0, 1) for x in (befores, corrections))
+    return join_heads(torch.baddbmm(torch.bmm(pairs.read, w), pairs.q, before.mT), shape), state.unflatten(0, heads)
+
+
+class Pairs(NamedTuple):
+    """M chunks of C tokens and N = n C micro-steps with their decays.
+
+    erased: [M, N, N], products of e_i and a_j, which count below the diagonal alone. read: [M, C, N], those of q_t and a_j, 0
+    where j comes after t. q, e: [M, C, K] and [M, N, K], which read what is left of the state before the chunk. a: [M, N, K],
+    what is left of it behind the chunk. kept: [M, 1, K or 1], what a chunk leaves of the state before it.
+    """
+
+    erased: Tensor
+    read: Tensor
+    q: Tensor
+    e: Tensor
+    a: Tensor
+    kept: Tensor
+
+
+def _scalar_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
+    """Every product times its one decay; log_decay [M, N]."""
+    decays = chunk_decays(log_decay)
+    micro_steps, from_start = e.shape[1] // q.shape[1], decays.from_start.unsqueeze(-1)
+    # A query reads behind the last micro-step of its token.
+    last = slice(micro_steps - 1, None, micro_steps)
+    return Pairs(
+        erased=torch.bmm(e, a.mT) * decays.within,
+        read=torch.bmm(q, a.mT) * decays.within[:, last],
+        q=q * from_start[:, last],
+        e=e * from_start,
+        a=a * decays.to_end.unsqueeze(-1),
+        kept=from_start[:, -1:],
+    )
+
+
+class _Blocks(NamedTuple):
+    """Neighbouring blocks of R rows, which read and are the e and q of a token in turn, and N columns, the a of micro-steps.
+
+    rows: [.., R, K], decayed from the start of the block to the row. columns: [.., N, K], decayed from the column to the end of
+    the block. products: [.., R, N] of rows and columns with the decays between them, 0 where the column is not before the row.
+    kept: [.., 1, K], the decay of the whole block.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    products: Tensor
+    kept: Tensor
+
+
+def _joined(first: _Blocks, second: _Blocks) -> _Blocks:
+    """Every block of `first` and the one of `second` that follows it, as one block.
+
+    A decay between both is that to the end of the first times that from the start of the second, so that products over K
+    channels, each with a decay of its own, are a matrix product.
+    """
+    across = torch.bmm(second.rows, first.columns.mT)
+    return _Blocks(
+        rows=torch.cat([first.rows, second.rows * first.kept], dim=1),
+        columns=torch.cat([first.columns * second.kept, second.columns], dim=1),
+        products=torch.cat(
+            [F.pad(first.products, (0, second.columns.shape[1])), torch.cat([across, second.products], dim=2)], dim=1
+        ),
+        kept=first.kept * second.kept,
+    )
+
+
+def _channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
+    """Products whose K terms have decays of their own, log_decay [M, N, K], in memory of T K log(C) numbers a head.
+
+    Micro-steps are joined to tokens, and these to blocks of 2, 4, ... tokens. Decays are multiplied and never divided, so none
+    is too strong: a product of a decay from the chunk's start and an inverse one, which needs no blocks, overflows.
+    """
+    (chunks, tokens, _), micro_steps = q.shape, e.shape[1] // q.shape[1]
+    missing = (1 << (tokens - 1).bit_length()) - tokens
+    padded = [F.pad(e, (0, 0, 0, micro_steps * missing)), F.pad(a, (0, 0, 0, micro_steps * missing))]
+    decay = F.pad(log_decay, (0, 0, 0, micro_steps * missing)).exp()
+    steps = (x.unflatten(1, (-1, micro_steps)).flatten(0, 1).split(1, dim=1) for x in (*padded, decay))
+    query = F.pad(q, (0, 0, 0, missing)).flatten(0, 1).unsqueeze(1)
+    none = query.new_zeros(len(query), 1, 1)
+    parts = [_Blocks(e_i * decay_i, a_i, none, decay_i) for e_i, a_i, decay_i in zip(*steps, strict=True)]
+    parts.append(_Blocks(query, query[:, :0], none[:, :, :0], torch.ones_like(query)))
+    blocks = reduce(_joined, parts)
+    while len(blocks.rows) > chunks:
+        blocks = _joined(_Blocks(*(x[0::2] for x in blocks)), _Blocks(*(x[1::2] for x in blocks)))
+    rows, products = (x.unflatten(1, (-1, micro_steps + 1))[:, :tokens] for x in (blocks.rows, blocks.products))
+    products = products[..., : e.shape[1]]
+    return Pairs(
+        erased=products[:, :, :-1].flatten(1, 2),
+        read=products[:, :, -1],
+        q=rows[:, :, -1],
+        e=rows[:, :, :-1].flatten(1, 2),
+        a=blocks.columns[:, : e.shape[1]],
+        kept=blocks.kept,
+    )
