@@ -15,7 +15,7 @@ from models.backbone.autoencoder import AutoEncoder
 from models.backbone.blocks import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
-from models.backends import check
+from models.backends import by_mixer, check
 from models.mixer import SequenceMixer
 
 
@@ -45,6 +45,11 @@ class Model:
 
     def by_name(self) -> Iterator[tuple[str, SequenceMixer.Settings]]:
         return zip(self.pattern, self.mixers, strict=True)
+
+    @property
+    def kinds(self) -> dict[str, SequenceMixer.Settings]:
+        """The settings of each different mixer of the pattern, in its order."""
+        return dict(self.by_name())
 
     def first(self, kind: type) -> Any:
         """The settings of the first mixer of a kind, e.g. Mesa.Settings; None where the pattern has none."""
@@ -77,8 +82,10 @@ def _check_rates(rates: object, key: str) -> None:
 
 
 def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
-    if not isinstance(values, Mapping) or not isinstance(values.get("type"), str):
+    if not isinstance(values, Mapping) or "type" not in values:
         raise Refusal(key, values, "mappings with a type")
+    if not isinstance(values["type"], str):
+        raise Refusal(f"{key}.type", values["type"], ", ".join(mixer_classes()), fault="is not a word")
     try:
         mixer = mixer_class(values["type"])
     except RequestError as error:
@@ -106,10 +113,9 @@ def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str)
     return mixer(settings, d_model=d_model, backend=backend)
 
 
-def computing_backends(model: Model) -> tuple[str, ...]:
-    """The backends that compute every mixer of a model, in the first mixer's order of speed."""
-    first, *others = [mixer_class(settings.type).backends(settings) for settings in model.mixers]
-    return tuple(name for name in first if all(name in other for other in others))
+def computing_backends(model: Model) -> list[tuple[str, ...]]:
+    """The backends that compute each of a model's `kinds` with its settings, fastest first."""
+    return [mixer_class(settings.type).backends(settings) for settings in model.kinds.values()]
 
 
 def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
@@ -129,12 +135,23 @@ def build_regressor(model: Model, size: Size, *, input_dim: int, output_dim: int
 
 
 def build_mixers(model: Model, size: Size, *, backend: str) -> list[SequenceMixer]:
-    """One mixer a block. Raises RequestError for settings that do not go with size.d_model, or with the backend."""
-    return [_build(model, i % len(model.pattern), size, backend) for i in range(size.num_blocks)]
+    """One mixer a block, by the backend of the run or of its kind, see `settle`.
+
+    Raises RequestError for settings that do not go with size.d_model, or with the backend, and for so few blocks that a kind of
+    mixer has none.
+    """
+    names = [model.pattern[i % len(model.pattern)] for i in range(size.num_blocks)]
+    if left_out := [name for name in model.kinds if name not in names]:
+        least = 1 + max(map(model.pattern.index, left_out))
+        raise Refusal(
+            "size.num_blocks", size.num_blocks, f"numbers from {least}, by which every mixer of {model.name} has a block"
+        )
+    backends = dict(zip(model.kinds, by_mixer(backend, len(model.kinds)), strict=True))
+    return [_build(model, name, size, backends[name]) for name in names]
 
 
-def _build(model: Model, place: int, size: Size, backend: str) -> SequenceMixer:
+def _build(model: Model, name: str, size: Size, backend: str) -> SequenceMixer:
     try:
-        return build_mixer(model.mixers[place], d_model=size.d_model, backend=backend)
+        return build_mixer(model.kinds[name], d_model=size.d_model, backend=backend)
     except Refusal as refusal:
-        raise refusal.under(f"model.{model.pattern[place]}") from refusal
+        raise refusal.under(f"model.{name}") from refusal

@@ -22,6 +22,8 @@ class LanguageModel(Backbone):
     vocab_size: number of token ids. size.logit_soft_cap: c in c * tanh(logits / c).
     """
 
+    embedding: nn.Embedding
+
     def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, vocab_size: int) -> None:
         super().__init__(size, mixers, embedding=nn.Embedding(vocab_size, size.d_model))
         self.vocab_size, self.logit_soft_cap = vocab_size, size.logit_soft_cap
@@ -29,8 +31,9 @@ class LanguageModel(Backbone):
 
     def embed(self, tokens: Tensor) -> Tensor:
         kernel, weight = self.embedding_kernel, self.embedding.weight
-        suits = kernel is not None and kernel.suits is not None and kernel.suits(tokens, weight)
-        rows = kernel.computes if suits else embedding.rows
+        rows = embedding.rows
+        if kernel is not None and kernel.suits is not None and kernel.suits(tokens, weight):
+            rows = kernel.computes
         return rows(tokens, weight) * math.sqrt(self.d_model)
 
     def head(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which library computes an op; backends differ at the op, never at the layer.
+"""Which library computes an op; backends differ at the op, never at the layer, and from mixer to mixer of a hybrid.
 
 KERNELS is the one table from an op (a module of models/ops) and a backend to what computes it beside the plain PyTorch of the
 op itself, with the settings at which that was found right. `computing`, `settle` and `load` read it: what "auto" takes, what
@@ -17,10 +17,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from conf.settings import RequestError, near
+from conf.settings import Refusal, RequestError, near
 from models.installed import version as version
 
 BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
+JOINT = "+"
+"""Stands between the backends of a model whose mixers have several, such as "fla+torch", in the order of its pattern."""
 
 
 class Limit(NamedTuple):
@@ -149,7 +151,11 @@ def computing(op: ModuleType | None, settings: Any) -> tuple[str, ...]:
 
 
 def obstacle(backend: str, device: str) -> str | None:
-    """Why a backend can't run on a device ("cpu", "cuda"), with the remedy; None where nothing is in its way."""
+    """Why a backend, or one of several joined, can't run on a device ("cpu", "cuda"), with the remedy; None where nothing is in
+    its way.
+    """
+    if JOINT in backend:
+        return next(filter(None, (obstacle(name, device) for name in backend.split(JOINT))), None)
     if backend == "torch":
         return None
     if device != "cuda":
@@ -162,23 +168,48 @@ def check(backend: str, permitted: Sequence[str]) -> None:
     if backend not in permitted:
         raise RequestError(
             f"backend={backend} does not compute this model with its settings, permitted are {', '.join(permitted)}"
-            + ("" if backend in BACKENDS else near(backend, (*BACKENDS, "auto")))
+            + ("" if set(backend.split(JOINT)) <= {*BACKENDS} else near(backend, (*BACKENDS, "auto")))
         )
 
 
-def settle(backend: str, permitted: Sequence[str], device: str) -> str:
-    """The backend that a run uses, from what was asked: a name of BACKENDS, or "auto".
+def settle(backend: str, computing: Sequence[Sequence[str]], device: str) -> str:
+    """The backend that a run uses, from what was asked: a name of BACKENDS, one for each mixer joined by JOINT, or "auto".
 
-    permitted: the backends that compute all mixers of the model with their settings, fastest first, torch among them.
-    Raises RequestError for one that does not compute the model or can't run on the device.
+    computing: for each of the model's mixers the backends that compute it with its settings, fastest first, torch among them.
+    A mixer that no library has a kernel for, such as attention, is computed by torch beside any other backend.
+    Returns one name where all mixers have it, else one for each, joined. Raises RequestError for a backend that does not compute
+    the model or can't run on the device.
     """
     if backend == "auto":
-        return next(name for name in permitted if obstacle(name, device) is None)
-    check(backend, permitted)
-    reason = obstacle(backend, device)
+        return _joined([next(name for name in own if obstacle(name, device) is None) for own in computing])
+    for name in backend.split(JOINT):
+        if name not in BACKENDS:
+            known = "auto", *BACKENDS
+            raise Refusal("backend", backend, ", ".join(known), near(name, known), "is unknown")
+    permitted = {name: _joined([name if name in own else "torch" for own in computing]) for name in _common(computing)}
+    names = by_mixer(permitted.get(backend, backend), len(computing))
+    if len(names) != len(computing) or not all(name in own for name, own in zip(names, computing, strict=True)):
+        check(backend, list(dict.fromkeys(["auto", *permitted, *permitted.values(), _joined([own[0] for own in computing])])))
+    reason = next(filter(None, (obstacle(name, device) for name in names)), None)
     if reason is not None:
         raise RequestError(f"backend={backend} can't run here: {reason}")
-    return backend
+    return _joined(names)
+
+
+def by_mixer(backend: str, count: int) -> list[str]:
+    """The backend of each of `count` mixers, from what `settle` returned."""
+    names = backend.split(JOINT)
+    return names * count if len(names) == 1 else names
+
+
+def _common(computing: Sequence[Sequence[str]]) -> list[str]:
+    """The backends that compute every mixer for which a library has a kernel, in the first one's order of speed."""
+    choosing = [own for own in computing if len(own) > 1] or [computing[0]]
+    return [name for name in choosing[0] if all(name in own for own in choosing)]
+
+
+def _joined(names: Sequence[str]) -> str:
+    return names[0] if len(set(names)) == 1 else JOINT.join(names)
 
 
 class Loaded(NamedTuple):

@@ -6,9 +6,11 @@ task of recall most tokens are the same filler. Tokens take turns among the copi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from models.backends import copies_of_gradient
@@ -21,14 +23,14 @@ def rows(ids: Tensor, weight: Tensor) -> Tensor:
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, ids: Tensor, weight: Tensor) -> Tensor:
+    def forward(ctx: Any, ids: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(ids)
         ctx.shape, ctx.copies = weight.shape, copies_of_gradient(ids, weight)
         return F.embedding(ids, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, into_rows: Tensor) -> tuple[None, Tensor]:
+    def backward(ctx: Any, into_rows: Tensor) -> tuple[None, Tensor]:
         (ids,), (num_rows, dim) = ctx.saved_tensors, ctx.shape
         turns = torch.arange(ids.numel(), device=ids.device) % ctx.copies
         summed = into_rows.new_zeros(ctx.copies * num_rows, dim)

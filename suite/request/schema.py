@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from conf.groups import options
 from conf.settings import Count, Line, Name, Refusal, Settings, Share, near, with_neutral
-from models.backends import BACKENDS
+from models.backends import BACKENDS, JOINT
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train
 from suite.request.places import Paths
+from suite.request.rates import DefaultRate
 from tasks.build import read_task, task_class
 from tasks.task import Task
 
@@ -19,7 +22,7 @@ from tasks.task import Task
 class Match(Settings, kw_only=True):
     """How the arms of a comparison are made equal, see suite/request/match.py."""
 
-    by: Literal["none", "parameters", "flops", "state"]
+    by: Literal["none", "parameters", "flops", "state", "state_and_parameters"]
     reference: Name
     tolerance: Share
 
@@ -45,11 +48,15 @@ class Protocol(Settings, kw_only=True):
     deviations: tuple[Line, ...]
 
 
+BACKEND_WORDS = f"auto, {', '.join(BACKENDS)}, or for a model of several mixers one for each, joined by {JOINT}"
+Backend = Annotated[str, Meta(pattern=r"^\w+(\+\w+)*$", description=BACKEND_WORDS)]
+
+
 class Chosen(Settings, kw_only=True):
     """The settings that stand by themselves at the top of conf/config.yaml."""
 
     seed: Seed
-    backend: Literal["auto", *BACKENDS]
+    backend: Backend
 
 
 class Experiment(Settings, kw_only=True):
@@ -86,7 +93,8 @@ class Composed:
     """A cell of a request: its configuration, and what is asked besides.
 
     protocol: what its scores are chosen and averaged by.
-    evaluation: the settings in conf/eval, which evaluations read. written: the whole as YAML holds it.
+    evaluation: the settings in conf/eval, which evaluations read. default_rate: where train.lr is the default of a recipe,
+    since the model has no rate of its own. written: the whole as YAML holds it.
     """
 
     config: Config
@@ -97,6 +105,7 @@ class Composed:
     compute: Compute
     data: Mapping[str, Any]
     evaluation: Mapping[str, Any]
+    default_rate: DefaultRate | None
     written: Mapping[str, Any]
 
 

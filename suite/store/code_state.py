@@ -148,7 +148,7 @@ def _kernels(backend: str, ops: set[str]) -> list[dict[str, Any]]:
     """What the table of kernels says of these ops: the rows of a backend, and those chosen by the tensors of a call."""
     calls = (node for node in ast.walk(parsed(KERNELS)) if isinstance(node, ast.Call) and ast.unparse(node.func) == "Kernel")
     rows = [{word.arg: getattr(word.value, "value", "") for word in call.keywords} for call in calls]
-    return [row for row in rows if row["op"] in ops and (row["backend"] == backend or "suits" in row)]
+    return [row for row in rows if row["op"] in ops and (row["backend"] in backend.split("+") or "suits" in row)]
 
 
 def _declaring(package: str, attribute: str, value: str) -> tuple[Path, str]:

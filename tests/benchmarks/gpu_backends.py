@@ -25,8 +25,9 @@ import pandas as pd
 import torch
 
 from conf.groups import options
-from models.backends import obstacle
-from models.build import computing_backends
+from conf.settings import RequestError
+from models.backends import BACKENDS, settle
+from models.build import Model, computing_backends
 from suite.request.compose import compose_one
 from suite.results import load_results
 
@@ -59,6 +60,13 @@ class Job(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
+def computes(backend: str, model: Model, device: str) -> bool:
+    try:
+        return bool(settle(backend, computing_backends(model), device))
+    except RequestError:
+        return False
+
+
 def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
     """Seed by seed, so that what is stopped early has whole seeds, and within one the longest first."""
     found = []
@@ -66,7 +74,7 @@ def jobs(models: Sequence[str], seeds: Sequence[int], device: str) -> list[Job]:
         of_seed = []
         for model in models:
             config = compose_one([f"model={model}"]).config.model
-            able = tuple(name for name in computing_backends(config) if obstacle(name, device) is None)
+            able = tuple(name for name in BACKENDS if computes(name, config, device))
             of_seed.append(Job(model, seed, able, "backends"))
             mixer = dict(zip(config.pattern, config.mixers, strict=True)).get("mixer")
             chunk_size = getattr(mixer, "chunk_size", None)

@@ -78,9 +78,9 @@ def test_the_kernels_are_imported_past_the_package(tmp_path, monkeypatch: pytest
 
 def test_a_cpu_takes_torch() -> None:
     backends = Mamba2.backends(built.mixer(Mamba2, MIXER).settings)
-    assert settle("auto", backends, "cpu") == "torch"
+    assert settle("auto", [backends], "cpu") == "torch"
     with pytest.raises(ValueError, match="needs a CUDA device"):
-        settle("mamba_ssm", backends, "cpu")
+        settle("mamba_ssm", [backends], "cpu")
 
 
 def draw(length: int, dtype: torch.dtype) -> tuple[dict[str, Tensor], Tensor]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 from conf.settings import RequestError
-from models.backends import BACKENDS, KERNELS, Kernel, check, load, resolve
-from models.build import computing_backends, mixer_classes, read_model
+from models import backends
+from models.backends import BACKENDS, KERNELS, Kernel, by_mixer, check, load, resolve, settle
+from models.build import Model, Size, build_mixers, computing_backends, mixer_classes, read_model
 from models.ops import delta_rule, rglru, ssd
 from tests.models.test_laws import config
 
@@ -62,15 +65,72 @@ def test_a_backend_that_does_not_compute_a_model_is_refused_with_the_permitted_a
         check("tritan", ("triton", "torch"))
 
 
+def hybrid(*names: str) -> Model:
+    """The mixers of several models in turn."""
+    first, *others = [read_model(config(name)["model"]) for name in names]
+    return replace(first, pattern=names, mixers=tuple(model.mixers[0] for model in (first, *others)))
+
+
+@pytest.fixture
+def nothing_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "obstacle", lambda name, device: None)
+
+
 @pytest.mark.parametrize(
-    ("names", "backends"),
+    ("names", "asked", "settled"),
     [
-        (["gated_deltanet", "gla"], ("fla", "torch")),
-        (["gated_deltanet", "hawk"], ("torch",)),
-        (["gated_deltanet", "hawk", "gla"], ("torch",)),
+        (["gated_deltanet", "gla"], "auto", "fla"),
+        (["gated_deltanet", "gla", "gated_deltanet"], "fla", "fla"),
+        (["gated_deltanet", "transformer"], "auto", "fla+torch"),
+        (["gated_deltanet", "transformer"], "fla", "fla+torch"),
+        (["gated_deltanet", "transformer"], "fla+torch", "fla+torch"),
+        (["transformer", "gated_deltanet", "transformer"], "fla", "torch+fla"),
+        (["gated_deltanet", "transformer"], "torch+torch", "torch"),
+        (["gated_deltanet", "hawk"], "auto", "fla+triton"),
+        (["gated_deltanet", "hawk"], "torch", "torch"),
+        (["gated_deltanet", "hawk"], "torch+triton", "torch+triton"),
+        (["transformer"], "torch", "torch"),
     ],
 )
-def test_a_model_is_computed_by_what_computes_each_of_its_mixers(names: list[str], backends: tuple[str, ...]) -> None:
-    first, *others = [read_model(config(name)["model"]) for name in names]
-    mixers = [mixer for model in (first, *others) for mixer in model.mixers]
-    assert computing_backends(replace(first, pattern=tuple(names), mixers=tuple(mixers))) == backends
+@pytest.mark.usefixtures("nothing_in_the_way")
+def test_every_mixer_of_a_hybrid_has_a_backend_of_its_own(names: list[str], asked: str, settled: str) -> None:
+    model = hybrid(*names)
+    assert settle(asked, computing_backends(model), "cuda") == settled
+    size = Size.read(config("gla")["size"]).replace({"num_blocks": 5})
+    with torch.device("meta"):
+        mixers = build_mixers(model, size, backend=settled)
+    by_kind = dict(zip(model.kinds, by_mixer(settled, len(model.kinds)), strict=True))
+    assert [mixer.backend for mixer in mixers] == [by_kind[names[i % len(names)]] for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("names", "asked", "permitted"),
+    [
+        (["gated_deltanet", "transformer"], "triton", "auto, fla, torch, fla+torch"),
+        (["gated_deltanet", "transformer"], "torch+fla", "auto, fla, torch, fla+torch"),
+        (["gated_deltanet", "transformer"], "fla+torch+torch", "auto, fla, torch, fla+torch"),
+        (["gated_deltanet", "hawk"], "fla", "auto, torch, fla+triton"),
+        (["transformer"], "fla", "auto, torch"),
+    ],
+)
+@pytest.mark.usefixtures("nothing_in_the_way")
+def test_a_backend_that_leaves_a_mixer_out_is_refused(names: list[str], asked: str, permitted: str) -> None:
+    with pytest.raises(RequestError, match=f"^backend={re.escape(asked)} does not .* permitted are {re.escape(permitted)}$"):
+        settle(asked, computing_backends(hybrid(*names)), "cuda")
+
+
+def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
+    with pytest.raises(RequestError, match=r"^backend=fla\+tritan is unknown, permitted are auto, .*; did you mean triton\?$"):
+        settle("fla+tritan", computing_backends(hybrid("gated_deltanet", "transformer")), "cpu")
+
+
+def test_what_is_in_the_way_of_one_mixer_is_said() -> None:
+    assert settle("auto", computing_backends(hybrid("gated_deltanet", "hawk")), "cpu") == "torch"
+    with pytest.raises(RequestError, match="^backend=fla\\+triton can't run here: it needs a CUDA device$"):
+        settle("fla+triton", computing_backends(hybrid("gated_deltanet", "hawk")), "cpu")
+
+
+def test_a_pattern_whose_mixer_has_no_block_is_refused() -> None:
+    size = Size.read(config("gla")["size"]).replace({"num_blocks": 1})
+    with pytest.raises(RequestError, match=r"^size\.num_blocks=1 is out of range, permitted are numbers from 2, by which every"):
+        build_mixers(hybrid("gated_deltanet", "transformer"), size, backend="torch")
