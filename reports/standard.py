@@ -66,6 +66,9 @@ def _parts(frames: Frames) -> Iterator[Part]:
         )
         caption += f" Each model is at its best {fact_label(tuned)}." if tuned else ""
         yield _part("training", "figures.training_curves", "Training", caption, tasks=tasks, smoothing=0.05, chosen=tuned)
+    if frames.cells["family"].nunique() > 1 or any(axis.startswith(("size", "model.")) for axis in axes):
+        caption = "What every model costs at its trained length, with the ratio to the reference of the comparison in brackets."
+        yield _part("matched", "matched.costs", "What was matched, and what is left unequal", caption)
     facts = [*SETTINGS, *(axis for axis in axes if fact_label(axis) not in map(fact_label, SETTINGS))]
     caption = "Per task, the value that all runs share, or the range or list over runs."
     yield _part("settings", "tables.settings", "How the runs were made", caption, facts=facts)

@@ -33,6 +33,8 @@ KINDS = {
     "reports": "report",
     "evaluations": "eval",
     "protocols": "protocol",
+    "recipes": "recipe",
+    "sizes": "size",
 }
 """What else than runs is listed, each a group of the configuration."""
 OWN = {

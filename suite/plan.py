@@ -23,8 +23,10 @@ from suite.request.identity import flat_settings, group_id, identity, run_id
 from suite.request.match import match
 from suite.request.overrides import Request, read_request, values
 from suite.request.places import Paths
+from suite.request.rates import DefaultRate, told
 from suite.request.schema import Composed, Config
 from suite.stage import Stage
+from suite.store.foreign import say
 from tasks.build import build_task
 from tasks.task import Task
 
@@ -76,7 +78,7 @@ class Run:
     @property
     def facts(self) -> dict[str, Any]:
         """What stands beside every result of the run."""
-        c, train = self.config, self.config.train
+        c, train, matched = self.config, self.config.train, self.written["match"]
         return {
             **{key: value for key, value in self.names.items() if key not in ("run_id", "group_id")},
             "head_dim": c.size.head_dim,
@@ -91,6 +93,9 @@ class Run:
             "train_steps": train.steps,
             "batch_size": train.batch_size,
             "train_tokens": train.steps * train.batch_size * c.task.seq_len,
+            "matched_by": matched["by"],
+            "match_reference": matched["reference"],
+            "match_tolerance": matched["tolerance"],
         }
 
 
@@ -121,7 +126,7 @@ def plan(arguments: Sequence[str]) -> list[Run]:
 
 
 def plan_request(request: Request) -> list[Run]:
-    """The runs of a request, as `plan`."""
+    """The runs of a request, as `plan`. Says which rate models take that have none for their task and size."""
     runs: dict[str, Run] = {}
     planner = _Planner(Composer(request.cells))
     for cell in request.cells:
@@ -139,6 +144,8 @@ def plan_request(request: Request) -> list[Run]:
         stages = (*known.stages, *run.stages) if known else run.stages
         runs[run.run_id] = replace(run, stages=tuple(dict.fromkeys(stages)))
     check_uses(request, list(runs.values()))
+    for line in told(planner.default_rates):
+        say(line)
     return told_apart(list(runs.values()))
 
 
@@ -193,12 +200,15 @@ class _Planner:
 
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
+        self.default_rates: list[DefaultRate] = []
         self._sizes: dict[Any, Mapping[str, int]] = {}
         self._stages: dict[Any, tuple[Stage, ...]] = {}
 
     def run(self, cell: Sequence[str]) -> Run:
         """One run from its overrides: backend and sizes settled, every value checked, the model built on the meta device."""
         composed = self._composer.compose(cell)
+        if composed.default_rate is not None:
+            self.default_rates.append(composed.default_rate)
         check_compute(composed.config, composed.compute)
         config = composed.config
         backend = _settled(config.backend, config.model, select_device(composed.compute.device).type)

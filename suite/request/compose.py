@@ -27,6 +27,7 @@ from models.build import Model, Size, read_model
 from suite.compute.settings import Compute, Train
 from suite.request.overrides import Assignment, assignment, quoted
 from suite.request.places import Paths
+from suite.request.rates import default_rate
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Protocol
 from tasks.build import read_task
 from tasks.language.task import DataSettings
@@ -58,6 +59,8 @@ ELSEWHERE = {
     "show": "check",
 }
 """Keys of other verbs."""
+# In a YAML file ${share_of:0.05,${train.steps}}: a warm-up of so many steps, however many there are.
+OmegaConf.register_new_resolver("share_of", lambda share, whole: round(share * whole), replace=True)
 UNTYPED = ("model.lr.", "task.data.")
 """Sections that nobody types: a model's own table of learning rates, and what data= fills."""
 SINGLE = tuple(fields(Chosen))
@@ -99,6 +102,7 @@ class Composer:
             compute=made["compute"],
             data=made["data"],
             evaluation=made["eval"],
+            default_rate=default_rate(self._plain[variants["model"]], self._plain[variants["train"]], config.size.name),
             written=written,
         )
 

@@ -43,7 +43,8 @@ def test_every_file_is_written_and_linked(store, tmp_path: Path) -> None:
     assert index == tmp_path / "report" / "index.html"
     text = index.read_text()
     for part in QUICK.parts:
-        kinds = (".csv", ".md", ".tex") if part.type in ("tables.comparison", "tables.settings", "benchmarks.verdicts") else None
+        is_table = part.type in ("tables.comparison", "tables.settings", "matched.costs", "benchmarks.verdicts")
+        kinds = (".csv", ".md", ".tex") if is_table else None
         for suffix in kinds or (".png", ".pdf", ".csv"):
             assert (tmp_path / "report" / f"{part.name}{suffix}").stat().st_size > 0
             assert f'href="{part.name}{suffix}"' in text

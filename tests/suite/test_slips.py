@@ -14,7 +14,7 @@ IDS = ("1a2b3c4d5e6f", "1a2bffffffff", "77777777777f")
 MODELS, EXPERIMENTS, EVALS = (", ".join(options(group)) for group in ("model", "experiment", "eval"))
 VERBS = "run, evaluate, generate, report, list, status, show, check, doctor"
 FLAGS = "-h, --help, --version, -V, -m, --multirun"
-LISTED = "models, tasks, experiments, reports, evaluations, protocols, runs"
+LISTED = "models, tasks, experiments, reports, evaluations, protocols, recipes, sizes, runs"
 SECTIONS = "experiment, seed, backend, match, paths, model, size, task, data, train, eval, compute, protocol"
 TOP = "backend, compute, data, eval, experiment, match, model, paths, protocol, seed, size, task, train"
 SHOWN = "show takes run=ID, the beginning of an id; or model=NAME, task=NAME, experiment=NAME"

@@ -71,7 +71,7 @@ def differing(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, tuple[A
 
 
 def test_both_ways_of_composing_give_what_hydra_gives_for_the_whole_cell():
-    cells = sample(6)
+    cells = sample(2)
     others = read_request([f"{group}={','.join(options(group))}" for group in ("model", "task", "size")]).cells
     together = Composer([*cells, *others])
     assert together._separately and not Composer([cells[-1]])._separately
@@ -125,9 +125,8 @@ def calls(monkeypatch) -> list[tuple[str, ...]]:
 
 def test_every_option_of_200_cells_is_composed_once(calls):
     models = options("model")[:10]
-    request = read_request(
-        [f"model={','.join(models)}", "task=mqar,parity,language,efficiency", f"size={','.join(options('size'))}"]
-    )
+    sizes = options("size")[:5]
+    request = read_request([f"model={','.join(models)}", "task=mqar,parity,language,efficiency", f"size={','.join(sizes)}"])
     assert len(request.cells) == 200
     composer = Composer(request.cells)
     for cell in request.cells:
@@ -137,7 +136,7 @@ def test_every_option_of_200_cells_is_composed_once(calls):
 
 def test_planning_200_cells_asks_hydra_no_more_than_planning_the_cells_of_one_seed(calls):
     models = f"model={','.join(options('model')[:10])}"
-    request = [models, "task=mqar,parity", "task.num_validation=8", "eval=none", "size.num_blocks=1"]
+    request = [models, "task=mqar,parity", "task.num_validation=8", "eval=none", "size.num_blocks=2"]
     assert len(plan([*request, "seed=0"])) == 20
     once = len(calls)
     assert len(plan([*request, "seed=range(0,10)"])) == 200

@@ -201,7 +201,8 @@ def test_every_key_that_is_declared_is_in_the_configuration_and_has_wrong_values
     assert len(names) > 100 and names <= written | {"model.paper"} and all(map(wrong_values, declared()))
     # Rates of learning are a table of the model's own, a grid is read from its file, and task.data is given as data.
     others = {name for name in written - names if not name.startswith(("model.lr", "task.data."))}
-    assert others <= {"experiment.grid", *TOP, "task", "model", *(f"model.{mixer}" for mixer in ("mixer", "mesa", "hawk"))}
+    mixers = {f"model.{name}" for model in options("model") for name in compose_one([f"model={model}"]).config.model.kinds}
+    assert others <= {"experiment.grid", *TOP, "task", "model", *mixers}
 
 
 def leaf_keys(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -258,7 +259,7 @@ NAMED = [
     ),
     ("model=gla", "model.mixer.chunk_size=2.5", "model.mixer.chunk_size=2.5 is not a whole number, permitted are whole numbers"),
     ("model=gla", "model.mixer.value_dim=[1]", "model.mixer.value_dim=[1] is not a whole number, permitted are whole numbers"),
-    ("model=gla", "model.mixer.type=1.0", "model.mixer={type:1.0,"),
+    ("model=gla", "model.mixer.type=1.0", "model.mixer.type=1.0 is not a word, permitted are "),
     (
         "model=gla",
         "model.mixer.type=mixer.SequenceMixer",
