@@ -92,9 +92,9 @@ def fact_label(name: str) -> str:
 
 
 def fact_text(name: str, value: object) -> str:
-    """A fact or setting within a label: "small", "head size 8", "implicit gradient"; None is a setting that is null."""
+    """A fact or setting within a label: "small", "head size 8", "implicit gradient", "no output gate" where it is none."""
     label = fact_label(name)
-    if value is None or value is False:
+    if value is None or value is False or value == "none":
         return TABLE["without"].get(last_part(name), f"no {label}") if "." in name else ""
     if value is True:
         return label

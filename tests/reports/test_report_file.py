@@ -34,7 +34,7 @@ def test_what_is_not_said_follows_from_the_names_and_the_function(tmp_path: Path
     assert (page.name, page.experiment, page.title) == ("quick", "quick", "Quick")
     (only,) = page.parts
     assert only.title == "Loss by step"
-    assert only.caption == "Training loss by tokens seen, mean over seeds, as a centred running mean."
+    assert only.caption == "Training loss by tokens seen, mean over seeds as far as each of them went, as a centred running mean."
 
 
 def test_anchors_stand_for_what_they_mark(tmp_path: Path) -> None:
