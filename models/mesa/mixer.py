@@ -23,8 +23,9 @@ from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import mesa
 from models.ops.mesa import sherman_morrison
-from models.ops.solvers import Solver, SolverSettings, build_solver
+from models.ops.solvers import SOLVERS, Solver, SolverSettings, build_solver
 from models.ops.solvers.iteration import IterativeSolver
+from models.ops.solvers.richardson import Richardson
 
 SMALLEST_DECAY = 1e-6
 """The least |gamma| of a gate that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would overflow."""
@@ -40,6 +41,9 @@ class Mesa(LinearRNN):
         """forget_cap: b in |gamma| (1 - (1 - b) beta^2), None for no cap; it bounds H where one key repeats.
 
         regularizer_floor: the least a Lambda can become; regularizer_init: every Lambda at the start, above the floor.
+        step_size_init: with solver.name=richardson the step size of every head at the start, which is learned as
+            softplus(logit) and is safe below 2 / (the largest eigenvalue of H + Lambda). For keys of unit length, an input gate
+            beta and a forget gate gamma that eigenvalue is at most Lambda + beta / (1 - gamma), where all keys are one.
         random_steps: k, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number for
             all layers), or None for the solver as it is. Evaluation has the solver as it is.
         signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
@@ -53,6 +57,7 @@ class Mesa(LinearRNN):
         forget_cap: Annotated[float, above(0, 1)] | None
         regularizer_floor: Annotated[float, within(0, LARGEST)]
         regularizer_init: Positive
+        step_size_init: Annotated[Positive, Neutral(0.07)]
         solver: SolverSettings
         random_steps: Annotated[Count | None, Neutral(None)]
         signed_decay: Annotated[bool, Neutral(False)]
@@ -60,6 +65,7 @@ class Mesa(LinearRNN):
         refresh: Annotated[Count | None, Neutral(None)]
 
         def __post_init__(self) -> None:
+            super().__post_init__()
             start = self.forget_gate_init
             if start is not None and start <= 0.0 and not self.signed_decay:
                 raise Refusal("forget_gate_init", start, f"without signed_decay {words(GateStart)}, null")
@@ -84,17 +90,25 @@ class Mesa(LinearRNN):
             self.forget_gate.initial = 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
         self.steps_of_batch: int | None = None
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
+        self.step_size_logit: nn.Parameter | None = None
+        if settings.solver.name == "richardson":
+            self.step_size_logit = nn.Parameter(torch.empty(self.num_heads))
         self.solve_by(settings)
 
     def solve_by(self, settings: Settings) -> None:
-        """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need."""
+        """From now on has the solver and the way of decoding of these settings; a state from before may lack what they need.
+
+        Raises Refusal for richardson in a layer that was built for another solver, and so has no step size.
+        """
+        if settings.solver.name == "richardson" and self.step_size_logit is None:
+            others = ", ".join(name for name in SOLVERS if name != "richardson")
+            raise Refusal("solver.name", "richardson", f"{others} in a layer that was trained by another solver")
         self.settings, self.solver = settings, build_solver(settings.solver)
 
     @property
     def regularizer(self) -> Tensor:
         """The diagonal of Lambda, [H, K]: floor + softplus(logit)."""
-        logit = self.regularizer_logit
-        return self.settings.regularizer_floor + F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+        return self.settings.regularizer_floor + _softplus(self.regularizer_logit)
 
     def begin_step(self, *, seed: int, step: int) -> None:
         if self.settings.random_steps is not None:
@@ -110,11 +124,14 @@ class Mesa(LinearRNN):
         # The solvers in PyTorch look whether any token goes on; fla's call, which is not in place, is kept from torch.compile.
         return self.kernel is not None and self.kernel.in_place is not None
 
-    def solver_in_use(self) -> Solver:
-        """The layer's solver, in training with the steps drawn for the batch."""
-        if self.training and self.steps_of_batch is not None and isinstance(self.solver, IterativeSolver):
-            return replace(self.solver, max_steps=self.steps_of_batch)
-        return self.solver
+    def solver_in_use(self, batch_size: int) -> Solver:
+        """The layer's solver, in training with the steps drawn for the batch, and with the step sizes of its heads."""
+        solver = self.solver
+        if self.training and self.steps_of_batch is not None and isinstance(solver, IterativeSolver):
+            solver = replace(solver, max_steps=self.steps_of_batch)
+        if isinstance(solver, Richardson) and self.step_size_logit is not None:
+            solver = replace(solver, step_size=_softplus(self.step_size_logit).repeat(batch_size))
+        return solver
 
     def gates(self, x: Tensor) -> dict[str, Tensor | None]:
         """The gates of the base class, and `sign` [B, T, H] of 1 and -1, None where gamma is positive anyway."""
@@ -133,10 +150,10 @@ class Mesa(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
         inputs = mesa.Inputs(q, k, v, log_decay, beta, self.regularizer, sign)
-        before = mesa.MesaState(state["G"], state["H"], state.get("x"))
+        before, solver = mesa.MesaState(state["G"], state["H"], state.get("x")), self.solver_in_use(len(q))
         if self.kernel is not None:
             # Kernels know positive gates alone, and are not chosen for others.
-            o, after = self.kernel.computes(inputs, state=before, solver=self.solver_in_use())
+            o, after = self.kernel.computes(inputs, state=before, solver=solver)
             return o, {"G": after.G, "H": after.H}
         single, by_inverse = q.shape[1] == 1, self.settings.decode == "sherman_morrison"
         age = self._age(log_decay, state) if by_inverse else {}
@@ -146,7 +163,7 @@ class Mesa(LinearRNN):
             o, after = sherman_morrison.decode(inputs, state=inverse, due=due)
         else:
             op = mesa.decode if single else partial(mesa.chunked, chunk_size=self.settings.chunk_size)
-            o, after = op(inputs, state=before, solver=self.solver_in_use())
+            o, after = op(inputs, state=before, solver=solver)
         held = {name: x for name, x in after._asdict().items() if x is not None} | age
         if by_inverse and not single:
             held["R"] = sherman_morrison.invert(after.H, self.regularizer)
@@ -156,7 +173,8 @@ class Mesa(LinearRNN):
         if self.kernel is None or self.kernel.in_place is None:
             return super().recurrence_(inputs, state)
         read = mesa.Inputs(**inputs, regularizer=self.regularizer)
-        return self.kernel.in_place(read, state=mesa.MesaState(state["G"], state["H"]), solver=self.solver_in_use())
+        solver = self.solver_in_use(len(read.q))
+        return self.kernel.in_place(read, state=mesa.MesaState(state["G"], state["H"]), solver=solver)
 
     def _age(self, log_decay: Tensor, state: State) -> State:
         """`age` [B] int64: the tokens of the document so far, modulo refresh."""
@@ -176,9 +194,9 @@ class Mesa(LinearRNN):
         H + Lambda is not positive definite, where a solver has no minimum to find.
         """
         state = self.init_state(x.shape[0]) if state is None else state
-        inputs, _ = self.recurrence_inputs(x, state, starts=starts)
+        inputs = self.recurrence_inputs(x, state, starts=starts).inputs
         before = mesa.MesaState(state["G"], state["H"], state.get("x"))
-        read, solver = mesa.Inputs(**inputs, regularizer=self.regularizer), self.solver_in_use()
+        read, solver = mesa.Inputs(**inputs, regularizer=self.regularizer), self.solver_in_use(len(x))
         with torch.autocast(x.device.type, enabled=False):
             trace = mesa.trace(read, state=before, solver=solver, chunk_size=self.settings.chunk_size, spectrum=spectrum)
         gamma = read.log_decay.exp() * (1.0 if read.sign is None else read.sign)
@@ -218,6 +236,17 @@ class Mesa(LinearRNN):
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         super().reset_parameters(generator)
-        # The inverse of the softplus, log(exp(y) - 1), in a form that does not overflow.
-        over = self.settings.regularizer_init - self.settings.regularizer_floor
-        nn.init.constant_(self.regularizer_logit, over + math.log(-math.expm1(-over)))
+        start = self.settings.regularizer_init - self.settings.regularizer_floor
+        nn.init.constant_(self.regularizer_logit, _inverse_softplus(start))
+        if self.step_size_logit is not None:
+            nn.init.constant_(self.step_size_logit, _inverse_softplus(self.settings.step_size_init))
+
+
+def _softplus(logit: Tensor) -> Tensor:
+    """In float32 or wider."""
+    return F.softplus(logit.to(torch.promote_types(logit.dtype, torch.float32)))
+
+
+def _inverse_softplus(y: float) -> float:
+    """log(exp(y) - 1), in a form that does not overflow."""
+    return y + math.log(-math.expm1(-y))

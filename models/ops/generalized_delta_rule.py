@@ -54,13 +54,13 @@ def chunked(
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
     inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
     from_zero, erasing = torch.bmm(inverse, u), torch.bmm(inverse, pairs.e)
-    state, befores, corrections = state.flatten(0, 1), [], []
+    state, starts, corrections = state.flatten(0, 1), [], []
     chunks = (x.unflatten(0, (len(state), -1)).unbind(1) for x in (from_zero, erasing, pairs.kept, pairs.a))
     for from_zero_n, erasing_n, kept_n, a_n in zip(*chunks, strict=True):
-        befores.append(state)
+        starts.append(state)
         corrections.append(torch.baddbmm(from_zero_n, erasing_n, state.mT, alpha=-1.0))
         state = torch.baddbmm(kept_n * state, corrections[-1].mT, a_n)
-    before, w = (torch.stack(x, dim=1).flatten(0, 1) for x in (befores, corrections))
+    before, w = (torch.stack(x, dim=1).flatten(0, 1) for x in (starts, corrections))
     return join_heads(torch.baddbmm(torch.bmm(pairs.read, w), pairs.q, before.mT), shape), state.unflatten(0, heads)
 
 

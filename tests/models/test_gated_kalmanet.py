@@ -193,6 +193,10 @@ def test_alpha_starts_where_it_is_told() -> None:
         ({"regularizer_ratio": 0.0}, "regularizer_ratio=0 "),
         ({"alpha_init": 1.0}, "alpha_init=1 "),
         ({"solver": {**LAYER["solver"], "initial": "previous_token"}}, "previous_token"),
+        (
+            {"solver": {**LAYER["solver"], "name": "richardson", "gradient": "unrolled"}},
+            "solver.name=richardson .* cholesky with",
+        ),
     ],
 )
 def test_a_wrong_value_is_named(changes: dict, named: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -45,10 +45,16 @@ class IterativeSolver(ABC):
         # A CPU is fastest on blocks that stay in its cache from step to step; and a block ends when its tokens have.
         size = max(1, CACHED_ELEMENTS // b[0].numel()) if b.device.type == "cpu" else len(b)
         given = (*operator, b) if guess is None else (*operator, b, guess)
-        blocks = zip(*(x.split(size) for x in given), strict=True)
-        count = len(operator)
-        solutions = [self._solve_block(type(operator)(*parts[:count]), *parts[count:]) for parts in blocks]
+        blocks = enumerate(zip(*(x.split(size) for x in given), strict=True))
+        count, solutions = len(operator), []
+        for i, parts in blocks:
+            solver = self._of(slice(i * size, (i + 1) * size), len(b))
+            solutions.append(solver._solve_block(type(operator)(*parts[:count]), *parts[count:]))
         return _join(solutions)
+
+    def _of(self, chosen: slice | Tensor, count: int) -> Self:
+        """The solver of some of `count` matrices, for one whose settings are not the same for all of them."""
+        return self
 
     def _solve_block(self, operator: Operator, b: Tensor, guess: Tensor | None = None) -> Solution:
         # At unit size: the squares of a cotangent of 1e-25 would vanish, and its token would count as solved.
@@ -75,7 +81,7 @@ class IterativeSolver(ABC):
         chosen = (steps < self.max_steps).flatten(1).any(-1).nonzero().squeeze(-1)
         part, coarse, unit, taken = select(operator, chosen), x[chosen].double(), scale[chosen].double(), steps[chosen]
         r = (b[chosen].double() / unit - widened(part).product(coarse)).to(b.dtype)
-        rest = self._descend(part, self._prepare(part), torch.zeros_like(r), r, limit[chosen], taken)
+        rest = self._of(chosen, len(b))._descend(part, self._prepare(part), torch.zeros_like(r), r, limit[chosen], taken)
         steps[chosen] = taken
         solution = unit * (coarse + rest)
         rounded = solution.to(b.dtype)
@@ -91,7 +97,8 @@ class IterativeSolver(ABC):
         if self.initial == "zero":
             return torch.zeros_like(b), b.clone()
         x = b.clone() if self.initial == "query" else self._divide(operator, prepared, b)
-        return x, b - operator.product(x)
+        # Where no step follows, nothing asks for the residual.
+        return x, b - operator.product(x) if self.max_steps else b
 
     def _start_along(self, operator: Operator, prepared: Any, b: Tensor, guess: Tensor) -> tuple[Tensor, Tensor]:
         empty = (guess == 0.0).all(-1, keepdim=True)
@@ -121,7 +128,12 @@ class IterativeSolver(ABC):
         return 2.0 * dim**2 * self._products(steps)
 
     def _products(self, steps: float | None) -> float:
-        """Products with A: one a step, the first residual unless x starts at zero, and the true one after an early stop."""
+        """Products with A: one a step, the first residual unless x starts at zero, and the true one after an early stop.
+
+        Without a step there is no residual, and one product alone for the multiple of the token before that is nearest.
+        """
+        if self.max_steps == 0:
+            return 1.0 if self.initial == "previous_token" else 0.0
         first = 0 if self.initial == "zero" else 1
         stops_early = steps is not None and steps < self.max_steps
         return first + 1 + steps if stops_early else first + self.max_steps

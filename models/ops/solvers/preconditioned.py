@@ -49,4 +49,6 @@ class PreconditionedConjugateGradients(IterativeSolver):
     def flops(self, dim: int, steps: float | None = None) -> float:
         """A factorisation for one token, two triangular solves a step and for the first guess, and the products."""
         products = self._products(steps)
-        return dim**3 / 3 + 2.0 * dim**2 * 2 * products
+        # The first guess is a solve also where no product follows.
+        solves = max(products, float(self.initial == "diagonal"))
+        return dim**3 / 3 + 2.0 * dim**2 * (products + solves)

@@ -186,7 +186,7 @@ def test_a_signed_layer_is_the_definition_with_signed_gates(length: int) -> None
     layer = build_layer(signed_decay=True, forget_gate_init=-0.9, regularizer_floor=49.0, regularizer_init=50.0).double()
     layer.solver = replace(layer.solver, max_steps=30)
     _, before = layer(draw_x(7, seed=1))
-    inputs, _ = layer.recurrence_inputs(draw_x(length), before, starts=None)
+    inputs = layer.recurrence_inputs(draw_x(length), before, starts=None).inputs
     assert (inputs["sign"] < 0).any()
     o, _ = layer.recurrence(**inputs, state=before)
     held = mesa.MesaState(before["G"], before["H"])
@@ -214,6 +214,6 @@ def test_what_is_observed_is_what_the_layer_does() -> None:
 @torch.no_grad()
 def test_at_no_steps_from_the_query_it_is_gated_linear_attention() -> None:
     layer, x = build_layer(solver={**LAYER["solver"], "max_steps": 0, "initial": "query"}).double(), draw_x(19)
-    inputs, _ = layer.recurrence_inputs(x, layer.init_state(B), starts=None)
+    inputs = layer.recurrence_inputs(x, layer.init_state(B), starts=None).inputs
     o, state = layer.recurrence(**inputs, state=layer.init_state(B))
     assert_near(o[:, -1].unsqueeze(-1), state["G"] @ inputs["q"][:, -1].unsqueeze(-1), "float64")

@@ -20,7 +20,7 @@ def drawn_steps(layer: Mesa, count: int, seed: int = 0) -> list[int]:
     steps = []
     for step in range(count):
         layer.begin_step(seed=seed, step=step)
-        steps.append(layer.solver_in_use().max_steps)
+        steps.append(layer.solver_in_use(1).max_steps)
     return steps
 
 
@@ -38,7 +38,7 @@ def test_random_steps_are_the_same_in_all_layers_and_only_in_training() -> None:
     model, tokens = build_model(random_steps=30), draw_tokens(9)
     own = {layer.solver for _, layer in mesa_layers(model)}
     model.begin_step(seed=0, step=0)
-    drawn = {layer.solver_in_use() for _, layer in mesa_layers(model)}
+    drawn = {layer.solver_in_use(1) for _, layer in mesa_layers(model)}
     assert len(drawn) == 1 and drawn != own
     few = model(tokens)[0]
     plain = build_model()
@@ -46,7 +46,7 @@ def test_random_steps_are_the_same_in_all_layers_and_only_in_training() -> None:
         layer.solver = next(iter(drawn))
     assert torch.equal(few, plain(tokens)[0])
     model.eval()
-    assert {layer.solver_in_use() for _, layer in mesa_layers(model)} == own
+    assert {layer.solver_in_use(1) for _, layer in mesa_layers(model)} == own
     assert torch.equal(model(tokens)[0], build_model()(tokens)[0])
 
 

@@ -91,3 +91,17 @@ def test_a_token_that_is_solved_exactly_needs_no_correction() -> None:
     state = mesa.MesaState(inputs["G"], inputs["H"])
     o, _ = mesa.decode(rest, state=state, solver=built("preconditioned_cg", 0))
     torch.testing.assert_close(o, mesa.recurrent(rest, state=state)[0])
+
+
+def test_a_first_guess_is_a_solve_whether_or_not_steps_follow() -> None:
+    """Beside the factorisation: a solve for M^-1 b, and with every product with A another one."""
+    factorisation = 6**3 / 3
+    for initial, max_steps, contractions in (
+        ("zero", 0, 0),
+        ("query", 0, 0),
+        ("diagonal", 0, 1),
+        ("zero", 3, 6),
+        ("diagonal", 3, 8),
+    ):
+        solver = built("preconditioned_cg", max_steps, initial=initial)
+        assert solver.flops(6) == pytest.approx(factorisation + 2.0 * 6**2 * contractions)
