@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from invented_runs import configurations, invent
+from invented_runs import FEW, configurations, invent
 
 from conf.groups import options
 from reports.kit import save
 from reports.kit.build import build_report
 from reports.kit.page import Page, part_function, read_page
-from reports.kit.parts import load_frames
+from reports.kit.parts import Frames, load_frames
 from reports.kit.tables import Column
 from reports.pages.sweep import scores
 from suite.metrics import METRICS
@@ -38,8 +38,10 @@ def page_of(name: str) -> Page:
     return read_page(ROOT / "conf" / "report" / f"{name}.yaml")
 
 
-def built(store, page: Page, folder: Path) -> str:
-    return build_report(page, load_frames(store.root, page.experiment), folder).read_text()
+def built(store, page: Page, folder: Path) -> tuple[str, Frames]:
+    """The text of a page, and what it is drawn from."""
+    frames = load_frames(store.root, page.experiment)
+    return build_report(page, frames, folder).read_text(), frames
 
 
 @pytest.fixture(autouse=True)
@@ -47,11 +49,19 @@ def small_pictures(monkeypatch) -> None:
     monkeypatch.setattr(save, "PNG_DPI", 20)
 
 
-# The same parts over a larger grid: NAME_small has them too.
-LARGE = [name for name in REPORTS if f"{name}_small" in REPORTS]
+def without_repeated_parts() -> list[str]:
+    """As many reports as it takes to draw every part; NAME is the same over a larger grid than NAME_small."""
+    parts = {name: {part.type for part in page_of(name).parts} for name in REPORTS if f"{name}_small" not in REPORTS}
+    for name in list(parts):
+        if parts[name] <= set().union(*(others for other, others in parts.items() if other != name)):
+            del parts[name]
+    return list(parts)
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in REPORTS])
+KEPT = without_repeated_parts()
+
+
+@pytest.fixture(scope="module", params=[name if name in KEPT else pytest.param(name, marks=pytest.mark.slow) for name in REPORTS])
 def name(request: pytest.FixtureRequest) -> str:
     """The scope is the module, so that the tests of one report stand together and invent its runs in one process."""
     return request.param
@@ -61,7 +71,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, tmp_path: Path, name: str) -> None:
     page = page_of(name)
     invent(store, page.experiment)
-    text = built(store, page, tmp_path)
+    text, _ = built(store, page, tmp_path)
     assert page.name == name
     if name not in options("experiment") and "Nothing to show" in text:
         pytest.skip(f"experiment={page.experiment} has no run for it: what is asked on the command line is drawn")
@@ -79,13 +89,13 @@ def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, t
 @pytest.mark.usefixtures("no_pictures")
 def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name: str) -> None:
     page = page_of(name)
-    alone = len(configurations(page.experiment)) == 1
+    alone = len(configurations(page.experiment, FEW)) == 1
     # A store that has not one of its runs has no report.
-    invent(store, page.experiment, seeds=(0, 1) if alone else (0,), skipped=1)
-    text = built(store, page, tmp_path)
+    invent(store, page.experiment, seeds=(0, 1) if alone else (0,), skipped=1, most=FEW)
+    text, frames = built(store, page, tmp_path)
     assert alone or "n=1 seed each" in text
     assert "1 missing" in text
-    cells = load_frames(store.root, page.experiment).cells
+    cells = frames.cells
     assert cells.loc[cells["status"] == "missing", "arm"].notna().all()
 
 

@@ -41,7 +41,7 @@ def test_help_behind_a_verb_is_that_verb_s_line_and_its_keys(verb, flag, capsys)
 def test_help_is_of_the_choices_that_are_typed_and_refuses_wrong_ones(capsys):
     assert main(["run", "model=hawk_mesa", "task=mqar", "--help"]) == 0
     said = capsys.readouterr().out
-    assert "  model.mesa.solver.name=cg  (cg, preconditioned_cg, chebyshev, cholesky)\n" in said
+    assert "  model.mesa.solver.name=cg  (cg, preconditioned_cg, chebyshev, richardson, cholesky)\n" in said
     assert "  model.hawk.decay_power=8.0  (numbers above 0, up to 1e+38)\n" in said and "  task.num_pairs=[4]" in said
     assert main(["run", "model=hawkmesa", "--help"]) == 2
     assert "did you mean hawk_mesa?" in capsys.readouterr().err
