@@ -16,7 +16,7 @@ from reports.kit.rows import ids_of, seed_summary
 from reports.kit.tables import Column, entries_by, mean_entry, notes_on, rows_of, scored_cells
 from reports.kit.verdicts import HOW, verdict
 from suite.metrics import METRICS, axis_label
-from suite.naming import fact_text, task_label
+from suite.naming import fact_text, natural, task_label
 
 
 def against(frames: Frames, *, columns: Sequence[Column], reference: Mapping[str, str], across: str = "") -> Table:
@@ -47,7 +47,7 @@ def _differences(frames: Frames, column: Column, reference: Mapping[str, str], a
     if cells["value"].isna().all():
         raise NoData(f"no run of {task_label(column.task)} has {axis_label(column.metric)} (stage {column.stage})")
     rows = []
-    for place, at in cells.groupby("place", sort=False):
+    for place, at in sorted(cells.groupby("place"), key=lambda group: natural(group[0])):
         theirs = at[_holds(at, reference)]
         if theirs["arm"].nunique() > 1:
             raise RequestError(f"reference={text(reference)} fits {', '.join(theirs['arm'].unique())}, permitted is one arm")

@@ -31,24 +31,24 @@ def entries(table) -> dict[tuple[str, ...], list[str]]:
 
 def test_differences_to_the_reference_are_paired_by_seed_at_every_place(store) -> None:
     for seed in range(3):
-        for pairs, gap in ((4, 0.1), (8, 0.5)):
+        for pairs, gap in ((16, 0.5), (8, 0.1)):
             run(store, "mesanet", 0.0, seed=seed, **{"task.num_pairs": pairs})
             run(store, "gla", gap + 0.01 * (seed - 1), seed=seed, **{"task.num_pairs": pairs})
             run(
                 store,
                 "gla",
-                0.0 if pairs == 4 else 0.02 * (seed - 1),
+                0.0 if pairs == 8 else 0.02 * (seed - 1),
                 seed=seed,
                 **{"task.num_pairs": pairs, "size.head_dim": 32},
             )
     table = against(frames_of(store), columns=[NLL, ACCURACY], reference={"model": "mesanet"}, across="task.num_pairs")
     rows = entries(table)
     assert list(rows) == [("MESANET",), ("GLA, no head size",), ("GLA, head size 32",)]
-    first = [title for title in table.header if title.startswith("MQAR") and "num pairs 8" in title]
-    at = table.header.index(first[1]) - 1
+    assert [title.rpartition(", ")[2] for title in table.header[1:5:2]] == ["num pairs 8", "num pairs 16"]
+    at = table.header.index("MQAR NLL [nats/token], num pairs 16, less the reference") - 1
     assert rows["GLA, no head size",][at].startswith("+0.5000 ±") and rows["MESANET",][at] == ""
     told = [note for note in table.notes if "against" in note]
-    assert len(told) == 4 and "GLA, no head size against MESANET, num pairs 8, MQAR" in told[2] and "decided, worse" in told[2]
+    assert len(told) == 4 and "GLA, no head size against MESANET, num pairs 16, MQAR" in told[2] and "decided, worse" in told[2]
     assert any("alike in all of 3 seeds" in note for note in told) and any("undecided" in note for note in told)
     assert not any("accuracy" in note for note in told)
 
