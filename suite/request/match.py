@@ -80,7 +80,7 @@ def _widths(size: Size, target: float, measure: Measure) -> list[Sizes]:
 
 
 def _head_sizes(size: Size, target: float, measure: Measure) -> list[Sizes]:
-    """Of the present number of heads the sizes whose states are just below and just above the target, and the present size.
+    """The sizes of the present number of heads whose states are just below and just above the target, and the present size.
 
     No other is nearer to the target, since larger heads never have a smaller state. The present size, which comes first where
     several are as near, is the one for a state that does not depend on it.

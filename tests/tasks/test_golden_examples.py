@@ -58,7 +58,7 @@ INDICES = [0, 1, 5, 3, 255, 256, 257, 299, 5, 1000, 10_000]
 
 
 def digest(name: str, changes: dict[str, Any], version: int, *, seeds: tuple[int, ...], indices: list[int]) -> str:
-    """Of these examples of every split; a mixture's training examples end."""
+    """The examples that are taken of every split; a mixture's training examples end."""
     found = hashlib.sha256()
     for seed in seeds:
         made = build(name, seed=seed, **changes)

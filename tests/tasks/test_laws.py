@@ -163,7 +163,7 @@ def global_generators() -> tuple[torch.Tensor, list[int], tuple[Any, ...]]:
 
 def test_the_seed_of_hashes_changes_no_example(data, kept_digest):
     code = "import sys; from tests.tasks.test_laws import digests; print(digests(eval(sys.argv[1])))"
-    # Of this process it is another one, mostly drawn at its start.
+    # This process has another one, mostly drawn at its start.
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     command, environment = [sys.executable, "-c", code, repr(data)], {**os.environ, "PYTHONHASHSEED": seed}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout

@@ -28,9 +28,12 @@ DECAYS = tuple(1.0 - 0.02 * i for i in range(13))
 
 
 def planned(asked: Asked) -> list[dict[str, Any]]:
-    """One stage on in-context regression, for a model with Mesa layers, whose solver, chunks and floor of Lambda it takes."""
+    """One stage on in-context regression, for a model with Mesa layers, whose solver, chunks and floor of Lambda it takes.
+
+    None for richardson, whose steps a layer has learned and the op by itself has not.
+    """
     own = asked.config.model.first(Mesa.Settings)
-    if own is None or not isinstance(asked.task, InContextRegression):
+    if own is None or own.solver.name == "richardson" or not isinstance(asked.task, InContextRegression):
         return []
     return [{"solver": own.solver.plain(), "chunk_size": own.chunk_size, "floor": own.regularizer_floor}]
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from conf import settings
+from conf.settings import Refusal
 from models.mesa.layers import mesa_replaced
 from models.mesa.mixer import Mesa
 from models.ops.solvers import SolverSettings
@@ -30,7 +31,10 @@ class Settings(settings.Settings, kw_only=True):
 def planned(asked: Asked) -> list[dict[str, Any]]:
     """One stage an entry of eval.solvers: the model's own solver with the entry laid over it. Raises RequestError."""
     mixer = asked.config.model.first(Mesa.Settings)
-    return [] if mixer is None else [{"solver": mixer.solver.replace(entry.plain()).plain()} for entry in asked.own.solvers]
+    solvers = [] if mixer is None else [mixer.solver.replace(entry.plain()) for entry in asked.own.solvers]
+    if mixer is not None and mixer.solver.name != "richardson" and any(each.name == "richardson" for each in solvers):
+        raise Refusal("eval.solvers", "richardson", "other solvers for a model that has learned no step of it")
+    return [{"solver": each.plain()} for each in solvers]
 
 
 @torch.no_grad()

@@ -182,6 +182,7 @@ def test_a_second_call_does_nothing(store, capsys):
         ("eval.solvers=[{tolerance: 2}]", ("eval.solvers[0].tolerance=2", "from 0 to below 1")),
         ("eval.solvers=[{tolerance: small}]", ("eval.solvers[0].tolerance=small", "numbers")),
         ("eval.solvers=[{name: gauss}]", ("gauss", "cholesky")),
+        ("eval.solvers=[{name: richardson, gradient: unrolled}]", ("eval.solvers=richardson", "has learned no step of it")),
         ("eval.solvers=[{initial: random}]", ("random", "diagonal")),
         ("eval.solvers=[5]", ("eval.solvers[0]=5", "{name, max_steps")),
         ("eval.solvers={max_steps: 5}", ("eval.solvers={max_steps:5}", "permitted are lists of {name, max_steps")),
@@ -314,3 +315,13 @@ def test_signed_gates_have_no_sherman_morrison_decoder() -> None:
     (signed,) = plan(["model=mesanet_signed", "task=mqar", "eval.stages=[decode]", decoders])
     (positive,) = plan(["model=mesanet", "task=mqar", "eval.stages=[decode]", decoders])
     assert (len(signed.stages), len(positive.stages)) == (1, 2)
+
+
+def test_learned_steps_are_not_asked_of_the_op_by_itself():
+    task, richardson = (
+        "task=in_context_regression",
+        ["model.mixer.solver.name=richardson", "model.mixer.solver.gradient=unrolled"],
+    )
+    for changes, stages in (([], ["least_squares"]), (richardson, [])):
+        (run,) = plan(["model=mesanet", task, "eval.stages=[cost,least_squares]", *changes])
+        assert [stage.name for stage in run.stages if stage.name != "cost"] == stages
