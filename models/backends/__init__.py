@@ -96,7 +96,10 @@ def _suits_spread_embedding(ids: Tensor, weight: Tensor) -> bool:
     return weight.is_cuda and torch.compiler.is_compiling() and copies_of_gradient(ids, weight) >= 4
 
 
+# A key of another length than heads have was tried with no kernel.
+PLAIN_KEYS = Limit("affine_keys=false", lambda m: not getattr(m, "affine_keys", False))
 MESA = (
+    PLAIN_KEYS,
     Limit("solver.name=cg", lambda m: m.solver.name == "cg"),
     Limit("solver.gradient=implicit", lambda m: m.solver.gradient == "implicit"),
     Limit("feature_map=silu_l2", lambda m: m.feature_map == "silu_l2"),
@@ -122,12 +125,15 @@ MESA_BY_FLA = (
     Limit("solver.tolerance=0", lambda m: m.solver.tolerance == 0.0),
     Limit("random_steps=null", lambda m: m.random_steps is None),
 )
-DELTA_RULE_BY_FLA = (Limit("key_dim up to 256", lambda m: m.key_dim <= 256),)
+DELTA_RULE_BY_FLA = (
+    PLAIN_KEYS,
+    Limit("key_dim up to 256", lambda m: m.key_dim <= 256),
+)
 
 # The kernels of an op stand fastest first.
 KERNELS = (
-    Kernel(op="decayed_linear_attention", backend="fla", computes="fla:decayed_linear_attention"),
-    Kernel(op="mlstm", backend="fla", computes="fla:mlstm"),
+    Kernel(op="decayed_linear_attention", backend="fla", computes="fla:decayed_linear_attention", limits=(PLAIN_KEYS,)),
+    Kernel(op="mlstm", backend="fla", computes="fla:mlstm", limits=(PLAIN_KEYS,)),
     Kernel(op="gla", backend="fla", computes="fla:gla"),
     Kernel(op="delta_rule", backend="fla", computes="fla:delta_rule", in_place="fla:delta_rule_", limits=DELTA_RULE_BY_FLA),
     Kernel(op="ssd", backend="mamba_ssm", computes="mamba_ssm:ssd", in_place="mamba_ssm:step_", shortest=2),

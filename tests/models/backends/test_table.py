@@ -119,6 +119,13 @@ def test_a_backend_that_leaves_a_mixer_out_is_refused(names: list[str], asked: s
         settle(asked, computing_backends(hybrid(*names)), "cuda")
 
 
+@pytest.mark.parametrize("name", ["gated_deltanet", "mesanet", "gla", "mlstm"])
+def test_affine_keys_are_computed_by_torch_alone(name: str) -> None:
+    (settings,) = read_model(config(name)["model"]).mixers
+    mixer = mixer_classes()[settings.type]
+    assert len(mixer.backends(settings)) > 1 and mixer.backends(settings.replace({"affine_keys": True})) == ("torch",)
+
+
 def test_an_unknown_backend_is_refused_with_the_nearest() -> None:
     with pytest.raises(RequestError, match=r"^backend=fla\+tritan is unknown, permitted are auto, .*; did you mean triton\?$"):
         settle("fla+tritan", computing_backends(hybrid("gated_deltanet", "transformer")), "cpu")
