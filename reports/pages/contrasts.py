@@ -13,7 +13,7 @@ from reports.kit.arguments import Model
 from reports.kit.chosen_runs import line_labels
 from reports.kit.parts import Entry, Frames, NoData, Table
 from reports.kit.rows import ids_of, seed_summary
-from reports.kit.tables import Column, entries_by, mean_entry, notes_on, rows_of, scored_cells
+from reports.kit.tables import Column, mean_entry, notes_on, rows_of, scored_cells
 from reports.kit.verdicts import HOW, verdict
 from suite.metrics import METRICS, axis_label
 from suite.naming import fact_text, natural, task_label
@@ -28,14 +28,9 @@ def against(frames: Frames, *, columns: Sequence[Column], reference: Mapping[str
     parts = [_differences(frames, column, reference, across) for column in columns]
     data = pd.concat(parts, ignore_index=True)
     titles = list(dict.fromkeys(data["title"]))
-    rows = []
-    for arm, scores in entries_by(data, "arm", "title", titles, lambda row, _: mean_entry(row, row["metric"])):
-        own = data[data["arm"] == arm].set_index("title").to_dict("index")
-        compared = [_difference(own[title]) if title in own else Entry("–") for title in titles]
-        rows.append((Entry(arm), *(entry for pair in zip(scores, compared, strict=True) for entry in pair)))
     header = [name for title in titles for name in (title, f"{title}, less the reference")]
     sentences = [_sentence(row) for row in data.to_dict("records") if _is_judged(row)]
-    return Table(data, ("model", *header), tuple(rows), (*sentences, HOW, *_asked(frames, columns)))
+    return Table(data, ("model", *header), _rows(data, ["arm"]), (*sentences, HOW, *_asked(frames, columns)))
 
 
 def _differences(frames: Frames, column: Column, reference: Mapping[str, str], across: str) -> pd.DataFrame:
@@ -80,14 +75,11 @@ def interaction(
     parts = [_interactions(frames, column, across, base, reference) for column in columns]
     data = pd.concat(parts, ignore_index=True)
     titles = list(dict.fromkeys(data["title"]))
-    rows = []
-    for key, scores in entries_by(data, ["arm", "setting"], "title", titles, lambda row, _: mean_entry(row, row["metric"])):
-        own = data[(data["arm"] == key[0]) & (data["setting"] == key[1])].set_index("title").to_dict("index")
-        compared = [_difference(own[title]) if title in own else Entry("–") for title in titles]
-        rows.append((Entry(key[0]), Entry(key[1]), *(entry for pair in zip(scores, compared, strict=True) for entry in pair)))
     header = [name for title in titles for name in (title, f"{title}, gained beyond {data['reference'].iloc[0]}")]
     sentences = [_sentence(row) for row in data.to_dict("records") if _is_judged(row)]
-    return Table(data, ("model", "setting", *header), tuple(rows), (*sentences, HOW, *_asked(frames, columns)))
+    return Table(
+        data, ("model", "setting", *header), _rows(data, ["arm", "setting"]), (*sentences, HOW, *_asked(frames, columns))
+    )
 
 
 def _interactions(frames: Frames, column: Column, across: Sequence[str], base: Sequence[str], reference: str) -> pd.DataFrame:
@@ -109,8 +101,7 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
             values.get((name, told, setting), np.nan) - values.get((name, told, start), np.nan)
             for name, told in ((model, family), (reference, label))
         )
-        compares = setting != start and model != reference
-        beyond = pd.Series(gain - theirs, dtype=float).dropna().to_numpy() if compares else np.empty(0)
+        beyond = np.empty(0) if setting == start else pd.Series(gain - theirs, dtype=float).dropna().to_numpy()
         rows.append(
             {
                 "arm": family,
@@ -126,6 +117,20 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
             }
         )
     return pd.DataFrame(rows)
+
+
+def _rows(data: pd.DataFrame, keys: list[str]) -> tuple[tuple[Entry, ...], ...]:
+    """A row a value of the keys: for every title the score, and behind it the difference."""
+    rows = []
+    for key, own in data.groupby(keys, sort=False):
+        found = own.set_index("title").to_dict("index")
+        entries = [_entries(found.get(title)) for title in data["title"].unique()]
+        rows.append((*map(Entry, key), *(entry for pair in entries for entry in pair)))
+    return tuple(rows)
+
+
+def _entries(row: Mapping[str, Any] | None) -> tuple[Entry, Entry]:
+    return (Entry("–"), Entry("–")) if row is None else (mean_entry(row, row["metric"]), _difference(row))
 
 
 def _of_difference(differences: np.ndarray, metric: str) -> dict[str, Any]:
