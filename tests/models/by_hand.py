@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from models.components import MambaDecay, ScalarGate
 from models.linear_rnn import LinearRNN
+from models.mixer import SequenceMixer, State
 from tests.models import built
 from tests.models.tolerances import assert_near
 
@@ -40,14 +41,55 @@ FRAME = {
 
 
 def build(kind: type[LinearRNN], **changes: Any) -> Any:
+    """A layer with the FRAME, see `stirred`."""
+    return stirred(kind, {**FRAME, **changes})
+
+
+def stirred(kind: type[SequenceMixer], values: Mapping[str, Any]) -> Any:
     """A layer in float64 none of whose parameters is at a neutral value."""
-    layer = built.mixer(kind, {**FRAME, **changes})
+    layer = built.mixer(kind, values).double()
     layer.reset_parameters(torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return layer.double()
+    return layer
+
+
+def draw(layer: SequenceMixer, length: int, *, d_model: int) -> tuple[Tensor, State]:
+    """An input [B, length, d_model] and a state in the middle of a sequence."""
+    generator = torch.Generator().manual_seed(length)
+    x = torch.randn(B, length, d_model, generator=generator, dtype=torch.float64)
+    return x, {key: torch.randn(value.shape, generator=generator).double() for key, value in layer.init_state(B).items()}
+
+
+def assert_written_out(
+    layer: Any, written_out: Callable[..., tuple[Tensor, State]], x: Tensor, state: State, *, held: Sequence[str]
+) -> None:
+    """Outputs, states and all gradients are those of written_out(layer, x, starts, state), across starts.
+
+    held: the parts of the state behind the last token from which gradients come, beside the outputs.
+    """
+    starts = torch.zeros(x.shape[:2], dtype=torch.bool)
+    starts[0, 5::6] = True
+    starts[1, 8:10] = True
+    leaves = [x, *state.values()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    found, expected = layer(x, state, starts=starts), written_out(layer, x, starts, state)
+    assert_near(found[0], expected[0], "float64")
+    for key, value in expected[1].items():
+        assert_near(found[1][key], value, "float64")
+    into, expected_into = (_gradients(layer, y, [after[key] for key in held], leaves) for y, after in (found, expected))
+    for ours, theirs in zip(into, expected_into, strict=True):
+        assert_near(ours, theirs, "float64")
+
+
+def _gradients(layer: Any, y: Tensor, after: Sequence[Tensor], leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Into the leaves and every parameter, of a fixed random weighting of the outputs and the state."""
+    generator = torch.Generator().manual_seed(0)
+    weighted = [(each * torch.randn(each.shape, generator=generator).double()).sum() for each in (y, *after)]
+    return torch.autograd.grad(sum(weighted), [*leaves, *layer.parameters()])
 
 
 def normal(*shape: int, seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from models.mesa.mixer import Mesa
 from models.mixer import State
 from models.ops import delta_rule
 from models.triadic_gdn import TriadicGatedDeltaNet, kronecker
-from tests.models import built
+from tests.models import built, by_hand
 from tests.models.test_laws import config
 from tests.models.tolerances import assert_near
 
@@ -41,21 +41,11 @@ B, H, K, V, E = 2, 2, 5, 4, 3
 
 
 def stirred(**changes: Any) -> TriadicGatedDeltaNet:
-    """A layer none of whose parameters is at a neutral value."""
-    mixer = built.mixer(TriadicGatedDeltaNet, MIXER | changes).double()
-    mixer.reset_parameters(torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in mixer.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
-    return mixer
+    return by_hand.stirred(TriadicGatedDeltaNet, MIXER | changes)
 
 
 def draw(mixer: TriadicGatedDeltaNet, length: int) -> tuple[Tensor, State]:
-    """An input and a state in the middle of a sequence."""
-    generator = torch.Generator().manual_seed(length)
-    x = torch.randn(B, length, 12, generator=generator, dtype=torch.float64)
-    return x, {key: torch.randn(value.shape, generator=generator).double() for key, value in mixer.init_state(B).items()}
+    return by_hand.draw(mixer, length, d_model=12)
 
 
 def convolved(weight: Tensor, x: Tensor, starts: Tensor, conv: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,32 +91,11 @@ def written_out(mixer: TriadicGatedDeltaNet, x: Tensor, starts: Tensor, state: S
     return torch.stack(outputs).unflatten(0, x.shape[:2]), after
 
 
-def gradients(mixer: TriadicGatedDeltaNet, y: Tensor, after: State, leaves: list[Tensor]) -> tuple[Tensor, ...]:
-    """Into the leaves and every parameter, of a fixed random weighting of the outputs and the state."""
-    generator = torch.Generator().manual_seed(0)
-    weighted = [(each * torch.randn(each.shape, generator=generator).double()).sum() for each in (y, after["G"])]
-    return torch.autograd.grad(sum(weighted), [*leaves, *mixer.parameters()])
-
-
 @pytest.mark.parametrize("length", [1, 7, 19])
 def test_the_layer_is_its_equations(length: int) -> None:
     """Outputs, states and all gradients, from a state in the middle of a sequence and across starts."""
     mixer = stirred()
-    x, state = draw(mixer, length)
-    starts = torch.zeros(B, length, dtype=torch.bool)
-    starts[0, 5::6] = True
-    starts[1, 8:10] = True
-    leaves = [x, *state.values()]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    y, after = mixer(x, state, starts=starts)
-    expected, expected_after = written_out(mixer, x, starts, state)
-    assert_near(y, expected, "float64")
-    for key, value in expected_after.items():
-        assert_near(after[key], value, "float64")
-    into, expected_into = (gradients(mixer, *each, leaves) for each in ((y, after), (expected, expected_after)))
-    for ours, theirs in zip(into, expected_into, strict=True):
-        assert_near(ours, theirs, "float64")
+    by_hand.assert_written_out(mixer, written_out, *draw(mixer, length), held=("G",))
 
 
 @torch.no_grad()
