@@ -114,7 +114,7 @@ def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str)
 
 
 def computing_backends(model: Model) -> list[tuple[str, ...]]:
-    """The backends that compute each of a model's `kinds` with its settings, fastest first."""
+    """The backends that compute each of a model's `kinds` with its settings, in the order in which "auto" tries them."""
     return [mixer_class(settings.type).backends(settings) for settings in model.kinds.values()]
 
 

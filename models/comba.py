@@ -67,8 +67,8 @@ class Comba(LinearRNN):
         # The op reads what has decayed, hence p / gamma, which would overflow where gamma is too small to matter.
         held = log_decay.clamp(min=SMALLEST_LOG_DECAY)
         log_decay = torch.where(log_decay == float("-inf"), log_decay, held)
-        e = beta * p * torch.exp(-held).unsqueeze(-1)
-        return self.by_op({"q": q, "e": e, "a": k, "u": beta * v, "log_decay": log_decay}, state)
+        e = p * torch.exp(-held).unsqueeze(-1)
+        return self.by_op({"q": q, "e": e, "a": k, "u": v, "log_decay": log_decay, "erase": beta, "write": beta}, state)
 
     def recurrence_flops_per_token(self) -> float:
         """What G returns for the key, the outer product written into it and the read-out."""

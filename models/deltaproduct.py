@@ -7,7 +7,6 @@ Glossary, our name to the paper's letter: query q, key k, value v, log_decay log
 from __future__ import annotations
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from conf.settings import Count
 from models.linear_rnn import LinearRNN
@@ -46,8 +45,8 @@ class DeltaProduct(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
         beta = beta.unsqueeze(-1)
-        log_decay = F.pad(log_decay.unsqueeze(2), (0, 0, 0, self.num_writes - 1)).flatten(1, 2)
-        return self.by_op({"q": q, "e": beta * k, "a": k, "u": beta * v, "log_decay": log_decay}, state)
+        keys = {"q": q, "e": k, "a": k, "u": v}
+        return self.by_op({**keys, "log_decay": log_decay, "erase": beta, "write": beta}, state)
 
     def recurrence_flops_per_token(self) -> float:
         """What G returns for every key, the outer products written into it and the read-out."""

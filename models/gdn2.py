@@ -46,4 +46,5 @@ class GatedDeltaNet2(KDA):
 
     def mix(self, inputs: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
         q, k, v, log_decay, erase, write = (inputs[name] for name in ("q", "k", "v", "log_decay", "erase", "write"))
-        return self.by_op({"q": q, "e": erase * k, "a": k, "u": write * v, "log_decay": log_decay}, state)
+        keys = {"q": q, "e": k, "a": k, "u": v}
+        return self.by_op({**keys, "log_decay": log_decay, "erase": erase, "write": write}, state)

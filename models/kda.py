@@ -51,7 +51,8 @@ class KDA(LinearRNN):
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
     ) -> tuple[Tensor, State]:
         beta = beta.unsqueeze(-1)
-        return self.by_op({"q": q, "e": beta * k, "a": k, "u": beta * v, "log_decay": log_decay}, state)
+        keys = {"q": q, "e": k, "a": k, "u": v}
+        return self.by_op({**keys, "log_decay": log_decay, "erase": beta, "write": beta}, state)
 
     def recurrence_flops_per_token(self) -> float:
         """What G returns for the key, the outer product written into it and the read-out."""

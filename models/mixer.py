@@ -51,7 +51,10 @@ class SequenceMixer(nn.Module, ABC):
 
     @classmethod
     def backends(cls, settings: Settings) -> tuple[str, ...]:
-        """The backends that compute a mixer of these settings, fastest first, torch last. Whether one can run is not asked."""
+        """The backends that compute a mixer of these settings, in the order in which "auto" tries them.
+
+        Whether one can run is not asked.
+        """
         return backends.computing(cls.op, settings)
 
     def compute_by(self, backend: str) -> None:

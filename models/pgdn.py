@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from conf.settings import above, within
-from models.backends import resolve
+from models.backends import load, resolve
 from models.components import MambaDecay, ScalarGate
 from models.kda import KDA
 from models.linear_rnn import DecayRates, GateStart, NormEps
@@ -55,6 +55,11 @@ class PreconditionedDeltaNet(KDA):
         self.moment_gate = ScalarGate(d_model=d_model, num_heads=self.num_heads, initial=settings.moment_gate_init)
         self.center = nn.Parameter(torch.empty(self.num_heads))
 
+    def compute_by(self, backend: str) -> None:
+        """Beside a backend other than PyTorch, which has a kernel for G, A is computed by our own scan."""
+        super().compute_by(backend)
+        self.scan = None if backend == "torch" else load(rglru, "triton")
+
     def _decay(self, d_model: int, rates: DecayRates) -> MambaDecay:
         by_head = self.settings.decay_per == "head"
         return self._scalar_decay(d_model, rates) if by_head else super()._decay(d_model, rates)
@@ -71,14 +76,13 @@ class PreconditionedDeltaNet(KDA):
         q, k, v, log_decay = (inputs[name] for name in ("q", "k", "v", "log_decay"))
         beta, k = inputs["beta"].unsqueeze(-1), k.to(state["A"].dtype)
         moments, A = self._moments(k, inputs["moment_log_decay"], inputs["moment_beta"], state["A"])
-        o, after = self.by_op(
-            {"q": q, "e": beta * k, "a": self.preconditioner(moments) * k, "u": beta * v, "log_decay": log_decay}, state
-        )
+        keys = {"q": q, "e": k, "a": self.preconditioner(moments) * k, "u": v}
+        o, after = self.by_op({**keys, "log_decay": log_decay, "erase": beta, "write": beta}, state)
         return o, {**after, "A": A}
 
     def _moments(self, k: Tensor, log_decay: Tensor, beta: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
         """A behind every token [B, T, H, K] and behind the last: K diagonal recurrences a head, which share their gates."""
-        op = resolve(rglru, None, length=k.shape[1], chunk_size=self.settings.chunk_size)
+        op = resolve(rglru, self.scan, length=k.shape[1], chunk_size=self.settings.chunk_size)
         log_decay = log_decay.to(A.dtype).unsqueeze(-1).expand_as(k)
         u = beta.unsqueeze(-1) * k.square()
         moments, last = op(log_decay=log_decay.flatten(2), u=u.flatten(2), state=A.flatten(1))

@@ -19,7 +19,7 @@ from models.components import linear_flops_per_token, reset_children
 from models.initialization import uniform_
 from models.linear_rnn import NormEps
 from models.mixer import SequenceMixer, State
-from models.ops import generalized_delta_rule
+from models.ops import diagonal_plus_low_rank
 
 MIXES = ("query", "decay", "key", "value", "rate", "gate")
 STRONGEST = math.exp(-0.5)
@@ -36,8 +36,7 @@ class RWKV7(SequenceMixer):
         G_t = G_{t-1} diag(w_t) - (G_{t-1} kappa_t) (a_t * kappa_t)^T + v_t k_t^T
         out = linear((norm(G_t r_t) + (sum_i r_i rho_i k_i) v_t) * (sigmoid(x_gate G_1) G_2))
 
-    Erasing reads the state before its decay, which in the generalised delta rule is a micro-step with e = kappa / w: no decay
-    is below 0.545, so this stays finite, and a start empties the state whatever e is. Writing is a second micro-step.
+    Erasing reads the state before its decay, none of which is below 0.545.
     The norm is a LayerNorm of every head with weight and bias (GroupNorm), whose eps counts: nothing scales r.
 
     Ours against the authors': neither the value residual, by which layers mix in the values of the first one, nor the channel
@@ -47,7 +46,7 @@ class RWKV7(SequenceMixer):
     """
 
     name = "rwkv7.RWKV7"
-    op = generalized_delta_rule
+    op = diagonal_plus_low_rank
 
     class Settings(SequenceMixer.Settings, kw_only=True):
         """decay_rank, rate_rank, gate_rank: r in the ranks of w, a and g, which are max(32, 32 round(r sqrt(d_model) / 32)).
@@ -91,29 +90,17 @@ class RWKV7(SequenceMixer):
         r, v = self._by_head(r), v.unflatten(-1, (self.num_heads, self.value_dim))
         log_decay, rate = self.log_decay(x_decay), torch.sigmoid(self._wide(self.rate(x_rate)))
         kappa, k = self._keys(self._wide(c), rate)
-        # By the decay of a token that starts nothing: at a start the state that it reads is empty.
-        erased = kappa * torch.exp(-log_decay)
+        floor = -STRONGEST
         if starts is not None:
-            log_decay = log_decay.masked_fill(starts[..., None, None], float("-inf"))
-        inputs = {"r": r, "k": k, "v": v, "erased": erased, "removed": self._by_head(rate) * kappa, "log_decay": log_decay}
+            log_decay, floor = log_decay.masked_fill(starts[..., None, None], float("-inf")), float("-inf")
+        inputs = {"q": r, "k": k, "v": v, "e": kappa, "a": self._by_head(rate) * kappa, "log_decay": log_decay}
+        op = resolve(diagonal_plus_low_rank, self.kernel, length=r.shape[1], chunk_size=self.settings.chunk_size)
         # Autocast would narrow the products of an op, whose state is a sum over the whole sequence.
         with torch.autocast(x.device.type, enabled=False):
-            o, G = self.recurrence(**inputs, G=state["G"])
+            o, G = op(**inputs, state=state["G"], floor=floor)
         bonus = (self._wide(r) * self._by_head(self.bonus) * k).sum(-1, keepdim=True) * v
         y = (self._norm(o) + bonus.flatten(2)).to(x.dtype)
         return self.output_projection(y * self.gate(x_gate)), {"x": shift, "G": G}
-
-    def recurrence(
-        self, *, r: Tensor, k: Tensor, v: Tensor, erased: Tensor, removed: Tensor, log_decay: Tensor, G: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """o [B, T, H, V] and the state: erased and removed are e and a of the first micro-step, k and v write in the second."""
-        if r.shape[1] == 1 and self.kernel is None:
-            return step(r=r, k=k, v=v, erased=erased, removed=removed, log_decay=log_decay, G=G)
-        nothing = torch.zeros_like(k)
-        pairs = {"e": (erased, nothing), "a": (removed, k), "u": (torch.zeros_like(v), v), "log_decay": (log_decay, nothing)}
-        micro_steps = {name: torch.stack(pair, dim=2).flatten(1, 2) for name, pair in pairs.items()}
-        op = resolve(generalized_delta_rule, self.kernel, length=r.shape[1], chunk_size=self.settings.chunk_size)
-        return op(q=r, **micro_steps, state=G)
 
     def log_decay(self, x: Tensor) -> Tensor:
         """log(w) in (-STRONGEST, 0), [B, T, H, K] in float32 or wider."""
@@ -165,16 +152,6 @@ class RWKV7(SequenceMixer):
         nn.init.constant_(self.bonus, -0.04)
         nn.init.ones_(self.norm_weight)
         nn.init.zeros_(self.norm_bias)
-
-
-def step(
-    *, r: Tensor, k: Tensor, v: Tensor, erased: Tensor, removed: Tensor, log_decay: Tensor, G: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Both micro-steps of a single token at once, which spares what the second would read: shapes as in `recurrence`, T = 1."""
-    r, k, v, erased, removed, decay = (x[:, 0].to(G.dtype).unsqueeze(-1) for x in (r, k, v, erased, removed, log_decay.exp()))
-    G = G * decay.mT
-    G = G + torch.cat([v, -(G @ erased)], dim=-1) @ torch.cat([k, removed], dim=-1).mT
-    return (G @ r).squeeze(-1).unsqueeze(1), G
 
 
 class TokenShift(nn.Module):

@@ -38,8 +38,9 @@ class Kernel:
 
     computes: takes and returns what the op's `chunked` does, without chunk_size. in_place: decodes a token without a gradient
     and writes the new state over the old one, if there is such a kernel. shortest: tokens from which it is called; fewer are
-    left to PyTorch. limits: on the settings of a mixer. suits: says by the tensors of a call whether this kernel computes it,
-    whatever the run's backend; the op's own functions compute the other calls.
+    left to PyTorch. limits: on the settings of a mixer. by_auto: whether backend=auto takes it; a kernel that no GPU was seen to
+    compute right is taken only where it is asked for by name. suits: says by the tensors of a call whether this kernel computes
+    it, whatever the run's backend; the op's own functions compute the other calls.
     """
 
     op: str
@@ -48,6 +49,7 @@ class Kernel:
     in_place: str = ""
     shortest: int = 1
     limits: tuple[Limit, ...] = ()
+    by_auto: bool = True
     suits: Callable[..., bool] | None = None
 
     def __str__(self) -> str:
@@ -129,6 +131,10 @@ DELTA_RULE_BY_FLA = (
     PLAIN_KEYS,
     Limit("key_dim up to 256", lambda m: m.key_dim <= 256),
 )
+GENERALIZED_DELTA_RULE_BY_FLA = (
+    PLAIN_KEYS,
+    Limit("key_dim times num_slices up to 256", lambda m: m.key_dim * getattr(m, "num_slices", 1) <= 256),
+)
 
 # The kernels of an op stand fastest first.
 KERNELS = (
@@ -136,6 +142,22 @@ KERNELS = (
     Kernel(op="mlstm", backend="fla", computes="fla:mlstm", limits=(PLAIN_KEYS,)),
     Kernel(op="gla", backend="fla", computes="fla:gla"),
     Kernel(op="delta_rule", backend="fla", computes="fla:delta_rule", in_place="fla:delta_rule_", limits=DELTA_RULE_BY_FLA),
+    Kernel(
+        op="generalized_delta_rule",
+        backend="fla",
+        computes="fla_delta:generalized_delta_rule",
+        shortest=2,
+        limits=GENERALIZED_DELTA_RULE_BY_FLA,
+        by_auto=False,
+    ),
+    Kernel(
+        op="diagonal_plus_low_rank",
+        backend="fla",
+        computes="fla_low_rank:diagonal_plus_low_rank",
+        shortest=2,
+        limits=(Limit("key_dim up to 128", lambda m: m.key_dim <= 128),),
+        by_auto=False,
+    ),
     Kernel(op="ssd", backend="mamba_ssm", computes="mamba_ssm:ssd", in_place="mamba_ssm:step_", shortest=2),
     Kernel(op="rglru", backend="triton", computes="triton.rglru:scan"),
     Kernel(op="mesa", backend="triton", computes="triton.mesa_op:mesa", in_place="triton.mesa_op:mesa_", limits=MESA_BY_TRITON),
@@ -151,9 +173,13 @@ def _rows(op: ModuleType | None) -> list[Kernel]:
 
 
 def computing(op: ModuleType | None, settings: Any) -> tuple[str, ...]:
-    """The backends that compute an op for a mixer of these settings, fastest first; torch computes everything and stands last."""
-    rows = [row for row in _rows(op) if row.suits is None]
-    return (*(row.backend for row in rows if all(limit.holds(settings) for limit in row.limits)), "torch")
+    """The backends that compute an op for a mixer of these settings, in the order in which "auto" tries them.
+
+    Kernels stand fastest first, then torch, which computes everything, then those that "auto" leaves out.
+    """
+    rows = [row for row in _rows(op) if row.suits is None and all(limit.holds(settings) for limit in row.limits)]
+    names = [[row.backend for row in rows if row.by_auto is by_auto] for by_auto in (True, False)]
+    return (*names[0], "torch", *names[1])
 
 
 def obstacle(backend: str, device: str) -> str | None:
@@ -181,7 +207,8 @@ def check(backend: str, permitted: Sequence[str]) -> None:
 def settle(backend: str, computing: Sequence[Sequence[str]], device: str) -> str:
     """The backend that a run uses, from what was asked: a name of BACKENDS, one for each mixer joined by JOINT, or "auto".
 
-    computing: for each of the model's mixers the backends that compute it with its settings, fastest first, torch among them.
+    computing: for each of the model's mixers the backends that compute it with its settings, as the function of that name gives
+    them, torch among them.
     A mixer that no library has a kernel for, such as attention, is computed by torch beside any other backend.
     Returns one name where all mixers have it, else one for each, joined. Raises RequestError for a backend that does not compute
     the model or can't run on the device.

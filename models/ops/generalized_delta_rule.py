@@ -1,15 +1,19 @@
 """The generalised delta rule: what is read and erased (e) and where it is written (a) need not be one key.
 
-G_t = G_{t-1} Diag(exp(log_decay_t)) (I - e_t a_t^T) + u_t a_t^T,   o_t = G_t q_t
+G_t = G_{t-1} Diag(exp(log_decay_t)) (I - (erase_t * e_t) a_t^T) + (write_t * u_t) a_t^T,   o_t = G_t q_t
 
-With e = beta k, a = k and u = beta v it is the delta rule with a scalar decay (Gated DeltaNet, arXiv 2412.06464, eq. 10) or
-one for every key dimension (Kimi Delta Attention, arXiv 2510.26692). Several micro-steps (e, a, u, log_decay) may make a
-token, behind the last of which its query reads (DeltaProduct, arXiv 2502.10297).
+With e = a = k, u = v and erase = write = beta it is the delta rule with a scalar decay (Gated DeltaNet, arXiv 2412.06464,
+eq. 10) or one for every key dimension (Kimi Delta Attention, arXiv 2510.26692). Several micro-steps (e, a, u and their gates)
+may make a token, behind the last of which its query reads (DeltaProduct, arXiv 2502.10297).
 
-Both forms take q [B, T, H, K], e, a [B, n T, H, K] and u [B, n T, H, V] for n micro-steps a token, log_decay <= 0 [B, n T, H]
-or [B, n T, H, K], and the state G [B, H, V, K] in float32 or wider; a log_decay of -inf forgets all that came before. The
-recurrence diverges where e^T a is beyond 2. They return o [B, T, H, V] and the state after the last token, both in the dtype
-of the state.
+Both forms take q [B, T, H, K], e, a [B, n T, H, K] and u [B, n T, H, V] for n micro-steps a token; erase [B, n T, H, 1 or K]
+and write [B, n T, H, 1 or V], where None is 1; log_decay <= 0 [B, n T, H] or [B, n T, H, K], or of T tokens, whose first
+micro-step it then belongs to; and the state G [B, H, V, K] in float32 or wider. A log_decay of -inf forgets all that came
+before. The recurrence diverges where erase * e and a have a product beyond 2. They return o [B, T, H, V] and the state after
+the last token, both in the dtype of the state.
+
+One key and one gate are to be handed over as one tensor, twice: a kernel for that case is chosen where a is e, and write is
+erase.
 """
 
 from __future__ import annotations
@@ -24,9 +28,20 @@ from torch.nn import functional as F
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
 
 
-def recurrent(*, q: Tensor, e: Tensor, a: Tensor, u: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+def recurrent(
+    *,
+    q: Tensor,
+    e: Tensor,
+    a: Tensor,
+    u: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    write: Tensor | None,
+    state: Tensor,
+) -> tuple[Tensor, Tensor]:
     """The definition, a micro-step at a time."""
     micro_steps, outputs = e.shape[1] // q.shape[1], []
+    e, u, log_decay = gated(e, erase), gated(u, write), by_micro_step(log_decay, e.shape[1])
     queries = over_time(q, dtype=state.dtype)
     for step, (e_s, a_s, u_s, decay_s) in enumerate(over_time(e, a, u, log_decay.exp(), dtype=state.dtype), start=1):
         state = state * decay_s.mT
@@ -37,8 +52,30 @@ def recurrent(*, q: Tensor, e: Tensor, a: Tensor, u: Tensor, log_decay: Tensor, 
     return torch.stack(outputs, dim=1).squeeze(-1), state
 
 
+def gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """x times its gate, where None is 1."""
+    return x if gate is None else gate * x
+
+
+def by_micro_step(log_decay: Tensor, num_steps: int) -> Tensor:
+    """A log_decay of every micro-step: that of a token is its first one's, and the others have none."""
+    others = num_steps // log_decay.shape[1] - 1
+    if not others:
+        return log_decay
+    return F.pad(log_decay.unsqueeze(2), (0, 0) * (log_decay.ndim - 2) + (0, others)).flatten(1, 2)
+
+
 def chunked(
-    *, q: Tensor, e: Tensor, a: Tensor, u: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
+    *,
+    q: Tensor,
+    e: Tensor,
+    a: Tensor,
+    u: Tensor,
+    log_decay: Tensor,
+    erase: Tensor | None,
+    write: Tensor | None,
+    state: Tensor,
+    chunk_size: int,
 ) -> tuple[Tensor, Tensor]:
     """The recurrence as matrix products (the UT transform of arXiv 2406.06484, section 3.2), chunk_size tokens a chunk.
 
@@ -47,6 +84,7 @@ def chunked(
     product of e_i and a_j with the decays between them: w is what it is from S = 0, less S times the erasing keys.
     """
     shape, heads, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), state.shape[:2], e.shape[1] // q.shape[1]
+    e, u, log_decay = gated(e, erase), gated(u, write), by_micro_step(log_decay, e.shape[1])
     (q,) = split_heads(q, chunk_size=chunk_size, dtype=state.dtype)
     e, a, u, log_decay = split_heads(e, a, u, log_decay, chunk_size=micro_steps * chunk_size, dtype=state.dtype)
     pairs = _scalar_pairs(q, e, a, log_decay) if log_decay.ndim == 2 else _channel_pairs(q, e, a, log_decay)

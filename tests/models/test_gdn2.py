@@ -85,7 +85,7 @@ def test_a_transition_may_lengthen_though_its_eigenvalues_do_not() -> None:
     G = torch.tensor([[0.8, 0.6]], dtype=torch.float64).mul(1.0).view(1, 1, 1, 2)
     e, a, nothing = (x.view(1, 1, 1, -1) for x in (b * k, k, torch.zeros(1, dtype=torch.float64)))
     zero = torch.zeros(1, 1, 1, dtype=torch.float64)
-    _, after = generalized_delta_rule.recurrent(q=a, e=e, a=a, u=nothing, log_decay=zero, state=G)
+    _, after = generalized_delta_rule.recurrent(q=a, e=e, a=a, u=nothing, log_decay=zero, erase=None, write=None, state=G)
     transition = torch.eye(2, dtype=torch.float64) - torch.outer(b * k, k)
     assert_near(after.view(2), G.view(2) @ transition, "float64")
     eigenvalues = torch.linalg.eigvals(transition).abs()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.ops import diagonal_plus_low_rank
 from models.rwkv7 import RWKV7, LowRank
 from tests.models import built
 from tests.models.tolerances import assert_near
@@ -163,11 +164,11 @@ def test_ranks_follow_the_root_of_d_model(d_model: int, ranks: tuple[int, ...]) 
 @torch.no_grad()
 def test_writing_again_with_a_rate_of_1_replaces_what_a_key_returned() -> None:
     """With a = 1, no decay and the removal key along the key it is a delta rule of strength 1."""
-    layer = build()
     generator = torch.Generator().manual_seed(0)
     k = F.normalize(torch.randn(1, 1, H, K, generator=generator).double(), dim=-1)
     v, G = torch.randn(1, 1, H, V, generator=generator).double(), torch.randn(1, H, V, K, generator=generator).double()
-    o, _ = layer.recurrence(r=k, k=k, v=v, erased=k, removed=k, log_decay=torch.zeros_like(k), G=G)
+    keys = {"q": k, "k": k, "e": k, "a": k, "log_decay": torch.zeros_like(k)}
+    o, _ = diagonal_plus_low_rank.recurrent(**keys, v=v, state=G, floor=0.0)
     assert_near(o, v, "float64")
 
 

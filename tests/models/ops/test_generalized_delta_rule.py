@@ -19,11 +19,12 @@ LENGTHS = (1, 7, 8, 19)
 
 Tensors = dict[str, Tensor]
 Form = Callable[..., tuple[Tensor, Tensor]]
+UNGATED = {"erase": None, "write": None}
 FORMS = {
-    "recurrent": generalized_delta_rule.recurrent,
-    "chunked": partial(generalized_delta_rule.chunked, chunk_size=CHUNK_SIZE),
+    "recurrent": partial(generalized_delta_rule.recurrent, **UNGATED),
+    "chunked": partial(generalized_delta_rule.chunked, **UNGATED, chunk_size=CHUNK_SIZE),
     # No power of 2, which a channel's decays have to be padded to.
-    "chunks of 6": partial(generalized_delta_rule.chunked, chunk_size=6),
+    "chunks of 6": partial(generalized_delta_rule.chunked, **UNGATED, chunk_size=6),
 }
 
 each_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
@@ -145,7 +146,7 @@ def test_a_product_of_decays_is_exact_behind_a_strong_one() -> None:
     inputs = {name: x.float() for name, x in draw(40, channels=True).items()}
     inputs["log_decay"] = torch.full_like(inputs["log_decay"], -200.0)
     inputs["log_decay"][:, -1] = -1e-3
-    o, _ = generalized_delta_rule.chunked(**inputs, chunk_size=64)
+    o, _ = generalized_delta_rule.chunked(**inputs, **UNGATED, chunk_size=64)
     wide = {name: x.double() for name, x in inputs.items()}
     torch.testing.assert_close(o.double(), defined(**wide)[0], rtol=2e-6, atol=2e-6)
 
@@ -166,6 +167,32 @@ def test_with_one_key_it_is_the_delta_rule(form: Form) -> None:
     expected = delta_rule.recurrent(**shared, k=k, v=inputs["u"], beta=beta)
     actual = form(**shared, e=beta.unsqueeze(-1) * k, a=k, u=beta.unsqueeze(-1) * inputs["u"])
     for x, y in zip(actual, expected, strict=True):
+        assert_near(x, y, "float64")
+
+
+@each_form
+@each_number
+@pytest.mark.parametrize("widths", [(1, 1), (K, V)], ids=["head", "channel"])
+def test_gates_multiply_what_is_erased_and_what_is_written(widths: tuple[int, int], micro_steps: int, form: Form) -> None:
+    inputs = draw(19, micro_steps, channels=True)
+    generator = torch.Generator().manual_seed(1)
+    gates = (torch.rand(*inputs["e"].shape[:3], width, generator=generator, dtype=torch.float64) for width in widths)
+    inputs["erase"], inputs["write"] = gates
+
+    def multiplied(*, e: Tensor, u: Tensor, erase: Tensor, write: Tensor, **others: Tensor) -> tuple[Tensor, Tensor]:
+        return defined(e=erase * e, u=write * u, **others)
+
+    assert_same(form, multiplied, inputs)
+
+
+@each_form
+@each_decay
+def test_a_decay_of_a_token_is_that_of_its_first_micro_step(channels: bool, form: Form) -> None:
+    inputs = draw(19, 3, channels=channels)
+    first = inputs["log_decay"].unflatten(1, (19, 3))
+    inputs["log_decay"] = first[:, :, 0]
+    first[:, :, 1:] = 0.0
+    for x, y in zip(form(**inputs), defined(**inputs | {"log_decay": first.flatten(1, 2)}), strict=True):
         assert_near(x, y, "float64")
 
 
@@ -201,7 +228,7 @@ def test_no_tensor_has_a_number_for_every_pair_and_channel(channels: bool) -> No
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        generalized_delta_rule.chunked(**{**inputs, **wide}, chunk_size=size)
+        generalized_delta_rule.chunked(**{**inputs, **wide}, **UNGATED, chunk_size=size)
     assert max(kept.values()) <= 2 * size * max(keys, size)
     assert sum(kept.values()) < size * size * keys
 
@@ -220,7 +247,7 @@ def test_nothing_is_asked_of_the_host(channels: bool, form: Form) -> None:
 def test_a_bfloat16_sequence_is_computed_in_the_float32_of_its_state(channels: bool) -> None:
     drawn = draw(9, 2, channels=channels)
     inputs = {name: x.float() if name in ("log_decay", "state") else x.bfloat16() for name, x in drawn.items()}
-    expected = generalized_delta_rule.recurrent(**inputs)
+    expected = FORMS["recurrent"](**inputs)
     for actual, y in zip(FORMS["chunked"](**inputs), expected, strict=True):
         assert actual.dtype == y.dtype == torch.float32
         assert_near(actual, y, "float32")

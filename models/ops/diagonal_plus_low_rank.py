@@ -1,0 +1,48 @@
+"""A rule that erases what the state held before its decay by one key, and writes by another (RWKV-7, arXiv 2503.14456).
+
+G_t = G_{t-1} Diag(exp(log_decay_t)) - (G_{t-1} e_t) a_t^T + v_t k_t^T,   o_t = G_t q_t
+
+A token's matrix is a diagonal one and one of rank one beside it. Both forms take q, k, e, a [B, T, H, K], v [B, T, H, V],
+log_decay [B, T, H, K] from FLOOR to 0, where -inf forgets all that came before in a channel, and the state G [B, H, V, K] in
+float32 or wider. `floor` says what no log_decay is below, -inf where that is not known: some kernels ask, and the forms here
+do not. They return o [B, T, H, V] and the state after the last token, both in the dtype of the state.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.ops import generalized_delta_rule
+from models.ops.decay import over_time
+
+FLOOR = -40.0
+"""A stronger decay leaves nothing beside what is erased, in float64 as well, and `chunked` would divide by it."""
+
+
+def recurrent(
+    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, floor: float
+) -> tuple[Tensor, Tensor]:
+    """The definition, a token at a time."""
+    outputs, e = [], forgetting(e, log_decay)
+    for q_t, k_t, v_t, e_t, a_t, decay_t in over_time(q, k, v, e, a, log_decay.exp(), dtype=state.dtype):
+        state = state * decay_t.mT + torch.cat([v_t, -(state @ e_t)], dim=-1) @ torch.cat([k_t, a_t], dim=-1).mT
+        outputs.append(state @ q_t)
+    return torch.stack(outputs, dim=1).squeeze(-1), state
+
+
+def chunked(
+    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, floor: float, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """Two micro-steps a token of the generalised delta rule: e / decay erases what has decayed, along a, and k writes."""
+    erased = e * torch.exp(-log_decay.masked_fill(log_decay.isneginf(), 0.0))
+    nothing = torch.zeros_like(k)
+    pairs = {"e": (erased, nothing), "a": (a, k), "u": (torch.zeros_like(v), v)}
+    inputs = {name: torch.stack(pair, dim=2).flatten(1, 2) for name, pair in pairs.items()}
+    inputs |= {"q": q, "log_decay": log_decay, "state": state}
+    return generalized_delta_rule.chunked(**inputs, erase=None, write=None, chunk_size=chunk_size)
+
+
+def forgetting(e: Tensor, log_decay: Tensor) -> Tensor:
+    """e without the channels that a log_decay of -inf forgets, of which nothing is read."""
+    return e.masked_fill(log_decay.isneginf(), 0.0)
