@@ -49,6 +49,12 @@ def test_further_seeds_of_a_model_join_the_others_and_both_lines_are_told(tmp_pa
     assert request["requests"] == [QUICK, more]
 
 
+def test_models_that_another_backend_computes_join_the_others(tmp_path) -> None:
+    ask(tmp_path, ["experiment=quick", "model=gla", "backend=torch"], WIDE[:1], hour=1)
+    ask(tmp_path, ["experiment=quick", "model=hawk"], WIDE[1:], hour=2)
+    assert [cell["model"] for cell in load_request(tmp_path, "quick")["cells"]] == ["gla", "hawk"]
+
+
 def test_a_request_with_other_values_is_another_one(tmp_path) -> None:
     ask(tmp_path, QUICK, WIDE, hour=1)
     ask(tmp_path, ["experiment=quick", "model=gla", "train.steps=20"], WIDE[:1], hour=2)
