@@ -26,9 +26,9 @@ def task_class(type_name: str) -> type[Task]:
 def read_task(values: Mapping[str, Any], key: str = "task") -> Task.Settings:
     """The typed settings of a `task` configuration at the place `key`. Raises RequestError."""
     permitted = ", ".join(task_types())
-    if (type_name := values.get("type")) is None:
+    if "type" not in values:
         raise RequestError(f"{key}.type is needed: give {key}.type=VALUE, permitted are {permitted}")
-    if not isinstance(type_name, str):
+    if not isinstance(type_name := values["type"], str):
         raise Refusal(f"{key}.type", type_name, permitted)
     return task_class(type_name).Settings.read(values, key)
 

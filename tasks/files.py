@@ -70,7 +70,7 @@ def flock_works(descriptor: int, path: Path) -> bool:
     return False
 
 
-def write_atomically(path: Path, content: bytes | Iterable[bytes], *, replace: bool = True) -> None:
+def write_atomically(path: Path, content: bytes | Iterable[bytes | memoryview], *, replace: bool = True) -> None:
     """Writes a file that is there whole or not at all, whenever the process or the machine stops.
 
     replace: whether it takes the place of a file of that name. Raises FileExistsError where it must not, and OSError.
@@ -87,7 +87,7 @@ def write_atomically(path: Path, content: bytes | Iterable[bytes], *, replace: b
     finally:
         # Gone already where it was renamed.
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _open_temporary(path: Path) -> tuple[Path, int]:
@@ -118,7 +118,8 @@ def _place(temporary: Path, path: Path, *, replace: bool) -> None:
         os.rename(temporary, path)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Forces the names in a folder to disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # Some network file systems can't, and have nothing to force.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.language.text_files import files_digest, text_documents
+from tasks.language.text_files import files_digest, most_bytes, text_documents
 
 STDLIB_VALIDATION_FRACTION = 0.1  # what conf/data/stdlib.yaml holds out
 STDLIB_EXCLUDED = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
@@ -27,19 +27,20 @@ class Corpus:
     read: Callable[[], Sequence[str]]
 
 
-def open_corpus(paths: Sequence[str] | None) -> Corpus:
+def open_corpus(paths: Sequence[str] | None, cache: Path | None = None) -> Corpus:
     """The corpus in these files, or, for None, in the documentation of the installed Python; its text isn't read yet.
 
+    cache: the folder with digests of files that are known, or None.
     Raises ValueError when no file matches.
     """
     if paths is None:
         modules = [(str(module), module.stat().st_size, module.stat().st_mtime_ns) for module in stdlib_modules()]
         return Corpus(hashlib.sha256(repr(modules).encode()).hexdigest(), stdlib_documents)
-    digest = files_digest(paths)
+    digest = files_digest(paths, limit=most_bytes(), cache=cache)
 
     def read() -> list[str]:
         documents = text_documents(paths)
-        if files_digest(paths) != digest:
+        if files_digest(paths, limit=most_bytes(), cache=cache) != digest:
             raise ValueError(f"data.path={','.join(paths)!r} has changed while it was read")
         return documents
 

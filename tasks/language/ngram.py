@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 
-def unigram_bits(train: np.ndarray, targets: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Bits [M] that targets [M] cost by their counts in train [N]: `trigram_bits` where the context is empty."""
-    counts = np.bincount(train, minlength=vocab_size)
+def unigram_bits(counts: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Bits [M] that targets [M] cost by the counts of ids in training text [vocab_size]: `trigram_bits` without a context."""
     different = np.count_nonzero(counts)
-    return -np.log2((counts[targets] + different / vocab_size) / (len(train) + different))
+    return -np.log2((counts[targets] + different / len(counts)) / (counts.sum() + different))
 
 
 def trigram_bits(train: np.ndarray, contexts: np.ndarray, targets: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -5,64 +5,42 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
-from typing import Annotated, Never
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated, Literal, Never
 
 import numpy as np
 import torch
 
-import conf.settings
-from conf.paths import UserPath, UserPaths
-from conf.settings import OUTSIDE, Count, Name, Refusal, between
-from tasks.language.corpus import STDLIB_VALIDATION_FRACTION, open_corpus, split_documents
+from conf.settings import Count, Neutral
 from tasks.language.ngram import trigram_bits, unigram_bits
-from tasks.language.tokenizer import load_tokenizer
-from tasks.language.tokens import load_tokens
+from tasks.language.packing import Documents, Runs
+from tasks.language.parts import open_parts
+from tasks.language.settings import DataSettings as DataSettings
+from tasks.language.vocabulary import Vocabulary
 from tasks.positions import position_bands
-from tasks.task import IGNORE, Batch, Measurement, Scored, Task, Tokenizer
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task
 
 TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from the start: bounds its time and memory
-
-
-class DataSettings(conf.settings.Settings, kw_only=True):
-    """A text, and how it becomes ids.
-
-    path: files, see `matching_files`; None for the documentation of the installed Python. tokenizer: a tokenizer.json; None
-    for bytes. validation_fraction: the share of the characters that is held out. cache: a folder.
-    """
-
-    name: Annotated[Name, OUTSIDE]
-    path: Annotated[UserPaths | None, OUTSIDE]
-    tokenizer: Annotated[UserPath | None, OUTSIDE]
-    validation_fraction: Annotated[float, between(0, 1)]
-    cache: Annotated[UserPath, OUTSIDE]
-
-    def __post_init__(self) -> None:
-        stdlib = self.name == "stdlib"
-        if stdlib and self.path is not None:
-            raise Refusal("path", self.path, "null with data=stdlib; files are read with data=text")
-        if not stdlib and self.path is None:
-            raise Refusal("path", None, "paths of text files, e.g. data.path='books/*.txt.xz'")
-        if stdlib and self.validation_fraction < STDLIB_VALIDATION_FRACTION:
-            permitted = f"numbers from {STDLIB_VALIDATION_FRACTION} to below 1 with data=stdlib"
-            reason = ": the offline benchmarks are made of that share of it"
-            raise Refusal("validation_fraction", self.validation_fraction, permitted, reason)
+CHUNK_IDS = 2**22  # ids of examples that are looked at together: bounds memory where all of a split are
 
 
 class Language(Task):
-    """Documents with BOS between any two, cut into runs of seq_len tokens; a last run that isn't full is dropped.
+    """Documents with BOS between any two, packed into examples of seq_len ids s; packing: see `tasks.language.packing`.
 
-    Example i of a split predicts the i-th run s from [BOS, s_0, ..., s_{T-2}]: every position 0 to T-1 has a target,
-    and no target is lost between examples. Predicting BOS isn't asked (IGNORE).
+    An example predicts s from [BOS, s_0, ..., s_{T-2}]: every position 0 to T-1 has a target, and the first sees BOS alone,
+    whether a document begins there or goes on. Predicting BOS isn't asked (IGNORE).
 
+    packing: "runs" of the documents in order, of which no target is lost; or "documents", as in the paper: each example
+    begins with a piece of a document, and is filled with others that are drawn at random.
     reset_at_bos: whether the state is reset at BOS, so that no document sees the one before it.
-    max_validation_examples: how many runs of the held-out text are scored, spread evenly over it; None for all.
+    max_validation_examples: how many examples of the held-out text are scored, spread evenly over it; None for all.
     seed: has no effect; the order of examples belongs to the training loop.
     Raises ValueError for data that can't be read and for a text shorter than seq_len.
     """
 
     class Settings(Task.Settings, kw_only=True):
         data: DataSettings
+        packing: Annotated[Literal["runs", "documents"], Neutral("runs")]
         reset_at_bos: bool
         max_validation_examples: Count | None
 
@@ -70,69 +48,68 @@ class Language(Task):
     version = 1
     splits = ("train", "validation")
     measures_positions = True
-    tokenizer: Tokenizer
+    settings: Settings
+    vocabulary: Vocabulary
 
     def __init__(self, settings: Settings, *, seed: int) -> None:
         self._read_settings(settings, seed=seed)
-        data, seq_len = settings.data, settings.seq_len
-        corpus, fraction = open_corpus(data.path), data.validation_fraction
-        documents = functools.cache(lambda: split_documents(corpus.read(), fraction))
-        self._tokens = {
-            split: load_tokens(
-                data.cache,
-                source=(corpus.digest, fraction, split),
-                documents=lambda split=split: documents()[split],
-                tokenizer=self.tokenizer,
-                seq_len=seq_len,
-                name=f"the {split} text of data={data.name}",
-            )
-            # The smaller part comes first: a text that is too short is found at once.
-            for split in ("validation", "train")
+        packing = Runs if settings.packing == "runs" else Documents
+        streams = open_parts(settings.data, self.vocabulary, seq_len=settings.seq_len)
+        self._parts = {
+            split: packing(stream, seq_len=settings.seq_len, bos=self.vocabulary.bos) for split, stream in streams.items()
         }
-        self._runs = {split: np.arange(tokens.records.count // seq_len) for split, tokens in self._tokens.items()}
-        held_out = len(self._runs["validation"])
-        scored = min(held_out, settings.max_validation_examples or held_out)
-        self._runs["validation"] = np.arange(scored) * held_out // scored
-        for split, runs in self._runs.items():
-            if not any(self._records(split, [i])["num_bytes"].any() for i in range(len(runs))):
-                given = f"of {len(runs)} examples the ids of data.tokenizer={self.tokenizer.name!r} give no byte back"
+        held_out = self._parts["validation"].count
+        self._scored = min(held_out, settings.max_validation_examples or held_out)
+        for split in self.splits:
+            if not any(self._asks(split, i) for i in range(self.num_examples(split))):
+                name = None if self.tokenizer is None else self.tokenizer.name
+                given = f"of {self.num_examples(split)} examples the ids of data.tokenizer={name!r} give no byte back"
                 raise ValueError(f"data.path: the {split} text asks nothing, {given}")
 
     def _read_settings(self, settings: Settings, *, seed: int) -> None:
         super().__init__(settings, seed=seed)
-        self.tokenizer = load_tokenizer(settings.data.tokenizer)
-        self.vocab_size = self.tokenizer.vocab_size
+        self.vocabulary = Vocabulary.of(settings.data)
+        self.tokenizer, self.vocab_size = self.vocabulary.tokenizer, self.vocabulary.size
+
+    def _asks(self, split: str, index: int) -> bool:
+        """Whether there is text in an example: bytes that are predicted, or, where they are not known, an id other than BOS."""
+        part, places = self._parts[split], self._places(split, [index])
+        if part.stream.knows_bytes:
+            return bool(part.num_bytes(places).any())
+        return bool((part.ids(places) != self.vocabulary.bos).any())
 
     def prepare(self) -> None:
-        for tokens in self._tokens.values():
-            tokens.keep()
+        for part in self._parts.values():
+            part.stream.keep()
 
     def num_examples(self, split: str) -> int:
-        return len(self._runs[split])
+        return self._scored if split == "validation" else self._parts[split].count
 
     def batch(self, split: str, indices: Sequence[int]) -> Batch:
-        runs = self._records(split, indices)["id"].astype(np.int64)
-        begin = np.full((len(runs), 1), self.tokenizer.bos)
-        tokens = torch.from_numpy(np.concatenate([begin, runs[:, :-1]], axis=1))
-        targets = torch.from_numpy(np.where(runs == self.tokenizer.bos, IGNORE, runs))
-        return Batch(tokens, targets, starts=tokens == self.tokenizer.bos if self.settings.reset_at_bos else None)
+        ids, bos = self._parts[split].ids(self._places(split, indices)), self.vocabulary.bos
+        begin = np.full((len(ids), 1), bos)
+        tokens = torch.from_numpy(np.concatenate([begin, ids[:, :-1]], axis=1))
+        targets = torch.from_numpy(np.where(ids == bos, IGNORE, ids))
+        return Batch(tokens, targets, starts=tokens == bos if self.settings.reset_at_bos else None)
 
-    def _records(self, split: str, indices: Sequence[int] | slice) -> np.ndarray:
-        """The runs of these examples [B, T], as records of an id and the bytes that it covers."""
-        return self._tokens[split].records.runs(self._runs[split][indices] * self.seq_len, self.seq_len)
+    def _places(self, split: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Which examples of a part these are: those that are scored are spread over the held-out text."""
+        places = np.asarray(indices, dtype=np.int64)
+        return places * self._parts[split].count // self._scored if split == "validation" else places
+
+    def _chunks(self, split: str, count: int) -> Iterator[np.ndarray]:
+        """The first `count` examples of a split, as many at a time as have CHUNK_IDS ids."""
+        size = max(1, CHUNK_IDS // self.seq_len)
+        for first in range(0, count, size):
+            yield self._places(split, range(first, min(first + size, count)))
 
     def groups(self, split: str) -> tuple[int, ...]:
         """The document to which most tokens of an example belong, the earlier of two with as many; documents are counted."""
-        boundaries = np.flatnonzero(self._tokens[split].records["id"] == self.tokenizer.bos)
-        places = self._runs[split][:, None] * self.seq_len + np.arange(self.seq_len)
-        documents = np.searchsorted(boundaries, places)
-        # A BOS belongs to no document.
-        text = np.searchsorted(boundaries, places, side="right") == documents
-        return tuple(int(d[0] + np.bincount(d - d[0], weights=t).argmax()) for d, t in zip(documents, text, strict=True))
+        return tuple(self._parts[split].documents(self._places(split, range(self.num_examples(split)))))
 
     def fingerprint(self) -> str:
         """Digest of the tokens of both splits and of their tokenizer, wherever and however the text is kept."""
-        parts = [self.tokenizer.fingerprint, *(self._tokens[split].digest for split in self.splits)]
+        parts = [self.vocabulary.fingerprint, *(self._parts[split].stream.digest for split in self.splits)]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
     def resized(self, *, seq_len: int, examples: int) -> Language:
@@ -143,16 +120,22 @@ class Language(Task):
         return sibling
 
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
-        """nll and perplexity per token, and bits_per_byte: the sum of all nll in bits over the UTF-8 bytes that are predicted."""
+        """nll and perplexity per token, and bits_per_byte: the sum of all nll in bits over the UTF-8 bytes that are predicted.
+
+        These bytes are not known of files of ids, which have no bits_per_byte.
+        """
         nll, asked = _gather(scored)
-        num_bytes = int(self._records(split, slice(len(nll)))["num_bytes"].sum())
         count, nats = int(asked.sum()), float(nll.sum())
         examples = tuple((nll.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).tolist())
-        return [
+        rows = [
             Measurement("nll", nats / count, split, {}, count, examples, self.groups(split)),
             Measurement("perplexity", math.exp(nats / count), split, {}, count),
-            Measurement("bits_per_byte", nats / math.log(2) / num_bytes, split, {}, num_bytes),
         ]
+        part = self._parts[split]
+        if part.stream.knows_bytes:
+            num_bytes = sum(int(part.num_bytes(places).sum()) for places in self._chunks(split, len(nll)))
+            rows.append(Measurement("bits_per_byte", nats / math.log(2) / num_bytes, split, {}, num_bytes))
+        return rows
 
     def measure_positions(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """The nll by position: for each of 0 to T-1 `nll` and `nll_so_far`, the mean over it and all before it.
@@ -186,20 +169,22 @@ class Language(Task):
         unigram: from the counts of the training text's ids, smoothed as in `unigram_bits`. trigram: from Witten-Bell trigram
         counts of at most TRIGRAM_TOKENS training tokens, given the two tokens before, which the models see too.
         """
-        train, bos = self._tokens["train"].records["id"], self.tokenizer.bos
-        records = self._records(split, slice(None))
-        runs = records["id"].astype(np.int64)
-        asked, num_bytes = runs[runs != bos], int(records["num_bytes"].sum())
-        padded = np.pad(runs, ((0, 0), (2, 0)), constant_values=bos)
-        contexts = np.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)[runs != bos]
-        floors = {
-            "unigram": unigram_bits(train[train != bos], asked, self.vocab_size),
-            "trigram": trigram_bits(train[:TRIGRAM_TOKENS].astype(np.int64), contexts, asked, self.vocab_size),
-        }
-        return [
-            Measurement(f"{name}_bits_per_byte", float(bits.sum()) / num_bytes, split, {}, num_bytes)
-            for name, bits in floors.items()
-        ]
+        part = self._parts[split]
+        if not part.stream.knows_bytes:
+            return []
+        stream, bos = self._parts["train"].stream, self.vocabulary.bos
+        counts = stream.counts()
+        counts[bos] = 0
+        train = stream.ids(np.array([0]), min(stream.count, TRIGRAM_TOKENS))[0]
+        sums, num_bytes = {"unigram": 0.0, "trigram": 0.0}, 0
+        for places in self._chunks(split, self.num_examples(split)):
+            runs = part.ids(places)
+            asked, num_bytes = runs[runs != bos], num_bytes + int(part.num_bytes(places).sum())
+            padded = np.pad(runs, ((0, 0), (2, 0)), constant_values=bos)
+            contexts = np.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)[runs != bos]
+            sums["unigram"] += float(unigram_bits(counts, asked).sum())
+            sums["trigram"] += float(trigram_bits(train, contexts, asked, self.vocab_size).sum())
+        return [Measurement(f"{name}_bits_per_byte", bits / num_bytes, split, {}, num_bytes) for name, bits in sums.items()]
 
 
 class WithoutText(Language):
@@ -218,7 +203,7 @@ class WithoutText(Language):
     def _missing(self) -> Never:
         raise ValueError(self.reason)
 
-    _tokens = _runs = property(_missing)
+    _parts = _scored = property(_missing)
 
 
 @functools.cache

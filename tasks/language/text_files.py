@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.files import open_regular
+from tasks.language.remembered import remembered
 
 SEPARATOR = re.compile(r"^<\|endoftext\|>(?:\r?\n|\Z)", re.MULTILINE)
 # What may be meant as a separator, and what may stand unseen beside it.
@@ -25,6 +26,7 @@ JSON = re.compile(r'\s*(?:\[\s*)?\{\s*"[^"\n]*"\s*:')
 COMPRESSED = (".gz", ".xz", ".zst")
 # A text is held several times over while it is decoded and split, so it may have this part of the machine's memory.
 MEMORY_PARTS = 8
+REMEDY = "data.held_out=each reads a text of any size"
 READ_BYTES = 2**20
 COMPRESSED_BYTES = 2**9  # so few at once, since they may become 16 MiB
 
@@ -59,7 +61,7 @@ def text_documents(paths: Sequence[str]) -> list[str]:
     """
     documents, left = [], most_bytes()
     for file in matching_files(paths):
-        with _named(file):
+        with named(file):
             data = _whole(file, left)
             left -= len(data)
             documents += _file_documents(file, data)
@@ -72,7 +74,7 @@ def most_bytes() -> int:
 
 
 @contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
+def named(file: Path) -> Iterator[None]:
     """What the block raises begins with the file's name."""
     try:
         yield
@@ -81,17 +83,25 @@ def _named(file: Path) -> Iterator[None]:
         raise ValueError(f"data.path: {str(file)!r} {reason}") from error
 
 
-def files_digest(paths: Sequence[str]) -> str:
-    """A digest of files as they are, wherever they are kept."""
+def files_digest(paths: Sequence[str], *, limit: int, cache: Path | None) -> str:
+    """A digest of files as they are, wherever they are kept; what is in `cache` of a file isn't computed again.
+
+    Raises ValueError, naming the file, when one can't be read, is empty or has more than limit bytes.
+    """
     source = []
     for file in matching_files(paths):
-        with _named(file):
-            digest = hashlib.sha256()
-            for piece in _pieces(file, most_bytes(), READ_BYTES):
-                digest.update(piece)
+        with named(file):
+            digest = remembered(file, cache, functools.partial(_digest, file, limit))
         # The suffix decides how the bytes are read; nothing else of the name matters.
-        source.append((digest.hexdigest(), file.suffix))
+        source.append((digest, file.suffix))
     return hashlib.sha256(repr(source).encode()).hexdigest()
+
+
+def _digest(file: Path, limit: int) -> str:
+    digest = hashlib.sha256()
+    for piece in _pieces(file, limit, READ_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _file_documents(file: Path, data: bytearray) -> list[str]:
@@ -122,10 +132,10 @@ def _file_documents(file: Path, data: bytearray) -> list[str]:
 def _whole(file: Path, limit: int) -> bytearray:
     """What a file holds when it isn't compressed any more. Raises ValueError for more than limit bytes, and binary ones."""
     data = bytearray()
-    for piece in _decompressed(file, limit):
+    for piece in decompressed(file, limit):
         data += piece
         if len(data) > limit:
-            raise ValueError(f"holds more than the {limit:,} bytes of text that this machine's memory is for")
+            raise ValueError(f"holds more than the {limit:,} bytes of text that this machine's memory is for; {REMEDY}")
         if data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):
             raise ValueError("is UTF-16 or UTF-32 text: write it as UTF-8, e.g. iconv -f UTF-16 -t UTF-8")
         if b"\0" in piece:
@@ -141,7 +151,7 @@ def _pieces(file: Path, limit: int, size: int) -> Iterator[bytes]:
         if left == 0:
             raise ValueError("is empty")
         if left > limit:
-            raise ValueError(f"has {left:,} bytes, more than the {limit:,} of text that this machine's memory is for")
+            raise ValueError(f"has {left:,} bytes, more than the {limit:,} of text that this machine's memory is for; {REMEDY}")
         # It may grow meanwhile.
         while piece := opened.read(min(size, left)):
             left -= len(piece)
@@ -161,7 +171,7 @@ def _codec(suffix: str) -> tuple[Callable[[], Any], type[Exception]]:
     return lambda: zstandard.ZstdDecompressor().decompressobj(), zstandard.ZstdError
 
 
-def _decompressed(file: Path, limit: int) -> Iterator[bytes]:
+def decompressed(file: Path, limit: int) -> Iterator[bytes]:
     """What a file holds, by its suffix. Raises ValueError unless its streams are whole and nothing else is there."""
     if (suffix := file.suffix.lower()) not in COMPRESSED:
         yield from _pieces(file, limit, READ_BYTES)

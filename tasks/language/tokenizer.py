@@ -6,13 +6,13 @@ import contextlib
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from tasks.files import read_regular
-from tasks.task import Tokenizer
+from tasks.tokenizer import Tokenizer
 
 BOS_NAMES = ("<|endoftext|>", "<|begin_of_text|>", "<bos>", "<s>", "[BOS]")
 MAX_FILE_BYTES = 2**28  # several times the largest that is known
@@ -42,11 +42,11 @@ class ByteTokenizer(Tokenizer):
 class FileTokenizer(Tokenizer):
     """Any `tokenizer.json` of the package `tokenizers`, without what it does at random.
 
-    BOS is the first of BOS_NAMES in its vocabulary that no text can give, or else one more id.
+    BOS is the first of BOS_NAMES in its vocabulary that no text can give, or else one more id; or the id `bos`, if that is given.
     Raises ValueError, naming the file, when it can't be read as a tokenizer or can't encode a text.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, bos: int | None) -> None:
         # It takes a second to import and bytes don't need it.
         from tokenizers import Tokenizer as Backend
 
@@ -75,8 +75,11 @@ class FileTokenizer(Tokenizer):
         safe = [vocabulary[name] for name in listed if not self._may_give(name, vocabulary[name])]
         # Another BOS than the first listed makes another tokenizer than the file says.
         changed = b"" if not listed or vocabulary[listed[0]] in safe else b" bos"
-        self.fingerprint = hashlib.sha256(definition + changed).hexdigest()
         self.bos = (safe or [largest + 1])[0]
+        if bos is not None and bos != self.bos:
+            check_bos(bos, largest + 2)
+            self.bos, changed = bos, f" bos {bos}".encode()
+        self.fingerprint = hashlib.sha256(definition + changed).hexdigest()
         self.vocab_size = max(largest, self.bos) + 1
 
     @contextlib.contextmanager
@@ -101,13 +104,29 @@ class FileTokenizer(Tokenizer):
     def _encoded(self, texts: Sequence[str]) -> list[Any]:
         with self._named("cannot encode the text"):
             encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        # Whatever a file may contain: documents end nowhere but at their ends.
-        if any(self.bos in encoding.ids for encoding in encodings):
-            raise ValueError(f"data.tokenizer={self.name!r} gives BOS, id {self.bos}, within a text")
+        self._check_bos([encoding.ids for encoding in encodings])
         return encodings
+
+    def _check_bos(self, every: Iterable[Sequence[int] | np.ndarray]) -> None:
+        """Whatever a file may contain: documents end nowhere but at their ends."""
+        if any(self.bos in ids for ids in every):
+            raise ValueError(f"data.tokenizer={self.name!r} gives BOS, id {self.bos}, within a text")
 
     def encode(self, text: str) -> list[int]:
         return self._encoded([text])[0].ids
+
+    def encode_many(self, texts: Sequence[str]) -> list[tuple[np.ndarray, int]]:
+        with self._named("cannot encode the text"):
+            encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        every = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        self._check_bos(every)
+        with self._named("cannot decode its ids"):
+            decoded = self._backend.decode_batch([encoding.ids for encoding in encodings], skip_special_tokens=False)
+        # Only a text that doesn't come back asks which of its bytes do.
+        alike = [text == back for text, back in zip(texts, decoded, strict=True)]
+        rest = iter(self.align([text for text, same in zip(texts, alike, strict=True) if not same]))
+        known = (len(text.encode()) if same else int(next(rest)[1].sum()) for text, same in zip(texts, alike, strict=True))
+        return list(zip(every, known, strict=True))
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         (encoding,) = self._encoded([text])
@@ -162,6 +181,19 @@ def _covered(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     return np.diff(bytes_before[ends], prepend=0)
 
 
-def load_tokenizer(path: str | None) -> Tokenizer:
-    """The tokenizer of `data.tokenizer`: bytes for None, else the tokenizer.json at path (ValueError if it is none)."""
-    return ByteTokenizer() if path is None else FileTokenizer(str(path))
+def check_bos(bos: int, vocab_size: int) -> None:
+    """Raises ValueError for a BOS that is neither an id of a vocabulary nor one more."""
+    if bos >= vocab_size:
+        raise ValueError(f"data.bos={bos} is out of range, permitted with this tokenizer are ids from 0 to {vocab_size - 1}")
+
+
+def load_tokenizer(path: str | None, bos: int | None = None) -> Tokenizer:
+    """The tokenizer of `data.tokenizer`: bytes for None, else the tokenizer.json at path (ValueError if it is none).
+
+    bos: `data.bos`, the id that separates documents; None for the tokenizer's own.
+    """
+    if path is None:
+        if bos not in (None, ByteTokenizer.bos):
+            raise ValueError(f"data.bos={bos} is out of range, permitted with bytes are null, {ByteTokenizer.bos}")
+        return ByteTokenizer()
+    return FileTokenizer(str(path), bos)

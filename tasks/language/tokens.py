@@ -17,7 +17,7 @@ import numpy as np
 
 from tasks.files import open_regular, read_regular, remove_temporaries, write_atomically
 from tasks.progress import tell
-from tasks.task import Tokenizer
+from tasks.tokenizer import Tokenizer
 
 FORMAT = 2  # raised when the same text and tokenizer would give other files
 PIECE_CHARACTERS = 2**18
@@ -120,11 +120,16 @@ def load_tokens(
     if (count := tokens.records.count) < seq_len:
         raise ValueError(f"task.seq_len={seq_len} is more than the {count} tokens that one part of the text has")
     if tokens.lost:
-        said = f"data.tokenizer={tokenizer.name!r}: its ids do not give back {tokens.lost:,} of {tokens.total:,} bytes of a text"
-        if 2 * tokens.lost > tokens.total:
-            raise ValueError(f"{said}; half of them is permitted")
-        warn_once(f"{said}, which bits_per_byte leaves out")
+        check_lost(tokenizer.name, tokens.lost, tokens.total)
     return tokens
+
+
+def check_lost(tokenizer: str | None, lost: int, total: int) -> None:
+    """Says it in the log that a tokenizer loses some bytes of a text. Raises ValueError where it loses more than half."""
+    said = f"data.tokenizer={tokenizer!r}: its ids do not give back {lost:,} of {total:,} bytes of a text"
+    if 2 * lost > total:
+        raise ValueError(f"{said}; half of them is permitted")
+    warn_once(f"{said}, which bits_per_byte leaves out")
 
 
 def _from_cache(path: Path, dtype: np.dtype) -> StoredTokens | None:

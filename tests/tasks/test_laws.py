@@ -24,6 +24,7 @@ from suite.metrics import METRICS
 from tasks.build import build_task, read_task, task_types
 from tasks.task import IGNORE, Batch, Scored, Task, Tokens, Vectors
 from tests.tasks.composed import NAMES, composed, settings
+from tests.tasks.language.texts import text_data
 
 # Some that share a block of 256, some that lie at its ends, and one that is far away.
 INDICES = [7, 0, 255, 256, 300, 7, 2, 5000]
@@ -40,8 +41,7 @@ def data(tmp_path_factory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("text")
     documents = [f"Document {i} is about {i * i}, naïvely. " * (1 + i % 5) + "\n" for i in range(1500)]
     (folder / "text.txt").write_text("<|endoftext|>\n".join(documents))
-    data = {"name": "text", "path": str(folder / "text.txt"), "tokenizer": None, "validation_fraction": 0.3}
-    return data | {"cache": str(folder / "cache")}
+    return text_data(folder / "text.txt", folder / "cache", validation_fraction=0.3)
 
 
 def values_of(name: str, data: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from conf.settings import Refusal
+from conf.settings import Refusal, with_neutral
 from tasks.language.task import Language, WithoutText
 from tasks.task import IGNORE, Scored
 from tests.tasks.composed import build, settings
+from tests.tasks.language.texts import text_data
 
 SEQ_LEN = 8
 
@@ -22,10 +23,10 @@ def make_task(tmp_path):
 
     def make(documents=None, **changes) -> Language:
         documents = documents or [f"document number {i}, naïve\n" for i in range(60)]
+        held_out = changes.pop("validation_path", None)
         path = tmp_path / "text.txt"
         path.write_text("<|endoftext|>\n".join(documents))
-        data = {"name": "text", "path": str(path), "tokenizer": changes.pop("tokenizer", None)}
-        data |= {"validation_fraction": 0.2, "cache": str(tmp_path / "cache")}
+        data = text_data(path, tmp_path / "cache", tokenizer=changes.pop("tokenizer", None), validation_path=held_out)
         arguments = {"seq_len": SEQ_LEN, "reset_at_bos": False, "max_validation_examples": None}
         seed = changes.pop("seed", 0)
         return build("language", seed=seed, data=data, **(arguments | changes))
@@ -215,7 +216,7 @@ def test_a_window_belongs_to_the_document_of_most_of_its_tokens(make_task, max_v
         seen += i == whole.tokenizer.bos
         document.append(None if i == whole.tokenizer.bos else seen)
     expected = []
-    for run in task._runs["validation"]:
+    for run in task._places("validation", range(task.num_examples("validation"))).tolist():
         inside = Counter(d for d in document[run * SEQ_LEN : (run + 1) * SEQ_LEN] if d is not None)
         # Equal counts: the earlier, which was counted first.
         expected.append(inside.most_common(1)[0][0])
@@ -256,11 +257,20 @@ def test_wrong_settings_are_named_and_write_nothing(make_task, tmp_path, changes
         ({"name": "stdlib", "path": "a.txt"}, "data.path=.* null with data=stdlib"),
         ({"path": None}, "data.path=null .* paths of text files"),
         ({"name": "stdlib", "path": None, "validation_fraction": 0.05}, "data.validation_fraction=0.05 .* from 0.1"),
+        ({"name": "stdlib", "path": None, "validation_path": "a"}, "data.validation_path=.* null with data=stdlib"),
+        ({"name": "stdlib", "path": None, "held_out": "each"}, "data.held_out=each .* smallest with data=stdlib"),
+        ({"format": "jsonl"}, "data.text_field=null .* the field of a row"),
+        ({"format": "huggingface", "path": None}, "data.repository=null .* names of the Hugging Face hub"),
+        ({"format": "jsonl", "text_field": "text"}, "data.held_out=smallest .* each with data.format=jsonl"),
+        ({"vocab_size": 9}, "data.vocab_size=9 .* null with data.format=text; others take bin, npy"),
+        ({"rows": "lines"}, "data.rows=lines .* documents with data.format=text"),
+        ({"subset": "en"}, "data.subset=en .* null with data.format=text; others take huggingface"),
+        ({"format": "table"}, "data.format=table is unknown, permitted are text, jsonl, parquet"),
         ({"validation_fraction": 1.0}, "data.validation_fraction=1 .* below 1"),
     ],
 )
 def test_a_text_and_its_source_that_contradict_each_other_are_refused(changes, message):
-    data = {"name": "text", "path": "a.txt", "tokenizer": None, "validation_fraction": 0.2, "cache": "cache"} | changes
+    data = text_data("a.txt", "cache") | changes
     with pytest.raises(Refusal, match=message):
         settings("language", data=data)
 
@@ -288,3 +298,67 @@ def test_a_task_without_text_has_its_tokenizer_and_says_why_it_has_no_more(make_
     for ask in wanted:
         with pytest.raises(ValueError, match="the text is elsewhere"):
             ask()
+
+
+def test_what_was_added_to_a_text_leaves_the_names_of_old_runs(make_task):
+    plain = make_task().settings
+    assert "packing" not in plain.named(neutral=False) and plain.named(neutral=False)["data"] == {"validation_fraction": 0.2}
+    other = plain.replace({"packing": "documents"})
+    assert other.named(neutral=False)["packing"] == "documents"
+    # A configuration from before says nothing of it.
+    old = plain.plain()
+    del old["packing"]
+    old["data"] = {key: old["data"][key] for key in ("name", "path", "tokenizer", "validation_fraction", "cache")}
+    assert Language.Settings.read(with_neutral(Language.Settings, old)) == plain.replace({"data": {**old["data"], **NEUTRAL}})
+
+
+NEUTRAL = {
+    **{key: None for key in ("validation_path", "text_field", "repository", "subset", "revision", "train_split")},
+    **{key: None for key in ("validation_split", "bos", "vocab_size", "dtype", "workers")},
+    **{"format": "text", "held_out": "smallest", "rows": "documents"},
+}
+
+
+def test_a_validation_file_is_held_out_whole_and_the_other_trained_on_whole(make_task, tmp_path):
+    (tmp_path / "held_out.txt").write_text("held out\n<|endoftext|>\nand this\n")
+    task = make_task(validation_path=str(tmp_path / "held_out.txt"), seq_len=1)
+    ids = {split: bytes(i for i in stream(task, split) if i < 256).decode() for split in task.splits}
+    assert ids["validation"] == "held out\nand this\n"
+    assert ids["train"] == "".join(f"document number {i}, naïve\n" for i in range(60))
+    assert task.fingerprint() != make_task(seq_len=1).fingerprint()
+
+
+def test_documents_packed_as_in_the_paper_ask_every_id_and_no_bos(make_task):
+    """The first piece of each example, one after another, are the documents; runs of the same text have other examples."""
+    task = make_task(packing="documents")
+    batch = task.batch("train", range(task.num_examples("train")))
+    bos = task.tokenizer.bos
+    assert (batch.tokens[:, 0] == bos).all() and ((batch.targets == IGNORE) == (torch.roll(batch.tokens, -1, 1) == bos))[
+        :, :-1
+    ].all()
+    part = task._parts["train"]
+    firsts = [i for row, target in enumerate(batch.targets) for i in target[: part.segments(row)[0].length].tolist()]
+    runs = [i for i in stream(make_task(seq_len=1), "train") if i != bos]
+    assert firsts == runs
+    nll = random_nll(task)
+    rows = {row.metric: row for row in task.measure("validation", scored(task, "validation", nll))}
+    asked = task.batch("validation", range(task.num_examples("validation"))).asked
+    assert rows["bits_per_byte"].count == asked.sum() == rows["nll"].count
+    assert rows["bits_per_byte"].value == pytest.approx(nll[asked].mean().item() / math.log(2))
+    assert len(rows["nll"].groups) == task.num_examples("validation")
+    assert {row.metric for row in task.references("validation", reach=None)} == {"unigram_bits_per_byte", "trigram_bits_per_byte"}
+
+
+def test_looking_at_all_examples_some_at_a_time_gives_the_same_scores(make_task, monkeypatch):
+    task = make_task()
+    nll = random_nll(task)
+
+    def rows():
+        return task.measure("validation", scored(task, "validation", nll)), task.references("validation", reach=None)
+
+    (whole, floors), groups = rows(), task.groups("validation")
+    monkeypatch.setattr("tasks.language.task.CHUNK_IDS", 3 * SEQ_LEN)
+    monkeypatch.setattr("tasks.language.packing.CHUNK_WINDOWS", 2)
+    (cut, others), _ = rows(), None
+    assert cut == whole and task.groups("validation") == groups
+    assert [row.value for row in others] == pytest.approx([row.value for row in floors])

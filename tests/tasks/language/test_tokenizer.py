@@ -356,3 +356,33 @@ def test_home_is_told_and_only_a_regular_file_is_opened(loaded, tmp_path, monkey
             load_tokenizer(f"~/{name}")
     with pytest.raises(ValueError, match="data.tokenizer='/dev/zero' cannot be read: it is a device"):
         load_tokenizer("/dev/zero")
+
+
+def test_many_texts_have_the_ids_and_the_bytes_of_each(tokenizer, loaded):
+    for each in (tokenizer, loaded(word_level())):
+        many = each.encode_many(TEXTS)
+        assert [ids.tolist() for ids, _ in many] == [each.encode(text) for text in TEXTS]
+        assert [credited for _, credited in many] == [int(num_bytes.sum()) for _, num_bytes in each.align(TEXTS)]
+    lossy = loaded(word_level())
+    ((_, credited),) = lossy.encode_many(["the cat кот"])
+    assert credited == lossy.align(["the cat кот"])[0][1].sum() and 0 < credited < len("the cat кот".encode())
+
+
+def test_bos_may_be_chosen_by_hand_and_makes_another_tokenizer(make_tokenizer_file):
+    path = make_tokenizer_file(["<s>", "</s>"])
+    own = load_tokenizer(path)
+    other = load_tokenizer(path, 1)
+    assert (own.bos, other.bos) == (0, 1) and own.vocab_size == other.vocab_size
+    assert other.fingerprint != own.fingerprint == load_tokenizer(path, own.bos).fingerprint
+    assert 1 not in other.encode("a text </s>")
+    one_more = load_tokenizer(path, own.vocab_size)
+    assert one_more.vocab_size == own.vocab_size + 1
+    with pytest.raises(
+        ValueError, match=f"data.bos=9999 is out of range, permitted with this tokenizer are ids from 0 to {own.vocab_size}"
+    ):
+        load_tokenizer(path, 9999)
+    with pytest.raises(ValueError, match="data.bos=1 is out of range, permitted with bytes are null, 256"):
+        load_tokenizer(None, 1)
+    letter = own.encode("e")[0]
+    with pytest.raises(ValueError, match=f"gives BOS, id {letter}, within a text"):
+        load_tokenizer(path, letter).encode_many(["a letter"])
