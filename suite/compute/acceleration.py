@@ -39,7 +39,7 @@ def accelerate(model: Backbone, compute: Compute) -> None:
 def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
     """Block.output, of which nothing but x is kept for the way back."""
     # Nothing random is drawn within a block.
-    return checkpoint(block.output, x, starts=starts, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(Block.output, block, x, starts=starts, use_reentrant=False, preserve_rng_state=False)
 
 
 def training_step(
@@ -59,8 +59,12 @@ def training_step(
     draws = any(block.mixer.draws for block in model.blocks)
     if asked is True and draws:
         raise ValueError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+    # Its rate is a number of the host, which a graph would hold for ever.
+    is_muon = train.optimizer == "muon"
+    if asked is True and is_muon:
+        raise ValueError("compute.cuda_graph=true, permitted with train.optimizer=muon are auto and false")
     if asked is True and step.device.type != "cuda":
         raise ValueError("compute.cuda_graph=true, permitted on a CPU are auto and false")
-    if asked is False or draws or step.device.type != "cuda" or (asked == "auto" and flops > SMALL_STEP_FLOPS):
+    if asked is False or draws or is_muon or step.device.type != "cuda" or (asked == "auto" and flops > SMALL_STEP_FLOPS):
         return step
     return CapturedStep(step, required=asked is True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from models.backbone import Backbone
+from suite.compute.optimization import leave_out
 from suite.compute.scoring import TrainingInputs, loss
 from suite.compute.settings import Train
 
@@ -33,6 +34,7 @@ class EagerStep:
         self.parameters = list(model.parameters())
         self.device = self.parameters[0].device
         self.autocast = train.autocast == "bfloat16"
+        self.skips = train.nonfinite == "skip"
         # The norm is measured where nothing is clipped, too.
         self.clip = math.inf if train.gradient_clip is None else train.gradient_clip
 
@@ -41,10 +43,20 @@ class EagerStep:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             step_loss = loss(self.model, there)
         step_loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        return self.update(step_loss.detach())
+
+    def update(self, step_loss: Tensor) -> Tensor:
+        """Clips the gradients that are there and takes the optimiser's step: loss and gradient norm [2]."""
+        norm = self.clipped_norm()
+        if self.skips:
+            leave_out(self.optimizer, ~(step_loss.isfinite() & norm.isfinite()))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return torch.stack([step_loss.detach(), norm])
+        return torch.stack([step_loss, norm])
+
+    def clipped_norm(self) -> Tensor:
+        """The norm of all gradients [], which are scaled down where it exceeds the limit."""
+        return torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
 
 
 class Captured(NamedTuple):

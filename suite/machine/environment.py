@@ -24,6 +24,7 @@ PACKAGES = (
     "triton",
     "flash-linear-attention",
     "mamba-ssm",
+    "transformers",
 )
 
 

@@ -16,32 +16,31 @@ import torch
 import yaml
 
 from models.backbone import Backbone
+from suite.compute.parallel import World
 from suite.evaluation.stages import evaluate
 from suite.evaluation.studies.subject import Subject
 from suite.machine.devices import device_name, select_device
 from suite.plan import Run, task_of
 from suite.request.identity import flat_settings
 from suite.running.events import Event, Listener, Pulse, Share
+from suite.running.failing import FAILED, TRIED_AGAIN, RankLost, status_of, told_by
 from suite.running.health import Diverged
 from suite.running.hearing import Hearing
 from suite.running.sinks import Mirror
+from suite.running.together import begin_together
 from suite.running.train import train
 from suite.saved import saved_task, trained_model
 from suite.stage import TRAINING, Stage
-from suite.store.checkpoint import FINAL, remove_checkpoints
+from suite.store.checkpoint import FINAL
 from suite.store.code_state import recorded
 from suite.store.foreign import reason_of
+from suite.store.keeping import remove_checkpoints
 from suite.store.lock import Locked, Superseded
 from suite.store.run_directory import Damaged, RunDirectory
 from suite.store.status import Status
 from tasks.progress import heard
 
-FAILED = ("diverged", "out_of_memory", "error")
-# What may have come from outside, such as other work on a GPU: a training is tried once more before it counts as failed.
-TRIED_AGAIN = ("out_of_memory", "error")
 TRACEBACKS = "tracebacks.log"
-# What a CPU's allocator says in a plain RuntimeError.
-NO_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,15 @@ def is_done(run: Run, directory: RunDirectory) -> bool:
     return False
 
 
-def _kind(error: BaseException) -> str:
-    if isinstance(error, Diverged):
-        return "diverged"
-    told = error if error.__cause__ is None else error.__cause__
-    allocator = isinstance(told, RuntimeError) and any(words in str(told) for words in NO_MEMORY)
-    return "out_of_memory" if allocator or isinstance(error, MemoryError | torch.OutOfMemoryError) else "error"
-
-
 def as_yaml(written: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(written), sort_keys=False, allow_unicode=True)
 
 
 class Work:
-    """What one worker does on a run that it holds."""
+    """What one worker does on a run that it holds. world: its processes, of which this is the first."""
 
-    def __init__(self, run: Run, directory: RunDirectory, command: Command, listener: Listener) -> None:
-        self.run, self.directory, self.command, self.listener = run, directory, command, listener
+    def __init__(self, run: Run, directory: RunDirectory, command: Command, listener: Listener, world: World) -> None:
+        self.run, self.directory, self.command, self.listener, self.world = run, directory, command, listener, world
         self.before = directory.status()
         self.failures = dict(self.before.failures)
         self.remade: set[Stage] = set()
@@ -113,6 +104,8 @@ class Work:
         names = {"run_id": run.run_id, "group_id": run.group_id, "facts": run.facts, "settings": flat_settings(run.config)}
         device = device_name(select_device(run.compute.device))
         place = {"device": device, "runs_per_device": self.command.runs_per_device}
+        if run.compute.parallel != "none":
+            place |= {"parallel": run.compute.parallel, "ranks": self.world.size}
         self.directory.begin(names, as_yaml(run.written).encode(), recorded(run.config), place)
         left = self._left()
         if TRAINING in left and self._is_given_up():
@@ -177,7 +170,8 @@ class Work:
                 self._train()
             else:
                 device = select_device(self.run.compute.device)
-                subject = Subject(self.model, saved_task(self.run), self.run.config, self.run.compute, device)
+                model = self.model if stage.step is None else trained_model(self.run, self.directory, device, stage.step)
+                subject = Subject(model, saved_task(self.run), self.run.config, self.run.compute, device)
                 measured = evaluate(stage, subject)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
@@ -197,8 +191,7 @@ class Work:
         if not isinstance(error, Exception | SystemExit):
             self.write_status("interrupted", reason=type(error).__name__, stage=stage.title)
             return False
-        status = _kind(error)
-        reason = str(error) if isinstance(error, Diverged | Damaged) else reason_of(error)
+        status, reason = status_of(error), told_by(error)
         if isinstance(error, Damaged):
             reason += f"; it is made again by: {self.directory.command()}"
         if stage == TRAINING:
@@ -211,20 +204,23 @@ class Work:
             with contextlib.suppress(OSError):
                 self.directory.append(TRACEBACKS, "".join(traceback.format_exception(error)))
                 reason += f" (its traceback is in {self.directory.path / TRACEBACKS})"
-        self.is_tried_again = stage == TRAINING and status in TRIED_AGAIN and not self.is_tried_again
+        is_lost = isinstance(error, RankLost)
+        self.is_tried_again = stage == TRAINING and status in TRIED_AGAIN and not self.is_tried_again and not is_lost
         ends = stage == TRAINING and not self.is_tried_again
         again = "; it is tried once more" if self.is_tried_again else ""
         self.say("failed" if ends else "note", f"{stage.title}: {status}, {reason}{again}")
-        return True
+        return not is_lost
 
     def _train(self) -> None:
-        note = functools.partial(self.say, "note")
+        note, world = functools.partial(self.say, "note"), self.world
+        if self.run.config.train.steps:
+            world = begin_together(world, self.run)
         with contextlib.closing(Mirror(self.run, self.directory.root, note)) as mirror:
             measured = train(
                 self.run,
                 task_of(self.run.config),
                 self.directory,
-                device=select_device(self.run.compute.device),
+                world=world,
                 on_pulse=lambda pulse: self.say("pulse", pulse=pulse),
                 on_note=note,
                 mirror=mirror,
@@ -253,14 +249,14 @@ class Work:
             self.say("done" if is_new else "skipped", "" if is_new else "is done already")
 
 
-def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, command: Command) -> None:
-    """Does what is left of every run, past those that another worker holds."""
+def execute_all(runs: Sequence[Run], results: Path, listener: Listener, *, command: Command, world: World) -> None:
+    """Does what is left of every run, past those that another worker holds. Raises RankLost."""
     for run in runs:
         directory = RunDirectory(results, run.run_id)
         try:
             directory.make()
             with directory.lock:
-                Work(run, directory, command, listener).do()
+                Work(run, directory, command, listener, world).do()
         except OSError as error:
             # The disk or the folder: other runs may lie elsewhere, or find room again.
             listener(Event(run.run_id, run.title, "failed", f"error: {reason_of(error)}"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,37 +18,91 @@ from suite.store.checkpoint import Progress
 # The soft cap keeps the loss of a model that has blown up finite, so waiting for a NaN would be waiting for ever.
 DIVERGED_BY = 1.0
 DIVERGED_STEPS = 20
+# A spike is a loss that is above the mean of the last DIVERGED_STEPS steps by this much, and by so many of their standard
+# deviations: the one alone would be noise of small batches, the other alone a loss that hardly changes.
+SPIKE_BY = 0.5
+SPIKE_DEVIATIONS = 5.0
 
 MOST_UNREAD = 16
+MOST_NAMED = 16
 
 
 class Diverged(Exception):
-    """Training left the numbers that can be learnt from; `step` is where."""
+    """Training left the numbers that can be learnt from; `step` is where, `examples` the training examples of its batch."""
 
-    def __init__(self, step: int, reason: str) -> None:
-        super().__init__(f"diverged at step {step}: {reason}")
-        self.step = step
+    def __init__(self, step: int, reason: str, examples: Sequence[int]) -> None:
+        more = f" and {len(examples) - MOST_NAMED} more" if len(examples) > MOST_NAMED else ""
+        batch = f"; its batch has the examples {', '.join(map(str, examples[:MOST_NAMED]))}{more}" if examples else ""
+        super().__init__(f"diverged at step {step}: {reason}{batch}")
+        self.step, self.reason, self.examples = step, reason, tuple(examples)
 
 
 class Health:
-    """The losses of the last steps, and an end to what has left the numbers that can be learnt from."""
+    """The losses of the last steps, and an end to what has left the numbers that can be learnt from.
 
-    def __init__(self, progress: Progress, guessing_loss: float) -> None:
+    nonfinite: what train.nonfinite says. examples: the training examples of a step. on_note: is told of the first spike.
+    skipped: the steps that were left out since training began.
+    """
+
+    def __init__(
+        self,
+        progress: Progress,
+        guessing_loss: float,
+        *,
+        nonfinite: str,
+        examples: Callable[[int], Sequence[int]],
+        on_note: Callable[[str], None],
+    ) -> None:
         self.first_loss, self.guessing_loss = progress.first_loss, guessing_loss
         self.losses: deque[float] = deque(progress.losses, maxlen=DIVERGED_STEPS)
         self.norm = math.nan
+        self.skipped = progress.skipped
+        self._skips, self._examples, self._on_note = nonfinite == "skip", examples, on_note
+        self._in_a_row, self._is_told, self._spike = 0, False, dict[str, float]()
 
     def check(self, step: int, loss: float, norm: float) -> None:
         """Takes in a step. Raises Diverged."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise Diverged(step, f"loss {loss}, gradient norm {norm}")
+            self._leave_out(step, f"loss {loss}, gradient norm {norm}")
+            return
+        self._in_a_row = 0
+        self._look_for_spike(step, loss)
         self.losses.append(loss)
         self.norm = norm
-        if step == 0:
+        if step == self.skipped:
             self.first_loss = loss
         mean, start = sum(self.losses) / len(self.losses), max(self.first_loss, self.guessing_loss)
         if len(self.losses) == DIVERGED_STEPS and mean > start + DIVERGED_BY:
-            raise Diverged(step, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}")
+            raise Diverged(step, f"mean loss {mean:.2f} over {DIVERGED_STEPS} steps, untrained it is {start:.2f}", ())
+
+    def spike(self) -> dict[str, float]:
+        """The highest spike since this was asked last, for a line of the log; empty where there was none."""
+        found, self._spike = self._spike, {}
+        return found
+
+    def _leave_out(self, step: int, what: str) -> None:
+        """A step that is not finite: the optimiser has left it out, or training ends."""
+        self.skipped += 1
+        self._in_a_row += 1
+        if not self._skips:
+            raise Diverged(step, what, self._examples(step))
+        if self._in_a_row == DIVERGED_STEPS:
+            raise Diverged(step, f"{DIVERGED_STEPS} steps in a row were left out, the last with {what}", self._examples(step))
+
+    def _look_for_spike(self, step: int, loss: float) -> None:
+        if len(self.losses) < DIVERGED_STEPS:
+            return
+        mean = statistics.fmean(self.losses)
+        if loss <= mean + max(SPIKE_BY, SPIKE_DEVIATIONS * statistics.pstdev(self.losses, mean)):
+            return
+        if loss > self._spike.get("spike_loss", -math.inf):
+            self._spike = {"spike_step": step, "spike_loss": loss}
+        if not self._is_told:
+            self._is_told = True
+            self._on_note(
+                f"the loss of step {step} is {loss:.2f}, the mean of the {DIVERGED_STEPS} steps before it {mean:.2f}; "
+                "later spikes stand in metrics.jsonl alone"
+            )
 
 
 class Unread(NamedTuple):

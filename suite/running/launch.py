@@ -105,10 +105,13 @@ def _entries(folder: Path) -> set[str]:
 
 def _job(config: DictConfig) -> None:
     """One cell, in the launcher's process: the request is planned again there and worked off alone."""
+    import torch
+
+    from suite.compute.parallel import alone
     from suite.plan import plan
     from suite.running.requests import train_all
 
     # The launcher brings its own Hydra along, and planning composes anew.
     GlobalHydra.instance().clear()
     runs = plan(list(config.cell))
-    train_all(runs, Path(runs[0].paths.results))
+    train_all(runs, Path(runs[0].paths.results), alone(torch.device("cpu")))

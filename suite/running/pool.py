@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from models.build import mixer_classes
+from suite.compute.parallel import World, alone
 from suite.compute.settings import Compute
 from suite.machine import mps
 from suite.machine.devices import count_cores, select_device
@@ -35,6 +36,9 @@ from tasks.build import task_types
 def count_jobs(runs: Sequence[Run]) -> int:
     """How many workers a request gets: `compute.jobs`, or one a core (GPU), but no more than there are runs."""
     compute = runs[0].compute
+    if compute.parallel != "none":
+        # All ranks work on one run after another.
+        return 1
     if compute.jobs != "auto":
         return min(compute.jobs, len(runs))
     if select_device(compute.device).type == "cuda":
@@ -42,12 +46,12 @@ def count_jobs(runs: Sequence[Run]) -> int:
     return max(1, min(count_cores() // compute.threads, len(runs)))
 
 
-def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command) -> None:
-    """Goes through the runs with `jobs` worker processes, or in this process with one."""
+def work(runs: Sequence[Run], results: Path, jobs: int, listener: Listener, command: Command, world: World) -> None:
+    """Goes through the runs with `jobs` worker processes, or with one in this process, the first of its ranks."""
     devices = len(_visible_devices()) if select_device(runs[0].compute.device).type == "cuda" else 1
     command = replace(command, runs_per_device=-(-jobs // devices))
     if jobs == 1:
-        execute_all(runs, results, listener, command=command)
+        execute_all(runs, results, listener, command=command, world=world)
         return
     with _shared_gpus(runs[0].compute, jobs) as environment:
         _work_in_processes(runs, results, jobs, listener, command, environment)
@@ -133,7 +137,7 @@ def _worker(
 
     try:
         # The bytes come from the parent process through memory, never from a file.
-        execute_all(pickle.loads(packed), results, tell, command=command)
+        execute_all(pickle.loads(packed), results, tell, command=command, world=alone(torch.device("cpu")))
     except KeyboardInterrupt:
         sys.exit(130)
 

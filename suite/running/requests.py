@@ -2,86 +2,107 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
 import os
-import time
+import re
 import uuid
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from conf.settings import RequestError
 from models.backends import obstacle
+from suite.compute.parallel import World, alone
 from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
+from suite.machine.peaks import named
 from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task, told_apart
 from suite.request.compose import Composer
 from suite.request.identity import digest
 from suite.request.overrides import read_request
 from suite.request.schema import Composed
-from suite.running.estimate import Estimate
-from suite.running.events import Event, Outlook
-from suite.running.execute import FAILED, Command, as_yaml, is_done, missing_stages
+from suite.running.execute import Command, as_yaml
 from suite.running.launch import launcher_of
-from suite.running.pool import count_jobs, work
+from suite.running.plans import plan_lines, total_line
 from suite.running.printing import print_evaluations, print_scores, request_of
-from suite.running.progress import ProgressDisplay
 from suite.running.sinks import check_sinks
-from suite.saved import saved_run, saved_task
-from suite.stage import TRAINING, Stage
-from suite.store.code_state import age
-from suite.store.foreign import check_no_link, counted, say
+from suite.running.slurm import check_scheduler, launch_of, script, submit
+from suite.running.together import check_ranks, follow_command, lead, plan_together, ranks
+from suite.running.working import FAILURE, SUCCESS, summary, work_off
+from suite.saved import check_kept, saved_run, saved_task
+from suite.store.foreign import check_no_link, say
 from suite.store.ids import place, trained_ids
-from suite.store.run_directory import Damaged, RunDirectory, as_json
-from suite.store.status import Status
+from suite.store.run_directory import RunDirectory, as_json
 from tasks.files import remove_temporaries, write_atomically
 
-SUCCESS, FAILURE, HELD = 0, 1, 3
+CPU = torch.device("cpu")
 # Where a saved run's text and its tokenizer lie now.
-MOVED = ("data.path", "data.tokenizer")
-LOOK_SECONDS, SAY_SECONDS = 1.0, 60.0
+MOVED = ("data.path", "data.validation_path", "data.tokenizer")
 
 
 def sweep(arguments: Sequence[str]) -> int:
     """Makes every run of a request and prints the scores; returns the exit status."""
-    runs, results, status = make_runs(arguments)
+    with ranks() as world:
+        if not world.is_first:
+            return follow_command(world, lambda: plan_request(read_request(arguments)))
+        return lead(world, lambda: _sweep(arguments, world))
+
+
+def _sweep(arguments: Sequence[str], world: World) -> int:
+    runs, results, status = _make_runs(arguments, world)
     print_scores(runs, results, arguments)
     return status
 
 
 def make_runs(arguments: Sequence[str]) -> tuple[list[Run], Path, int]:
     """Makes every run of a request; returns them, their store and the exit status."""
+    return _make_runs(arguments, alone(CPU))
+
+
+def _make_runs(arguments: Sequence[str], world: World) -> tuple[list[Run], Path, int]:
     request = read_request(arguments)
     runs = plan_request(request)
     check_sinks(runs)
-    launch = launcher_of(request)
+    launch, jobs = launcher_of(request), launch_of(request)
+    if jobs is None:
+        check_ranks(runs, launches=launch is not None)
+    else:
+        check_scheduler(jobs)
     for settings in dict.fromkeys(run.config.task for run in runs):
         planned_task(settings)[0].prepare()
     results = results_folder(runs[0].paths.results)
+    plan_together(world, runs)
     write_request(runs, results, arguments)
-    if launch is None:
-        return runs, results, train_all(runs, results)
-    launch(request.cells)
-    return runs, results, _summary(runs, {run.run_id: RunDirectory(results, run.run_id) for run in runs}, ())
+    if launch is None and jobs is None:
+        return runs, results, train_all(runs, results, world)
+    if jobs is not None:
+        submit(jobs, request, runs[0].compute, results)
+        if not jobs.wait:
+            return runs, results, SUCCESS
+    if launch is not None:
+        launch(request.cells)
+    return runs, results, summary(runs, {run.run_id: RunDirectory(results, run.run_id) for run in runs}, ())
 
 
-def train_all(runs: Sequence[Run], results: Path) -> int:
+def train_all(runs: Sequence[Run], results: Path, world: World) -> int:
     """Trains and evaluates what is not done of the runs; returns the exit status."""
-    return _work_off(runs, results, Command(uuid.uuid4().hex, trains=True, force=False))
+    return work_off(runs, results, Command(uuid.uuid4().hex, trains=True, force=False), world)
 
 
 def add_evaluations(arguments: Sequence[str]) -> int:
-    """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing. force=true makes them again."""
-    (ids, forced), cells = _own(arguments, "run", "force")
+    """Adds evaluations to finished runs, named by run=ID or run=all; trains nothing. force=true makes them again.
+
+    step=N,M: of the checkpoints after so many steps, where they stay.
+    """
+    (ids, forced, after), cells = _own(arguments, "run", "force", "step")
     if len(ids) != 1:
         bare = next((argument for argument in arguments if "=" not in argument), "")
         hint = f"; did you mean run={bare}?" if bare and not ids else ""
         raise RequestError(f"evaluate takes run=ID (or several, run=ID,ID) or run=all{hint}")
     if forced not in ([], ["true"], ["false"]):
         raise RequestError(f"force={','.join(forced)} is unknown, permitted are true and false")
+    steps = _steps(after)
     request = read_request(cells)
     for override in request.overrides:
         key = override.key_or_group
@@ -100,7 +121,10 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     refused: dict[str, list[str]] = {}
     for run_id in trained_ids(results) if every else ids[0].split(","):
         try:
-            runs.append(_with_stages(saved_run(results, run_id, asked[0]), asked, places))
+            run = _with_stages(saved_run(results, run_id, asked[0]), asked, places)
+            for step in steps:
+                check_kept(RunDirectory(results, run.run_id), step)
+            runs.append(replace(run, stages=tuple(each.after(step) for step in steps for each in run.stages)) if steps else run)
         except ValueError as error:
             if not every:
                 raise RequestError(str(error)) from error
@@ -111,7 +135,7 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     runs = told_apart(runs)
     for reason, run_ids in refused.items():
         say(reason if run_ids[0] in reason else f"{', '.join(run_ids)}: {reason}")
-    status = _work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=forced == ["true"]))
+    status = work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=forced == ["true"]), alone(CPU))
     print_evaluations(runs, results, arguments)
     return FAILURE if refused else status
 
@@ -121,6 +145,15 @@ def _own(arguments: Sequence[str], *keys: str) -> tuple[list[list[str]], list[st
     pairs = [(argument.partition("="), argument) for argument in arguments]
     given = [[value for (name, _, value), _ in pairs if name == key] for key in keys]
     return given, [argument for (name, _, _), argument in pairs if name not in keys]
+
+
+def _steps(given: Sequence[str]) -> list[int]:
+    """The steps in step=N,M. Raises RequestError."""
+    typed = [each for value in given for each in value.split(",")]
+    for each in typed:
+        if not re.fullmatch(r"[1-9]\d{0,8}", each):
+            raise RequestError(f"step={each} is out of range, permitted are whole numbers from 1")
+    return [int(each) for each in typed]
 
 
 def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str]) -> Run:
@@ -138,120 +171,6 @@ def _with_stages(run: Run, asked: Sequence[Composed], places: Mapping[str, str])
         check_compute(config, each.compute)
         stages += planned_stages(config, each.compute, each.evaluation, task)
     return replace(here, stages=tuple(dict.fromkeys(stages)))
-
-
-def _work_off(runs: Sequence[Run], results: Path, command: Command) -> int:
-    """Brings the runs to their end, waits for those that others hold, and says what is not done; returns the exit status."""
-    directories = {run.run_id: RunDirectory(results, run.run_id) for run in runs}
-    left = [run for run in runs if command.force or not is_done(run, directories[run.run_id])]
-    workers = count_jobs(left) if left else 1
-    for directory in directories.values():
-        directory.tidy()
-    say(f"{_counted(runs)}, {len(runs) - len(left)} of them done already; results in {results}")
-    _print_ages(runs, directories)
-    outlooks = [_outlook(run, directories[run.run_id], command) for run in left]
-    display = ProgressDisplay(len(left), estimate=Estimate(outlooks, workers))
-    ends: dict[str, str] = {}
-
-    def listen(event: Event) -> None:
-        if event.kind not in ("pulse", "share", "note"):
-            ends[event.run_id] = event.kind
-        display(event)
-
-    try:
-        while left:
-            work(left, results, count_jobs(left), listen, command)
-            # Nobody here came to these, or they were lost: another process holds them, or did.
-            left = [run for run in left if ends.get(run.run_id, "lost") == "lost"]
-            if not runs[0].compute.wait:
-                break
-            _wait(left, results)
-    finally:
-        display.close()
-    return _summary(runs, directories, {run_id for run_id, end in ends.items() if end == "failed"})
-
-
-def _counted(runs: Sequence[Run]) -> str:
-    """How many runs there are, and of what: "40 runs (4 models x 10 learning rates)"."""
-    if len(runs) == 1:
-        return f"1 run ({runs[0].title})"
-    # Imported here: pandas takes a while.
-    from suite.request.titles import axes
-
-    return f"{len(runs)} runs ({axes([run.config for run in runs])})"
-
-
-def _outlook(run: Run, directory: RunDirectory, command: Command) -> Outlook:
-    """What is left of a run. Its training is worth its tokens times what a token costs: another model has another speed."""
-    missing = missing_stages(run, directory)
-    trains = TRAINING in missing and command.trains
-    work = run.cost.flops_per_token * run.facts["train_tokens"] if trains else 0.0
-    stages = run.stages if command.force else [stage for stage in missing if stage != TRAINING]
-    return Outlook(run.run_id, run.config.model.name, work, tuple(stage.title for stage in stages))
-
-
-def _print_ages(runs: Sequence[Run], directories: Mapping[str, RunDirectory]) -> None:
-    """Says what of the store was made by other code, or is about benchmarks as they were."""
-    ages, older = Counter(), 0
-    for run in runs:
-        directory = directories[run.run_id]
-        with contextlib.suppress(Damaged):
-            if directory.read_stage(TRAINING) is not None:
-                ages[age(directory.read()[0].get("code"))] += 1
-        for each in run.stages:
-            older += len(directory.other_versions({"stage": each.name, "settings": json.loads(each.settings)}))
-    told = {"another": "by another state of the code than today's", "unknown": "by an unknown state of the code"}
-    parts = [f"{ages[kind]} {words}" for kind, words in told.items() if ages[kind]]
-    if parts:
-        say(f"{counted(ages.total(), 'trained run')}, {' and '.join(parts)}; model.version and task.version rename")
-    if older:
-        say(f"beside them: {counted(older, 'result')} of older versions of these benchmarks or of their data")
-
-
-def _holder(directory: RunDirectory) -> str | None:
-    """Who holds a run, in words; None where nobody does, or where the folder can't be written, which others can't either."""
-    with contextlib.suppress(OSError):
-        return directory.lock.holder() if directory.path.exists() else None
-    return None
-
-
-def _wait(runs: Sequence[Run], results: Path) -> None:
-    """Returns once one of the runs is free; says once a minute what is waited for."""
-    spoke = -math.inf
-    while runs:
-        holders = [_holder(RunDirectory(results, run.run_id)) for run in runs]
-        if None in holders:
-            return
-        if time.monotonic() - spoke >= SAY_SECONDS:
-            spoke = time.monotonic()
-            more = f", and for {counted(len(runs) - 1, 'more run')}" if len(runs) > 1 else ""
-            say(f"waiting for {runs[0].run_id}  {runs[0].title}: {holders[0]}{more}")
-        time.sleep(LOOK_SECONDS)
-
-
-def _summary(runs: Sequence[Run], directories: Mapping[str, RunDirectory], failed_now: Collection[str]) -> int:
-    """Names what is not done, and why; returns the exit status. failed_now: runs whose end was said already."""
-    failed, held = bool(failed_now), False
-    for run in runs:
-        directory = directories[run.run_id]
-        missing = missing_stages(run, directory)
-        if run.run_id in failed_now or not missing:
-            continue
-        holder = _holder(directory)
-        held |= holder is not None
-        failed |= holder is None
-        for reason in _reasons(missing, directory.status()) if holder is None else [f"not done, {holder}"]:
-            say(f"{run.run_id}  {run.title}: {reason}")
-    return FAILURE if failed else HELD if held else SUCCESS
-
-
-def _reasons(missing: Sequence[Stage], status: Status) -> list[str]:
-    """Why a run is not done: how training ended, or which of its evaluations failed."""
-    failures = [status.failures[each.stem] for each in missing if each.stem in status.failures]
-    if TRAINING not in missing and failures:
-        return [f"{each.get('title')}: {each.get('status')}, {each.get('reason')}" for each in failures]
-    name = status.status if status.status in FAILED else "interrupted"
-    return [f"{name}, {status.reason or 'its process died'}"]
 
 
 def results_folder(path: str) -> Path:
@@ -278,12 +197,17 @@ def write_request(runs: Sequence[Run], results: Path, arguments: Sequence[str]) 
 
 
 def print_plan(arguments: Sequence[str]) -> int:
-    """Prints what every run of a request would be; trains and writes nothing. show=config: its whole configuration."""
-    (shown,), others = _own(arguments, "show")
+    """Prints what every run of a request would be and take, and the script of its jobs; trains and writes nothing.
+
+    show=config: its whole configuration. on=h100x8: how long it takes on other devices than those here.
+    """
+    (shown, on), others = _own(arguments, "show", "on")
     if shown not in ([], ["config"]):
         raise RequestError(f"show={','.join(shown)} is unknown, permitted is show=config")
+    devices = named(",".join(on)) if on else None
     request = read_request(others)
     launcher_of(request)
+    jobs = launch_of(request)
     runs = plan_request(request)
     check_sinks(runs)
     for run in runs:
@@ -297,4 +221,9 @@ def print_plan(arguments: Sequence[str]) -> int:
             f"{facts['flops_per_token']:,.0f} forward FLOPs per token at T={facts['seq_len']}, backend {facts['backend']}, "
             f"{facts['train_tokens']:,} training tokens, lr {facts['lr']:g}, {directory.status().status}"
         )
+        print("\n".join(plan_lines(run, devices)))
+    if not shown and len(runs) > 1:
+        print(total_line(runs, devices))
+    if jobs is not None and jobs.to == "slurm":
+        print(script(jobs))
     return SUCCESS

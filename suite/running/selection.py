@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
 
 from models.backbone import Backbone
 from suite.compute.scoring import score_split
@@ -17,39 +16,32 @@ from tasks.task import Measurement, Scored, Task
 BATCH_SIZE = 512
 
 
+def is_validated(train: Train, steps: int) -> bool:
+    """Whether the validation split is scored after so many steps: again and again, and after the last."""
+    every = train.validate_steps
+    return every is not None and (steps % every == 0 or steps == train.steps)
+
+
 class Selection:
-    """The best validation of a training so far, see `Train.keep` and `Train.stop_at`.
+    """The best validation of a training so far, see `Train.keep` and `Train.stop_at`. ended: whether it is to end here."""
 
-    weights: those of the best validation, where they are kept. ended: whether the training is to end here.
-    """
-
-    def __init__(self, train: Train, progress: Progress, weights: dict[str, Tensor] | None) -> None:
-        self.train, self.weights = train, weights
+    def __init__(self, train: Train, progress: Progress) -> None:
+        self.train = train
         self.best_step, self.best_loss, self.ended = progress.best_step, progress.best_loss, progress.ended
 
-    def is_due(self, steps: int) -> bool:
-        """Whether the validation split is scored after so many steps: again and again, and after the last."""
-        every = self.train.validate_steps
-        return every is not None and (steps % every == 0 or steps == self.train.steps)
-
-    def look(self, model: Backbone, task: Task, steps: int, device: torch.device) -> None:
-        """Scores the validation split after so many steps, and leaves the model in training mode."""
+    def look(self, model: Backbone, task: Task, steps: int, device: torch.device) -> bool:
+        """Scores the validation split after so many steps and leaves the model in training mode; whether its weights are kept."""
         losses = MeanLoss()
         model.eval()
         scored = score_split(model, task, "validation", batch_size=BATCH_SIZE, device=device)
         measured = task.measure("validation", losses.through(scored))
         model.train()
         loss = losses.mean
-        if self.best_loss is None or loss < self.best_loss:
+        is_best = self.best_loss is None or loss < self.best_loss
+        if is_best:
             self.best_step, self.best_loss = steps, loss
-            if self.train.keep == "best":
-                self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         self.ended = self.train.stop_at is not None and _accuracy(measured) >= self.train.stop_at
-
-    def restore(self, model: Backbone) -> None:
-        """Gives the model the weights that are kept."""
-        if self.weights is not None:
-            model.load_state_dict(self.weights)
+        return is_best and self.train.keep == "best"
 
 
 class MeanLoss:

@@ -1,19 +1,22 @@
-"""Training state on disk: tensors in safetensors, nothing pickled, the last two kept.
+"""Training state on disk: tensors in safetensors, nothing pickled, the last ones kept.
 
-A checkpoint is one file that is renamed into place, so it is whole or absent. Its header carries the Progress, the run
-that it belongs to and a digest of all that, which is checked when it is read: a disk may have changed it since.
+A checkpoint of one process is one file that is renamed into place, so it is whole or absent. Its header carries the Progress,
+the run that it belongs to and a digest of all that, which is checked when it is read: a disk may have changed it since. What
+several ranks wrote (suite/store/sharded.py) is read here too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -22,12 +25,13 @@ from torch import Tensor, nn
 
 from suite.canonical import canonical_json
 from suite.store.foreign import check_no_link, parse_json, reason_of
+from suite.store.keeping import FILE, LAST_TWO, Keeping, kept, prune, step_of, stored
 from suite.store.run_directory import READING, Damaged, RunDirectory
+from suite.store.shards import DTYPES, MOST_HEADER, Layout, Manifest, Part, TensorFile, check_file, fill, read_manifest, title
 from tasks.files import read_regular
 
 FINAL = "model.safetensors"
-# A file with more bytes than the weights, both moments and this is none of ours.
-MOST_HEADER = 2**26
+Held = TypeVar("Held")
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Progress:
 
     seconds: spent on the steps so far, over all attempts. work_seconds: of these, in forward, backward and optimiser.
     best_step, best_loss: of the validation with the lowest loss. ended: whether training ends before its last step.
+    skipped: steps that were not finite and were left out, see train.nonfinite.
     """
 
     step: int = 0
@@ -46,10 +51,21 @@ class Progress:
     best_step: int = 0
     best_loss: float | None = None
     ended: bool = False
+    skipped: int = 0
 
     @property
     def mean_loss(self) -> float:
-        return sum(self.losses) / len(self.losses)
+        return sum(self.losses) / len(self.losses) if self.losses else math.nan
+
+
+def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, best: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """All tensors of a training by name: weights, the optimiser's state, and the weights of the best validation if kept."""
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
+    names = parameter_names(model, optimizer)
+    for parameter, state in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
+    return tensors
 
 
 def save_checkpoint(
@@ -58,75 +74,168 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     progress: Progress,
     best: Mapping[str, Tensor] | None = None,
+    keeping: Keeping = LAST_TWO,
 ) -> None:
-    """Writes step-<n>.safetensors and removes all but it and the one before. Raises OSError and Superseded.
+    """Writes step-<n>.safetensors, and removes those that are not to be kept. Raises OSError and Superseded.
 
     best: the weights of the best validation, where they are kept.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"best.{name}": tensor for name, tensor in (best or {}).items()}
-    names = _parameter_names(model, optimizer)
-    for parameter, state in optimizer.state.items():
-        tensors |= {f"optimizer.{names[parameter]}.{key}": value for key, value in state.items()}
-    _write(directory, f"step-{progress.step:09d}.safetensors", tensors, progress)
-    for old in _newest_first(directory.checkpoints)[2:]:
-        old.unlink()
+    path = keeping.place(directory, progress.step)
+    _write(directory, path.with_name(path.name + FILE), training_state(model, optimizer, best), progress)
+    prune(directory, progress.step, keeping)
 
 
 def load_checkpoint(
-    directory: RunDirectory, model: nn.Module, optimizer: torch.optim.Optimizer, on_note: Callable[[str], None]
+    directory: RunDirectory,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    on_note: Callable[[str], None],
+    steps: Collection[int] | None = None,
 ) -> tuple[Progress, dict[str, Tensor] | None]:
     """Restores the newest checkpoint that is whole; returns its Progress, and the best weights where it has some.
 
-    Without a checkpoint the Progress is that of no step. on_note: is told of every file that is not whole.
+    Without a checkpoint the Progress is that of no step. on_note: is told of every file that is not whole. steps: those whose
+    checkpoints count; None for all.
     """
-    for path in _newest_first(directory.checkpoints):
+    for path in stored(directory):
+        if steps is not None and step_of(path) not in steps:
+            continue
         try:
-            tensors, progress = _read(directory, path, model)
-            best = _under("best.", tensors)
+            tensors, progress = _read_any(directory, path, model)
+            moments = _moments(directory, path, tensors, model, optimizer)
+            best = under("best.", tensors)
             if best:
                 # Read before the model's own, so that both are known to be of this model.
-                _fill(path, model, best)
-            _fill(path, model, _under("model.", tensors))
+                _fill(directory, path, model, best)
+            _fill(directory, path, model, under("model.", tensors))
         except Damaged as error:
             on_note(f"{error}; going on from what was before it")
             continue
-        for parameter, name in _parameter_names(model, optimizer).items():
-            moments = _under(f"optimizer.{name}.", tensors)
-            optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in moments.items()}
+        for parameter, held in moments.items():
+            optimizer.state[parameter] = {key: t.to(parameter.device) for key, t in held.items()}
         return progress or Progress(), best or None
     return Progress(), None
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with a prefix, by what follows it."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _moments(
+    directory: RunDirectory, path: Path, tensors: Mapping[str, Tensor], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[nn.Parameter, dict[str, Tensor]]:
+    """The optimiser's state by parameter. Raises Damaged where it is of other parameters, or of some of them alone."""
+    names = parameter_names(model, optimizer)
+    moments = {parameter: under(f"optimizer.{name}.", tensors) for parameter, name in names.items()}
+    whole = all(moments.values()) or not any(moments.values())
+    if not whole or sum(map(len, moments.values())) != len(under("optimizer.", tensors)):
+        raise Damaged(f"{title(directory, path)} is not of this model (its optimiser has other parameters)")
+    return moments
+
+
+def _read_any(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Progress | None]:
+    """The whole tensors of a checkpoint, whether one process wrote it or several ranks did. Raises Damaged."""
+    if path.suffix == FILE:
+        return _read(directory, path, model)
+    manifest = described(directory, path)
+    for name in manifest.files:
+        check_file(manifest, name)
+    tensors = {name: torch.empty(each.shape, dtype=each.dtype) for name, each in manifest.tensors.items()}
+    fill(manifest, tensors)
+    return tensors, progress_of(manifest)
+
+
+def described(directory: RunDirectory, path: Path) -> Manifest:
+    """What a checkpoint holds and where. A file of one process is checked here; the files of ranks are to be, by `check_file`.
+
+    Raises Damaged.
+    """
+    if path.suffix != FILE:
+        return read_manifest(directory, path)
+    try:
+        with TensorFile(path, directory.root) as file:
+            about = parse_json(file.metadata["about"].encode())
+            if about.pop("digest") != _digest(((name, file.tensor(name)) for name in sorted(file.header)), about):
+                raise ValueError("its content is not what was written")
+            if about["run_id"] != directory.run_id:
+                raise ValueError(f"it belongs to run {about['run_id']!r}")
+            layouts = {}
+            for name, entry in file.header.items():
+                shape = tuple(entry["shape"])
+                layouts[name] = Layout(DTYPES[entry["dtype"]], shape, (Part(path.name, (0,) * len(shape), shape),))
+    except READING as error:
+        raise Damaged(f"{title(directory, path)} is not whole ({reason_of(error)})") from error
+    return Manifest(directory, path, path.parent, {}, layouts, about["progress"])
+
+
+def progress_of(manifest: Manifest) -> Progress:
+    """How far training was. Raises Damaged where it does not say."""
+    try:
+        return _progress(manifest.progress)
+    except READING as error:
+        raise Damaged(f"{manifest.title} does not say how far training was") from error
+
+
+def _progress(plain: Mapping[str, Any]) -> Progress:
+    return Progress(**{**plain, "losses": tuple(plain["losses"])})
+
+
+def under(prefix: str, named: Mapping[str, Held]) -> dict[str, Held]:
+    """What has names that begin with a prefix, by what follows it."""
+    return {name.removeprefix(prefix): held for name, held in named.items() if name.startswith(prefix)}
 
 
 def save_final(directory: RunDirectory, model: nn.Module) -> None:
     """Writes the trained weights; equal ones in equal bytes."""
-    _write(directory, FINAL, model.state_dict(), None)
+    _write(directory, directory.checkpoints / FINAL, model.state_dict(), None)
 
 
 def load_final(directory: RunDirectory, model: nn.Module) -> None:
     """Fills a model with its trained weights. Raises Damaged where they are missing or not what was written."""
     path = directory.checkpoints / FINAL
-    _fill(path, model, _read(directory, path, model)[0])
+    _fill(directory, path, model, _read(directory, path, model)[0])
 
 
-def remove_checkpoints(directory: RunDirectory) -> None:
-    """Removes the training state, which nothing needs once the run's training stage is written."""
-    for path in _newest_first(directory.checkpoints):
-        with contextlib.suppress(OSError):
-            path.unlink()
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """The digest that `final_weights` gives of these trained weights once they are written."""
+    return _digest(sorted(tensors.items()), {})[:16]
 
 
-def _write(directory: RunDirectory, name: str, tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
+def final_weights(directory: RunDirectory) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """A digest of a run's trained weights, whichever run's they are, and the shape of each. Raises Damaged."""
+    path = directory.checkpoints / FINAL
+    try:
+        known = os.stat(path, follow_symlinks=False)
+        return _final_weights(directory.root, path, known.st_size, known.st_mtime_ns, known.st_ino)
+    except READING as error:
+        raise Damaged(f"{title(directory, path)} is not whole ({reason_of(error)})") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _final_weights(root: Path, path: Path, *state: int) -> tuple[str, dict[str, tuple[int, ...]]]:
+    """state: of the file, which is read once as long as it stays."""
+    with TensorFile(path, root) as file:
+        digest = _digest(((name, file.tensor(name)) for name in sorted(file.header)), {})
+        return digest[:16], {name: tuple(entry["shape"]) for name, entry in file.header.items()}
+
+
+def load_kept(directory: RunDirectory, model: nn.Module, step: int) -> None:
+    """Fills a model with the weights of the checkpoint after so many steps that stays. Raises Damaged."""
+    path = next((path for path in kept(directory) if step_of(path) == step), None)
+    if path is None:
+        raise Damaged(f"checkpoint/kept has none after {step} steps")
+    manifest = described(directory, path)
+    for name in manifest.files:
+        check_file(manifest, name)
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    stands = {name: (each.dtype, each.shape) for name, each in manifest.tensors.items() if name.startswith("model.")}
+    if stands != {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}:
+        raise Damaged(f"{manifest.title} is not of this model")
+    fill(manifest, tensors)
+
+
+def _write(directory: RunDirectory, path: Path, tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {"run_id": directory.run_id, "progress": progress and dataclasses.asdict(progress)}
     # One entry: safetensors writes several in any order.
-    metadata = {"about": json.dumps({**about, "digest": _digest(here, about)})}
-    directory.write(directory.checkpoints / name, save(here, metadata))
+    metadata = {"about": json.dumps({**about, "digest": _digest(sorted(here.items()), about)})}
+    directory.write(path, save(here, metadata))
 
 
 def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Progress | None]:
@@ -142,7 +251,7 @@ def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[s
         tensors = load(data)
         if "about" in metadata:
             about = parse_json(metadata["about"].encode())
-            if about.pop("digest") != _digest(tensors, about):
+            if about.pop("digest") != _digest(sorted(tensors.items()), about):
                 raise ValueError("its content is not what was written")
             if about["run_id"] != directory.run_id:
                 raise ValueError(f"it belongs to run {about['run_id']!r}")
@@ -154,31 +263,27 @@ def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[s
         progress = about["progress"]
         if (progress is None) != (path.name == FINAL):
             raise ValueError("it does not say how far training was")
-        return tensors, progress and Progress(**{**progress, "losses": tuple(progress["losses"])})
+        return tensors, progress and _progress(progress)
     except (*READING, OverflowError, SafetensorError) as error:
-        raise Damaged(f"checkpoint/{path.name} is not whole ({reason_of(error)})") from error
+        raise Damaged(f"{title(directory, path)} is not whole ({reason_of(error)})") from error
 
 
-def _fill(path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _fill(directory: RunDirectory, path: Path, model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise Damaged(f"checkpoint/{path.name} is not of this model ({reason_of(error)})") from error
+        raise Damaged(f"{title(directory, path)} is not of this model ({reason_of(error)})") from error
 
 
-def _digest(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Over names, kinds, shapes and bytes of tensors on the CPU, and over what is said of them."""
+def _digest(tensors: Iterable[tuple[str, Tensor]], about: Mapping[str, Any]) -> str:
+    """Over names, kinds, shapes and bytes of tensors on the CPU, sorted by name, and over what is said of them."""
     whole = hashlib.sha256(canonical_json(about).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, tensor in tensors:
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         whole.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return whole.hexdigest()
 
 
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"), reverse=True)
-
-
-def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, str]:
     names = {parameter: name for name, parameter in model.named_parameters()}
     return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}

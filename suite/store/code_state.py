@@ -30,8 +30,11 @@ OPS, BACKENDS = ROOT / "models" / "ops", ROOT / "models" / "backends"
 KERNELS = BACKENDS / "__init__.py"
 TABLE = Path(__file__).with_name("code_states.json")
 """Per model and task of conf/ the states with equal golden losses: lists of them, the newest last."""
-TRAINING = ("running/train", "running/health", "compute/step", "compute/scoring", "compute/optimization")
-TRAINING += ("compute/acceleration", "compute/interface", "compute/resident", "running/selection")
+TRAINING: tuple[str, ...] = (
+    *("running/train", "running/trainee", "running/batches", "running/book", "running/health", "running/selection"),
+    *("compute/step", "compute/accumulation", "compute/scoring", "compute/optimization", "compute/muon", "compute/order"),
+    *("compute/acceleration", "compute/interface", "compute/resident"),
+)
 
 
 MOST_KEPT = 1000

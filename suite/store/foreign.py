@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import yaml
 
 from suite.canonical import canonical_json, digest
+from suite.machine.ranks import is_follower
 from tasks.files import read_regular
 
 MOST_JSON, MOST_YAML, MOST_LOG = 2**26, 2**17, 2**28
@@ -42,7 +43,12 @@ def counted(number: int, noun: str) -> str:
 
 
 def say(text: object) -> None:
-    """Prints an inert line for people. Whoever read along may be gone: the work goes on without them."""
+    """Prints an inert line for people. Whoever read along may be gone: the work goes on without them.
+
+    In a process that another one speaks for nothing is printed.
+    """
+    if is_follower():
+        return
     try:
         print(inert(text), file=sys.stderr, flush=True)
     except OSError:

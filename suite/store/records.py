@@ -194,7 +194,9 @@ def _of_a_configuration(whole: dict[str, Any]) -> dict[str, Any]:
         task["data"] = {"validation_fraction": task["data"]["validation_fraction"]}
     mixers = {name: model[name] for name in ("name", "version", "pattern", *model["pattern"])}
     size = {key: value for key, value in whole["size"].items() if key != "name"}
-    chosen = {"model": mixers, "size": size, "task": task, "train": whole["train"]}
+    # Other runs, which decide nothing by their names.
+    train = {key: value for key, value in whole["train"].items() if key not in ("start_from", "continue_from")}
+    chosen = {"model": mixers, "size": size, "task": task, "train": train}
     return {key: text(value) if isinstance(value, list) else value for key, value in flat(chosen)}
 
 

@@ -15,7 +15,7 @@ from suite.store.foreign import inert
 from suite.store.reading import CELL_COLUMNS, frame, names, read, scalars, skip
 
 NARROWING = {"experiment", "model", "task", "seed", "backend"}
-"""Keys that choose among the runs of an experiment, beside the axes of its grid. Arms of one comparison may have several backends."""
+"""Keys that choose among the runs of an experiment, beside the axes of its grid. Its arms may have several backends."""
 PLACES = ("compute", "paths", "eval", "hydra")
 """Groups that change no run."""
 

@@ -71,9 +71,14 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         return self.path / "checkpoint"
 
+    @property
+    def kept(self) -> Path:
+        """Where the checkpoints lie that stay after the run's end."""
+        return self.checkpoints / "kept"
+
     def make(self) -> None:
         """Makes the folder. Raises OSError where it can't be made, or it or one of its own is a link."""
-        for folder in (self.path, self.checkpoints, self.path / "eval"):
+        for folder in (self.path, self.checkpoints, self.kept, self.path / "eval"):
             check_no_link(folder, self.root)
         self.path.mkdir(parents=True, exist_ok=True)
 
@@ -87,7 +92,7 @@ class RunDirectory:
 
     def tidy(self) -> None:
         """Removes what killed writers left."""
-        for folder in (self.path, self.checkpoints, self.path / "eval"):
+        for folder in (self.path, self.checkpoints, self.kept, self.path / "eval"):
             with contextlib.suppress(OSError):
                 check_no_link(folder, self.root)
                 remove_temporaries(folder)

@@ -41,13 +41,14 @@ from models.attention import Rotation, rotate, rotation
 from models.build import build_model
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
+from suite.compute.parallel import alone
 from suite.compute.scoring import TrainingInputs
 from suite.compute.settings import Compute
 from suite.compute.step import Step
 from suite.plan import plan, task_of
 from suite.request.compose import compose_one
+from suite.running.batches import Parts, batches
 from suite.running.health import Readings
-from suite.running.train import batches
 from suite.saved import new_model
 
 CUDA = torch.cuda.is_available()
@@ -275,17 +276,17 @@ def mqar_arm(run: Any, compute: Compute, groups: Groups, arm: str) -> Iterator[R
     optimizer = build_optimizer(model, run.config.train)
     accelerate(model, compute)
     step = training_step(model, optimizer, run.config.train, compute, flops=0.0)
-    with closing(batches(run, task_of(run.config), range(100_000), device=DEVICE)) as made:
-        measured = timed(partial(step, next(made)), groups)
+    with closing(batches(run, task_of(run.config), range(100_000), world=alone(DEVICE))) as made:
+        measured = timed(partial(step, *next(made)), groups)
         yield {"arm": arm, "steps_per_second": 1e3 / measured["ms"], **measured}
         loop = training_loop(run, step, optimizer, made)
         measured = timed(partial(next, loop), groups._replace(steps=max(1, groups.steps // 2)))
         yield {"arm": f"{arm}, with the task's data", "steps_per_second": 1e3 / measured["ms"], **measured}
 
 
-def training_loop(run: Any, step: Step, optimizer: torch.optim.Optimizer, made: Iterator[TrainingInputs]) -> Iterator[None]:
+def training_loop(run: Any, step: Step, optimizer: torch.optim.Optimizer, made: Iterator[Parts]) -> Iterator[None]:
     readings = Readings(DEVICE)
-    for number, inputs in enumerate(made):
+    for number, (inputs,) in enumerate(made):
         set_learning_rate(optimizer, learning_rate(number, run.config.train))
         readings.add(number, step(inputs))
         for _ in readings.read():

@@ -21,14 +21,15 @@ from models.backbone import Block
 from suite.cli import main
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, set_learning_rate
+from suite.compute.parallel import alone
 from suite.compute.scoring import PLACES_MULTIPLE, loss, training_inputs
 from suite.compute.settings import Compute
 from suite.compute.step import CapturedStep, EagerStep
 from suite.plan import Run, plan, task_of
 from suite.request.compose import compose_one
 from suite.running import pool
+from suite.running.batches import batches
 from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
-from suite.running.train import batches
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
 from suite.store.run_directory import RunDirectory
@@ -52,7 +53,7 @@ def trained(run: Run, device: torch.device, compute: Compute, steps: int, *, flo
     accelerate(model, compute)
     step = training_step(model, optimizer, run.config.train, compute, flops=flops)
     numbers = []
-    for inputs in batches(replace(run, compute=compute), task_of(run.config), range(steps), device=device):
+    for (inputs,) in batches(replace(run, compute=compute), task_of(run.config), range(steps), world=alone(device)):
         set_learning_rate(optimizer, 1e-3)
         numbers.append(step(inputs).clone())
     return torch.stack(numbers).tolist(), [x.detach().cpu() for x in model.parameters()]
@@ -182,7 +183,7 @@ def test_what_is_asked_is_chosen_before_the_head() -> None:
 
 
 def test_health_names_the_step_that_broke() -> None:
-    health = Health(Progress(), guessing_loss=1.0)
+    health = Health(Progress(), guessing_loss=1.0, nonfinite="stop", examples=lambda step: [step], on_note=print)
     health.check(0, 2.0, 1.0)
     for step in range(1, 19):
         health.check(step, 9.0, 1.0)
@@ -274,7 +275,7 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(small, tmp_path) -> None:
     model = new_model(run, GPU)
     optimizer = build_optimizer(model, run.config.train)
     step = EagerStep(model, optimizer, run.config.train)
-    first, second, third = (inputs for inputs in batches(run, task_of(run.config), range(3), device=GPU))
+    (first,), (second,), (third,) = batches(run, task_of(run.config), range(3), world=alone(GPU))
     step(first), step(second)
     directory = RunDirectory(tmp_path, run.run_id)
     save_checkpoint(directory, model, optimizer, Progress(2, 1.0, 1.0, 3.0, (3.0,)))

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from suite.compute.parallel import alone
 from suite.plan import plan
 from suite.results import load_runs
 from suite.running import execute, pool
@@ -14,6 +16,7 @@ from suite.running.health import Diverged
 from suite.stage import Stage
 from suite.store.run_directory import RunDirectory
 
+CPU = torch.device("cpu")
 TEST = "eval.stages=[cost,test]"
 
 
@@ -21,7 +24,7 @@ def done(small: list[str], stages: str, command: Command) -> tuple[RunDirectory,
     """The run's folder after a command, and what was said of its end."""
     runs, told = plan([*small, stages]), []
     results = Path(runs[0].paths.results)
-    execute_all(runs, results, told.append, command=command)
+    execute_all(runs, results, told.append, command=command, world=alone(CPU))
     return RunDirectory(results, runs[0].run_id), [event.text for event in told if event.kind in ("done", "skipped", "failed")]
 
 
@@ -68,7 +71,7 @@ def test_a_training_and_its_evaluations_say_how_far_they_are(small, monkeypatch)
     monkeypatch.setattr("suite.running.hearing.EVERY_SECONDS", 0.0)
     (run,) = plan([*small, TEST])
     told = []
-    execute_all([run], Path(run.paths.results), told.append, command=Command("first", trains=True, force=False))
+    execute_all([run], Path(run.paths.results), told.append, command=Command("first", trains=True, force=False), world=alone(CPU))
     shares = [(event.text, event.share.done, event.share.total) for event in told if event.share]
     assert shares == [("validates", 64, 64), ("evaluates test", 64, 64)]
 
@@ -76,13 +79,17 @@ def test_a_training_and_its_evaluations_say_how_far_they_are(small, monkeypatch)
 def test_a_run_knows_its_device_and_how_many_shared_it(small, monkeypatch):
     runs = plan([*small, "eval=none"])
     results, told = Path(runs[0].paths.results), []
-    monkeypatch.setattr(pool, "_work_in_processes", lambda *a: execute_all(runs, results, told.append, command=a[4]))
-    pool.work(runs, results, 6, told.append, command("one"))
+
+    def in_this_one(*given):
+        execute_all(runs, results, told.append, command=given[4], world=alone(CPU))
+
+    monkeypatch.setattr(pool, "_work_in_processes", in_this_one)
+    pool.work(runs, results, 6, told.append, command("one"), alone(CPU))
     (found,) = load_runs(results).to_dict("records")
     assert (found["device"], found["runs_per_device"]) == ("CPU", 6)
 
 
-@pytest.mark.parametrize(("error", "tries"), [(RuntimeError("from outside"), 2), (Diverged(3, "loss nan"), 1)])
+@pytest.mark.parametrize(("error", "tries"), [(RuntimeError("from outside"), 2), (Diverged(3, "loss nan", ()), 1)])
 @pytest.mark.parametrize("mends", [True, False])
 def test_a_training_that_fails_is_tried_once_more_unless_it_diverged(error, tries, mends, small, monkeypatch):
     tried = []

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from suite.cli import main
+from suite.compute.parallel import alone
 from suite.plan import Run, plan, task_of
-from suite.running import selection
+from suite.running import book, selection, trainee
 from suite.running import train as training
 from suite.saved import new_model
 from suite.store.checkpoint import load_final
@@ -55,9 +56,10 @@ def after(run: Run, steps: int, results: Path) -> dict[str, torch.Tensor]:
     original = selection.Selection.look
 
     def look(self, model, task, step, device):
-        original(self, model, task, step, device)
+        kept = original(self, model, task, step, device)
         if step == steps:
             found.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return kept
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection.MeanLoss, "mean", property(lambda self: 1.0))
@@ -65,7 +67,7 @@ def after(run: Run, steps: int, results: Path) -> dict[str, torch.Tensor]:
         directory = RunDirectory(results, run.run_id)
         directory.make()
         with directory.lock:
-            training.train(run, task_of(run.config), directory, device=CPU, on_pulse=lambda pulse: None, on_note=print)
+            training.train(run, task_of(run.config), directory, world=alone(CPU), on_pulse=lambda pulse: None, on_note=print)
     return found
 
 
@@ -90,10 +92,10 @@ def test_killed_and_resumed_is_the_same_selection(more, moment, small, tmp_path,
         if len(saved) == moment:
             raise Killed
 
-    keep = training.save_checkpoint
+    keep = trainee.save_checkpoint
     # A checkpoint after every step, whatever it costs.
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", 1e9)
-    monkeypatch.setattr(training, "save_checkpoint", save)
+    monkeypatch.setattr(book, "CHECKPOINT_SHARE", 1e9)
+    monkeypatch.setattr(trainee, "save_checkpoint", save)
     request = [f"paths.results={killed}" if each.startswith("paths.results") else each for each in small]
     with pytest.raises(Killed):
         main(["run", *request, *more, "eval=none"])

@@ -22,7 +22,8 @@ from safetensors.torch import load_file
 
 from suite.cli import command as command_line
 from suite.cli import main
-from suite.compute.optimization import build_optimizer, example_indices, learning_rate
+from suite.compute.optimization import build_optimizer, learning_rate
+from suite.compute.order import example_indices
 from suite.plan import plan
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint

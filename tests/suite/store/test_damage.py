@@ -18,6 +18,7 @@ import torch
 
 from suite.cli import main
 from suite.compute.optimization import build_optimizer
+from suite.compute.parallel import alone
 from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
 from suite.running.execute import Command, execute_all
@@ -400,13 +401,13 @@ def test_a_disk_without_room_ends_in_one_line_and_other_runs_go_on(when, tmp_pat
 
     monkeypatch.setattr(RunDirectory, "write", full)
     told = []
-    execute_all(runs, store, told.append, command=Command("a", trains=True, force=False))
+    execute_all(runs, store, told.append, command=Command("a", trains=True, force=False), world=alone(torch.device("cpu")))
     ends = {event.run_id: event.kind for event in told if event.kind in ("done", "failed")}
     ends_well = when in ("status", "metrics", "checkpoint")
     assert ends == {runs[0].run_id: "done" if ends_well else "failed", runs[1].run_id: "done"}
     assert ends_well or any("No space left on device" in event.text for event in told)
     monkeypatch.undo()
-    execute_all(runs, store, told.append, command=Command("b", trains=True, force=False))
+    execute_all(runs, store, told.append, command=Command("b", trains=True, force=False), world=alone(torch.device("cpu")))
     assert all((store / "runs" / run.run_id / "train.json").exists() for run in runs)
 
 

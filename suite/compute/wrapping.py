@@ -1,0 +1,114 @@
+"""A model that several processes train: DDP holds it whole on every rank, FSDP2 in shards. Both are put around it from outside.
+
+    DDP    Li et al. 2020, arXiv 2006.15704: gradients are summed while the backward pass goes on
+    FSDP2  Zhao et al. 2023, arXiv 2304.11277, `fully_shard`: a block's weights are gathered for its turn alone
+
+Parameters keep their names, so a state_dict has the same keys; under FSDP2 its values are DTensors. Weights and gradients stay
+float32 on their way between ranks: with train.autocast=bfloat16 a rank narrows them as a single process does, so that decays and
+gates, which no autocast touches, are the same numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.backbone import Backbone
+from models.backbone.blocks import Block
+from suite.compute.muon import MuonAdamW, begin_muon
+from suite.compute.parallel import World
+from suite.compute.scoring import TrainingInputs, loss
+from suite.compute.settings import Compute
+
+
+class Loss(nn.Module):
+    """The mean loss of a model's answers as a module, whose forward DDP and FSDP2 surround."""
+
+    def __init__(self, model: Backbone) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: TrainingInputs) -> Tensor:
+        return loss(self.model, inputs)
+
+
+def wrapped(model: Backbone, compute: Compute, world: World) -> Loss | DistributedDataParallel:
+    """The loss of a model that `accelerate` has seen, as `compute.parallel` says. Sharded, the model's own tensors change kind.
+
+    On all ranks the model has the same weights already.
+    """
+    if compute.parallel == "none":
+        return Loss(model)
+    if compute.parallel == "ddp":
+        if compute.compile:
+            # A graph of a block would be cut into pieces by the buckets of gradients, which few kernels of ours permit.
+            torch._dynamo.config.optimize_ddp = False
+        return DistributedDataParallel(Loss(model), gradient_as_bucket_view=True)
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block, output in zip(model.blocks, model.training_forms.outputs, strict=True):
+        # FSDP2 gathers before what it knows as a forward, and compiled is what stands within.
+        vars(block)["output"] = types.MethodType(output, block)
+        fully_shard(block, mesh=mesh)
+        register_fsdp_forward_method(block, "output")
+    model.training_forms = model.training_forms._replace(outputs=[own_output] * len(model.blocks))
+    whole = Loss(model)
+    fully_shard(whole, mesh=mesh)
+    return whole
+
+
+def own_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
+    """What the block itself has as its output, where `Block.output` is every block's."""
+    return block.output(x, starts=starts)
+
+
+@contextlib.contextmanager
+def summing(module: nn.Module, is_last: bool) -> Iterator[None]:
+    """Gradients of the passes within are summed over ranks behind the last of them alone."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(is_last)
+        module.set_is_last_backward(is_last)
+    with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else contextlib.nullcontext():
+        yield
+
+
+def clipped_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+    """The norm of all gradients [], which are scaled down to `limit` where they exceed it, wherever their shards lie."""
+    held = list(parameters)
+    if not any(isinstance(parameter, DTensor) for parameter in held):
+        return nn.utils.clip_grad_norm_(held, limit)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+    # Once for all: each gradient would be multiplied by a norm that is still a sum to be made.
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(held, limit, whole)
+    return whole
+
+
+def whole_tensors(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
+    """The tensors as a single process has them, on rank 0; nothing elsewhere. All ranks call it, and gather one by one."""
+    held = {}
+    for name, tensor in tensors.items():
+        made = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if world.is_first:
+            held[name] = made
+    return held
+
+
+def begin_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Gives an optimiser the state that it would make at its first step, so that a checkpoint can be read into it."""
+    if isinstance(optimizer, MuonAdamW):
+        begin_muon(optimizer)
+        optimizer = optimizer.parts[1]
+    assert isinstance(optimizer, torch.optim.AdamW), type(optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            count = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            moments = {name: torch.zeros_like(parameter.detach()) for name in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[parameter] = {"step": count, **moments}
