@@ -113,6 +113,8 @@ METRICS = {
         Metric("steps_taken", "steps trained", "", "", (0.0, None), 0),
         Metric("step_kept", "step whose weights are kept", "", "", (0.0, None), 0),
         Metric("tokens_per_second", "training speed", "tokens/s", "higher", (0.0, None), 0, short="tokens/s", decided_by="clock"),
+        Metric("mfu", "model FLOPs utilisation", "", "higher", (0.0, 1.0), short="MFU", decided_by="clock"),
+        Metric("skipped_steps", "steps left out", "", "lower", (0.0, None), 0),
         Metric("train_seconds", "training time", "s", "lower", (0.0, None), 1, short="train [s]", decided_by="clock"),
         Metric("overhead", "time outside forward, backward and optimiser", "", "lower", (0.0, 1.0), decided_by="clock"),
         Metric("latency_ms", "time", "ms", "lower", (0.0, None), 2, short="ms", decided_by="clock"),

@@ -1,15 +1,18 @@
-"""The arms of a sweep that validation prefers, among those that one setting alone tells apart."""
+"""The arms of a sweep along one setting, and those that validation prefers among them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from numbers import Real
 
+import numpy as np
 import pandas as pd
 
+from conf.settings import unknown
 from reports.kit.parts import Frames
-from reports.kit.tables import Column, scored_cells
+from reports.kit.tables import Column, rows_of, scored_cells, summarise
 from suite.metrics import METRICS
-from suite.naming import fact_text, labels, varying
+from suite.naming import fact_text, labels, natural, varying
 from suite.scores import main_scores
 
 
@@ -26,6 +29,45 @@ def line_labels(cells: pd.DataFrame, *without: str) -> pd.Series:
     """The label of every cell less what some facts say of it."""
     facts = ("model", "size", "data", *varying(cells), "backend")
     return labels(cells, [fact for fact in facts if fact not in without])
+
+
+def along(frames: Frames, column: Column, fact: str, *, by: str = "", chosen: str = "") -> pd.DataFrame:
+    """One row an arm of the column: its `summarise`, the value of the fact, and the `line` that it is a point of.
+
+    line: the label of the arm less what the fact, `by` and `chosen` say. place: where the value stands on the x axis, the
+    value itself or, of text, its rank. by: a second fact, whose value each row has. chosen: a fact of whose values each
+    point of a line keeps the one with the best score on validation. best: the point of its line that validation prefers.
+    A run that has no such fact is left out, unless the fact is text somewhere. Raises RequestError for a fact that no run has.
+    """
+    for name in filter(None, (fact, by, chosen)):
+        if name not in frames.cells:
+            raise unknown("fact", name, [each for each in frames.cells if "." in each])
+    cells = rows_of(frames.cells, column)
+    values = places(cells.drop_duplicates("arm").set_index("arm")[fact])
+    if values.empty:
+        return pd.DataFrame(columns=["arm", "family", "line", "place", "best", fact])
+    told = cells.assign(line=line_labels(cells, fact, by, chosen)).drop_duplicates("arm").set_index("arm")
+    summary = summarise(frames, column).merge(values.reset_index(), on="arm")
+    summary = summary.join(told[["line", *([by] if by and by != fact else [])]], on="arm")
+    point = ["line", "place", *([by] if by else [])]
+    summary["selected_by"] = summary["arm"].map(validated(frames, column)).fillna(np.inf)
+    if chosen:
+        summary = summary.join(told[chosen], on="arm") if chosen not in summary else summary
+        summary = summary.sort_values("selected_by", kind="stable").drop_duplicates(point).sort_index()
+    least = summary.groupby([name for name in point if name != "place"], dropna=False)["selected_by"].transform("min")
+    summary["best"] = np.isfinite(summary["selected_by"]) & (summary["selected_by"] == least)
+    return summary.reset_index(drop=True)
+
+
+def places(values: pd.Series) -> pd.DataFrame:
+    """The values of a fact by arm and `place`, a number for each: the value itself where all are numbers, else its rank."""
+    known = values.dropna()
+    if known.map(lambda value: isinstance(value, Real) and not isinstance(value, bool)).all():
+        numbers = pd.to_numeric(known).astype(float)
+        return pd.DataFrame({values.name: numbers, "place": numbers})
+    texts = values.map(lambda value: "null" if pd.isna(value) else str(value))
+    ranks = {text: float(i) for i, text in enumerate(sorted(set(texts), key=natural))}
+    return pd.DataFrame({values.name: texts, "place": texts.map(ranks)})
 
 
 def judged(frames: Frames) -> list[Column]:

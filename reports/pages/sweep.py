@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from numbers import Real
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from conf.settings import unknown
 from reports.kit.arguments import Model
-from reports.kit.chosen import line_labels, validated
+from reports.kit.chosen import along
 from reports.kit.hover import remember
 from reports.kit.lines import lines_of, seed_points, shaded
 from reports.kit.marks import marks_notes
@@ -21,7 +19,7 @@ from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import signed, signed_interval
 from reports.kit.rows import seed_summary, seeds_note
 from reports.kit.style import arms_in_order, plain, style_of
-from reports.kit.tables import Column, entries_by, entries_of, notes_on, number, rows_of, scored_cells, summarise
+from reports.kit.tables import Column, entries_by, entries_of, notes_on, number, rows_of, scored_cells
 from suite.metrics import METRICS, axis_label
 from suite.naming import fact_label, fact_text, last_part, natural
 
@@ -58,45 +56,6 @@ def by_fact(frames: Frames, column: Column, fact: str) -> pd.DataFrame:
     if len(twice):
         raise NoData(f"more than one {twice['family'].iloc[0]} at {fact_text(fact, twice[fact].iloc[0])}: which is meant?")
     return summary
-
-
-def along(frames: Frames, column: Column, fact: str, *, by: str = "", chosen: str = "") -> pd.DataFrame:
-    """One row an arm of the column: its `summarise`, the value of the fact, and the `line` that it is a point of.
-
-    line: the label of the arm less what the fact, `by` and `chosen` say. place: where the value stands on the x axis, the
-    value itself or, of text, its rank. by: a second fact, whose value each row has. chosen: a fact of whose values each
-    point of a line keeps the one with the best score on validation. best: the point of its line that validation prefers.
-    A run that has no such fact is left out, unless the fact is text somewhere. Raises RequestError for a fact that no run has.
-    """
-    for name in filter(None, (fact, by, chosen)):
-        if name not in frames.cells:
-            raise unknown("fact", name, [each for each in frames.cells if "." in each])
-    cells = rows_of(frames.cells, column)
-    values = places(cells.drop_duplicates("arm").set_index("arm")[fact])
-    if values.empty:
-        return pd.DataFrame(columns=["arm", "family", "line", "place", "best", fact])
-    told = cells.assign(line=line_labels(cells, fact, by, chosen)).drop_duplicates("arm").set_index("arm")
-    summary = summarise(frames, column).merge(values.reset_index(), on="arm")
-    summary = summary.join(told[["line", *([by] if by and by != fact else [])]], on="arm")
-    point = ["line", "place", *([by] if by else [])]
-    summary["selected_by"] = summary["arm"].map(validated(frames, column)).fillna(np.inf)
-    if chosen:
-        summary = summary.join(told[chosen], on="arm") if chosen not in summary else summary
-        summary = summary.sort_values("selected_by", kind="stable").drop_duplicates(point).sort_index()
-    least = summary.groupby([name for name in point if name != "place"], dropna=False)["selected_by"].transform("min")
-    summary["best"] = np.isfinite(summary["selected_by"]) & (summary["selected_by"] == least)
-    return summary.reset_index(drop=True)
-
-
-def places(values: pd.Series) -> pd.DataFrame:
-    """The values of a fact by arm and `place`, a number for each: the value itself where all are numbers, else its rank."""
-    known = values.dropna()
-    if known.map(lambda value: isinstance(value, Real) and not isinstance(value, bool)).all():
-        numbers = pd.to_numeric(known).astype(float)
-        return pd.DataFrame({values.name: numbers, "place": numbers})
-    texts = values.map(lambda value: "null" if pd.isna(value) else str(value))
-    ranks = {text: float(i) for i, text in enumerate(sorted(set(texts), key=natural))}
-    return pd.DataFrame({values.name: texts, "place": texts.map(ranks)})
 
 
 def curves(frames: Frames, *, columns: Sequence[Column], fact: str, by: str = "", chosen: str = "") -> Drawing:

@@ -25,6 +25,8 @@ from conf.paths import NAME, cache
 from conf.settings import Refusal, RequestError, Settings, fields, flat, near
 from models.build import Model, Size, read_model
 from suite.compute.settings import Compute, Train
+from suite.request.launch import Launch
+from suite.request.length import Length, asked, settled, steps_of
 from suite.request.overrides import Assignment, assignment, quoted
 from suite.request.places import Paths
 from suite.request.rates import default_rate
@@ -40,6 +42,7 @@ KINDS = {
     "data": DataSettings,
     "train": Train,
     "compute": Compute,
+    "launch": Launch,
 }
 READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
     "experiment": lambda section: Experiment.read({"name": section["name"]}, "experiment"),
@@ -52,11 +55,13 @@ READERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 ELSEWHERE = {
     "run": "evaluate, generate and show",
     "force": "evaluate",
+    "step": "evaluate",
     "prompt": "generate",
     "tokens": "generate",
     "where": "list and report",
     "sort": "list",
     "show": "check",
+    "on": "check",
 }
 """Keys of other verbs."""
 # In a YAML file ${share_of:0.05,${train.steps}}: a warm-up of so many steps, however many there are.
@@ -80,19 +85,34 @@ class Composer:
         self._mentioned: dict[Variant, frozenset[str]] = {}
         self._read: dict[tuple[Variant, ...], tuple[Any, Any]] = {}
 
-    def compose(self, cell: Sequence[str], size: Mapping[str, int] | None = None) -> Composed:
-        """The settings of a cell, with some values of `size` changed. Raises RequestError."""
-        changed = [Assignment(f"size.{key}={value}", f"size.{key}", value, False, False) for key, value in (size or {}).items()]
-        choices, assigned = _choices(cell), [each for each in map(assignment, cell) if not each.is_choice] + changed
+    def compose(self, cell: Sequence[str], size: Mapping[str, int] | None = None, *, steps: int | None = None) -> Composed:
+        """The settings of a cell, with some values of `size` changed. Raises RequestError.
+
+        steps: those of a training whose length is given in FLOPs; without them they stay to be settled, see `Composed.flops`.
+        """
+        changed = {f"size.{key}": value for key, value in (size or {}).items()}
+        choices, assigned = _choices(cell), [each for each in map(assignment, cell) if not each.is_choice] + _assignments(changed)
         names = list(_composed(()))
         if lost := [each for each in assigned if each.section not in names]:
             raise self._unknown(lost[0], choices)
         variants = {name: self._variant(name, choices, assigned) for name in names}
+        if "path" in (self._plain[variants["model"]] or ()) and not any(each.startswith("train=") for each in choices):
+            # What is read from a folder is not trained.
+            variants["train"] = self._variant("train", choices := [*choices, "train=none"], assigned)
+        train = self._train(variants)
+        length = asked(train, {each.key for each in assigned})
+        if not length.is_plain:
+            seq_len = self._section("task", variants)[0].seq_len
+            counted = steps_of(length, train["batch_size"], seq_len) if steps is None else steps
+            variants["train"] = self._variant("train", choices, assigned + _assignments(settled(length, counted)))
         read = {name: self._section(name, variants) for name in (*SINGLE, *READERS)}
         chosen = Chosen.read({name: read[name][0] for name in SINGLE})
         made = {name: read[name][0] for name in READERS}
         config = Config(made["model"], made["size"], made["task"], made["train"], chosen.backend, chosen.seed)
         written = {name: _written(*read[name]) for name in names}
+        flops = length.flops if steps is None else None
+        if flops is not None:
+            written["train"] |= {"steps": None, "flops": flops}
         return Composed(
             config=config,
             experiment=made["experiment"].name,
@@ -100,11 +120,24 @@ class Composer:
             match=made["match"],
             paths=made["paths"],
             compute=made["compute"],
+            launch=made["launch"],
             data=made["data"],
             evaluation=made["eval"],
             default_rate=default_rate(self._plain[variants["model"]], self._plain[variants["train"]], config.size.name),
             written=written,
+            flops=flops,
         )
+
+    def _train(self, variants: Mapping[str, Variant]) -> Mapping[str, Any]:
+        """The section train, resolved as far as the length of a training asks."""
+        train, asks = self._plain[variants["train"]], ("batch_size", *Length.__struct_fields__)
+        if not any(isinstance(train.get(key), str) for key in asks):
+            return train
+        whole = OmegaConf.create({each: self._plain[variants[each]] for each in {"train", *self._needed("train", variants)}})
+        try:
+            return {**train, **{key: OmegaConf.select(whole, f"train.{key}") for key in asks}}
+        except OmegaConfBaseException as error:
+            raise RequestError(f"train: {_first_line(error)}") from error
 
     def _variant(self, name: str, choices: Sequence[str], assigned: Sequence[Assignment]) -> Variant:
         own = [each for each in assigned if each.section == name]
@@ -157,22 +190,25 @@ class Composer:
         key = (variants[name], *(variants[each] for each in sorted(read - {name})))
         if key not in self._read:
             plain = self._plain[variants[name]]
+            self._check_given(name, plain, variants)
             if read:
                 whole = {each: self._plain[variants[each]] for each in {name, *read}}
                 try:
                     plain = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)[name]
                 except OmegaConfBaseException as error:
                     raise RequestError(f"{name}: {_first_line(error)}") from error
-            for place, value in flat({name: plain}):
-                if value == "???" and name == "data" and not self._mentioned[variants["task"]]:
-                    task = self._plain[variants["task"]]["name"]
-                    raise RequestError(f"data={plain['name']}: task={task} reads no text; permitted with it is data=stdlib")
-                if value == "???":
-                    raise RequestError(f"{place} is needed: give {place}=VALUE")
             if name in READERS and not isinstance(plain, dict):
                 raise Refusal(name, plain, ", ".join(options(name) if name in groups() else ["mappings"]))
             self._read[key] = (READERS[name](plain) if name in READERS else plain), plain
         return self._read[key]
+
+    def _check_given(self, name: str, plain: Any, variants: Mapping[str, Variant]) -> None:
+        """Raises RequestError for a value that whoever types a section's option has to give."""
+        for place in (place for place, value in flat({name: plain}) if value == "???"):
+            if name == "data" and not self._mentioned[variants["task"]]:
+                task = self._plain[variants["task"]]["name"]
+                raise RequestError(f"data={plain['name']}: task={task} reads no text; permitted with it is data=stdlib")
+            raise RequestError(f"{place} is needed: give {place}=VALUE")
 
     def _needed(self, name: str, variants: Mapping[str, Variant]) -> set[str]:
         """The sections that a section's interpolations name, and those that these name in turn; empty where it has none."""
@@ -186,6 +222,11 @@ class Composer:
 def compose_one(overrides: Sequence[str]) -> Composed:
     """The settings of a single cell. Raises RequestError."""
     return Composer([overrides]).compose(overrides)
+
+
+def _assignments(values: Mapping[str, Any]) -> list[Assignment]:
+    """Values that the suite itself gives, by their dotted keys, as if they were typed."""
+    return [Assignment(f"{key}={value}", key, value, False, False) for key, value in values.items()]
 
 
 def _choices(cell: Sequence[str]) -> list[str]:

@@ -19,6 +19,8 @@ from conf.groups import find, groups, options
 from conf.settings import RequestError, text, unknown
 
 LAUNCHER = "hydra/launcher"
+LENGTHS = {"train.steps", "train.tokens", "train.flops"}
+"""Spellings of one thing: one that is typed takes the place of another in an experiment's grid."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def _cells(overrides: Sequence[Override]) -> list[list[str]]:
     """Every combination of the request's comma lists with the grid of its experiment, less Hydra's own keys.
 
     An override of an axis that the grid lists narrows the grid to those values; a value that the grid doesn't list
-    takes the place of the listed ones.
+    takes the place of the listed ones. A length of the training that is typed takes the place of the grid's.
     """
     typed: dict[str, list[str]] = {}
     for override in overrides:
@@ -146,9 +148,9 @@ def _entries(experiment: str, typed: dict[str, list[str]]) -> list[dict[str, lis
         {key: [text(v) for v in (value if isinstance(value, list) else [value])] for key, value in e.items()} for e in grid
     ]
     listed = {key: {value for entry in entries for value in entry.get(key, [])} for key in typed}
-    narrowed = []
+    lengths, narrowed = LENGTHS & typed.keys(), []
     for entry in entries or [{}]:
-        axes = dict(entry)
+        axes = {key: values for key, values in entry.items() if not (key in LENGTHS and lengths - {key})}
         for key, asked in typed.items():
             axes[key] = asked if key not in entry else [v for v in asked if v in entry[key] or v not in listed[key]]
         if all(axes.values()):

@@ -19,7 +19,10 @@ FROM_TABLE = re.compile(r"\$\{oc\.select:model\.lr\.(\w+)\.\$\{size\.name\},(.+)
 
 @dataclass(frozen=True)
 class DefaultRate:
-    """The rate of a recipe, as conf/train/TASK.yaml spells it, for a model that has none for this task and size."""
+    """The rate that conf/train/TASK.yaml or a recipe takes for a model that has none for this task and size.
+
+    task: the row of the model's table that was asked, which for a recipe of its own rates is no task, such as language_50b.
+    """
 
     model: str
     task: str
@@ -46,7 +49,7 @@ def told(taken: Iterable[DefaultRate]) -> list[str]:
             models.setdefault((each.task, each.size, each.rate), {})[each.model] = None
     return [
         f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} no rate for {task} at size {size}: "
-        f"{rate}, the default of conf/train/{task}.yaml"
+        f"{rate}, the default of {f'conf/train/{task}.yaml' if task in options('train') else 'the recipe'}"
         for (task, size, rate), names in models.items()
     ]
 

@@ -13,6 +13,7 @@ from conf.settings import Count, Line, Name, Refusal, Settings, Share, near, wit
 from models.backends import BACKENDS, JOINT
 from models.build import Model, Size, mixer_class, read_model
 from suite.compute.settings import Compute, Seed, Train
+from suite.request.launch import Launch
 from suite.request.places import Paths
 from suite.request.rates import DefaultRate
 from tasks.build import read_task, task_class
@@ -94,7 +95,8 @@ class Composed:
 
     protocol: what its scores are chosen and averaged by.
     evaluation: the settings in conf/eval, which evaluations read. default_rate: where train.lr is the default of a recipe,
-    since the model has no rate of its own. written: the whole as YAML holds it.
+    since the model has no rate of its own. written: the whole as YAML holds it. flops: what the training is to cost whose
+    steps are not settled, since the cost of the matched model decides them; None where they are.
     """
 
     config: Config
@@ -103,10 +105,12 @@ class Composed:
     match: Match
     paths: Paths
     compute: Compute
+    launch: Launch
     data: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     default_rate: DefaultRate | None
     written: Mapping[str, Any]
+    flops: float | None
 
 
 def saved_config(written: Mapping[str, Any]) -> Config:

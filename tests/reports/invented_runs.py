@@ -76,6 +76,7 @@ def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: 
             continue
         facts = {"seq_len": task["seq_len"], "train_steps": config["train"].get("steps"), "lr": config["train"].get("lr")}
         facts |= {"head_dim": config["size"]["head_dim"], "batch_size": config["train"].get("batch_size")}
+        facts["train_tokens"] = facts["train_steps"] * facts["batch_size"] * facts["seq_len"]
         facts |= {"state_bytes": 64 * len(model["name"]) * config["size"]["head_dim"]}
         # An evaluation of which nobody has invented rows is left out.
         invented = {name: globals().get(f"{name}_rows") for name in ("train", *config["eval"]["stages"])}

@@ -7,11 +7,11 @@ import re
 import pytest
 
 from reports.kit.build import build_report
-from reports.kit.chosen import at_best
+from reports.kit.chosen import along, at_best
 from reports.kit.page import bound_part
 from reports.kit.parts import Frames, load_frames
 from reports.kit.tables import Column
-from reports.pages.sweep import along, curves
+from reports.pages.sweep import curves
 from reports.pages.tables import stage
 from reports.standard import axes_of, standard_page, title_of
 

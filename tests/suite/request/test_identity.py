@@ -126,8 +126,10 @@ def test_recall_of_before_keeps_its_name_and_gets_the_keys_added_since():
     """A configuration written before MQAR had num_train and the like, and a training a schedule to choose."""
     (run,) = plan(["model=gla", "task=mqar"])
     assert neutral_keys(run.config.task) == ["draws", "num_train", "rewrites"]
-    selects = ["keep", "stop_at", "validate_steps"]
-    assert neutral_keys(run.config.train) == sorted(["decays", "final_lr", "hold_steps", "schedule", "warmup_from", *selects])
+    selects, lengths = ["keep", "stop_at", "validate_steps"], ["flops", "tokens"]
+    schedules = ["schedule", "decay_shape", "decay_share", "decay_steps", "final_lr", "hold_steps", "warmup_from"]
+    others = ["decays", "nonfinite", "optimizer", "start_digest"]
+    assert neutral_keys(run.config.train) == sorted([*others, *lengths, *schedules, *selects])
     old = copy.deepcopy(dict(run.written))
     for section in ("task", "train"):
         for key in neutral_keys(getattr(run.config, section)):

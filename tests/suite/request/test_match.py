@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from conf.groups import options
+from conf.groups import whole
 from conf.settings import RequestError
 from suite.plan import plan, planned_task
 from suite.request.compose import Composer
@@ -61,7 +61,7 @@ def test_matching_a_state_asks_for_few_of_the_sizes() -> None:
     assert len(every_split(8, 128)) == 768 and len(asked) <= 27
 
 
-@pytest.mark.parametrize("model", options("model"))
+@pytest.mark.parametrize("model", whole("model"))
 def test_larger_heads_never_have_a_smaller_state(model: str) -> None:
     cell = [f"model={model}", "task=mqar", "backend=torch"]
     composer = Composer([cell])

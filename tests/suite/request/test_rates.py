@@ -26,6 +26,8 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
         (
             ["model=gla,mesanet", "task=mqar,language", "size=tiny,small,1b"],
             [
+                "size=1b with task=language trains 512,000 tokens at T=128; "
+                "recipe=mesanet_15b is meant for it (T=2048, batches of 256, 15,000,000,000 tokens)",
                 "gla, mesanet have no rate for mqar at size small: 5.0e-3, the default of conf/train/mqar.yaml",
                 "gla, mesanet have no rate for mqar at size 1b: 5.0e-3, the default of conf/train/mqar.yaml",
             ],

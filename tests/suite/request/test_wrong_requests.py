@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from msgspec import UNSET, Meta
 
-from conf.groups import options
+from conf.groups import options, whole
 from conf.paths import UserPath, UserPaths
 from conf.settings import Settings, fields, text
 from models.build import Labels, Size
@@ -22,6 +22,7 @@ from suite.compute.settings import Compute, Train
 from suite.evaluation.settings import Eval
 from suite.evaluation.stages import read_eval, studies_by_name
 from suite.request.compose import compose_one
+from suite.request.launch import Launch
 from suite.request.overrides import parse
 from suite.request.places import Paths
 from suite.request.schema import Chosen, Experiment, Match, Protocol
@@ -29,12 +30,12 @@ from tasks.language.task import DataSettings
 
 # Between them they have every mixer and every task.
 PAIRS = [
-    *zip(options("model"), options("task") * 9, strict=False),
-    *(("gla", task) for task in options("task")[len(options("model")) :]),
+    *zip(whole("model"), options("task") * 9, strict=False),
+    *(("gla", task) for task in options("task")[len(whole("model")) :]),
     ("mesanet", "language"),
 ]
 SECTIONS = {"size": Size, "train": Train, "compute": Compute, "match": Match, "paths": Paths, "eval": Eval, "data": DataSettings}
-SECTIONS["protocol"] = Protocol
+SECTIONS |= {"protocol": Protocol, "launch": Launch}
 TOP = {"": Chosen, "model": Labels, "experiment": Experiment, **SECTIONS}
 
 
@@ -88,6 +89,9 @@ def permits(kind: Any, value: Any) -> bool:
         item, *others = get_args(base)
         fits = isinstance(value, list) and (others == [...] or len(value) == 1 + len(others))
         return fits and all(permits(item, each) for each in value) and all(len(value) >= (r.min_length or 0) for r in ranges)
+    if get_origin(base) is dict:
+        name, item = get_args(base)
+        return isinstance(value, dict) and all(permits(name, key) and permits(item, each) for key, each in value.items())
     if base in (int, float):
         number = type(value) in (int, float) and (base is float or value == value // 1)
         return number and all(_lies_in(value, each) for each in ranges)
@@ -201,7 +205,7 @@ def test_every_key_that_is_declared_is_in_the_configuration_and_has_wrong_values
     assert len(names) > 100 and names <= written | {"model.paper"} and all(map(wrong_values, declared()))
     # Rates of learning are a table of the model's own, a grid is read from its file, and task.data is given as data.
     others = {name for name in written - names if not name.startswith(("model.lr", "task.data."))}
-    mixers = {f"model.{name}" for model in options("model") for name in compose_one([f"model={model}"]).config.model.kinds}
+    mixers = {f"model.{name}" for model in whole("model") for name in compose_one([f"model={model}"]).config.model.kinds}
     assert others <= {"experiment.grid", *TOP, "task", "model", *mixers}
 
 
@@ -243,7 +247,7 @@ def test_what_is_composed_of_defaults_is_of_its_types_and_equal_to_them(model, t
 @pytest.mark.parametrize("group", ["size", "train", "eval", "compute", "data"])
 def test_every_file_of_a_group_composes_and_is_of_its_types(group):
     for name in options(group):
-        composed = compose_one([f"{group}={name}", *(["data.path=x.txt"] if name == "text" else [])])
+        composed = compose_one([f"{group}={name}", *(["data.path=x.txt"] if group == "data" and name != "stdlib" else [])])
         shared, _ = read_eval(composed.evaluation)
         assert list(shared.stages) == composed.written["eval"]["stages"]
 

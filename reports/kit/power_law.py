@@ -1,0 +1,100 @@
+"""Power laws through a few points, with intervals: L = a x^-b + c (Kaplan et al., arXiv 2001.08361; Hoffmann et al., 2203.15556).
+
+For a given exponent the law is linear in a and c, so least squares has a closed form; the exponent is the best of a fine grid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.kit.intervals import RESAMPLES
+
+LEAST, WITH_OFFSET = 3, 5
+"""Points from which a law is fitted: without an offset c, which is then 0, and with one."""
+EXPONENTS = np.geomspace(0.005, 4.0, 500)
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Law:
+    """L = a (x / scale)^-b + c, with 95 % intervals of b and c, NaN where there is none. points: different values of x.
+
+    has_offset: whether c was fitted, or is 0 for want of points. resampled: "seeds" within each value of x, or whole "points".
+    at_edge: whether b is the least or the greatest of the grid, which says that the points show no power law.
+    """
+
+    a: float
+    b: float
+    c: float
+    scale: float
+    b_ends: tuple[float, float]
+    c_ends: tuple[float, float]
+    points: int
+    has_offset: bool
+    resampled: str
+    at_edge: bool
+
+    def at(self, x: np.ndarray) -> np.ndarray:
+        return self.a * (np.asarray(x, dtype=float) / self.scale) ** -self.b + self.c
+
+
+def fit(x: np.ndarray, each: list[np.ndarray]) -> Law | None:
+    """The law through the means of the seeds at every x; None for fewer than LEAST values of x.
+
+    x [N]: different, above 0. each: the losses of the seeds at each x. The interval draws seeds again where every x has two or
+    more, and whole points otherwise; draws with fewer different points than the law has parameters are left out.
+    """
+    x = np.asarray(x, dtype=float)
+    if len(x) < LEAST:
+        return None
+    has_offset, scale = len(x) >= WITH_OFFSET, float(np.exp(np.log(x).mean()))
+    powers = (x / scale)[None, :] ** -EXPONENTS[:, None]
+    means = np.array([values.mean() for values in each])
+    a, b, c = _least_squares(powers, np.ones((1, len(x))), means[None, :], has_offset=has_offset)
+    weights, drawn, resampled = _draws(each, means, 3 if has_offset else 2)
+    _, bs, cs = _least_squares(powers, weights, drawn, has_offset=has_offset)
+    at_edge = b[0] in (EXPONENTS[0], EXPONENTS[-1])
+    c_ends = _ends(cs) if has_offset else (math.nan, math.nan)
+    return Law(a[0], b[0], c[0], scale, _ends(bs), c_ends, len(x), has_offset, resampled, bool(at_edge))
+
+
+def _draws(each: list[np.ndarray], means: np.ndarray, parameters: int) -> tuple[np.ndarray, np.ndarray, str]:
+    """Weights and losses [R, N] of the points drawn again, and what was drawn."""
+    generator, count = np.random.default_rng(SEED), len(each)
+    if all(len(values) > 1 for values in each):
+        drawn = np.stack([generator.choice(values, (RESAMPLES, len(values))).mean(1) for values in each], axis=1)
+        return np.ones((RESAMPLES, count)), drawn, "seeds"
+    weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
+    weights = weights[(weights > 0).sum(1) >= parameters]
+    return weights, np.broadcast_to(means, weights.shape), "points"
+
+
+def _least_squares(
+    powers: np.ndarray, weights: np.ndarray, losses: np.ndarray, *, has_offset: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """a, b, c [R] of the least weighted squares, a and c not below 0. powers [B, N], weights and losses [R, N]."""
+    total, of_loss, of_square = weights.sum(1)[:, None], (weights * losses).sum(1)[:, None], (weights * losses**2).sum(1)[:, None]
+    first, second, mixed = weights @ powers.T, weights @ (powers**2).T, (weights * losses) @ powers.T
+    a = mixed / second
+    c = np.zeros_like(a)
+    if has_offset:
+        spread = second * total - first**2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            free = (mixed * total - first * of_loss) / spread
+        offset = (of_loss - free * first) / total
+        fits = (spread > 1e-12 * second * total) & (offset >= 0) & (free >= 0)
+        a, c = np.where(fits, free, a), np.where(fits, offset, c)
+    squares = of_square - 2 * a * mixed - 2 * c * of_loss + a**2 * second + 2 * a * c * first + c**2 * total
+    best = squares.argmin(1)
+    rows = np.arange(len(best))
+    return a[rows, best], EXPONENTS[best], c[rows, best]
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    if not len(values):
+        return math.nan, math.nan
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)
