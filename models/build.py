@@ -16,7 +16,11 @@ from models.backbone.blocks import Size
 from models.backbone.language_model import LanguageModel
 from models.backbone.regressor import Regressor
 from models.backends import by_mixer, check
+from models.hf.model import HFModel
 from models.mixer import SequenceMixer
+
+Kind = type[SequenceMixer] | type[HFModel]
+"""What a `type` in a model's YAML names: a mixer, or a whole model in the place of all of them."""
 
 
 class Labels(Settings, kw_only=True):
@@ -60,12 +64,13 @@ def read_model(values: Mapping[str, Any], key: str = "model") -> Model:
     """The model in a mapping from YAML, at the place `key` of the configuration. Raises RequestError.
 
     Its keys are those of `Labels`, of which `paper` may be missing; `lr`, a table of learning rates by task and size, which
-    may be missing too; and mixers, each a mapping with a `type`.
+    may be missing too; `path`, of which a whole model takes its own; and mixers, each a mapping with a `type`.
     """
     given = {name: value for name, value in values.items() if name in Labels.__struct_fields__}
     labels = Labels.read({"paper": None, **given}, key)
     _check_rates(values.get("lr", {}), f"{key}.lr")
-    mixers = {name: _read_mixer(value, f"{key}.{name}") for name, value in values.items() if name not in given and name != "lr"}
+    others = {name: value for name, value in values.items() if name not in (*given, "lr", "path")}
+    mixers = {name: _read_mixer(value, f"{key}.{name}") for name, value in others.items()}
     for name in labels.pattern:
         if name not in mixers:
             raise RequestError(f"{key}.pattern=[{', '.join(labels.pattern)}] has {name!r}, permitted are {', '.join(mixers)}")
@@ -85,7 +90,7 @@ def _read_mixer(values: object, key: str) -> SequenceMixer.Settings:
     if not isinstance(values, Mapping) or "type" not in values:
         raise Refusal(key, values, "mappings with a type")
     if not isinstance(values["type"], str):
-        raise Refusal(f"{key}.type", values["type"], ", ".join(mixer_classes()), fault="is not a word")
+        raise Refusal(f"{key}.type", values["type"], ", ".join(kinds()), fault="is not a word")
     try:
         mixer = mixer_class(values["type"])
     except RequestError as error:
@@ -98,9 +103,14 @@ def mixer_classes() -> dict[str, type[SequenceMixer]]:
     return declared(models, SequenceMixer, "name", without=("models.ops", "models.backends"))
 
 
-def mixer_class(name: str) -> type[SequenceMixer]:
+def kinds() -> dict[str, Kind]:
+    """What a `type` in a model's YAML may be: every mixer, and a whole model that is read from a folder."""
+    return {**mixer_classes(), HFModel.name: HFModel}
+
+
+def mixer_class(name: str) -> Kind:
     """The class that declares the name, which a model's YAML holds as `type`. Raises RequestError where none does."""
-    known = mixer_classes()
+    known = kinds()
     if name not in known:
         raise unknown("mixer type", name, known)
     return known[name]
@@ -109,6 +119,7 @@ def mixer_class(name: str) -> type[SequenceMixer]:
 def build_mixer(settings: SequenceMixer.Settings, *, d_model: int, backend: str) -> SequenceMixer:
     """One mixer. Raises RequestError for a backend that does not compute a mixer of these settings."""
     mixer = mixer_class(settings.type)
+    assert issubclass(mixer, SequenceMixer), f"{settings.type} is a whole model"
     check(backend, mixer.backends(settings))
     return mixer(settings, d_model=d_model, backend=backend)
 
@@ -118,8 +129,19 @@ def computing_backends(model: Model) -> list[tuple[str, ...]]:
     return [mixer_class(settings.type).backends(settings) for settings in model.kinds.values()]
 
 
+def pretrained(model: Model) -> HFModel.Settings | None:
+    """The settings of the whole model that is read from a folder, in the place of mixers; None for a model of mixers."""
+    found: HFModel.Settings | None = model.first(HFModel.Settings)
+    return found
+
+
 def build_model(model: Model, size: Size, *, vocab_size: int, backend: str) -> LanguageModel:
-    """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`."""
+    """The language model. Parameters are not filled: call `reset_parameters(seed)`. Raises RequestError as `build_mixers`.
+
+    A model that is read from a folder has a size and ids of its own.
+    """
+    if (settings := pretrained(model)) is not None:
+        return HFModel(settings)
     return LanguageModel(size, build_mixers(model, size, backend=backend), vocab_size=vocab_size)
 
 

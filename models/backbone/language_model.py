@@ -19,10 +19,11 @@ from models.ops import cross_entropy, embedding
 class LanguageModel(Backbone):
     """Ids [B, T] to next-token logits [B, T, vocab_size]; the loss is the negative log-likelihood in nats.
 
-    vocab_size: number of token ids. size.logit_soft_cap: c in c * tanh(logits / c).
+    vocab_size: number of token ids. size.logit_soft_cap: c in c * tanh(logits / c). ends: ids other than BOS that end a document.
     """
 
     embedding: nn.Embedding
+    ends: frozenset[int] = frozenset()
 
     def __init__(self, size: Size, mixers: Sequence[SequenceMixer], *, vocab_size: int) -> None:
         super().__init__(size, mixers, embedding=nn.Embedding(vocab_size, size.d_model))

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.backends import fla_operators as operators
-from models.backends import version
+from models.backends import launches, version
+from models.backends.fla_launches import pin
 from models.ops.mesa import Inputs, MesaState
 from models.ops.mlstm import MLSTMState, by_linear_attention
 from models.ops.solvers import ConjugateGradients
@@ -36,9 +37,15 @@ ALIGNED = 16
 
 
 def obstacle() -> str | None:
-    """Why flash-linear-attention can't run on a CUDA device here, with the remedy; None where nothing is in its way."""
+    """Why flash-linear-attention can't run on a CUDA device here, with the remedy; None where nothing is in its way.
+
+    Raises RequestError for a table of launches that the environment names and that is none.
+    """
     capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-    return obstacle_of(fla=version("fla-core"), triton=version("triton"), capability=capability)
+    reason = obstacle_of(fla=version("fla-core"), triton=version("triton"), capability=capability)
+    if reason is None:
+        launches.check()
+    return reason
 
 
 def obstacle_of(*, fla: str | None, triton: str | None, capability: tuple[int, int]) -> str | None:
@@ -125,6 +132,7 @@ def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tup
     """
     from fla.ops.mesa_net import chunk_mesa_net
 
+    pin()
     q, k, v = _operands(*inputs[:3])
     assert v.shape[-1] == k.shape[-1]
     o, H, G = chunk_mesa_net(

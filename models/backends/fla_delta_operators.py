@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from models.backends.differentiable import differentiate
+from models.backends.fla_launches import on_device
 from models.backends.fla_operators import CHUNK_SIZE, _summed
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -27,7 +28,7 @@ def kda(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state:
     """The delta rule with a decay a channel; also returns its sum, and products inside chunks [B, T, H, CHUNK_SIZE]."""
     from fla.ops.kda.chunk_fwd import chunk_kda_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         o, after, total, reads, inverse, *_ = chunk_kda_fwd(
             q, k, v, log_decay, beta, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
         )
@@ -49,7 +50,7 @@ def gdn2(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, erase: Tensor, writ
     """`kda` with gates [B, T, H, K] of what is erased and [B, T, H, V] of what is written, in the dtype of v."""
     from fla.ops.gdn2.chunk_fwd import chunk_gdn2_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         o, after, total, reads, inverse, *_ = chunk_gdn2_fwd(
             q, k, v, log_decay, erase, write, 1.0, state, True, chunk_size=CHUNK_SIZE, state_v_first=True
         )
@@ -74,7 +75,7 @@ def apart_by_channel(q: Tensor, e: Tensor, v: Tensor, a: Tensor, log_decay: Tens
     from fla.ops.gla.chunk import chunk_gla_fwd_o_gk
     from fla.ops.precond_kda.chunk_intra import chunk_precond_kda_fwd_intra
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         total = _summed(log_decay)
         w, u, a_end, reads, inverse = chunk_precond_kda_fwd_intra(q, e, a, v, total, beta, 1.0, chunk_size=CHUNK_SIZE)
         states, corrections, after = chunk_gated_delta_rule_fwd_h(
@@ -133,7 +134,7 @@ def apart(
     from fla.ops.precond_gated_delta_rule.chunk_precond_kkt_fwd import chunk_precond_kkt_fwd
     from fla.ops.utils import solve_tril
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         total = _summed(log_decay)
         erased = chunk_precond_kkt_fwd(e, a, total, beta, chunk_size=CHUNK_SIZE, output_dtype=torch.float32)
         inverse = solve_tril(erased, output_dtype=e.dtype)
@@ -180,7 +181,7 @@ def delta_product(
     """
     from fla.ops.gated_delta_product.chunk import chunk_gated_delta_product_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         _, _, o, inverse, after, _ = chunk_gated_delta_product_fwd(
             q,
             k,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from models.backends.differentiable import differentiate
 from models.backends.fla import ALIGNED, SMALLEST, _finite, _operands
 from models.backends.fla_delta import _padded
+from models.backends.fla_launches import on_device
 from models.backends.fla_operators import CHUNK_SIZE
 from models.ops.diagonal_plus_low_rank import forgetting
 
@@ -53,7 +54,7 @@ def _operator(name: str, *, chunk_size: int, safe_gate: bool) -> Callable[..., t
     def forward(q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         from fla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_fwd
 
-        with torch.cuda.device_of(q):
+        with on_device(q):
             before = state.mT.contiguous()
             o, after, _, _ = chunk_dplr_fwd(
                 q, k, v, -e, a, log_decay, 1.0, before, True, chunk_size=chunk_size, safe_gate=safe_gate

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from models.backends.differentiable import differentiate
+from models.backends.fla_launches import on_device
 
 CHUNK_SIZE = 64
 
@@ -33,7 +34,7 @@ def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
     """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma."""
     from fla.ops.simple_gla.chunk import chunk_simple_gla_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         total = _summed(log_decay)
         return chunk_simple_gla_fwd(q, k, v, total, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE)
 
@@ -55,7 +56,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tu
     """`simple_gla` with a gamma a key dimension; also returns weights inside chunks [B, T, H, CHUNK_SIZE], not all set."""
     from fla.ops.gla.chunk import chunk_gla_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         _, weights, _, after, o = chunk_gla_fwd(
             q, k, v, log_decay, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
         )
@@ -79,7 +80,7 @@ def gated_delta_rule(
     """The gated delta rule; also returns the inverses of I + A of every chunk [B, T, H, CHUNK_SIZE]."""
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         _, o, inverse, after, _, _ = chunk_gated_delta_rule_fwd(
             q, k, v, log_decay, beta, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
         )
@@ -103,7 +104,7 @@ def recurrent(
     """A token at a time, without a gradient: for decoding. log_decay [B, T, H], key_log_decay [B, T, H, K]; o in float32."""
     from fla.ops.common.fused_recurrent import fused_recurrent_fwd
 
-    with torch.cuda.device_of(q):
+    with on_device(q):
         return fused_recurrent_fwd(
             q, k, v, g=log_decay, gk=key_log_decay, scale=1.0, initial_state=state, output_final_state=True, state_v_first=True
         )
@@ -116,7 +117,7 @@ def delta_rule_(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor
 
     (batch, length, heads, key_dim), value_dim, rows = k.shape, v.shape[-1], 8
     o = torch.empty_like(v)
-    with torch.cuda.device_of(q):
+    with on_device(q):
         # Each program reads its rows of the state whole before it writes them, and the kernel is not autotuned by trial runs.
         kernel[(-(-value_dim // rows) * batch * heads,)](
             q=q,
