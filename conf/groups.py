@@ -20,6 +20,11 @@ def options(group: str) -> list[str]:
     return sorted(names | _added(folders()).get(group, {}).keys())
 
 
+def whole(group: str) -> list[str]:
+    """The options of a group that can be composed by their names alone, since they leave no value to whoever types them."""
+    return [name for name in options(group) if "???" not in find(group, name).read_text(encoding="utf-8")]
+
+
 def find(group: str, name: str) -> Path:
     """The YAML file of an option."""
     return _added(folders()).get(group, {}).get(name, CONF / group / f"{name}.yaml")

@@ -81,14 +81,21 @@ class TrainedModel:
         return f"TrainedModel({self.run_id}, {self.config.title}, on {next(self.backbone.parameters()).device})"
 
 
-def load_model(beginning: str, results: str | Path = "results", device: str = "cpu", backend: str = "auto") -> TrainedModel:
+def load_model(
+    beginning: str,
+    results: str | Path = "results",
+    device: str = "cpu",
+    backend: str = "auto",
+    step: int | None = None,
+) -> TrainedModel:
     """The trained model of a run, or of the beginning of its id.
 
     backend: what computes it here, "auto" the fastest that can, whatever it was trained with: the weights are the same.
+    step: after how many steps of the training, where that checkpoint stays (compute.keep_every); None for the trained weights.
     Raises RequestError, a ValueError, for a run that is not there or not trained; ValueError for a backend that can't run.
     """
     run = saved_run(Path(results), beginning, compose_one([]))
-    backbone = model_of(run, Path(results), torch.device(device), backend)
+    backbone = model_of(run, Path(results), torch.device(device), backend, step)
     try:
         tokenizer = tokenizer_of(run)
     except RequestError:

@@ -13,6 +13,7 @@ from conf.extensions import extended
 from conf.groups import groups
 from conf.settings import RequestError, unknown
 from suite.machine.environment import git_commit, package_versions
+from suite.machine.ranks import check_single
 from suite.running.events import Share
 from suite.running.hearing import Hearing
 from suite.running.progress import duration
@@ -22,25 +23,31 @@ from tasks.progress import heard
 
 WHAT = {
     "run": "trains and evaluates: experiment=quick, or model=mesanet task=mqar train.lr=1e-3 seed=0,1,2",
-    "evaluate": "adds evaluations to finished runs: run=ID|all eval=position,lm_eval; force=true makes them again",
+    "evaluate": "adds evaluations to finished runs: run=ID|all eval=position,lm_eval; step=N after N steps; force=true again",
     "generate": "goes on with a text: run=ID prompt='Once upon' tokens=100 temperature=0.8 top_k=50 solver_steps=10",
+    "export": "a trained model as a folder: run=ID to=native|hf path=FOLDER",
+    "import": "a folder's model as a run: path=FOLDER, or from=hf path=FOLDER and its task, data=text data.tokenizer=...",
     "report": "draws a page: quick, or what was typed behind run, or where=CONDITIONS; alone, the index of a store",
     "list": "models | tasks | experiments | reports | evaluations | runs where='model=gla,train.lr<=1e-3' sort=accuracy",
     "status": "how far the sweeps of a store are: mad_small, or none for all; what is done, running, failed, missing, and left",
     "show": "everything about one run: run=ID, of which the beginning is enough; or what model=mesanet stands for",
     "check": "what a run would cost and be called, without running it: the keys of run, and show=config to see them all",
     "doctor": "versions, devices, and which backends work",
+    "tune": "finds the fastest launches of fla's kernels on this GPU: ops=kda,gla heads=64,128 path=launches.yaml",
 }
 VERBS = {
     "run": "suite.running.requests:sweep",
     "evaluate": "suite.running.requests:add_evaluations",
     "generate": "suite.generate:generate_text",
+    "export": "suite.exchange.outward:export_run",
+    "import": "suite.exchange.inward:import_run",
     "report": "suite.reporting:report",
     "list": "suite.listing:list_names",
     "status": "suite.overview:tell_status",
     "show": "suite.showing:show",
     "check": "suite.running.requests:print_plan",
     "doctor": "suite.cli:doctor",
+    "tune": "suite.machine.tuning:tune",
 }
 """Where each verb is done: it takes the arguments, and returns its exit status or, of a verb that went well, what it says."""
 USAGE = f"""usage: python -m suite VERB [KEY=VALUE ...], or lrs VERB [KEY=VALUE ...]
@@ -55,7 +62,7 @@ Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another p
 
 OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
 # Verbs that import torch, for seconds, tell a person at once that they have begun.
-SLOW = ("run", "evaluate", "check", "generate")
+SLOW = ("run", "evaluate", "check", "generate", "export", "import")
 # Work of less is not told of while it goes on, and longer work so often.
 QUIET_SECONDS, SHARE_SECONDS = 2.0, 5.0
 # What a disk or its permissions do; any other OSError is a fault of ours, and gets its traceback.
@@ -64,7 +71,8 @@ HELP, MULTIRUN, VERSION = ("-h", "--help"), ("-m", "--multirun"), ("--version", 
 FLAGS = (*HELP, *VERSION, *MULTIRUN)
 KEYS = {*groups(), "seed", "backend", "run", "prompt", "where", "sort"}
 """Names that whoever types flags may mean."""
-OWN_KEYS = {"list": "suite.listing:OWN", "report": "suite.reporting:OWN"}
+OWN_KEYS = {"list": "suite.listing:OWN", "report": "suite.reporting:OWN", "tune": "suite.machine.tuning:OWN"}
+OWN_KEYS |= {"export": "suite.exchange.outward:OWN", "import": "suite.exchange.inward:OWN"}
 """Where a verb's keys stand that are no settings, each with what it is."""
 
 
@@ -97,6 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return OK
         if verb not in VERBS:
             raise unknown("verb", verb, VERBS)
+        if verb != "run":
+            check_single(verb)
         if any(argument in HELP for argument in rest):
             print(_help(verb, [argument for argument in rest if argument not in HELP]))
             return OK

@@ -19,7 +19,8 @@ from suite.plan import Run, check_compute
 from suite.request.compose import compose_one
 from suite.request.overrides import parse
 from suite.saved import model_of, saved_run
-from tasks.language.tokenizer import Tokenizer, load_tokenizer
+from tasks.language.vocabulary import Vocabulary
+from tasks.tokenizer import Tokenizer
 
 OF_A_CONFIGURATION = ("seed", "backend", "paths", "compute")
 
@@ -74,7 +75,8 @@ def continue_text(run: Run, model: Backbone, tokenizer: Tokenizer, asked: Genera
         prompt = torch.tensor([ids], device=next(model.parameters()).device)
         sampling = {"temperature": asked.temperature, "top_k": asked.top_k, "seed": seed}
         (following,) = generate(model, prompt, num_tokens=asked.tokens, **sampling).tolist()
-    end = following.index(tokenizer.bos) if tokenizer.bos in following else len(following)
+    ends = {tokenizer.bos, *getattr(model, "ends", ())}
+    end = next((i for i, token in enumerate(following) if token in ends), len(following))
     return tokenizer.decode([*ids, *following[:end]])
 
 
@@ -109,9 +111,11 @@ def tokenizer_of(run: Run) -> Tokenizer:
     if data is None:
         raise RequestError(f"run {run.run_id} was trained on {run.config.task.name}; permitted are runs of language")
     try:
-        tokenizer = load_tokenizer(data.tokenizer)
+        tokenizer = Vocabulary.of(data).tokenizer
     except ValueError as error:
         raise RequestError(str(error)) from error
+    if tokenizer is None:
+        raise RequestError(f"run {run.run_id} was trained on ids; data.tokenizer=FILE says which tokenizer made them")
     if tokenizer.vocab_size != run.interface.vocab_size:
         raise RequestError(f"run {run.run_id}: its tokenizer has {run.interface.vocab_size} ids, the file has another number")
     return tokenizer

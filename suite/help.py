@@ -13,6 +13,7 @@ from suite.evaluation.settings import Eval
 from suite.evaluation.stages import stage_names, studies_by_name
 from suite.generate import UNSAID, Generate
 from suite.request.compose import compose_one
+from suite.request.launch import Launch
 from suite.request.overrides import read_request
 from suite.request.places import Paths
 from suite.request.schema import Chosen, Composed, Match, Protocol
@@ -42,8 +43,8 @@ def keys_of(verb: str, arguments: Sequence[str]) -> str:
 
 def _sections(verb: str, composed: Composed) -> Sections:
     place: Sections = [("compute", Compute), ("paths", Paths)]
-    if verb in ("report", "list", "status", "show", "doctor"):
-        return [] if verb == "doctor" else place[1:]
+    if verb in ("report", "list", "status", "show", "export", "import", "doctor", "tune"):
+        return [] if verb in ("doctor", "tune") else place[1:]
     if verb == "generate":
         return [("", Generate), ("", Chosen), *place]
     studies = [study.Settings for study in studies_by_name().values() if hasattr(study, "Settings")]
@@ -54,7 +55,7 @@ def _sections(verb: str, composed: Composed) -> Sections:
     mixers = dict.fromkeys((f"model.{name}", type(mixer)) for name, mixer in config.model.by_name())
     data: Sections = [("size", Size), ("task", type(config.task)), ("data", DataSettings), ("train", Train)]
     compared: Sections = [("match", Match), ("protocol", Protocol)]
-    return [("", Chosen), *mixers, *data, *compared, *evaluation, *place]
+    return [("", Chosen), *mixers, *data, *compared, *evaluation, *place, ("launch", Launch)]
 
 
 def _described(prefix: str, kind: type[Settings], section: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from conf.settings import RequestError
 from models.backends import settle
 from models.build import Model, computing_backends
+from suite.beginning import settled
 from suite.compute.interface import Interface
 from suite.compute.settings import Compute
 from suite.evaluation.stages import planned_stages
@@ -20,15 +22,21 @@ from suite.machine.devices import select_device
 from suite.request.compose import Composer, compose_one
 from suite.request.cost import Cost, model_cost
 from suite.request.identity import flat_settings, group_id, identity, run_id
+from suite.request.length import steps_of_flops
 from suite.request.match import match
 from suite.request.overrides import Request, read_request, values
 from suite.request.places import Paths
+from suite.request.pretrained import settled as as_saved
 from suite.request.rates import DefaultRate, told
+from suite.request.recipes import hint
 from suite.request.schema import Composed, Config
 from suite.stage import Stage
 from suite.store.foreign import say
 from tasks.build import build_task
 from tasks.task import Task
+
+# What planning finds out of the runs that a training begins with.
+SETTLED = ("start_from", "start_digest")
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def plan(arguments: Sequence[str]) -> list[Run]:
 
 
 def plan_request(request: Request) -> list[Run]:
-    """The runs of a request, as `plan`. Says which rate models take that have none for their task and size."""
+    """The runs of a request, as `plan`. Says which rate models take that have none, and which recipe a size is meant for."""
     runs: dict[str, Run] = {}
     planner = _Planner(Composer(request.cells))
     for cell in request.cells:
@@ -144,9 +152,15 @@ def plan_request(request: Request) -> list[Run]:
         stages = (*known.stages, *run.stages) if known else run.stages
         runs[run.run_id] = replace(run, stages=tuple(dict.fromkeys(stages)))
     check_uses(request, list(runs.values()))
-    for line in told(planner.default_rates):
+    for line in (*planner.hints, *told(planner.default_rates)):
         say(line)
     return told_apart(list(runs.values()))
+
+
+def cell_runs(request: Request) -> list[Run]:
+    """The run of every cell of a request that `plan_request` has planned, in order."""
+    planner = _Planner(Composer(request.cells))
+    return [planner.run(cell) for cell in request.cells]
 
 
 def told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -161,7 +175,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 def check_uses(request: Request, runs: Sequence[Run]) -> None:
     """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
-    first, stages = runs[0].title, {stage.name for run in runs for stage in run.stages}
+    first, stages = runs[0].title, {stage.evaluation for run in runs for stage in run.stages}
     reads_text = any(run.config.data_name != "synthetic" for run in runs)
     for override in request.overrides:
         group, _, key = override.key_or_group.partition(".")
@@ -176,8 +190,8 @@ def check_uses(request: Request, runs: Sequence[Run]) -> None:
 
 
 def check_one_place(compute: Compute, other: Compute) -> None:
-    """Raises RequestError where two cells of one run ask for two devices, numbers of threads or logs: it is computed once."""
-    for key in ("device", "threads", "log"):
+    """Raises RequestError where two cells of one run ask for two devices, logs or ways to share it out: it is computed once."""
+    for key in ("device", "threads", "log", "parallel", "micro_batch"):
         one, two = getattr(compute, key), getattr(other, key)
         if one != two:
             raise RequestError(f"compute.{key} is {one} and {two} for one run, permitted is one value a request")
@@ -187,8 +201,12 @@ def check_compute(config: Config, compute: Compute) -> None:
     """Raises RequestError for a device that is not here, and a CUDA graph of steps that differ, or of a CPU's."""
     if compute.device == "cuda" and not torch.cuda.is_available():
         raise RequestError("compute.device=cuda, but there is no CUDA device here; permitted are auto, cpu")
+    if config.train.optimizer == "muon" and compute.parallel == "fsdp":
+        raise RequestError("compute.parallel=fsdp, permitted with train.optimizer=muon are none and ddp: it needs whole matrices")
     if compute.cuda_graph is not True:
         return
+    if config.train.optimizer == "muon":
+        raise RequestError("compute.cuda_graph=true, permitted with train.optimizer=muon are auto and false")
     if any(getattr(mixer, "random_steps", None) is not None for mixer in config.model.mixers):
         raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
     if select_device(compute.device).type != "cuda":
@@ -201,6 +219,7 @@ class _Planner:
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
         self.default_rates: list[DefaultRate] = []
+        self.hints: dict[str, None] = {}
         self._sizes: dict[Any, Mapping[str, int]] = {}
         self._stages: dict[Any, tuple[Stage, ...]] = {}
 
@@ -211,17 +230,20 @@ class _Planner:
             self.default_rates.append(composed.default_rate)
         check_compute(composed.config, composed.compute)
         config = composed.config
+        if line := hint(cell, config):
+            self.hints[line] = None
         backend = _settled(config.backend, config.model, select_device(composed.compute.device).type)
         task, fingerprint = planned_task(config.task)
-        if config.train.steps == 0 and task.trains:
-            raise RequestError(f"train.steps=0 is out of range, permitted with task={config.task.name} are whole numbers from 1")
-        composed = replace(composed, config=replace(config, backend=backend))
-        if composed.match.by != "none":
-            composed = self._composer.compose(cell, self._matched(composed, cell, task))
+        composed = as_saved(replace(composed, config=replace(config, backend=backend)), task)
+        sizes = {} if composed.match.by == "none" else self._matched(composed, cell, task)
+        steps = None if composed.flops is None else self._steps(composed.flops, cell, sizes, backend, task)
+        if sizes or steps is not None:
+            composed = self._composer.compose(cell, sizes, steps=steps)
         # A task numbers itself where its settings decide; a configuration with a greater number renames.
         version = max(config.task.version, task.version)
         numbered = config.task if version == config.task.version else config.task.replace({"version": version})
         config = replace(composed.config, backend=backend, task=numbered)
+        config = settled(config, Path(composed.paths.results), interface=task.interface, data_fingerprint=fingerprint)
         whole = identity(config, data_fingerprint=fingerprint)
         return Run(
             config=config,
@@ -236,8 +258,20 @@ class _Planner:
             experiment=composed.experiment,
             protocol=composed.protocol.name,
             title=config.title,
-            written={**composed.written, "backend": backend, "task": {**composed.written["task"], "version": version}},
+            written={
+                **composed.written,
+                "backend": backend,
+                "task": {**composed.written["task"], "version": version},
+                "train": {**composed.written["train"], **{key: getattr(config.train, key) for key in SETTLED}},
+            },
         )
+
+    def _steps(self, flops: float, cell: Sequence[str], sizes: Mapping[str, int], backend: str, task: Task) -> int:
+        """The steps of a cell that cost so many FLOPs with its model of these sizes."""
+        config = replace(self._composer.compose(cell, sizes).config, backend=backend)
+        per_token = model_cost(config, interface=task.interface).flops_per_token
+        per_step = config.train.batch_size * config.task.seq_len
+        return steps_of_flops(flops, tokens_per_step=per_step, flops_per_token=per_token)
 
     def _matched(self, composed: Composed, cell: Sequence[str], task: Task) -> Mapping[str, int]:
         """The sizes that match the cell to the same request with the reference's model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +10,15 @@ from typing import Any
 
 from suite.canonical import canonical_json, digest
 
+AFTER = "@"
+
 
 @dataclass(frozen=True)
 class Stage:
     """`name` says what is done, `settings` (canonical JSON) everything that decides its numbers.
 
-    options (canonical JSON): what changes speed or place alone.
+    options (canonical JSON): what changes speed or place alone. What is measured on the checkpoint after 500 steps, not on the
+    trained weights, is named test@500.
     """
 
     name: str
@@ -24,6 +28,21 @@ class Stage:
     @classmethod
     def of(cls, name: str, settings: Mapping[str, Any], options: Mapping[str, Any]) -> Stage:
         return cls(name, canonical_json(settings), canonical_json(options))
+
+    def after(self, step: int) -> Stage:
+        """The same, measured on the checkpoint after so many steps."""
+        return dataclasses.replace(self, name=f"{self.name}{AFTER}{step}")
+
+    @property
+    def evaluation(self) -> str:
+        """The name of what is measured, on whatever weights."""
+        return self.name.partition(AFTER)[0]
+
+    @property
+    def step(self) -> int | None:
+        """After how many steps the weights were that are measured; None for the trained ones."""
+        step = self.name.partition(AFTER)[2]
+        return int(step) if step else None
 
     @property
     def stem(self) -> str:

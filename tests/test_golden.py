@@ -12,14 +12,15 @@ from tests.golden import CASES, LOSSES, declared, differences, losses
 GOLDEN = json.loads(LOSSES.read_text())
 
 
-# What is left out here is compared by `python -m tests.golden`, and by -m slow.
+# The others are compared by `python -m tests.golden`, and by -m slow.
 QUICK = ("mesanet mqar", "gated_deltanet mqar", "transformer mqar", "gla language")
 
 
-@pytest.mark.parametrize("case", [case if case in QUICK else pytest.param(case, marks=pytest.mark.slow) for case in CASES])
-def test_the_first_losses_are_the_golden_ones(case):
-    found = losses(case)
-    assert not differences({case: found}, GOLDEN), f"{found} is not {GOLDEN.get(case)}; meant so: python -m tests.golden --renew"
+@pytest.mark.parametrize("cases", [QUICK, pytest.param(tuple(CASES), marks=pytest.mark.slow)], ids=["quick", "all"])
+def test_the_first_losses_are_the_golden_ones(cases):
+    found = losses(cases)
+    differing = {case: (found[case], GOLDEN.get(case)) for case in differences(found, GOLDEN)}
+    assert not differing, "meant so: python -m tests.golden --renew"
 
 
 def test_a_loss_that_differs_in_the_sixth_digit_is_found():

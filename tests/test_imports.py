@@ -22,13 +22,15 @@ FOREIGN = {
 ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics", "suite.naming", "suite.scores"}
 ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/evaluation/lm_eval"}
 ONE_PLACE |= {name: "suite/running/sinks.py" for name in ("tensorboard", "wandb", "trackio")}
-ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval")}
+ONE_PLACE |= {"submitit": "suite/running/slurm.py", "transformers": "models/hf/"}
+ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval", "tasks/language/hub.py")}
+ONE_PLACE |= {"huggingface_hub": ("tasks/language/hub.py", "models/hf/"), "pyarrow": "tasks/language/tables.py"}
 # The rooms of a package from the ground up, those of one floor in one line: folders, and files at the top. An arrow goes
 # down or stays in its room. What is not listed stands on the last floor and may import all others.
 FLOORS = {
     "conf": ["paths kinds", "settings", "extensions", "declared groups"],
     "models": ["initialization installed", "ops", "backends", "components", "mixer", "linear_rnn"],
-    "tasks": ["files progress", "task", "positions", "synthetic language"],
+    "tasks": ["files progress tokenizer", "task", "positions", "synthetic language"],
     "suite": [
         "canonical metrics",
         "stage naming scores",
@@ -36,7 +38,7 @@ FLOORS = {
         "compute",
         "request",
         "store",
-        "results evaluation",
+        "results evaluation beginning",
         "plan",
         "saved",
         "running generate",
@@ -45,7 +47,7 @@ FLOORS = {
     "reports": ["kit", "pages"],
 }
 # The mixers of models/ share a floor but for what is built from them.
-ABOVE_MIXERS = ["backbone", "mesa", "build"]
+ABOVE_MIXERS = ["backbone", "mesa", "hf", "build"]
 
 
 @functools.cache

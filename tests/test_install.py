@@ -55,8 +55,9 @@ def test_what_is_installed_works_elsewhere(arguments, said, site, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_every_file_of_the_configuration_is_installed(site):
+@pytest.mark.parametrize("folder", ["conf", "models/backends/launches"])
+def test_every_file_of_the_configuration_and_every_table_of_launches_is_installed(folder, site):
     def files(folder: Path) -> set[str]:
         return {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
 
-    assert files(site / "conf") == files(ROOT / "conf")
+    assert files(site / folder) == files(ROOT / folder) != set()

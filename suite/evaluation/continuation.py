@@ -59,7 +59,7 @@ def score_continuations(
 def continue_greedily(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], *, batch_size: int, device: torch.device
 ) -> list[str]:
-    """Per prompt the greedy continuation up to the first of its `until`, or to BOS, which begins another document."""
+    """Per prompt the greedy continuation up to the first of its `until`, or to BOS or another end of a document."""
     texts = [""] * len(prompts)
     for indices in counted(equal_length_batches([len(prompt.tokens) for prompt in prompts], batch_size), len(prompts), len):
         batch = [prompts[i] for i in indices]
@@ -78,7 +78,7 @@ def _decode(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt
     while True:
         tokens = logits.argmax(-1)
         for i, token in enumerate(tokens.tolist()):
-            if ended[i] or token == tokenizer.bos:
+            if ended[i] or token == tokenizer.bos or token in model.ends:
                 ended[i] = True
                 continue
             answers[i].append(token)

@@ -5,6 +5,7 @@ A study is a module of suite/evaluation/studies with `planned` and `measure`, fo
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -101,9 +102,16 @@ def _benchmarks(shared: Eval) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]
 
 
 def evaluate(stage: Stage, subject: Subject) -> Sequence[Measurement]:
-    """Runs one stage on a trained model that stands on its device in evaluation mode."""
-    measure = STAGES[stage.name][1] if stage.name in STAGES else studies_by_name()[stage.name].measure
-    return measure(subject, json.loads(stage.settings) | json.loads(stage.options))
+    """Runs one stage on a trained model that stands on its device in evaluation mode.
+
+    What is measured after a step of the training says so in its slices.
+    """
+    name = stage.evaluation
+    measure = STAGES[name][1] if name in STAGES else studies_by_name()[name].measure
+    measured = measure(subject, json.loads(stage.settings) | json.loads(stage.options))
+    if stage.step is None:
+        return measured
+    return [dataclasses.replace(each, slice={**each.slice, "step": stage.step}) for each in measured]
 
 
 def _cost(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:

@@ -44,7 +44,7 @@ class Convention(TemplateLM):
 def saved(backend: Backend, folder) -> FileTokenizer:
     path = folder / "tokenizer.json"
     backend.save(str(path))
-    return FileTokenizer(str(path))
+    return FileTokenizer(str(path), None)
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,8 @@ def test_an_empty_prompt_is_continued(bpe):
 
 class Scripted(torch.nn.Module):
     """Stands for a model: whatever it reads, it goes on with these tokens in order."""
+
+    ends: frozenset[int] = frozenset()
 
     def __init__(self, tokens: list[int], vocab_size: int) -> None:
         super().__init__()

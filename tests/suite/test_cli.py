@@ -34,7 +34,7 @@ def test_help_behind_a_verb_is_that_verb_s_line_and_its_keys(verb, flag, capsys)
     assert main([verb, flag]) == 0
     first, *keys = capsys.readouterr().out.splitlines()
     assert first == f"usage: python -m suite {verb}: {WHAT[verb]}" and set(WHAT) == set(VERBS)
-    assert ("  paths.results=results  (paths (~ a user's home))" in keys) == (verb != "doctor")
+    assert ("  paths.results=results  (paths (~ a user's home))" in keys) == (verb not in ("doctor", "tune"))
     assert ("  train.autocast=none  (none, bfloat16)" in keys) == (verb in ("run", "check"))
 
 

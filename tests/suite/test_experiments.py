@@ -28,7 +28,9 @@ def first_cell(experiment: str) -> list[str]:
     few |= {"task.num_train": 32} if task.get("num_train") else {}
     few |= {"eval.limit": 4} if "lm_eval" in written["eval"]["stages"] else {}
     few |= {"eval.study_tokens": 2048} if experiment == "efficiency" else FEW
-    return [f"{key}={value}" for key, value in {**SMALL, **typed, **few}.items() if key != "size"]
+    # The length is that of FEW, whichever way the grid has it.
+    others = {key: value for key, value in typed.items() if key not in ("size", "train.tokens", "train.flops")}
+    return [f"{key}={value}" for key, value in {**SMALL, **others, **few}.items()]
 
 
 # Their evaluations are timed by a clock, over and over; the studies have tests of their own.

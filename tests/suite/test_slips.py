@@ -12,11 +12,11 @@ from suite.cli import main
 
 IDS = ("1a2b3c4d5e6f", "1a2bffffffff", "77777777777f")
 MODELS, EXPERIMENTS, EVALS = (", ".join(options(group)) for group in ("model", "experiment", "eval"))
-VERBS = "run, evaluate, generate, report, list, status, show, check, doctor"
+VERBS = "run, evaluate, generate, export, import, report, list, status, show, check, doctor, tune"
 FLAGS = "-h, --help, --version, -V, -m, --multirun"
 LISTED = "models, tasks, experiments, reports, evaluations, protocols, recipes, sizes, runs"
-SECTIONS = "experiment, seed, backend, match, paths, model, size, task, data, train, eval, compute, protocol"
-TOP = "backend, compute, data, eval, experiment, match, model, paths, protocol, seed, size, task, train"
+SECTIONS = "experiment, seed, backend, match, paths, model, size, task, data, train, eval, compute, launch, protocol"
+TOP = "backend, compute, data, eval, experiment, launch, match, model, paths, protocol, seed, size, task, train"
 SHOWN = "show takes run=ID, the beginning of an id; or model=NAME, task=NAME, experiment=NAME"
 KNOWN = f"(permitted: {', '.join(IDS)}, or the beginning of one)"
 KEYS = "(permitted are columns of `list runs`, such as model, seed, status and train.lr, and metrics, such as accuracy)"
@@ -53,7 +53,8 @@ SLIPS = [
     ("evaluate run=1a2b3 eval=al STORE", f"unknown eval 'al'; did you mean all? (permitted: {EVALS})"),
     (
         "evaluate run=all train.lr=1 STORE",
-        "'train.lr=1' can't be changed in a finished run, permitted are eval, paths, compute, data.path, data.tokenizer",
+        "'train.lr=1' can't be changed in a finished run, permitted are eval, paths, compute, data.path, data.validation_path, "
+        "data.tokenizer",
     ),
     ("generate 1a2b 'Once upon'", f"'1a2b' {WORD} run=1a2b?"),
     ("generate run=1a2b 'Once upon'", f"'Once upon' {WORD} prompt='Once upon'?"),
@@ -74,7 +75,7 @@ SLIPS = [
     ("check model=gla eval=solver", "eval=solver: solver does not apply to any run, not to gla tiny language seed 0"),
     ("check seed=a", "seed=a is not a whole number, permitted are whole numbers from 0 to 4294967295"),
     ("check seed=-1", "seed=-1 is out of range, permitted are whole numbers from 0 to 4294967295"),
-    ("check train.steps=1.5", "train.steps=1.5 is not a whole number, permitted are whole numbers from 0 to 2147483647"),
+    ("check train.steps=1.5", "train.steps=1.5 is not a whole number, permitted are whole numbers from 0 to 2147483647, null"),
     ("check train.lr=abc", "train.lr=abc is not a number, permitted are numbers above 0, up to 1e+38"),
     ("check train.betas=3", "train.betas=3 is not a list, permitted are lists of 2 numbers from 0 to below 1"),
     ("check compute.wait=no", "compute.wait=no is not true or false, permitted are true, false"),

@@ -13,6 +13,7 @@ from models.backbone.regressor import Regressor
 from models.ops.solvers import build_solver
 from suite.cli import main
 from suite.compute.interface import interface_of
+from suite.compute.parallel import alone
 from suite.evaluation.studies.least_squares import op_answers
 from suite.plan import Run, plan, task_of
 from suite.results import load_results
@@ -93,8 +94,8 @@ def trained(run: Run, folder: Path, *stops: int) -> tuple[list, Path]:
 
     for _ in stops:
         with pytest.raises(Stopped):
-            train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse, on_note=print)
-    rows = train(run, task, directory, device=torch.device("cpu"), on_pulse=pulse, on_note=print)
+            train(run, task, directory, world=alone(torch.device("cpu")), on_pulse=pulse, on_note=print)
+    rows = train(run, task, directory, world=alone(torch.device("cpu")), on_pulse=pulse, on_note=print)
     return [row for row in rows if row.split == "validation"], directory.checkpoints / "model.safetensors"
 
 

@@ -69,7 +69,8 @@ def _observe(mixer: Mesa, x: Tensor, state: State | None, starts: Tensor | None)
 
 def _cut(task: Task, batch: Batch, length: int) -> Batch:
     """The text of a batch in sequences of `length` tokens, each an example of its own that begins with BOS."""
-    bos = task.tokenizer.bos
+    # Every example begins with BOS.
+    bos = int(batch.tokens[0, 0])
     text = torch.where(batch.asked, batch.targets, bos).view(-1, length)
     tokens = torch.cat([torch.full_like(text[:, :1], bos), text[:, :-1]], dim=1)
     starts = None if batch.starts is None else tokens == bos

@@ -24,6 +24,8 @@ AGGREGATED = MINE.replace("aggregation: mean", "aggregation: !function code.tota
 class Constant(torch.nn.Module):
     """Stands for a model: every token is as likely as any other, and "n" is said."""
 
+    ends: frozenset[int] = frozenset()
+
     def features(self, tokens):
         return torch.zeros(*tokens.shape, 1), None
 
