@@ -226,7 +226,7 @@ def leading_out(folder: Path) -> None:
         (pickled, "has pytorch_model.bin, which may run code, and no model.safetensors, permitted are weights in safetensors"),
         (without_weight, "lacks 1 weights, model.norm.weight among them, permitted are whole checkpoints"),
         (leading_out, "model.safetensors.index.json names '../part.safetensors', permitted are .safetensors files in the folder"),
-        (edited(model_type="lllama"), "has model_type='lllama', permitted are the causal language models of transformers .* llama"),
+        (edited(model_type="llam"), "has model_type='llam', permitted are the causal language models of transformers .* llama"),
         (edited(model_type="vit"), "is a vit, permitted are the causal language models of transformers"),
         (edited(quantization_config={"bits": 4}), "has quantization_config"),
         (edited(hidden_size="wide"), "can't be built"),
