@@ -177,7 +177,7 @@ def test_steps_in_place_equal_forward(name: str, prefilled: int, steps: int) -> 
 
 @torch.no_grad()
 def test_float32_is_near_float64(name: str) -> None:
-    assert_near(whole(name, torch.float32)[0].double(), whole(name)[0], "float32")
+    assert_near(whole(name, torch.float32)[0].double(), whole(name)[0], "float32 model")
 
 
 @torch.no_grad()

@@ -389,7 +389,7 @@ def test_settings_are_by_keyword_frozen_hashable_and_without_defaults(name, valu
     ("change", "message"),
     [
         ({"type": "parity.Party"}, "unknown task.type 'parity.Party'; did you mean parity.Parity?"),
-        ({"type": None}, "task.type is needed"),
+        ({"type": None}, "task.type=null is out of range, permitted are "),
         ({"seqlen": 4}, "unknown key 'task.seqlen'; did you mean task.seq_len?"),
         ({"seq_len": "long"}, "task.seq_len=long is not a whole number, permitted are whole numbers from 1"),
         ({"seq_len": 40.5}, "task.seq_len=40.5 is not a whole number"),
