@@ -23,7 +23,7 @@ MICRO_STEPS = 2
 
 
 class Sizes(NamedTuple):
-    """Of one call. dim: K, and V unless the call has more values. length: T."""
+    """The sizes of a call. dim: K, and V unless the call has more values. length: T."""
 
     batch_size: int
     length: int

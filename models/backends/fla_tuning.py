@@ -22,9 +22,9 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch
 DIMS = (16, 32, 64, 128, 256)
 BATCH_SIZE, LENGTH, NUM_HEADS = 8, 2048, 8
 SMALL_BATCH_SIZE = 2
-"""Of calls that only compile: many processes share the card's memory, and a batch of 1 may be compiled otherwise."""
+"""The batch of a call that only compiles: many processes share the card's memory, and a batch of 1 may be compiled otherwise."""
 EVERYWHERE = ("B", "H", "HV", "T")
-"""Values of keys by which a launch is not told from another: how many programs there are, and not what one does."""
+"""Parts of keys by which a launch is not told from another: how many programs there are, and not what one does."""
 
 Found = tuple[dict[str, object], dict[str, Any]]
 """A call's key and the launch that was fastest."""

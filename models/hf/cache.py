@@ -62,5 +62,5 @@ def constant(cache: Any) -> int:
 
 
 def recurrent(cache: Any) -> int:
-    """Of these, the numbers in the states of recurrences, without those of convolutions."""
+    """The numbers among them that are states of recurrences, without those of convolutions."""
     return sum(tensor.numel() for name, tensor in held(cache) if ".recurrent_states" in name)

@@ -47,7 +47,7 @@ def tune(arguments: Sequence[str]) -> str:
     if reason is not None:
         raise RequestError(f"tune can't run here: {reason}")
     found = launches.find(versions(), torch.cuda.get_device_capability(), torch.cuda.get_device_name())
-    # Of this process and of those that it starts: what is timed must not be pinned.
+    # For this process and those that it starts: what is timed must not be pinned.
     os.environ[launches.VARIABLE] = launches.NONE
     _compile_all(asked, min(count_cores(), MOST_PROCESSES))
     table = _timed(asked, None if isinstance(found, str) else found)

@@ -54,7 +54,7 @@ def test_a_failed_save_leaves_the_earlier_ones_and_kept_ones_stay(written):
 
 
 def test_two_ranks_wrote_what_one_reads(written, tmp_path):
-    """Those that were written beside the training hold the state of their step, not of the steps that went on meanwhile."""
+    """Checkpoints written beside the training hold the state of their own step, not of the steps that went on meanwhile."""
     for step, gone in ((6, ()), (5, (6,)), (3, (5, 6))):
         progress, state, notes = loaded(without(written, tmp_path / str(step), gone))
         assert (progress.step, progress.losses, notes) == (step, (0.5, 1 / 3), [])
