@@ -62,4 +62,4 @@ class AccumulatedStep(EagerStep):
         return mean.detach() * weight
 
     def clipped_norm(self) -> Tensor:
-        return clipped_norm(self.parameters, self.clip)
+        return clipped_norm(self.parameters, self.clip, self.world)

@@ -13,11 +13,14 @@ from suite.compute.muon import MuonAdamW
 from suite.compute.settings import Train
 
 
-def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, train: Train, *, kind: type[torch.optim.AdamW] = torch.optim.AdamW
+) -> torch.optim.Optimizer:
     """An optimiser that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
 
     With train.decays=all it decays these, too.
-    On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured.
+    On a GPU the learning rate is a tensor there, so that an update needs nothing from the host and can be captured. kind: the
+    class of AdamW.
     """
     matrices = _matrices(model) if train.optimizer == "muon" else []
     muon = {id(p) for p in matrices}
@@ -31,7 +34,7 @@ def build_optimizer(model: nn.Module, train: Train) -> torch.optim.Optimizer:
     lr = train.lr if device.type == "cpu" else torch.tensor(train.lr, device=device)
     if matrices:
         return MuonAdamW(matrices, groups, train, lr=lr)
-    return torch.optim.AdamW(groups, lr=lr, betas=train.betas, eps=train.eps, fused=True)
+    return kind(groups, lr=lr, betas=train.betas, eps=train.eps, fused=True)
 
 
 def _matrices(model: nn.Module) -> list[Tensor]:

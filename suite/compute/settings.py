@@ -106,9 +106,11 @@ class Compute(Settings, kw_only=True):
     """The settings in conf/compute.
 
     parallel: how the processes that torchrun starts train one run together, each with its rows of every batch: by itself, with
-    the whole model on every rank (ddp), or in shards (fsdp). micro_batch: sequences that a rank computes at a time, whose
-    gradients are added up; None for all of its share. keep_last: checkpoints that a training has at a time, of which the last is
-    gone on from. keep_every: the checkpoints after a multiple of so many steps stay after the run's end; None for none.
+    the whole model on every rank (ddp), or in shards (fsdp). reshard_after_forward: whether a block under fsdp gives its whole
+    weights up behind the forward pass, and gathers them again; auto where all of them are no small part of a GPU's memory.
+    micro_batch: sequences that a rank computes at a time, whose gradients are added up; None for all of its share. keep_last:
+    checkpoints that a training has at a time, of which the last is gone on from. keep_every: the checkpoints after a multiple of
+    so many steps stay after the run's end; None for none.
     """
 
     device: Literal["auto", "cpu", "cuda"]
@@ -124,6 +126,7 @@ class Compute(Settings, kw_only=True):
     wait: bool
     activation_checkpointing: Literal["none", "blocks"]
     parallel: Literal["none", "ddp", "fsdp"]
+    reshard_after_forward: Literal["auto"] | bool
     micro_batch: Annotated[int, within(1, 2**20)] | None
     keep_last: Annotated[int, within(1, 2**10)]
     keep_every: Count | None

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.adamw import adamw
 
 from models.backbone import Backbone
 from models.backbone.blocks import Block
@@ -27,6 +28,9 @@ from suite.compute.muon import MuonAdamW, begin_muon
 from suite.compute.parallel import World
 from suite.compute.scoring import TrainingInputs, loss
 from suite.compute.settings import Compute
+
+# Of a GPU's memory: whole weights that are less stay gathered from the forward to the backward pass.
+SMALL_SHARE = 1 / 16
 
 
 class Loss(nn.Module):
@@ -53,15 +57,26 @@ def wrapped(model: Backbone, compute: Compute, world: World) -> Loss | Distribut
             torch._dynamo.config.optimize_ddp = False
         return DistributedDataParallel(Loss(model), gradient_as_bucket_view=True)
     mesh = init_device_mesh(world.device.type, (world.size,))
+    again = reshards(model, compute, world)
     for block, output in zip(model.blocks, model.training_forms.outputs, strict=True):
         # FSDP2 gathers before what it knows as a forward, and compiled is what stands within.
         vars(block)["output"] = types.MethodType(output, block)
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, reshard_after_forward=again)
         register_fsdp_forward_method(block, "output")
     model.training_forms = model.training_forms._replace(outputs=[own_output] * len(model.blocks))
     whole = Loss(model)
     fully_shard(whole, mesh=mesh)
     return whole
+
+
+def reshards(model: Backbone, compute: Compute, world: World) -> bool:
+    """What `compute.reshard_after_forward` says of this model: gathering weights again takes time, keeping them memory."""
+    if compute.reshard_after_forward != "auto":
+        return compute.reshard_after_forward
+    if world.device.type != "cuda":
+        return True
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    return weights > SMALL_SHARE * torch.cuda.get_device_properties(world.device).total_memory
 
 
 def own_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
@@ -79,16 +94,44 @@ def summing(module: nn.Module, is_last: bool) -> Iterator[None]:
         yield
 
 
-def clipped_norm(parameters: Iterable[nn.Parameter], limit: float) -> Tensor:
+def clipped_norm(parameters: Iterable[nn.Parameter], limit: float, world: World) -> Tensor:
     """The norm of all gradients [], which are scaled down to `limit` where they exceed it, wherever their shards lie."""
     held = list(parameters)
     if not any(isinstance(parameter, DTensor) for parameter in held):
         return nn.utils.clip_grad_norm_(held, limit)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
-    # Once for all: each gradient would be multiplied by a norm that is still a sum to be made.
-    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    nn.utils.clip_grads_with_norm_(held, limit, whole)
-    return whole
+    # Shards are plain tensors: hundreds of DTensors would take the host longer than a GPU needs for the step.
+    shards = [gradient.to_local() for gradient in (parameter.grad for parameter in held) if isinstance(gradient, DTensor)]
+    norm = world.add_up(nn.utils.get_total_norm(shards).square()).sqrt()
+    torch._foreach_mul_(shards, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+class ShardedAdamW(torch.optim.AdamW):
+    """AdamW that updates the shards on this rank as plain tensors, for the same reason; its state are DTensors all the same."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            held = [parameter for parameter in group["params"] if parameter.grad is not None]
+            states = [self.state[parameter] for parameter in held]
+            beta1, beta2 = group["betas"]
+            adamw(
+                [parameter.to_local() for parameter in held],
+                [parameter.grad.to_local() for parameter in held],
+                [state["exp_avg"].to_local() for state in states],
+                [state["exp_avg_sq"].to_local() for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                found_inf=getattr(self, "found_inf", None),
+                amsgrad=False,
+                beta1=beta1,
+                beta2=beta2,
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
 
 
 def whole_tensors(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,8 +22,11 @@ from suite.plan import Run
 from suite.running.batches import Parts
 from suite.running.health import MOST_UNREAD
 from suite.saved import new_model
+from suite.store.beside import Beside, Copies, Outcome
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, training_state
+from suite.store.foreign import reason_of
 from suite.store.keeping import Keeping, Shared
+from suite.store.lock import Superseded
 from suite.store.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from suite.store.sharded import Sharded
 
 CPU = torch.device("cpu")
+# Where a thread that writes would take the core that trains.
+WRITTEN_AT_ONCE = ("cpu",)
 
 
 class Stopwatch:
@@ -57,6 +63,7 @@ class Trainee:
         self.best: dict[str, Tensor] | None = None
         self.work, self.rate = Stopwatch(), 0.0
         self._plain: Backbone | None = None
+        self._copies, self._beside = Copies(), Beside()
         self._sharded: Sharded | None = None
         self._in_ranks: AccumulatedStep | None = None
         self._by_rank = deque[tuple[int, Tensor]](maxlen=2 * MOST_UNREAD)
@@ -77,7 +84,7 @@ class Trainee:
     def _in_parts(self) -> None:
         # Imported here: DTensor takes two seconds, and a process by itself has none.
         from suite.compute.accumulation import AccumulatedStep
-        from suite.compute.wrapping import begin_moments, wrapped
+        from suite.compute.wrapping import ShardedAdamW, begin_moments, wrapped
         from suite.store.sharded import Sharded
 
         run, world = self.run, self.world
@@ -86,7 +93,8 @@ class Trainee:
         fill_first(run.config, Path(run.paths.results), self.model)
         accelerate(self.model, run.compute)
         module = wrapped(self.model, run.compute, world)
-        self.optimizer = build_optimizer(self.model, run.config.train)
+        kind = ShardedAdamW if run.compute.parallel == "fsdp" else torch.optim.AdamW
+        self.optimizer = build_optimizer(self.model, run.config.train, kind=kind)
         self.update = step = AccumulatedStep(self.model, self.optimizer, run.config.train, module=module, world=world)
         if run.compute.parallel != "none":
             self._in_ranks = step
@@ -132,16 +140,32 @@ class Trainee:
         return progress
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint; several ranks do so while training goes on. Raises OSError and Superseded."""
-        if self._sharded is None:
-            save_checkpoint(self.directory, self.model, self.optimizer, progress, self.best, self.keeping)
+        """Writes a checkpoint, beside a GPU and on several ranks while training goes on. Raises OSError and Superseded."""
+        tensors = training_state(self.model, self.optimizer, self.best)
+        if self._sharded is not None:
+            self._sharded.save(tensors, progress, blocking=False)
+        elif self.world.device.type in WRITTEN_AT_ONCE:
+            save_checkpoint(self.directory, tensors, progress, self.keeping)
         else:
-            self._sharded.save(training_state(self.model, self.optimizer, self.best), progress, blocking=False)
+            self.settle()
+            self._beside.begin(functools.partial(self._write, self._copies.of(tensors), progress))
+
+    def _write(self, tensors: dict[str, Tensor], progress: Progress) -> Outcome:
+        """What the thread of a process by itself does."""
+        try:
+            save_checkpoint(self.directory, tensors, progress, self.keeping)
+        except OSError as error:
+            return reason_of(error)
+        except Superseded as error:
+            return error
+        return ""
 
     def settle(self) -> None:
         """Waits for a checkpoint that is still being written. Raises Superseded."""
         if self._sharded is not None:
             self._sharded.look()
+        elif left_out := self._beside.ended():
+            self.on_note(f"a checkpoint is left out: {left_out}")
 
     def keep(self) -> None:
         """Keeps the weights as they are now: no other validation was better."""

@@ -20,14 +20,26 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from suite.canonical import canonical_json
 from suite.store.foreign import check_no_link, parse_json, reason_of
 from suite.store.keeping import FILE, LAST_TWO, Keeping, kept, prune, step_of, stored
 from suite.store.run_directory import READING, Damaged, RunDirectory
-from suite.store.shards import DTYPES, MOST_HEADER, Layout, Manifest, Part, TensorFile, check_file, fill, read_manifest, title
+from suite.store.shards import (
+    DTYPES,
+    MOST_HEADER,
+    Layout,
+    Manifest,
+    Part,
+    TensorFile,
+    check_file,
+    fill,
+    read_manifest,
+    serialized,
+    title,
+)
 from tasks.files import read_regular
 
 FINAL = "model.safetensors"
@@ -69,19 +81,14 @@ def training_state(model: nn.Module, optimizer: torch.optim.Optimizer, best: Map
 
 
 def save_checkpoint(
-    directory: RunDirectory,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    best: Mapping[str, Tensor] | None = None,
-    keeping: Keeping = LAST_TWO,
+    directory: RunDirectory, tensors: Mapping[str, Tensor], progress: Progress, keeping: Keeping = LAST_TWO
 ) -> None:
     """Writes step-<n>.safetensors, and removes those that are not to be kept. Raises OSError and Superseded.
 
-    best: the weights of the best validation, where they are kept.
+    tensors: what `training_state` gives.
     """
     path = keeping.place(directory, progress.step)
-    _write(directory, path.with_name(path.name + FILE), training_state(model, optimizer, best), progress)
+    _write(directory, path.with_name(path.name + FILE), tensors, progress)
     prune(directory, progress.step, keeping)
 
 
@@ -233,9 +240,8 @@ def load_kept(directory: RunDirectory, model: nn.Module, step: int) -> None:
 def _write(directory: RunDirectory, path: Path, tensors: Mapping[str, Tensor], progress: Progress | None) -> None:
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     about = {"run_id": directory.run_id, "progress": progress and dataclasses.asdict(progress)}
-    # One entry: safetensors writes several in any order.
     metadata = {"about": json.dumps({**about, "digest": _digest(sorted(here.items()), about)})}
-    directory.write(path, save(here, metadata))
+    directory.write(path, serialized(here, metadata))
 
 
 def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[str, Tensor], Progress | None]:

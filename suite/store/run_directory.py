@@ -18,7 +18,7 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class RunDirectory:
             check_no_link(folder, self.root)
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def write(self, path: Path, content: bytes, *, replace: bool = True) -> None:
+    def write(self, path: Path, content: bytes | Iterable[bytes | memoryview], *, replace: bool = True) -> None:
         """A whole file of the run. Raises Superseded, FileExistsError where it must not replace another, and OSError."""
         self.lock.check()
         check_no_link(path.parent, self.root)
@@ -208,6 +208,11 @@ class RunDirectory:
         except FileExistsError:
             if not os.path.lexists(self.stage_file(stage)):
                 raise
+
+    def write_samples(self, stage: Stage, samples: Sequence[Mapping[str, Any]]) -> None:
+        """What was answered in a stage, a line each beside its result, for people: no number is made of it."""
+        lines = "".join(checked_line(sample, self.run_id) for sample in samples)
+        self.write(self.stage_file(stage).with_suffix(".jsonl"), lines.encode(errors="backslashreplace"))
 
     def set_aside(self, path: Path) -> None:
         """Makes room for a file that is made again. What was there stays, in a folder `old` beside it."""

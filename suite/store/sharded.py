@@ -12,7 +12,6 @@ import functools
 import math
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from suite.compute.parallel import WAITING_TIMEOUT, World
+from suite.store.beside import Beside, Copies, Outcome
 from suite.store.checkpoint import Progress, described, progress_of
 from suite.store.foreign import check_no_link, reason_of
 from suite.store.keeping import Keeping, Shared, prune, remove, remove_leftovers, step_of, stored
@@ -77,9 +77,7 @@ class Sharded:
         self._group = _writers(world.talk) if world.size > 1 else None
         # A worker that has lost the run may write on for a while: its folder has another name.
         self._token = self._all(uuid.uuid4().hex)[0]
-        self._thread: threading.Thread | None = None
-        self._outcome: str | Superseded | None = None
-        self._pinned: dict[str, Tensor] = {}
+        self._copies, self._beside = Copies(), Beside()
 
     def save(self, tensors: Mapping[str, Tensor], progress: Progress, *, blocking: bool) -> None:
         """Copies all tensors and writes them beside the training, or, blocking, before it returns. Raises Superseded.
@@ -88,31 +86,18 @@ class Sharded:
         """
         self.look()
         own = {name: local_part(tensor) for name, tensor in self._own(tensors).items()}
-        here = {name: self._copied(name, local) for name, (local, _, _) in own.items()}
-        if self._pinned:
-            torch.cuda.synchronize()
+        here = self._copies.of({name: local for name, (local, _, _) in own.items()})
         kinds = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         places = {name: (begins, tuple(local.shape)) for name, (local, begins, _) in own.items()}
-        snapshot = Snapshot(progress, kinds, here, places)
-        # A daemon: a process that is told to end does not wait for ranks that have ended already.
-        self._thread = threading.Thread(target=self._write, args=(snapshot,), daemon=True)
-        self._outcome = None
-        self._thread.start()
+        self._beside.begin(functools.partial(self._write, Snapshot(progress, kinds, here, places)))
         if blocking:
             self.look()
 
     def look(self) -> None:
         """Waits for the save that is under way, and tells how it ended. Raises Superseded."""
-        if self._thread is None:
-            return
-        self._thread.join()
-        self._thread = None
-        # What a fault of ours raised in the thread stands above, with its traceback.
-        assert self._outcome is not None, "a checkpoint's writer has failed"
-        if isinstance(self._outcome, Superseded):
-            raise self._outcome
-        if self._outcome and self.world.is_first:
-            self.on_note(f"a checkpoint is left out: {self._outcome}")
+        left_out = self._beside.ended()
+        if left_out and self.world.is_first:
+            self.on_note(f"a checkpoint is left out: {left_out}")
 
     def load(self, tensors: Mapping[str, Tensor], *, way: Shared | None = None) -> Progress:
         """Fills the tensors, in place, from the newest checkpoint that is whole; without one the Progress is that of no step.
@@ -164,15 +149,7 @@ class Sharded:
                 own[name] = tensor
         return own
 
-    def _copied(self, name: str, local: Tensor) -> Tensor:
-        """A copy on the host; a GPU's go to pinned memory, which the next save uses again."""
-        if local.device.type == "cpu":
-            return local.clone(memory_format=torch.contiguous_format)
-        if name not in self._pinned or self._pinned[name].shape != local.shape:
-            self._pinned[name] = torch.empty(local.shape, dtype=local.dtype, pin_memory=True)
-        return self._pinned[name].copy_(local, non_blocking=True)
-
-    def _write(self, snapshot: Snapshot) -> None:
+    def _write(self, snapshot: Snapshot) -> Outcome:
         """What the thread does: writes this rank's file, and has the first rank finish the whole."""
         place = self.keeping.place(self.directory, snapshot.progress.step)
         folder, file = place.with_name(f"{place.name}.{self._token}.tmp"), f"rank-{self.world.rank:05d}.safetensors"
@@ -184,11 +161,11 @@ class Sharded:
         try:
             everything = self._all(told)
             outcome = self._finished(folder, place, everything, snapshot) if self.world.is_first else ""
-            self._outcome = self._all(outcome)[0]
+            return self._all(outcome)[0]
         except Gone as error:
-            self._outcome = str(error)
+            return str(error)
 
-    def _finished(self, folder: Path, place: Path, everything: Iterable[Told], snapshot: Snapshot) -> str | Superseded:
+    def _finished(self, folder: Path, place: Path, everything: Iterable[Told], snapshot: Snapshot) -> Outcome:
         """On the first rank: gives the folder its manifest and its name. Returns why that was not to be, "" where it was."""
         errors = [told.error for told in everything if told.error]
         try:

@@ -105,30 +105,31 @@ def local_part(tensor: Tensor) -> tuple[Tensor, tuple[int, ...], bool]:
     return dealt.to_local().detach(), tuple(chunk.offsets), is_first
 
 
-def write_rank_file(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """Writes tensors on the CPU as safetensors; returns the file's bytes and their SHA-256. Raises OSError."""
+def serialized(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> list[bytes | memoryview]:
+    """Tensors on the CPU as safetensors, in pieces to be written one after another; none of them is copied."""
     # As safetensors sorts them, so that every tensor begins at a multiple of its element's size.
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header, end = dict[str, Any](), 0
+    header, end = dict[str, Any](__metadata__=metadata) if metadata else {}, 0
     for name, tensor in ordered:
         begin, end = end, end + tensor.nbytes
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
+    contents = [tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data for _, tensor in ordered]
+    return [len(text).to_bytes(8, "little"), text, *contents]
 
-    def content() -> Iterator[bytes | memoryview]:
-        yield len(text).to_bytes(8, "little")
-        yield text
-        yield from (tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data for _, tensor in ordered)
+
+def write_rank_file(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
+    """Writes tensors on the CPU as safetensors; returns the file's bytes and their SHA-256. Raises OSError."""
+    pieces, digest = serialized(tensors), hashlib.sha256()
 
     def counted() -> Iterator[bytes | memoryview]:
-        for each in content():
+        for each in pieces:
             digest.update(each)
             yield each
 
     write_atomically(path, counted())
-    return 8 + len(text) + end, digest.hexdigest()
+    return sum(map(len, pieces)), digest.hexdigest()
 
 
 class TensorFile:

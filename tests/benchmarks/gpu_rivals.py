@@ -1,12 +1,14 @@
 """How fast the rivals' recurrences are on a GPU by our adapters, beside flash-linear-attention's own calls.
 
-    python -m tests.benchmarks.gpu_rivals [--ops kda pgdn ...] [--out FILE] [--dry-run]
+    python -m tests.benchmarks.gpu_rivals [--ops kda pgdn ...] [--out FILE] [--eager] [--dry-run]
     python -m tests.benchmarks.gpu_rivals --warm kda
 
 Forward, and forward and backward, in bfloat16 at B=16 T=2048, 8 heads of 128: medians of `triton.testing.do_bench`, and the
 ratio of ours to fla's, both measured in one process, which every op has to itself: one that fails costs a line. Both begin with
-what a layer has: keys, values and gates. --warm: runs both passes of an op once, which compiles its kernels and keeps no tuning,
-so that several processes can do it side by side, and a timing tunes alone. --dry-run: toy sizes on a CPU, by PyTorch.
+what a layer has: keys, values and the logits of gates, and both are compiled as a layer is: ours with what surrounds its kernels,
+fla's, whose call breaks a graph, in what precedes it. --eager: nothing is compiled. --warm: runs both passes of an op once, which
+compiles its kernels and keeps no tuning, so that several processes can do it side by side, and a timing tunes alone. --dry-run:
+toy sizes on a CPU, by PyTorch.
 """
 
 from __future__ import annotations
@@ -39,15 +41,20 @@ CHUNK_SIZE = 64
 
 
 def draw(shape: Shape, *, micro_steps: int = 1, key_ratio: int = 1) -> Tensors:
-    """Unit keys and values in bfloat16; gates in float32, log-decays about -0.02; from a fixed seed."""
+    """Unit keys and values in bfloat16; gates in float32, forget gates as logits about 4; from a fixed seed."""
     B, T, H, D = shape
     normal, K, steps = partial(torch.randn, generator=torch.Generator().manual_seed(0)), D * key_ratio, T * micro_steps
     q, k, k2 = (F.normalize(normal(B, length, H, K), dim=-1).bfloat16() for length in (T, steps, T))
     drawn = {"q": q, "k": k, "k2": k2, "v": normal(B, steps, H, D).bfloat16(), "beta": normal(B, steps, H).sigmoid()}
-    drawn |= {"log_decay": F.logsigmoid(normal(B, T, H) + 4.0), "log_momentum": F.logsigmoid(normal(B, T, H) + 1.0)}
-    drawn |= {"channel_log_decay": F.logsigmoid(normal(B, T, H, K) + 4.0), "moment_beta": normal(B, T, H).sigmoid()}
+    drawn |= {"log_decay": normal(B, T, H) + 4.0, "log_momentum": F.logsigmoid(normal(B, T, H) + 1.0)}
+    drawn |= {"channel_log_decay": normal(B, T, H, K) + 4.0, "moment_beta": normal(B, T, H).sigmoid()}
     gates = {"erase": normal(B, T, H, K).sigmoid().bfloat16(), "write": normal(B, steps, H, D).sigmoid().bfloat16()}
     return drawn | gates | {"bounded_log_decay": -STRONGEST * normal(B, T, H, K).sigmoid()}
+
+
+def with_decays(x: Tensors) -> Tensors:
+    """With log-decays, about -0.02, in the place of their logits."""
+    return x | {name: F.logsigmoid(x[name]) for name in ("log_decay", "channel_log_decay")}
 
 
 def empty_state(x: Tensors) -> Tensor:
@@ -220,6 +227,14 @@ OPS = {
 }
 
 
+def forms(op: Op, *, compiled: bool) -> tuple[Run, Run]:
+    """Ours and fla's, from logits of gates."""
+    if not compiled:
+        return (lambda x: op.ours(with_decays(x))), (lambda x: op.peer(with_decays(x)))
+    decays = torch.compile(with_decays)
+    return torch.compile(lambda x: op.ours(with_decays(x))), (lambda x: op.peer(decays(x)))
+
+
 def timings(run: Run, drawn: Tensors) -> tuple[float, float]:
     """Milliseconds of the forward pass, and of forward and backward."""
     device, inputs = drawn["v"].device, leaves(drawn)
@@ -229,12 +244,13 @@ def timings(run: Run, drawn: Tensors) -> tuple[float, float]:
     return forward, median_ms(lambda: both_passes(run, inputs, gradient), device)
 
 
-def measured(name: str, *, dry: bool) -> dict[str, Any]:
+def measured(name: str, *, dry: bool, eager: bool) -> dict[str, Any]:
     op, device = OPS[name], torch.device("cpu" if dry else "cuda")
     drawn = {key: x.to(device) for key, x in op.draw(TOY if dry else SHAPE).items()}
-    ours = timings(op.ours, drawn)
+    run, run_peer = forms(op, compiled=not (dry or eager))
+    ours = timings(run, drawn)
     # Only a GPU has fla's kernels.
-    peer = ours if dry else timings(op.peer, drawn)
+    peer = ours if dry else timings(run_peer, drawn)
     return {"op": name, "by": op.by, "ours_ms": ours, "fla_ms": peer, "ratios": [a / b for a, b in zip(ours, peer, strict=True)]}
 
 
@@ -242,15 +258,16 @@ def warm(name: str) -> None:
     os.environ["FLA_CACHE_RESULTS"] = "0"
     op = OPS[name]
     drawn = {key: x.cuda() for key, x in op.draw(SHAPE).items()}
-    for run in (op.ours, op.peer):
+    for run in forms(op, compiled=False):
         inputs = leaves(drawn)
         both_passes(run, inputs, torch.ones_like(run(inputs)))
     torch.cuda.synchronize()
 
 
-def in_its_own_process(name: str, *, dry: bool) -> dict[str, Any]:
+def in_its_own_process(name: str, *, dry: bool, eager: bool) -> dict[str, Any]:
     """`measured`, or why not."""
-    command = [sys.executable, "-m", "tests.benchmarks.gpu_rivals", "--measure", name, *(["--dry-run"] if dry else [])]
+    flags = [*(["--dry-run"] if dry else []), *(["--eager"] if eager else [])]
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_rivals", "--measure", name, *flags]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -273,6 +290,7 @@ def main() -> None:
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS), help="those to measure")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON, too")
     parser.add_argument("--warm", choices=OPS, metavar="OP", help="only compile the kernels of an op")
+    parser.add_argument("--eager", action="store_true", help="nothing is compiled")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on a CPU")
     parser.add_argument("--measure", choices=OPS, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -280,14 +298,14 @@ def main() -> None:
         warm(options.warm)
         return
     if options.measure:
-        print(json.dumps(measured(options.measure, dry=options.dry_run)))
+        print(json.dumps(measured(options.measure, dry=options.dry_run, eager=options.eager)))
         return
     print(machine(torch.device("cpu" if options.dry_run else "cuda")), flush=True)
     header = ["op", "ours by", "ours fwd [ms]", "ours fwd+bwd", "fla fwd", "fla fwd+bwd", "ratio fwd", "ratio fwd+bwd"]
     print(f"\n| {' | '.join(header)} |\n|{' --- |' * 2}{' ---: |' * 6}", flush=True)
     rows = []
     for name in options.ops:
-        rows.append(in_its_own_process(name, dry=options.dry_run))
+        rows.append(in_its_own_process(name, dry=options.dry_run, eager=options.eager))
         print(row_of(rows[-1]), flush=True)
         if options.out is not None:
             options.out.write_text(json.dumps(rows, indent=1) + "\n")

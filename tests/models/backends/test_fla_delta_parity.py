@@ -167,20 +167,21 @@ def test_keys_of_two_slices_do() -> None:
 
 @pytest.mark.parametrize("name", MIXERS)
 def test_a_compiled_layer_computes_what_torch_does(name: str) -> None:
-    """In bfloat16, whose rounding to 4e-3 the layer's products and the kernel each make; whole graphs, gradients, decoding."""
+    """In bfloat16, with 1.5 times the errors of PyTorch's own at most; whole graphs, gradients, decoding."""
     expected_layer, by_fla = (layer(name, backend).cuda() for backend in ("torch", "fla"))
     x = torch.randn(B, 100, 32, generator=torch.Generator().manual_seed(1)).cuda()
     starts = torch.zeros(B, 100, dtype=torch.bool, device="cuda")
     starts[0, [0, 40]] = True
-    found = []
-    for run in (expected_layer, torch.compile(by_fla, fullgraph=True, backend="aot_eager")):
+    compiled, found = torch.compile(by_fla, fullgraph=True, backend="aot_eager"), []
+    for run, narrow in ((expected_layer, False), (expected_layer, True), (compiled, True)):
         x_leaf = x.clone().requires_grad_()
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=narrow):
             y, state = run(x_leaf, starts=starts)
         y.float().square().sum().backward()
-        found.append((y.detach(), state["G"].detach(), x_leaf.grad))
-    for expected, actual in zip(*found, strict=True):
-        assert (actual - expected).norm() < 0.03 * expected.norm()
+        found.append((y.detach().float(), state["G"].detach(), x_leaf.grad))
+    for exact, by_torch, actual in zip(*found, strict=True):
+        rounding = max(relative_error(by_torch, exact), 2e-3)
+        assert relative_error(actual, exact) < 1.5 * rounding, (relative_error(actual, exact), rounding)
     with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
         states = [{key: value.detach().clone() for key, value in state.items()} for _ in range(2)]
         y = by_fla.step_(x[:, 0], states[0])

@@ -31,7 +31,7 @@ from suite.running import pool
 from suite.running.batches import batches
 from suite.running.health import MOST_UNREAD, Diverged, Health, Readings
 from suite.saved import new_model
-from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, training_state
 from suite.store.run_directory import RunDirectory
 from tasks.task import IGNORE, Batch
 
@@ -278,7 +278,7 @@ def test_a_run_on_a_gpu_goes_on_from_its_checkpoint(small, tmp_path) -> None:
     (first,), (second,), (third,) = batches(run, task_of(run.config), range(3), world=alone(GPU))
     step(first), step(second)
     directory = RunDirectory(tmp_path, run.run_id)
-    save_checkpoint(directory, model, optimizer, Progress(2, 1.0, 1.0, 3.0, (3.0,)))
+    save_checkpoint(directory, training_state(model, optimizer, None), Progress(2, 1.0, 1.0, 3.0, (3.0,)))
     expected = step(third).tolist()
     again = new_model(run, GPU)
     optimizer = build_optimizer(again, run.config.train)

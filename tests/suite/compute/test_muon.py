@@ -17,7 +17,7 @@ from suite.compute.muon import MuonAdamW
 from suite.compute.optimization import build_optimizer, set_learning_rate
 from suite.plan import Run, plan
 from suite.saved import new_model
-from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, training_state
 from suite.store.run_directory import RunDirectory
 
 CPU = torch.device("cpu")
@@ -72,7 +72,7 @@ def test_a_checkpoint_holds_the_state_of_both(tmp_path):
     directory = RunDirectory(tmp_path, run.run_id)
     directory.make()
     with directory.lock:
-        save_checkpoint(directory, model, optimizer, Progress(step=1))
+        save_checkpoint(directory, training_state(model, optimizer, None), Progress(step=1))
         step(model, optimizer, 1)
         _, other, restored = built()
         assert load_checkpoint(directory, other, restored, print)[0].step == 1

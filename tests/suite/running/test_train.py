@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import multiprocessing
@@ -25,8 +26,9 @@ from suite.cli import main
 from suite.compute.optimization import build_optimizer, learning_rate
 from suite.compute.order import example_indices
 from suite.plan import plan
+from suite.running import book, trainee
 from suite.saved import new_model
-from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint
+from suite.store.checkpoint import Progress, load_checkpoint, load_kept, save_checkpoint, training_state
 from suite.store.run_directory import RunDirectory
 
 CPU = torch.device("cpu")
@@ -82,7 +84,7 @@ def test_a_checkpoint_cut_short_falls_back_to_the_one_before(small, tmp_path):
     model(torch.zeros(1, 4, dtype=torch.int64))[0].sum().backward()
     for step in (1, 2, 3):
         optimizer.step()
-        save_checkpoint(directory, model, optimizer, Progress(step, float(step), 0.5, 3.0, (1.0,)))
+        save_checkpoint(directory, training_state(model, optimizer, None), Progress(step, float(step), 0.5, 3.0, (1.0,)))
     assert sorted(path.name for path in directory.checkpoints.glob("step-*")) == [
         "step-000000002.safetensors",
         "step-000000003.safetensors",
@@ -306,3 +308,34 @@ def test_weight_decay_falls_on_linear_maps_alone(small):
 def test_nothing_is_left_of_a_temporary_file(small, tmp_path):
     assert main(["run", *small]) == 0
     assert not [path for path in (tmp_path / "results").rglob(".*")]
+
+
+def test_checkpoints_written_beside_the_training_are_those_written_at_once(small, tmp_path, monkeypatch):
+    """The state is the one at the call, whatever the steps do meanwhile; a failure is told, and training goes on."""
+    assert main(["run", *small]) == 0
+    monkeypatch.setattr(trainee, "WRITTEN_AT_ONCE", ())
+    monkeypatch.setattr(book, "CHECKPOINT_SHARE", 1e9)
+    beside = tmp_path / "beside"
+    kept = "compute.keep_every=1"
+    request = [f"paths.results={beside}" if each.startswith("paths.results") else each for each in small]
+    assert main(["run", *request, kept, "compute.checkpoint_seconds=0"]) == 0
+    assert numbers(beside) == numbers(tmp_path / "results")
+    (run,) = plan(request)
+    directory = RunDirectory(beside, run.run_id)
+    for step in (1, 5, 12):
+        model = new_model(run, CPU)
+        load_kept(directory, model, step)
+        optimizer = build_optimizer(model, run.config.train)
+        progress, _ = load_checkpoint(directory, model, optimizer, print, [step]) if step == 12 else (None, None)
+        assert progress is None or progress.step == 12
+    assert all(torch.equal(model.state_dict()[name], each) for name, each in weights(beside).items())
+
+
+def test_a_checkpoint_that_can_not_be_written_beside_is_left_out(small, monkeypatch, capsys):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trainee, "WRITTEN_AT_ONCE", ())
+    monkeypatch.setattr(trainee, "save_checkpoint", fail)
+    assert main(["run", *small]) == 0
+    assert "a checkpoint is left out: " in capsys.readouterr().err

@@ -23,7 +23,7 @@ from suite.plan import plan
 from suite.results import load_curves, load_results, load_runs
 from suite.running.execute import Command, execute_all
 from suite.saved import new_model
-from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint
+from suite.store.checkpoint import FINAL, Progress, load_checkpoint, save_checkpoint, training_state
 from suite.store.run_directory import Damaged, RunDirectory, as_json
 from tasks.files import machine
 from tests.suite.conftest import ROOT, SMALL
@@ -317,7 +317,7 @@ def test_a_header_that_lost_its_own_name_is_no_old_checkpoint(store, finished, c
     directory, told = RunDirectory(store, run.run_id), []
     model = new_model(run, torch.device("cpu"))
     optimizer = build_optimizer(model, run.config.train)
-    save_checkpoint(directory, model, optimizer, Progress(5, 1.0, 1.0, 3.0, (3.0,)))
+    save_checkpoint(directory, training_state(model, optimizer, None), Progress(5, 1.0, 1.0, 3.0, (3.0,)))
     (path,) = directory.checkpoints.glob("step-*")
     path.write_bytes(path.read_bytes().replace(b'"about"', b'"abouu"'))
     assert load_checkpoint(directory, model, optimizer, told.append)[0] == Progress()

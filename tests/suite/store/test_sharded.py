@@ -75,7 +75,7 @@ def test_each_rank_reads_what_it_wrote_and_one_process_reads_all(written, tmp_pa
         updated(model, optimizer, step)
     (store / "expected" / "2.safetensors").unlink()
     directory = RunDirectory(store, RUN_ID)
-    save_checkpoint(directory, model, optimizer, Progress(step=2, losses=(0.5, 1 / 3)))
+    save_checkpoint(directory, training_state(model, optimizer, None), Progress(step=2, losses=(0.5, 1 / 3)))
     save_file(whole(model, optimizer, None), store / "expected" / "2.safetensors")
     on_ranks(2, (read, str(written), True, 6), (read, str(written), False, 6), (read, str(store), True, 2))
 
@@ -165,7 +165,7 @@ def test_a_state_of_the_optimiser_that_is_not_whole_is_passed_over(store):
     last = list(model.parameters())[-1]
     held = optimizer.state.pop(last)
     directory = RunDirectory(store, RUN_ID)
-    save_checkpoint(directory, model, optimizer, Progress(step=9, losses=(1.0,)))
+    save_checkpoint(directory, training_state(model, optimizer, None), Progress(step=9, losses=(1.0,)))
     for load in (lambda *a: loaded(store), lambda *a: (*load_checkpoint(directory, model, optimizer, a[0].append), a[0])):
         progress, _, notes = load([])
         assert progress.step == 6 and "step-000000009.safetensors is not of this model" in (notes[0] if notes else "")
@@ -212,7 +212,7 @@ def test_a_damaged_newer_one_does_not_cost_the_new_one(tmp_path):
     (directory.checkpoints / "step-000000009").mkdir(parents=True)
     checkpoints.save(training_state(model, optimizer, None), Progress(step=4, losses=(1.0,)), blocking=True)
     assert [path.name for path in stored(directory)] == ["step-000000004"]
-    save_checkpoint(directory, model, optimizer, Progress(step=5, losses=(1.0,)), None, keeping)
+    save_checkpoint(directory, training_state(model, optimizer, None), Progress(step=5, losses=(1.0,)), keeping)
     assert [path.name for path in stored(directory)] == ["step-000000005.safetensors"]
 
 
