@@ -138,6 +138,11 @@ class SequenceMixer(nn.Module, ABC):
         """Whether `step_` asks the host nothing, such as whether to go on, so that a CUDA graph can hold it."""
         return True
 
+    @property
+    def steps_as_it_reads(self) -> bool:
+        """Whether a token that is read by itself counts as it does among others, whatever a mixer may be set to save there."""
+        return True
+
     # Draws while training.
 
     def begin_step(self, *, seed: int, step: int) -> None:

@@ -167,7 +167,7 @@ def _benchmarks(frames: Frames) -> Iterator[Part]:
     caption = "Scores through lm-eval with the standard error over examples; a dotted line is chance."
     yield _part("benchmarks", "benchmarks.scores", "Benchmarks", caption, **arguments)
     if len(windows) > 1 and "transformer" in models:
-        caption = "Every comparison is settled by a 95 % paired interval over examples, or its benchmark is undecided."
+        caption = "Comparisons are settled by 95 % intervals over examples and seeds: all for global, one against it for local."
         yield _part("split", "benchmarks.verdicts", "Global and local benchmarks", caption, **arguments)
 
 

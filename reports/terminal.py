@@ -129,7 +129,8 @@ def _part(text: str) -> str:
 def benchmark_table(frames: Frames) -> Table:
     """Benchmark x model with standard errors over examples, chance, and the split where the windows that decide it are there."""
     # Its figures need matplotlib, which takes a second to import.
-    from reports.pages.benchmarks import BENCHMARK, reading_order, score_table
+    from reports.kit.benchmarks import BENCHMARK
+    from reports.pages.benchmarks import reading_order, score_table
 
     windows, full = _windows(frames.runs)
     data = score_table(frames, metrics=PRIMARY, windows=windows, full=full)

@@ -68,9 +68,12 @@ METRICS = {
         Metric("ngram3_accuracy", "in-context 3-gram floor", "", "higher", (0.0, 1.0), short="3-gram"),
         Metric("ngram4_accuracy", "in-context 4-gram floor", "", "higher", (0.0, 1.0), short="4-gram"),
         Metric("accuracy_norm", "length-normalised accuracy", "", "higher", (0.0, 1.0), short="norm. acc."),
+        Metric("accuracy_per_token", "accuracy, likelihood per token", "", "higher", (0.0, 1.0), short="acc. per token"),
         Metric("exact_match", "exact match", "", "higher", (0.0, 1.0)),
         Metric("contains", "contains the answer", "", "higher", (0.0, 1.0)),
+        Metric("bleu", "BLEU", "", "higher", (0.0, 100.0), 1),
         Metric("truncated", "share of requests cut", "", "", (0.0, 1.0)),
+        Metric("left_out", "share of documents too long", "", "", (0.0, 1.0)),
         Metric("chance", "chance", "", "", (0.0, 1.0)),
         Metric("reachable_accuracy", "best possible in the window", "", "", (0.0, 1.0)),
         Metric("solver_steps", "solver steps", "", "lower", (0.0, None), 2, short="steps"),
@@ -131,6 +134,7 @@ METRICS = {
         Metric("peak_memory_bytes", "peak memory", "bytes", "lower", (0.0, None), 0, short="memory [B]", decided_by="count"),
         Metric("matmul_flops_per_second", "FLOP/s of a matrix product", "1/s", "", (0.0, None), 0, decided_by="clock"),
         Metric("copy_bytes_per_second", "bytes/s of a copy", "1/s", "", (0.0, None), 0, decided_by="clock"),
+        Metric("missing_data", "missing data"),
         Metric("out_of_memory", "out of memory"),
         Metric("not_captured", "no CUDA graph"),
         Metric("parameters", "parameters", "", "", (0.0, None), 0, short="params", decided_by="count"),
@@ -155,6 +159,8 @@ METRICS = {
             short="max. FLOPs/token",
             decided_by="count",
         ),
+        Metric("scored_tokens", "scored tokens of a document", "", "", (0.0, None), 0, short="tokens", decided_by="count"),
+        Metric("short_documents", "documents too short", "", "", (0.0, None), 0, short="too short", decided_by="count"),
     )
 }
 

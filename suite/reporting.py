@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from conf.groups import find, options
 from conf.settings import RequestError, fields, unknown
@@ -14,7 +16,7 @@ from reports.kit.build import build_report
 from reports.kit.commands import commands_of, suite_command, without_places
 from reports.kit.index import build_index
 from reports.kit.page import Page, read_page
-from reports.kit.parts import Frames, frames_of, load_frames
+from reports.kit.parts import Frames, frames_of, load_frames, no_frames
 from reports.kit.render import counted
 from reports.kit.sheet import SCREEN, VENUES, Sheet, read_sheet
 from reports.standard import standard_page
@@ -60,7 +62,7 @@ def draw(arguments: Sequence[str]) -> tuple[Path, Frames]:
         raise RequestError(
             f"report takes one name ({', '.join(known_names())}), or a line of run, or where=CONDITIONS with or without a name"
         )
-    results, reports = store_and_pages(overrides)
+    results, reports = store_and_pages(overrides, may_lack=_shows_what_is_missing(names, own, line, overrides))
     draws = _Draws(results, reports, read_sheet({key: own[key] for key in SHEET if key in own}))
     if "where" in own:
         name = check_name(names[0]) if names else None
@@ -87,12 +89,21 @@ def draw_index(arguments: Sequence[str]) -> Path:
     return build_index(runs, main_scores(reader.results()), reports, results)
 
 
-def store_and_pages(overrides: Sequence[str]) -> tuple[Path, Path]:
-    """The folders of the results and of the reports. Raises RequestError where there are no results."""
+def store_and_pages(overrides: Sequence[str], *, may_lack: bool = False) -> tuple[Path, Path]:
+    """The folders of the results and of the reports. Raises RequestError where there are no results, unless they may lack."""
     places = read_places([each for each in overrides if each.startswith("paths.")])
     results = Path(places["results"])
-    check_store(results)
+    if not may_lack:
+        check_store(results)
     return results, Path(places["reports"])
+
+
+def _shows_what_is_missing(names: Sequence[str], own: Mapping[str, str], line: Sequence[str], overrides: Sequence[str]) -> bool:
+    """Whether a report is drawn of no run at all too: one of all runs of some tasks, from the store that nobody named."""
+    if len(names) != 1 or "where" in own or line or any(each.startswith("paths.results=") for each in overrides):
+        return False
+    page = page_of(names[0]) if names[0] in options("report") else None
+    return bool(page and page.tasks)
 
 
 def _parted(overrides: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -121,8 +132,10 @@ class _Draws:
     def named(self, name: str) -> tuple[Path, Frames]:
         """What was asked for under the name of a report or an experiment."""
         page = page_of(name)
+        if page and page.tasks:
+            return self.page(name, stored_frames(self.results, page), page)
         try:
-            frames = load_frames(self.results, page.experiment if page else name)
+            frames = load_frames(self.results, page.experiment if page and page.experiment else name)
         except ValueError as error:
             raise RequestError(f"{error}; its runs are made by: {suite_command('run', [f'experiment={name}'])}") from error
         return self.page(name, frames, page)
@@ -156,10 +169,29 @@ def frames_where(results: Path, where: str, *, page: str | None) -> Frames:
     found = select(runs, where, reader.results)
     if found.empty:
         raise RequestError(f"where={where}: none of the {len(runs)} runs under {results}")
-    columns = [name for name in found if "." in name or name in CELL_COLUMNS]
-    cells = found[columns].astype(object)
-    request: dict[str, Any] = {"experiment": None, "created": "", "overrides": [], "where": where, "page": page}
-    return frames_of(results, request | {"cells": cells.where(cells.notna(), None).to_dict("records")})
+    return frames_of(results, _request(where, page) | {"cells": _cells(found)})
+
+
+def stored_frames(results: Path, page: Page) -> Frames:
+    """The frames of all runs of a page's tasks, of none where the store has none."""
+    request = _request(f"task={'|'.join(page.tasks)}", page.name) | {"is_of_page": True}
+    try:
+        runs = Reader(results).runs()
+    except ValueError:
+        # An empty store.
+        return no_frames(request)
+    found = runs[runs["task"].isin(page.tasks)]
+    return no_frames(request) if found.empty else frames_of(results, request | {"cells": _cells(found)}, with_facts=False)
+
+
+def _request(where: str, page: str | None) -> dict[str, Any]:
+    return {"experiment": None, "created": "", "overrides": [], "where": where, "page": page}
+
+
+def _cells(runs: pd.DataFrame) -> list[dict[str, Any]]:
+    """The runs as a request asks for them."""
+    cells = runs[[name for name in runs if "." in name or name in CELL_COLUMNS]].astype(object)
+    return cells.where(cells.notna(), None).to_dict("records")
 
 
 def frames_line(results: Path, line: Sequence[str]) -> Frames:

@@ -26,6 +26,7 @@ from suite.store.requests import load_request
 
 __all__ = [
     "MACHINE_COLUMNS",
+    "RESULT_COLUMNS",
     "RUN_COLUMNS",
     "Reader",
     "load_curves",
@@ -34,6 +35,9 @@ __all__ = [
     "load_results",
     "load_runs",
 ]
+
+RESULT_COLUMNS = [*RUN_COLUMNS, *ROW_COLUMNS]
+"""The columns that the rows of every store have."""
 
 
 def load_runs(root: str | Path, run_ids: Collection[str] | None = None) -> pd.DataFrame:
@@ -94,10 +98,12 @@ class Reader:
         machines = self._store.read("machine", run_ids).table
         return beside(runs, machines, np.arange(runs.length), [*RUN_COLUMNS, "reason", "failed_stage", "failed_step"])
 
-    def results(self) -> pd.DataFrame:
+    def results(self, *, with_facts: bool = True) -> pd.DataFrame:
+        """See `load_results`. with_facts: whether every row repeats the facts and settings of its run."""
         run_ids, runs = self._runs
+        runs = runs if with_facts else runs.only(RUN_COLUMNS)
         found = self._store.read("rows", run_ids)
-        table = beside(runs, found.table, np.repeat(np.arange(runs.length), found.rows_of), [*RUN_COLUMNS, *ROW_COLUMNS])
+        table = beside(runs, found.table, np.repeat(np.arange(runs.length), found.rows_of), RESULT_COLUMNS)
         # Facts of these names are what an example is, and stand in its frame alone.
         return table.drop(columns=["examples", "groups"], errors="ignore")
 

@@ -56,8 +56,9 @@ class Stage:
 
     @property
     def title(self) -> str:
-        """What the stage is called for people: a stage of benchmarks with the name of its task."""
-        return " ".join([self.name, *([tasks] if (tasks := json.loads(self.settings).get("tasks")) else [])])
+        """What the stage is called for people: with its benchmark, or with its text and how that is read."""
+        settings = json.loads(self.settings)
+        return " ".join([self.name, *(str(settings[key]) for key in ("tasks", "text", "reading", "context") if key in settings)])
 
 
 TRAINING = Stage.of("train", {}, {})

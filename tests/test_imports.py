@@ -20,7 +20,8 @@ FOREIGN = {
     "reports": {"models", "tasks", "torch", "suite"},
 }
 ALLOWED_TO_REPORTS = {"suite.results", "suite.metrics", "suite.naming", "suite.scores"}
-ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py", "lm_eval": "suite/evaluation/lm_eval"}
+ONE_PLACE = {"fla": "models/backends/fla", "mamba_ssm": "models/backends/mamba_ssm.py"}
+ONE_PLACE |= {"lm_eval": ("suite/evaluation/lm_eval", "tasks/paper/prefixes.py")}
 ONE_PLACE |= {name: "suite/running/sinks.py" for name in ("tensorboard", "wandb", "trackio")}
 ONE_PLACE |= {"submitit": "suite/running/slurm.py", "transformers": "models/hf/"}
 ONE_PLACE |= {"datasets": ("tasks/offline/data.py", "suite/evaluation/lm_eval", "tasks/language/hub.py")}

@@ -55,9 +55,9 @@ def test_what_is_installed_works_elsewhere(arguments, said, site, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("folder", ["conf", "models/backends/launches"])
+@pytest.mark.parametrize("folder", ["conf", "models/backends/launches", "tasks"])
 def test_every_file_of_the_configuration_and_every_table_of_launches_is_installed(folder, site):
     def files(folder: Path) -> set[str]:
-        return {str(path.relative_to(folder)) for path in folder.rglob("*.yaml")}
+        return {str(path.relative_to(folder)) for path in folder.rglob("*yaml")}
 
     assert files(site / folder) == files(ROOT / folder) != set()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.backbone.blocks import Block, RMSNorm, Size
 from models.initialization import fan_in_normal_
@@ -109,6 +110,22 @@ class Backbone(nn.Module, ABC):
         """The state of every block in tensors that `step_` may write num_tokens tokens into."""
         return [block.mixer.reserve(each, num_tokens) for block, each in zip(self.blocks, state, strict=True)]
 
+    def gathered(self, rows: Sequence[tuple[list[State], int]]) -> list[State]:
+        """The states of single sequences as those of one batch, in new tensors.
+
+        rows: the state of a batch and which of its sequences. They are after equally many tokens, or all from `reserve`: then
+        what has fewer slots than another is filled up behind them, where a position is that no step sees before it is written.
+        """
+        return [
+            {name: _joined([state[i][name][row : row + 1] for state, row in rows]) for name in block}
+            for i, block in enumerate(rows[0][0])
+        ]
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """Whether states from `reserve` after different numbers of tokens can be in one batch."""
+        return True
+
     def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
         """As `step`, but the new state is written into the tensors of `state`, which is from `reserve`; for decoding."""
         x_t = self.embed(tokens.unsqueeze(1)).squeeze(1)
@@ -124,6 +141,11 @@ class Backbone(nn.Module, ABC):
     def capturable(self) -> bool:
         """Whether `step_` asks the host nothing in any block, so that a CUDA graph can hold it."""
         return all(block.mixer.capturable for block in self.blocks)
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether sequences may be read in pieces: as fast, and with the features that they have as a whole."""
+        return all(block.mixer.steps_as_it_reads for block in self.blocks if isinstance(block, Block))
 
     def begin_step(self, *, seed: int, step: int) -> None:
         """Called before the batch of every training step. All blocks get the same seed, so what they draw is one draw."""
@@ -170,3 +192,12 @@ class Backbone(nn.Module, ABC):
         """How many earlier tokens an answer can depend on, over all blocks; None when there is no bound."""
         reaches = [block.mixer.reach for block in self.blocks]
         return None if None in reaches else sum(reaches)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Tensors [1, ...] as one [B, ...], each filled up with zeros to the largest sizes."""
+    sizes = [max(each) for each in zip(*(part.shape for part in parts), strict=True)]
+    fills = [
+        [fill for size, own in zip(sizes[:0:-1], part.shape[:0:-1], strict=True) for fill in (0, size - own)] for part in parts
+    ]
+    return torch.cat([F.pad(part, fill) if any(fill) else part for part, fill in zip(parts, fills, strict=True)])

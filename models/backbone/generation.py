@@ -60,6 +60,22 @@ def draw(logits: Tensor, *, temperature: float, top_k: int | None, generator: to
     return (logits.softmax(-1) / torch.empty_like(logits).exponential_(generator=generator)).argmax(-1)
 
 
+def at_quantiles(logits: Tensor, quantile: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """A token for each row of logits [B, V] -> [B], by a number of its own: the one at which the probabilities, largest first,
+    add up to more than that share of what may be drawn. Unlike with `draw`, a row's token depends on no other row.
+
+    All other arguments: [B] float64. quantile: from 0 to below 1. temperature: above 0. top_k: among so many likeliest tokens.
+    top_p: among the fewest likeliest whose probabilities reach it.
+    """
+    likely, order = (logits.double() / temperature.unsqueeze(1)).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(likely.shape[-1], device=likely.device)
+    permitted = (rank < top_k.unsqueeze(1)) & (likely.cumsum(-1) - likely < top_p.unsqueeze(1))
+    reached = (likely * permitted).cumsum(-1)
+    # Rounding may leave the number beyond the last of them.
+    place = (reached <= (quantile * reached[:, -1]).unsqueeze(1)).sum(-1).minimum(permitted.sum(-1) - 1)
+    return order.gather(1, place.unsqueeze(1)).squeeze(1)
+
+
 class Recorded(NamedTuple):
     """A call as a CUDA graph; the call is kept with it, since the graph reads and writes the memory of what it names."""
 

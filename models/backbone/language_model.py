@@ -44,6 +44,11 @@ class LanguageModel(Backbone):
     def head_flops_per_token(self) -> float:
         return 2.0 * self.embedding.weight.numel()
 
+    @property
+    def longest(self) -> int | None:
+        """The most tokens that the model can read; None where there is no bound."""
+        return None
+
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
         mean_nll = chosen(cross_entropy, features) or cross_entropy.mean_nll
         return mean_nll(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -37,6 +38,30 @@ def copied(cache: Any) -> Any:
     made = copy.copy(cache)
     made.layers = [_copied(layer) for layer in cache.layers]
     return made
+
+
+def gathered(rows: Sequence[tuple[Any, int]]) -> Any:
+    """A cache of single sequences: of each a cache that has read equally many tokens, and which of its sequences."""
+    first, _ = rows[0]
+    made = copy.copy(first)
+    made.layers = [_gathered(layer, [(cache.layers[i], row) for cache, row in rows]) for i, layer in enumerate(first.layers)]
+    return made
+
+
+def _gathered(first: Any, rows: Sequence[tuple[Any, int]]) -> Any:
+    """A layer of the cache, whose attributes are in part tensors or tensors by name."""
+    made = copy.copy(first)
+    vars(made).update(_joined(vars(first), [(vars(layer), row) for layer, row in rows]))
+    return made
+
+
+def _joined(first: Any, rows: Sequence[tuple[Any, int]]) -> Any:
+    """What holds a row a sequence as one batch; what all sequences share as it is."""
+    if isinstance(first, dict):
+        return {name: _joined(value, [(each[name], row) for each, row in rows]) for name, value in first.items()}
+    if not isinstance(first, Tensor) or first.ndim <= 1:
+        return first
+    return torch.cat([each[row : row + 1] for each, row in rows])
 
 
 def _copied(layer: Any) -> Any:

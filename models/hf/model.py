@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,7 +20,7 @@ from conf.paths import UserPath
 from conf.settings import OUTSIDE, Refusal
 from models.backbone.language_model import LanguageModel
 from models.hf import folder
-from models.hf.cache import Held, constant, copied, growing, recurrent
+from models.hf.cache import Held, constant, copied, gathered, growing, recurrent
 from models.hf.library import built, library, loaded, refused
 from models.mixer import SequenceMixer, State
 
@@ -32,8 +32,8 @@ Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{16}$", description="16 hexadeci
 class HFModel(LanguageModel):
     """Ids [B, T] to next-token logits [B, T, vocab_size] by a model of transformers; the state is its cache.
 
-    vocab_size is the model's own, which may have more ids than the tokenizer. No batch is padded anywhere: sequences that are
-    read together have one length. The model is never trained, and resets no state within a sequence.
+    vocab_size is the model's own, which may have more ids than the tokenizer. No batch is padded before or among its tokens:
+    sequences that are read together begin together. The model is never trained, and resets no state within a sequence.
     """
 
     name = "hf"
@@ -134,7 +134,9 @@ class HFModel(LanguageModel):
         """The output embedding, and behind it what some kinds of models have; `_try` holds the logits to the model's own."""
         text = self.causal.config.get_text_config(decoder=True)
         logits = self.causal.get_output_embeddings()(features)
-        logits = logits * (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        if scale != 1.0:
+            logits = logits * scale
         cap = getattr(text, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -159,6 +161,19 @@ class HFModel(LanguageModel):
 
     def reserve(self, state: list[State], num_tokens: int) -> list[State]:
         return list(state)
+
+    def gathered(self, rows: Sequence[tuple[list[State], int]]) -> list[State]:
+        return [Held(gathered([(state[0].cache, row) for state, row in rows if isinstance(state[0], Held)]))]
+
+    @property
+    def mixes_lengths(self) -> bool:
+        """A cache of transformers has one number of tokens for all sequences."""
+        return False
+
+    @property
+    def goes_on(self) -> bool:
+        """What goes on from a state by single tokens alone is read as a whole."""
+        return not recurrent(self._first)
 
     def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
         answers, state[:] = self.step(tokens, state)

@@ -214,6 +214,10 @@ class Mesa(LinearRNN):
             state["age"] = torch.zeros(batch_size, dtype=torch.int64, device=H.device)
         return state
 
+    @property
+    def steps_as_it_reads(self) -> bool:
+        return self.settings.decode == "solver"
+
     def recurrence_flops_per_token(self) -> float:
         """The outer products written into G and H, the solve at its maximal steps, and the read-out.
 

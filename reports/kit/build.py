@@ -139,6 +139,8 @@ def _tabulated(table: Table, name: str, numbers: Mapping[str, int], csv: Path, m
 def what_was_asked(frames: Frames) -> str:
     """One sentence: how many models, tasks and seeds, and what became of the runs."""
     cells = frames.cells
+    if cells.empty:
+        return "The store has no run for this report."
     seeds = cells.groupby(["arm", "task"]).size()
     n = "" if seeds.min() == seeds.max() else f"{seeds.min()} to "
     counts = ", ".join(f"{count} {status.replace('_', ' ')}" for status, count in cells["status"].value_counts().items())
@@ -162,4 +164,5 @@ def how_it_was_made(frames: Frames) -> str:
     asked = counted(len(frames.runs), "run")
     mixed = [f" By the code, {ages[age]} of {asked}: trained {words}." for age, words in made.items() if age in ages]
     drawn = f"Python {platform.python_version()}, numpy {np.__version__}, pandas {pd.__version__}, matplotlib {mpl.__version__}"
-    return f"Runs: {'; '.join(runs)}. Report: {drawn}.{''.join(mixed)}"
+    made_on = [f"Runs: {'; '.join(runs)}."] if runs else []
+    return " ".join([*made_on, f"Report: {drawn}.{''.join(mixed)}"])

@@ -23,7 +23,8 @@ def without_places(line: Sequence[str]) -> list[str]:
 def drawing_of(request: Mapping[str, Any]) -> str:
     """The command that draws the page again."""
     if request.get("where"):
-        return suite_command("report", [*filter(None, [request["page"]]), f"where={request['where']}"])
+        asked = [] if request.get("is_of_page") else [f"where={request['where']}"]
+        return suite_command("report", [*filter(None, [request["page"]]), *asked])
     if request.get("requests"):
         return suite_command("report", [request["experiment"]])
     experiment = [f"experiment={request['experiment']}"] if request["experiment"] else []

@@ -19,6 +19,8 @@ from suite.scores import main_scores
 MOST_STEPS = 200
 """Points of a curve of training: a curve on a page is not wider."""
 MOST_SCORES = 60
+MOST_RUNS = 1000
+"""Reading the curves of more runs takes longer than drawing a page, which would be as long as all of them."""
 PLACES = {"position", "position_low", "position_high", "layer", "head"}
 """Slices of which a run has too many to be read."""
 ABOUT = [*(name for name in RUN_COLUMNS if name != "group_id"), "reason", "failed_stage", "failed_step"]
@@ -26,8 +28,13 @@ UNSAID = {"arm", "family", "group_id", "code", "command", "when", "studies", "ma
 
 
 def run_details(frames: Frames) -> dict[str, Any]:
-    """The runs of a report for its page: `columns` of them, their scores, curves, and which settings differ between them."""
+    """The runs of a report for its page: `columns` of them, their scores, curves, and which settings differ between them.
+
+    Of more than MOST_RUNS the page has neither scores nor curves.
+    """
     cells = frames.cells.reset_index(drop=True)
+    if len(cells) > MOST_RUNS:
+        return {**details(cells, varying(cells)), "scores": {"kinds": [], "of": {}}, "curves": {}}
     numbers = {run_id: i for i, run_id in enumerate(cells["run_id"])}
     return {
         **details(cells, varying(cells)),
@@ -89,7 +96,7 @@ def _plain(value: Any) -> Any:
 def _scores(results: pd.DataFrame, numbers: Mapping[str, int]) -> dict[str, Any]:
     """By run its scores, each [its kind, value], the one that judges it first; a kind is [metric, stage, split, slice]."""
     whole = results[~results["superseded"].astype(bool) & results["value"].notna()]
-    whole = whole[[not slice_names(text) & PLACES for text in whole["slice"]]]
+    whole = whole[np.array([not slice_names(text) & PLACES for text in whole["slice"]], bool)]
     main = main_scores(results)
     first = whole["run_id"].map(main["metric"]).eq(whole["metric"]) & whole["run_id"].map(main["stage"]).eq(whole["stage"])
     first &= whole["run_id"].map(main["split"]).eq(whole["split"]) & whole["slice"].eq("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -84,7 +85,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def bootstrap_intervals(
-    values: np.ndarray, *, resamples: int, seed: int, clusters: Sequence[float] | None = None
+    values: np.ndarray, *, resamples: int, seed: int, clusters: Sequence[float] | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bootstrap of the column means of values [N, M], whole clusters of rows drawn together (Efron 1979).
 
@@ -103,10 +104,12 @@ def bootstrap_intervals(
         mean = filled.sum(0) / present.sum(0)
     if len(names) < 2:
         return mean, np.full(len(mean), np.nan), np.full(len(mean), np.nan)
-    times_drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    times_drawn = _times_drawn(len(names), resamples, seed)
     with np.errstate(invalid="ignore"):
         means = (times_drawn @ filled) / (times_drawn @ present)
-    low, high = np.nanpercentile(means, bootstrap_percentiles(len(names)), axis=0)
+    # The one that looks for NaN takes three times as long.
+    percentile = np.percentile if np.isfinite(means).all() else np.nanpercentile
+    low, high = percentile(means, bootstrap_percentiles(len(names)), axis=0)
     # What is drawn again can't leave the few that were seen: Student's t on how far each moves the mean instead.
     counts = (present > 0).sum(0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -115,6 +118,14 @@ def bootstrap_intervals(
     half = error * student_t(counts - 1)
     few = counts < FEW_CLUSTERS
     return mean, np.where(few, mean - half, low), np.where(few, mean + half, high)
+
+
+@functools.lru_cache(maxsize=4)
+def _times_drawn(count: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each of `count` clusters is drawn, [resamples, count]: the same for all the models of a figure."""
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples).astype(float)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bootstrap_percentiles(clusters: int) -> tuple[float, float]:

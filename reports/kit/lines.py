@@ -24,6 +24,8 @@ MANY_BANDS = 8
 """More bands that are filled hide one another."""
 FIXED_COLOR, STOPPED_COLOR = "#332288", "#d55e00"
 """Colours of fixed solver steps, and of a tolerance."""
+FIRST_POSITIONS = 0.25
+"""The share of the positions, on a logarithmic axis, whose spikes may run out of an enlarged panel."""
 
 
 def lines_of(
@@ -79,3 +81,18 @@ def banded_lines(axes: Axes, lines: Iterable[tuple[Look, pd.DataFrame]]) -> None
             axes.fill_between(*ends, color=look["color"], alpha=alpha, linewidth=0, zorder=1.5)
         else:
             axes.fill_between(*ends, facecolor="none", edgecolor=look["color"], alpha=0.35, linewidth=0.4, zorder=1.5)
+
+
+def enlarged_range(data: pd.DataFrame) -> tuple[float, float]:
+    """From where to where the means of these lines go, and most of their bands; zero is in it.
+
+    Where the first positions alone make it more than twice as wide, these run out of the frame.
+    """
+    late = data[data["position"] > np.exp(np.log(data["position"]).quantile(FIRST_POSITIONS))]
+    whole, later = (np.ptp([0.0, *part["mean"]]) for part in (data, late))
+    inner = late if len(late) and whole > 2 * later > 0 else data
+    ends = inner[["low", "high"]].dropna()
+    most = [ends["low"].quantile(0.1), ends["high"].quantile(0.9)] if len(ends) else []
+    low, high = min(0.0, *inner["mean"], *most), max(0.0, *inner["mean"], *most)
+    room = 0.06 * (high - low or 1.0)
+    return low - room, high + room

@@ -50,16 +50,22 @@ class Part(Settings, kw_only=True):
 
 
 class Page(Settings, kw_only=True):
-    """A report. experiment: whose latest request it draws. `read_page` gives the name of the file to what is not named."""
+    """A report. experiment: whose latest request it draws; or tasks: all runs of these tasks in the store.
+
+    `read_page` gives the name of the file to what is not named.
+    """
 
     name: Name
-    experiment: Name
+    experiment: Name | None = None
+    tasks: tuple[Name, ...] = ()
     title: Line = ""
     parts: Annotated[tuple[Part, ...], Meta(min_length=1, description="lists of one part or more")]
 
     def __post_init__(self) -> None:
         if not self.title:
             msgspec.structs.force_setattr(self, "title", words_of(self.name))
+        if (self.experiment is None) != bool(self.tasks):
+            raise Refusal("tasks", self.tasks, f"tasks in the place of an experiment, here {self.experiment}")
         names = [part.name for part in self.parts]
         for name in names:
             if names.count(name) > 1:
@@ -95,9 +101,12 @@ def _page(values: dict[str, Any], stem: str) -> Page:
                 Part.read(part)
             except RequestError as error:
                 raise RequestError(f"part {part.get('name', i + 1)!r}: {error}") from error
-    page = Page.read({"name": stem, "experiment": stem, **values})
-    if page.experiment not in (known := options("experiment")):
+    page = Page.read({"name": stem, **({} if "tasks" in values else {"experiment": stem}), **values})
+    if page.experiment is not None and page.experiment not in (known := options("experiment")):
         raise Refusal("experiment", page.experiment, ", ".join(known), near(page.experiment, known))
+    for task in page.tasks:
+        if task not in (known := options("task")):
+            raise Refusal("tasks", task, ", ".join(known), near(task, known))
     return msgspec.structs.replace(page, parts=tuple(map(_checked, page.parts)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from suite.naming import labels, varying
-from suite.results import Reader, load_request
+from suite.results import RESULT_COLUMNS, RUN_COLUMNS, Reader, load_request
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ class NoData(ValueError):
     """The store holds nothing that a part could show; the report prints the reason in its place."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frames:
     """Everything one experiment's latest request left in the store.
 
@@ -29,7 +29,8 @@ class Frames:
     fact and setting of the run that is known, `arm`, the label of what is compared: the model, and whatever else but the
     seed tells two of its runs of a task apart; and `family`, the label of the model alone, which all its arms share.
     results, examples, curves and runs have the columns `arm` and `family` too. examples and curves, which are most of what a
-    store holds, are read when something first asks for them, by read_examples and read_curves.
+    store holds, are read when something first asks for them, by read_examples and read_curves, which `load_frames` makes: called
+    with the ids of some runs they read the files of these alone.
     request: {"experiment", "created", "overrides"}, and "requests" of an experiment in the store (see
     `suite.store.requests.load_request`) or "where" of whatever a store held, and the name of the "page" that was asked for.
     """
@@ -38,8 +39,8 @@ class Frames:
     runs: pd.DataFrame
     cells: pd.DataFrame
     request: Mapping[str, Any]
-    read_examples: Callable[[], pd.DataFrame]
-    read_curves: Callable[[], pd.DataFrame]
+    read_examples: Callable[..., pd.DataFrame]
+    read_curves: Callable[..., pd.DataFrame]
 
     @functools.cached_property
     def examples(self) -> pd.DataFrame:
@@ -97,9 +98,22 @@ def load_frames(root: Path, experiment: str) -> Frames:
     return frames_of(root, request)
 
 
-def frames_of(root: Path, request: Mapping[str, Any]) -> Frames:
+def no_frames(request: Mapping[str, Any]) -> Frames:
+    """The frames of a store that has none of the runs that a page is about: no row, and the columns that all stores have."""
+    labelled = [*RUN_COLUMNS, "reason", "arm", "family"]
+    rows, runs = (
+        pd.DataFrame(columns=names, dtype=object) for names in ([*RESULT_COLUMNS, "arm", "family"], [*labelled, "code"])
+    )
+    rows = rows.astype({"superseded": bool, "value": float, "count": int})
+    examples = rows.reindex(columns=[*rows.columns, "example", "document"])
+    curves = pd.DataFrame(columns=[*labelled, "step", "tokens", "loss"], dtype=object)
+    return Frames(rows, runs, runs, request, lambda run_ids=None: examples, lambda run_ids=None: curves)
+
+
+def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True) -> Frames:
     """The frames of a request, whether or not the store keeps it: see `Frames`, with its "cells".
 
+    with_facts: whether the results repeat the facts and settings of runs, which takes most of the time that many runs take.
     Raises ValueError when the store has not one of its runs.
     """
     asked = pd.DataFrame(request["cells"]).drop_duplicates("run_id", ignore_index=True)
@@ -114,13 +128,16 @@ def frames_of(root: Path, request: Mapping[str, Any]) -> Frames:
         key = ["run_id", "stage", "metric", "split", "slice", *more]
         return most_thorough(of_request(rows, request["cells"]), key).merge(arms, on="run_id")
 
+    def reader(run_ids: Collection[str] | None) -> Reader:
+        return read if run_ids is None else Reader(root, run_ids)
+
     return Frames(
-        results=asked_for(read.results()),
+        results=asked_for(read.results(with_facts=with_facts)),
         runs=runs.merge(arms, on="run_id"),
         cells=cells,
         request={key: value for key, value in request.items() if key != "cells"},
-        read_examples=lambda: asked_for(read.examples(), "example"),
-        read_curves=lambda: read.curves().merge(arms, on="run_id"),
+        read_examples=lambda run_ids=None: asked_for(reader(run_ids).examples(), "example"),
+        read_curves=lambda run_ids=None: reader(run_ids).curves().merge(arms, on="run_id"),
     )
 
 
@@ -156,5 +173,8 @@ def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.Dat
 
 def most_thorough(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
     """One row a key: where a run was evaluated more than once, the evaluation over most units, of the newest version."""
-    ordered = rows[~rows["superseded"].astype(bool)].sort_values(["count", "evaluation"], kind="stable")
-    return ordered.drop_duplicates(key, keep="last").sort_index(ignore_index=True)
+    # The columns that decide alone: there are dozens of others, whose rows would be put in order too.
+    deciding = rows.loc[~rows["superseded"].astype(bool), list(dict.fromkeys([*key, "count", "evaluation"]))]
+    ordered = deciding.sort_values(["count", "evaluation"], kind="stable")
+    kept = ordered.index[~ordered.duplicated(key, keep="last")]
+    return rows.loc[kept.sort_values()].reset_index(drop=True)

@@ -36,8 +36,10 @@ def slice_names(text: str) -> set[str]:
 
 def by_band(rows: pd.DataFrame, *, whole: bool) -> pd.DataFrame:
     """The rows over whole sequences, or those of a range of positions."""
-    banded = rows["slice"].map(lambda text: BAND[0] in slice_names(text))
-    return rows[~banded if whole else banded]
+    # Few texts stand in many rows.
+    banded = [text for text in rows["slice"].unique() if BAND[0] in slice_names(text)]
+    is_banded = rows["slice"].isin(banded)
+    return rows[~is_banded if whole else is_banded]
 
 
 def measured(frame: pd.DataFrame, *, stage: str, metric: str, whole: bool, task: str = "", split: str = "") -> pd.DataFrame:
@@ -93,7 +95,7 @@ def over_runs(table: pd.DataFrame, keys: Sequence[str], *, metric: str = "") -> 
 
 def ids_of(rows: pd.DataFrame) -> str:
     """The ids of the runs that rows come from, each once; nothing where they do not say."""
-    return " ".join(dict.fromkeys(rows["run_id"].astype(str))) if "run_id" in rows else ""
+    return " ".join(map(str, rows["run_id"].unique())) if "run_id" in rows else ""
 
 
 def by_metric(tables: Mapping[str, pd.DataFrame], keys: Sequence[str]) -> pd.DataFrame:
@@ -117,16 +119,31 @@ def position_differences(
     paired = less(rows[~is_reference], reference, on=pair, done=done)
     parts = []
     for key, group in paired.groupby(list(keys)):
-        wide = group.pivot_table(index="example", columns=BAND, values="difference")
-        document = group.groupby("example")["document"].first().reindex(wide.index)
-        clusters = document.to_numpy() if document.notna().all() else None
-        mean, low, high = bootstrap_intervals(wide.to_numpy(), resamples=RESAMPLES, seed=0, clusters=clusters)
-        documents = [np.nan if clusters is None else document[has].nunique() for _, has in wide.notna().items()]
-        table = wide.columns.to_frame(index=False).assign(mean=mean, low=low, high=high, windows=wide.notna().sum().to_numpy())
+        table, wide, document = _by_window(group)
+        clusters = None if np.isnan(document).any() else document
+        mean, low, high = bootstrap_intervals(wide, resamples=RESAMPLES, seed=0, clusters=clusters)
+        has = np.isfinite(wide)
+        documents = [np.nan if clusters is None else len(np.unique(clusters[own])) for own in has.T]
+        table = table.assign(mean=mean, low=low, high=high, windows=has.sum(axis=0))
         parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True)), runs=ids_of(group)))
     if not parts:
         raise NoData(f"nothing is there to compare with what was {done}")
     return at_position(pd.concat(parts, ignore_index=True))
+
+
+def _by_window(paired: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+    """The ranges of positions, the mean `difference` of every window in each, [window, range], and the document of each window.
+
+    A range or a window that has no difference anywhere is left out; a window of no known document has NaN.
+    """
+    known = paired[paired["difference"].notna()]
+    bands = known[BAND].drop_duplicates().sort_values(BAND, ignore_index=True)
+    column = pd.MultiIndex.from_frame(bands).get_indexer(pd.MultiIndex.from_frame(known[BAND]))
+    examples, first, row = np.unique(known["example"].to_numpy(), return_index=True, return_inverse=True)
+    shape, cell = (len(examples), len(bands)), row * len(bands) + column
+    sums, counts = (np.bincount(cell, each, len(examples) * len(bands)) for each in (known["difference"].to_numpy(), None))
+    with np.errstate(invalid="ignore"):
+        return bands, (sums / counts).reshape(shape), known["document"].to_numpy(dtype=float)[first]
 
 
 def bands_note(data: pd.DataFrame) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from reports.kit.parts import Frames
-from reports.kit.render import scientific
-from reports.kit.rows import less, of_stage, slice_names
+from reports.kit.render import counted, scientific
+from reports.kit.rows import less, of_stage, over_runs, slice_names
 
 SETTING = ["solver", "initial", "max_steps", "tolerance"]
 RUN = ["run_id", "seed", "arm", "family", "model"]
+SPENT = "solver_steps"
 
 
 def setting_scores(frames: Frames, *, task: str, metric: str) -> pd.DataFrame:
@@ -62,3 +64,24 @@ def setting_order(table: pd.DataFrame) -> pd.DataFrame:
     )
     order = keys.sort_values(["solver", "adaptive", "loose", "max_steps", "other", "initial"], kind="stable").index
     return table.loc[order].reset_index(drop=True)
+
+
+def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:
+    """One sentence: whether `tolerance` gives the NLL of `steps` steps within `bound` nats at half of the steps or fewer."""
+    tables = (
+        less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps),
+        setting_scores(frames, task=task, metric=SPENT),
+    )
+    at = [table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in tables]
+    if any(table.empty for table in at):
+        return f"No run was evaluated with eps {scientific(tolerance)}."
+    difference, used = (
+        over_runs(table, ["solver"], metric=metric).iloc[0] for table, metric in zip(at, ("nll", SPENT), strict=True)
+    )
+    reached = difference["worst"] <= bound and used["mean"] <= steps / 2
+    asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
+    seeds = f"in the worst of {counted(difference['n'], 'seed')} by {scientific(difference['worst'])}"
+    return (
+        f"{asked_for} at no more than {steps / 2:g} steps on average? {'Yes' if reached else 'No'}: "
+        f"the NLL differs by {scientific(difference['mean'])} nats ({seeds}) at {used['mean']:.1f} steps of {steps}."
+    )

@@ -1,15 +1,11 @@
 """The benchmark scores, and whether a benchmark needs more than local context, computed from sliding windows.
 
-A benchmark is global (MesaNet, arXiv 2506.05233, sec. 4.2) when (1) the score rises with the window, SWA-4 < SWA-16 <
-SWA-64, and (2) no such window beats the transformer; otherwise it is local. Here every comparison has to be settled by a
-95 % paired t interval over the examples, after averaging each example over seeds; one that is not makes the benchmark
-undecided. So does a transformer whose own score is not settled above chance: what it did not learn does not say what a
-benchmark needs.
+See `reports.kit.split`: here every comparison is settled by a 95 % interval over examples and seeds, or the benchmark is
+undecided.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,99 +13,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.arguments import Metric, Model
+from reports.kit.benchmarks import BENCHMARK, benchmark_title, chance_of, classify, primary_scores
 from reports.kit.hover import remember
-from reports.kit.intervals import Interval, standard_error, t_interval
+from reports.kit.intervals import standard_error
 from reports.kit.panels import new_figure, used
-from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
-from reports.kit.render import counted, signed, signed_interval
-from reports.kit.rows import of_stage
+from reports.kit.parts import Drawing, Entry, Frames, Table
+from reports.kit.render import counted
 from reports.kit.sheet import current
+from reports.kit.split import VERDICTS
 from reports.kit.style import arms_in_order, line_style, plain
 from suite.metrics import METRICS
 
-VERDICTS = ("global", "local", "undecided")
-BENCHMARK = ["benchmark", "shots"]
 PANELS_A_ROW = 5
-
-
-Comparisons = dict[tuple[str, str], Interval]
-"""How much better the second model scores than the first, in the metric's unit; positive agrees with the condition."""
-
-
-def comparison_text(lower: str, upper: str, mean: float, low: float, high: float) -> str:
-    if low == high == 0:
-        return f"{upper} = {lower} on every example"
-    return f"{upper} − {lower} = {signed(mean, 3)}{signed_interval(low, high, 3) or ' no interval'}"
-
-
-def primary_scores(examples: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """The benchmark rows of the first of these metrics that each benchmark has; columns gain `shots` where absent."""
-    if not set(metrics) <= set(METRICS):
-        raise ValueError(f"metrics {sorted(set(metrics) - set(METRICS))} are not among {', '.join(METRICS)}")
-    rows = of_stage(examples, stage="lm_eval")
-    rows = rows[rows["metric"].isin(metrics)]
-    if rows.empty or "benchmark" not in rows:
-        raise NoData("no run has benchmark scores (stage lm_eval)")
-    rows = rows.assign(shots=rows.get("shots", np.nan), rank=rows["metric"].map(list(metrics).index))
-    first = rows.groupby(["benchmark", "shots"], dropna=False)["rank"].transform("min")
-    return rows[rows["rank"] == first].drop(columns="rank").dropna(subset="value")
-
-
-def chance_of(frames: Frames) -> pd.Series:
-    """The score of guessing by benchmark and shots, of those for which it is known."""
-    rows = frames.results[(frames.results["metric"] == "chance") & (frames.results["stage"] == "lm_eval")]
-    rows = rows.reindex(columns=[*BENCHMARK, "value"]).astype({"shots": float})
-    return rows.groupby(BENCHMARK, dropna=False)["value"].mean()
-
-
-def classify(scores: pd.DataFrame, *, windows: Sequence[str], full: str, chance: pd.Series | None = None) -> pd.DataFrame:
-    """One row a benchmark, shots and size: `verdict` ("global", "local", "undecided"), `reason` and every comparison.
-
-    scores: `primary_scores`. windows: models with a growing window. full: the model that sees everything. chance: see
-    `chance_of`; 0 where it is not known.
-    """
-    rows = []
-    keys = ["benchmark", "shots", "size", "data"]
-    scores = scores.astype({"shots": float})
-    for key, group in scores.groupby(keys, dropna=False):
-        arms = group[group["model"].isin([*windows, full])]
-        table = arms.pivot_table(index="example", columns="model", values="value", aggfunc="mean").dropna()
-        guessing = 0.0 if chance is None else chance.to_dict().get(key[:2], 0.0)
-        if METRICS[group["metric"].iloc[0]].better == "lower":
-            table, guessing = -table, -np.inf
-        verdict, reason, comparisons = _judge(table, windows, full, guessing)
-        row = dict(zip(keys, key, strict=True)) | {"metric": group["metric"].iloc[0], "examples": len(table)}
-        for (lower, upper), (mean, low, high) in comparisons.items():
-            name = f"{upper}_minus_{lower}"
-            row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
-        rows.append(row | {"verdict": verdict, "reason": reason})
-    return pd.DataFrame(rows)
-
-
-def _judge(table: pd.DataFrame, windows: Sequence[str], full: str, chance: float) -> tuple[str, str, Comparisons]:
-    """The verdict on one benchmark, its reason and its comparisons. table: examples x models, higher is better."""
-    if len(windows) < 2:
-        return "undecided", "a score that rises with the window takes two windows or more", {}
-    missing = [model for model in (*windows, full) if model not in table.columns]
-    if missing:
-        return "undecided", f"no scores of {', '.join(missing)}", {}
-    pairs = [*zip(windows, windows[1:], strict=False), *((window, full) for window in windows)]
-    comparisons = {(lower, upper): t_interval((table[upper] - table[lower]).to_numpy()) for lower, upper in pairs}
-    own = t_interval(table[full].to_numpy())
-    if not own.low > chance:
-        reason = f"{full} is not above chance, {chance:.3f}: {own.mean:.3f} [{own.low:.3f}, {own.high:.3f}]"
-        return "undecided", reason, comparisons
-    for verdict, what, sign in (("undecided", "unsettled", 0), ("local", "against", -1)):
-        said = [comparison_text(*pair, *interval) for pair, interval in comparisons.items() if interval.sign == sign]
-        if said:
-            return verdict, f"{what}: {'; '.join(said)}", comparisons
-    return "global", f"all {len(comparisons)} comparisons agree", comparisons
-
-
-def benchmark_title(benchmark: str, shots: float) -> str:
-    """A benchmark's name for people: words, and its shots in one form."""
-    name = re.sub(r"_?\d+_?shots?$", "", benchmark.removeprefix("offline_")).replace("_", " ")
-    return name if np.isnan(shots) else f"{name}, {shots:.0f}-shot"
 
 
 def reading_order(column: pd.Series) -> pd.Series:

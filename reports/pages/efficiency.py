@@ -124,7 +124,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, *, along: str, shows: str) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=next(digits for span, digits in LABELLED if high > span * low)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.9g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel=AXIS[along], ylabel=axis_label(shows))
 

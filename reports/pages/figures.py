@@ -13,7 +13,7 @@ from matplotlib.transforms import offset_copy
 from reports.kit.arguments import Metric, Model, Split, Stage, Task
 from reports.kit.chosen import at_best
 from reports.kit.hover import of_each, remember
-from reports.kit.lines import banded_lines, lines_of
+from reports.kit.lines import banded_lines, enlarged_range, lines_of
 from reports.kit.medians import bytes_axis
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
@@ -35,9 +35,6 @@ from reports.kit.style import arms_in_order
 from reports.kit.tables import state_notes
 from suite.metrics import METRICS, axis_label
 from suite.naming import task_label
-
-FIRST_POSITIONS = 0.25
-"""The share of the positions, on a logarithmic axis, whose spikes may run out of an enlarged panel."""
 
 
 def nll_difference_by_position(
@@ -75,21 +72,6 @@ def nll_difference_by_position(
         *(["The grey strip is what is enlarged."] * (len(panels) - 1)),
     )
     return with_legend(data, figure, *notes, better=METRICS[metric].better)
-
-
-def enlarged_range(data: pd.DataFrame) -> tuple[float, float]:
-    """From where to where the means of these lines go, and most of their bands; zero is in it.
-
-    Where the first positions alone make it more than twice as wide, these run out of the frame.
-    """
-    late = data[data["position"] > np.exp(np.log(data["position"]).quantile(FIRST_POSITIONS))]
-    whole, later = (np.ptp([0.0, *part["mean"]]) for part in (data, late))
-    inner = late if len(late) and whole > 2 * later > 0 else data
-    ends = inner[["low", "high"]].dropna()
-    most = [ends["low"].quantile(0.1), ends["high"].quantile(0.9)] if len(ends) else []
-    low, high = min(0.0, *inner["mean"], *most), max(0.0, *inner["mean"], *most)
-    room = 0.06 * (high - low or 1.0)
-    return low - room, high + room
 
 
 def by_position(frames: Frames, *, task: Task, metric: Metric, split: Split) -> Drawing:

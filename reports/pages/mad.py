@@ -12,10 +12,12 @@ import pandas as pd
 from conf.groups import options
 from conf.settings import unknown
 from reports.kit.chosen_runs import SETTING, Chosen, chosen_runs, line_labels, setting_labels
+from reports.kit.commands import suite_command
+from reports.kit.fills import FLOPS_PER_WEIGHT, hours_of
 from reports.kit.grid import SHARED_BY, hours, hours_of_runs, measured_settings, model_label, settings_of, whole_grid
 from reports.kit.parts import Entry, Frames, NoData, Table
 from reports.kit.protocol import TUNED
-from reports.kit.render import counted, signed
+from reports.kit.render import counted, scientific, signed
 from reports.kit.rows import ids_of
 from reports.kit.style import arms_in_order
 from reports.kit.tables import opened
@@ -32,17 +34,21 @@ COLUMNS = {
 """The columns of Table 9, each with the tasks of which it is the mean."""
 AVERAGE = "average"
 PERCENT = 100
+WEIGHTS = 2 * (4 + 3 * 3) * 128**2
+"""Those of the matrices of a model there: two blocks of width 128, four of a mixer and three of an MLP three times as wide."""
 
 
 def beside_published(frames: Frames, *, whole: str) -> Table:
     """Per model three rows, in percent: ours, the paper's Table 9, and ours less the paper's.
 
-    Ours is the mean over the settings of a task that are there, at the rates of the protocol. whole: the experiment that holds
-    the whole table.
+    Ours is the mean over the settings of a task that are there, at the rates of the protocol; without a run of them only the
+    paper's rows are there. whole: the experiment that holds the whole table.
     """
-    chosen = chosen_runs(frames, [task for tasks in COLUMNS.values() for task in tasks])
+    tasks, printed = [task for tasks in COLUMNS.values() for task in tasks], published()
+    if not frames.cells["task"].isin(tasks).any():
+        return Table(*_printed_alone(printed, whole))
+    chosen = chosen_runs(frames, tasks)
     data = scores(chosen)
-    printed = published()
     data["published"] = [printed.get(key, np.nan) for key in zip(data["model"], data["column"], strict=True)]
     data["difference"] = data["mean"] - data["published"]
     titles = [*COLUMNS, AVERAGE]
@@ -50,11 +56,32 @@ def beside_published(frames: Frames, *, whole: str) -> Table:
     for arm, model in arms_in_order(data):
         own = data[data["arm"] == arm].set_index("column").to_dict("index")
         rows.append((Entry(arm), Entry("ours"), *(_ours(own.get(title)) for title in titles)))
-        theirs = [printed.get((model, title)) for title in titles]
-        rows.append((Entry(arm), Entry("paper"), *(Entry("–") if x is None else Entry(f"{x:.1f}", x) for x in theirs)))
+        rows.append((Entry(arm), Entry("paper"), *_theirs(printed, model)))
         rows.append((Entry(arm), Entry("difference"), *(_difference(own.get(title)) for title in titles)))
     notes = (*_notes(frames, whole), *chosen.notes("ours are means, in brackets the least and the greatest seed"))
     return Table(data, ("model", "", *titles), tuple(rows), notes)
+
+
+def _printed_alone(
+    printed: Mapping[tuple[str, str], float], experiment: str
+) -> tuple[pd.DataFrame, tuple[str, ...], tuple[tuple[Entry, ...], ...], tuple[str, ...]]:
+    """The data, header, rows and notes of Table 9 as it is printed, with how much would have to be trained to fill it."""
+    whole = _whole(experiment)
+    data = pd.DataFrame([{"model": model, "column": column, "published": value} for (model, column), value in printed.items()])
+    data = data.assign(arm=data["model"].map(model_label), mean=np.nan, difference=np.nan)
+    rows = tuple((Entry(arm), Entry("paper"), *_theirs(printed, model)) for arm, model in arms_in_order(data))
+    flops = FLOPS_PER_WEIGHT * WEIGHTS * float(whole["tokens"].sum())
+    cost = f"{counted(len(whole), 'training')}, {scientific(flops)} FLOPs of {WEIGHTS:,} weights"
+    command = suite_command("run", [f"experiment={experiment}"])
+    least = f"{hours_of(flops):,.0f} hours of one H100 at 40 %, which models so small stay far below"
+    notes = (f"Nothing of it is here. It is filled by: {command} ({cost}; at least {least}).",)
+    return data, ("model", "", *COLUMNS, AVERAGE), rows, notes
+
+
+def _theirs(printed: Mapping[tuple[str, str], float], model: str) -> list[Entry]:
+    """The paper's row of a model."""
+    theirs = (printed.get((model, title)) for title in (*COLUMNS, AVERAGE))
+    return [Entry("–") if value is None else Entry(f"{value:.1f}", value) for value in theirs]
 
 
 def scores(chosen: Chosen) -> pd.DataFrame:

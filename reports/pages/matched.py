@@ -45,7 +45,7 @@ def costs(frames: Frames) -> Table:
         for arm, _ in arms_in_order(of_task):
             own = of_task[of_task["arm"] == arm]
             rows.append((Entry(task_label(task)), Entry(arm), *(_entry(own, cost) for cost in COSTS)))
-            tidy += [{"task": task, "arm": arm, "metric": cost, **_ends(own, cost)} for cost in COSTS]
+            tidy += [{"task": task, "arm": arm, "cost": cost, **_ends(own, cost)} for cost in COSTS]
     header = ("task", "model", *COSTS.values())
     first = 0 if cells["task"].nunique() > 1 else 1
     return Table(pd.DataFrame(tidy), header[first:], tuple(row[first:] for row in rows), tuple(_notes(cells)), SHORT[first:])

@@ -5,79 +5,109 @@ Imports lm-eval, which takes seconds: import it where it is needed.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import importlib
 import importlib.metadata
-import io
 import json
-import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import lm_eval
 import msgspec
-import torch
 from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as READERS
 from lm_eval.config.group import GroupConfig
 from lm_eval.tasks import TaskManager
 
 from conf.settings import text
+from suite.evaluation.lm_eval_blame import Blame, quiet
+from suite.evaluation.lm_eval_data import Looked, looked
 from suite.store.code_state import definitions
 from suite.store.contents import data_files, file_digest, folder_digest, module_digest, module_file, on_this_machine, text_digest
 from suite.store.throwaway import keep, load, stamp
 from tasks.language.corpus import open_corpus
 
 OFFLINE_TASKS = Path(__file__).resolve().parents[2] / "tasks" / "offline"
+PAPER_TASKS = OFFLINE_TASKS.with_name("paper")
+OURS = (OFFLINE_TASKS, PAPER_TASKS)
 SHIPPED = Path(lm_eval.__file__).resolve().parent
 """lm-eval's own folder: its version stands for what lies there."""
 SHIPPED_TASKS = (str(SHIPPED / "tasks"),)
-MAX_REASON = 400
-"""Characters of another library's message that are passed on."""
+SHELF = ("arc", "babilong", "drop", "fda", "hellaswag", "lambada", "nq_open", "openbookqa", "piqa", "race", "siqa") + (
+    *("squad_completion", "super_glue", "swde", "winogrande"),
+)
+"""Folders of tasks of lm-eval's that are asked for most. All of them take 10 s to index, these 0.1 s."""
 PLACES = ("data_files", "data_dir", "cache_dir")
 """What says where a data set lies, in its `dataset_kwargs`."""
 
 
-class Blame(contextlib.AbstractContextManager):
-    """Makes whatever a benchmark's code raises in the block, sys.exit too, a ValueError of one line that names the task.
-
-    What ends a process from outside, and memory that is not there, goes through.
-    """
-
-    def __init__(self, task: str, what: str) -> None:
-        self.task, self.what = task, what
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception | SystemExit) or isinstance(error, MemoryError | torch.OutOfMemoryError):
-            return
-        message, kind_name = " ".join(str(error).split())[:MAX_REASON], type(error).__name__
-        if message.startswith("lm-eval task "):
-            return
-        reason = message if isinstance(error, ValueError) and message else f"{kind_name}: {message}" if message else kind_name
-        raise ValueError(f"lm-eval task {self.task!r} {self.what} ({reason})") from error
-
-
-def task_versions(tasks: str | Sequence[str], include_path: str | None) -> dict[str, str]:
+def task_versions(
+    tasks: str | Sequence[str], include_path: str | None, data_root: str | None = None, num_fewshot: int | None = None
+) -> dict[str, str]:
     """Per name asked for, what decides the meaning of its scores: lm-eval's version, and a digest of its tasks' YAML and of
     what that names on this machine: data files, the user's modules, and the documents of `offline`.
 
-    The YAML holds the tasks' own versions and the names of data sets on the hub. Folders are left out, so that the digest is
-    the same on every machine. Raises ValueError, naming the task, for data that is not there, and as evaluate_benchmarks does.
+    The YAML holds the tasks' own versions and the names of data sets on the hub; of those in data_root the files count too,
+    and what is missing there. Folders are left out, so that the digest is the same on every machine. Raises ValueError,
+    naming the task, for other data that is not there, and as evaluate_benchmarks does.
     """
     names = benchmark_names(tasks)
-    index = task_manager(names, include_path).task_index
-    versions = {}
+    manager = task_manager(names, include_path)
+    index, versions = manager.task_index, {}
     for name in names:
         with Blame(name, "cannot be loaded"):
-            configurations = [(leaf, _named(leaf, config, index.get(leaf))) for leaf, config in leaves(name, index)]
+            configurations: list[Any] = [(leaf, _named(leaf, config, index.get(leaf))) for leaf, config in leaves(name, index)]
+            if (longest := longest_request(name, index)) is not None:
+                configurations.append(longest)
+            if data_root is not None:
+                read = _read_there(name, manager, data_root, num_fewshot)
+                configurations += [(leaf, *each[:2]) for leaf, each in read.items() if any(each[:2])]
             digest = text_digest(re.sub(r'"/[^"]*/', '"', json.dumps(configurations, sort_keys=True, default=str)))
         versions[name] = f"{importlib.metadata.version('lm_eval')}-{digest[:8]}"
     return versions
+
+
+def data_gaps(names: Sequence[str], manager: TaskManager, data_root: str | None, num_fewshot: int | None) -> dict[str, str]:
+    """The tasks below these names that cannot be scored for want of data in data_root, each with a line that says why."""
+    if data_root is None:
+        return {}
+    read = {leaf: each for name in names for leaf, each in _read_there(name, manager, data_root, num_fewshot).items()}
+    return {leaf: each.missing for leaf, each in read.items() if each.missing}
+
+
+def check_data(tasks: str | Sequence[str], include_path: str | None, data_root: str | None, num_fewshot: int | None) -> None:
+    """Warns of every task whose data are not in data_root. Raises ValueError where no task is left, and for no such folder."""
+    if data_root is not None and not Path(data_root).is_dir():
+        raise ValueError(f"eval.data_root={data_root!r} is not a folder")
+    names = benchmark_names(tasks)
+    manager = task_manager(names, include_path)
+    gaps = data_gaps(names, manager, data_root, num_fewshot)
+    if gaps and all(leaf in gaps for name in names for leaf, _ in leaves(name, manager.task_index)):
+        raise ValueError(next(iter(gaps.values())) + (f"; and {len(gaps) - 1} more of its kind" if len(gaps) > 1 else ""))
+    for line in gaps.values():
+        warnings.warn(line, stacklevel=2)
+
+
+def _read_there(name: str, manager: TaskManager, data_root: str, num_fewshot: int | None) -> dict[str, Looked]:
+    """What every task below a name reads in data_root, of those that would read the hub."""
+    read = {}
+    for leaf, config in leaves(name, manager.task_index):
+        if config is None or leaf not in manager.task_index:
+            continue
+        made = str(config.get("custom_dataset", "")).startswith(tuple(f"{folder}{os.sep}" for folder in OURS))
+        if not made and not _reads_files(config):
+            read[leaf] = looked(manager, leaf, config, data_root, num_fewshot)
+    return read
+
+
+def longest_request(name: str, index: Mapping[str, Any]) -> int | None:
+    """How many tokens of a request are read at most in a group that says so itself, as `max_length` of its metadata."""
+    group = index.get(name)
+    return ((group.cfg or {}).get("metadata") or {}).get("max_length") if group and group.kind.name == "GROUP" else None
 
 
 def benchmark_names(tasks: str | Sequence[str]) -> list[str]:
@@ -90,17 +120,20 @@ def benchmark_names(tasks: str | Sequence[str]) -> list[str]:
 
 
 def task_manager(names: Sequence[str], include_path: str | None) -> TaskManager:
-    """Knows the built-in tasks and include_path; lm-eval's own too, 10 s to index, when a name is in neither."""
+    """Knows the built-in tasks and include_path; lm-eval's own too, 10 s to index, when a name is in neither nor in SHELF."""
     if include_path is not None and not Path(include_path).is_dir():
         raise ValueError(f"eval.include_path={include_path!r} is not a folder of lm-eval task YAMLs")
-    folders = tuple(map(str, [OFFLINE_TASKS, *([Path(include_path).resolve()] if include_path else [])]))
+    folders = tuple(map(str, [*OURS, *([Path(include_path).resolve()] if include_path else [])]))
     # Any file may be included by a YAML.
     stats = ((path, path.stat()) for folder in folders for path in sorted(Path(folder).rglob("*")) if path.is_file())
     state = tuple((str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for path, stat in stats)
     manager = _indexed(folders, state)
-    for further in ((), SHIPPED_TASKS):
+    shelf = tuple(os.path.join(folder, name) for folder in SHIPPED_TASKS for name in SHELF)
+    for further in ((), shelf, SHIPPED_TASKS):
         for name, entry in _indexed(further, ()).task_index.items() if further else ():
-            manager.task_index.setdefault(name, entry)
+            # A tag or a group may have members elsewhere.
+            if further != shelf or entry.kind.name not in ("TAG", "GROUP"):
+                manager.task_index.setdefault(name, entry)
         found = [leaf for name in names for leaf in leaves(name, manager.task_index)]
         if all(leaf in manager.task_index for leaf, _ in found):
             return manager
@@ -199,9 +232,15 @@ def _content(key: str, value: Any, is_own: bool) -> Any:
     if module is None:
         is_place = key in ("dataset_path", *PLACES) or (name.isidentifier() and os.path.isdir(folder))
         return value if is_place or not is_own or "/" not in value[1:] else f"text {value}"
-    if module.parent != OFFLINE_TASKS:
+    if module.parent not in OURS:
         return [function, module_digest(module)]
-    return [function, _documents(attribute) if key == "custom_dataset" else definitions(module)[attribute].digest]
+    if key == "custom_dataset" and module.parent == OFFLINE_TASKS:
+        return [function, _documents(attribute)]
+    made = [function, definitions(module)[attribute].digest]
+    if key == "custom_dataset":
+        made += sorted(each.digest for each in definitions(PAPER_TASKS / "needles.py").values())
+        made += [_documents("prose")] if attribute == "prose" else []
+    return made
 
 
 class KeptDocuments(msgspec.Struct):
@@ -231,16 +270,3 @@ def _decided_by() -> str:
     """A digest that changes with the standard library and with every source file of `tasks`."""
     sources = [(str(path), stamp(path)) for path in sorted(OFFLINE_TASKS.parent.rglob("*.py"))]
     return text_digest(repr((open_corpus(None).digest, sources)))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Holds back lm-eval's log and its progress bars; errors still reach the caller as exceptions."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from conf.settings import Settings, fields, unknown
+from conf.settings import Settings, fields, unknown, with_neutral
 from models.mesa.layers import mesa_layers
 from suite.compute.scoring import score_split, to_device
 from suite.compute.settings import Compute
@@ -82,21 +82,29 @@ def planned_stages(config: Config, compute: Compute, values: Mapping[str, Any], 
     for name, study in studies_by_name().items():
         if name in shared.stages:
             asked = Asked(config, compute, task, shared.study_tokens, own[name])
-            stages += [Stage.of(name, {**settings, **each}, {}) for each in study.planned(asked)]
+            # What changes place or speed alone, of a study that has such.
+            aside: Callable[[Asked, Mapping[str, Any]], dict[str, Any]] = getattr(study, "options", lambda asked, planned: {})
+            stages += [Stage.of(name, {**settings, **each}, aside(asked, each)) for each in study.planned(asked)]
     return tuple(dict.fromkeys(stages))
 
 
 def _benchmarks(shared: Eval) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The settings and the options of a stage for every benchmark that is asked for."""
     # Imported here: lm-eval takes seconds to import, and most requests do without it.
-    from suite.evaluation.lm_eval import check_shots
-    from suite.evaluation.lm_eval_names import task_versions
+    from suite.evaluation.lm_eval import check_answers, check_shots
+    from suite.evaluation.lm_eval_names import check_data, task_versions
 
-    versions = task_versions(shared.tasks, shared.include_path)
+    places = shared.include_path, shared.data_root
+    check_data(shared.tasks, *places, shared.num_fewshot)
+    versions = task_versions(shared.tasks, *places, shared.num_fewshot)
     for name, version in versions.items():
-        check_shots(name, version, shared.include_path, shared.num_fewshot, shared.fewshot_seed)
-    options = {"include_path": shared.include_path, "batch_size": shared.batch_size}
+        check_answers(name, shared.include_path, shared.repeats)
+        check_shots(name, version, shared.include_path, shared.num_fewshot, shared.fewshot_seed, shared.data_root)
+    options = {"include_path": shared.include_path, "data_root": shared.data_root, "batch_size": shared.batch_size}
     asked = {key: getattr(shared, key) for key in ("num_fewshot", "fewshot_seed", "limit", "max_length")}
+    # Stages that were measured before these keys existed keep their names.
+    named = shared.named(neutral=False)
+    asked |= {key: named[key] for key in ("temperature", "repeats", "sample_seed") if key in named}
     for name, version in versions.items():
         yield {"tasks": name, "version": version, **asked}, options
 
@@ -141,9 +149,12 @@ def _lm_eval(subject: Subject, settings: Mapping[str, Any]) -> Sequence[Measurem
     from suite.evaluation.lm_eval import evaluate_benchmarks
     from suite.evaluation.lm_eval_names import task_versions
 
-    name, asked = settings["tasks"], Benchmarks.read({key: settings[key] for key in fields(Benchmarks)}, "eval")
-    measurements = evaluate_benchmarks(subject.model, subject.task.tokenizer, asked, device=subject.device)
-    if task_versions(name, asked.include_path)[name] != settings["version"]:
+    name, given = settings["tasks"], {key: settings[key] for key in fields(Benchmarks) if key in settings}
+    asked = Benchmarks.read(with_neutral(Benchmarks, given), "eval")
+    measurements = evaluate_benchmarks(
+        subject.model, subject.task.tokenizer, asked, device=subject.device, keep=subject.samples.append
+    )
+    if task_versions(name, asked.include_path, asked.data_root, asked.num_fewshot)[name] != settings["version"]:
         raise ValueError(f"lm-eval task {name!r} changed since this command began; the same command evaluates it as it is now")
     return measurements
 

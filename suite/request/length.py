@@ -47,7 +47,7 @@ def asked(train: Mapping[str, Any], typed: Collection[str]) -> Length:
     own = [key for key in KEYS if f"train.{key}" in typed and values[key] is not None]
     given = [key for key in own or KEYS if values[key] is not None]
     if len(given) != 1:
-        said = " and ".join(f"train.{key}={text(values[key])}" for key in given) or "none of them"
+        said = " and ".join(f"train.{key}={text(values[key])}" for key in given or KEYS)
         raise RequestError(f"{said} given, permitted is one of {', '.join(SPELLINGS)}")
     share = train.get("decay_share")
     if share is not None and train.get("decay_steps") is not None:

@@ -175,6 +175,8 @@ class Work:
                 measured = evaluate(stage, subject)
                 if stage in self.remade:
                     self.directory.set_aside(self.directory.stage_file(stage))
+                if subject.samples:
+                    self.directory.write_samples(stage, subject.samples)
                 self.directory.write_stage(stage, measured, attempt=self.command.token)
             return True
         return False

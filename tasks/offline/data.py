@@ -74,6 +74,12 @@ def cycled_letters(**metadata: object) -> dict[str, datasets.Dataset]:
     return _scrambled(rotate)
 
 
+def prose(**metadata: object) -> dict[str, datasets.Dataset]:
+    """Every run of prose, in which tasks.paper hides its needles."""
+    runs: list[Document] = [{"text": " ".join(run)} for run in _prose()]
+    return _splits(runs)
+
+
 def contains(document: Document, results: Sequence[str]) -> dict[str, float]:
     """Whether the answer has the target in it, whatever the case: how FDA and SWDE are scored (Arora et al. 2024)."""
     return {"contains": float(str(document["target"]).lower() in results[0].lower())}

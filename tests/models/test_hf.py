@@ -15,7 +15,7 @@ from conf.settings import RequestError
 from models.backbone.generation import generate
 from models.hf.folder import digest
 from models.hf.model import HFModel
-from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
+from suite.evaluation.continuation import Prompt, continue_prompts, score_continuations
 from tasks.language.tokenizer import ByteTokenizer
 from tests.models.tolerances import assert_near
 
@@ -121,7 +121,7 @@ def test_an_answer_ends_where_the_checkpoint_ends_a_text(tmp_path):
     model, prompt = read(tmp_path), Prompt(tokens(1, 5)[0].tolist(), [], 4)
 
     def answer() -> str:
-        (text,) = continue_greedily(model, ByteTokenizer(), [prompt], batch_size=1, device=torch.device("cpu"))
+        (text,) = continue_prompts(model, ByteTokenizer(), [prompt], batch_size=1, device=torch.device("cpu"))
         return text
 
     whole = answer()

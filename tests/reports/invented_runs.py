@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import invented
+import invented_perplexity
 import numpy as np
 from omegaconf import OmegaConf
 
@@ -188,6 +189,18 @@ def internals_rows(store, config, seed):
 def length_rows(store, config, seed):
     rows = invented.length_rows(store, seed=seed)
     return rows if solves(config) else [row for row in rows if row["metric"] in ("nll", "perplexity")]
+
+
+def perplexity_rows(store, config, seed):
+    asked, rows = config["eval"], []
+    state = None if config["model"]["name"] == "transformer" else 2**18
+    for name, reading, context in itertools.product(asked["texts"], asked["readings"], asked["contexts"]):
+        if context or reading == "carried":
+            where = {"text": name, "reading": reading, "context": context}
+            lengths = [4 * length for length in invented_perplexity.LENGTHS]
+            offset = level(config, seed)
+            rows += invented_perplexity.perplexity_rows(store, seed=seed, offset=offset, state=state, lengths=lengths, **where)
+    return rows
 
 
 def repeats_rows(store, config, seed):

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from conf.groups import find
 from conf.settings import RequestError
 from reports.kit.grid import hours, settings_of, whole_grid
-from reports.kit.parts import Frames, NoData, load_frames
+from reports.kit.parts import Frames, NoData, load_frames, no_frames
 from reports.pages.mad import COLUMNS, beside_published, cost, published
 from suite.request.compose import Composer
 
@@ -156,3 +156,10 @@ def test_without_times_nothing_is_said_to_cost_anything(store):
     assert "an unknown time" in beside_published(frames, whole="mad").notes[1]
     with pytest.raises(RequestError, match="madd"):
         cost(frames, whole="madd")
+
+
+def test_without_a_run_the_printed_rows_stand_with_the_command_that_fills_the_table(store):
+    made = no_frames({"experiment": None, "created": "", "overrides": [], "where": "task=language", "page": "paper"})
+    table = beside_published(made, whole="mad")
+    assert rows_of(table)["MesaNet", "paper"] == ["100.0", "58.5", "77.2", "99.2", "45.4", "76.1"]
+    assert {row[1].text for row in table.rows} == {"paper"} and "python -m suite run experiment=mad (" in table.notes[0]

@@ -41,7 +41,7 @@ def verdict_of(store) -> tuple[str, str]:
         ((0.6, 0.4, 0.2, 0.9), False, "local", "against: swa16 − swa4 = −0.200"),
         ((0.1, 0.3, 0.3, 0.9), False, "undecided", "unsettled: swa64 = swa16 on every example"),
         ((0.25, 0.27, 0.26, 0.28), True, "undecided", "unsettled: swa16 − swa4"),
-        ((0.6, 0.4, 0.4, 0.1), False, "undecided", "unsettled: swa64 = swa16"),
+        ((0.6, 0.4, 0.4, 0.1), False, "local", "against: swa16 − swa4 = −0.200"),
     ],
 )
 def test_verdict(store, scores: tuple[float, ...], noise: bool, verdict: str, reason: str) -> None:

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from models.build import build_model
-from suite.evaluation.continuation import Prompt, continue_greedily, score_continuations
-from suite.evaluation.lm_eval import BackboneLM, encode_pair
+from suite.evaluation.continuation import Prompt, continue_prompts, score_continuations
+from suite.evaluation.lm_eval_adapter import BackboneLM, encode_pair
 from suite.request.compose import compose_one
 from tasks.language.tokenizer import ByteTokenizer, FileTokenizer, Tokenizer
 
@@ -153,7 +153,9 @@ def test_no_target_is_no_score():
 
 
 def adapter(tokenizer: Tokenizer) -> BackboneLM:
-    return BackboneLM(model_for(tokenizer), tokenizer, batch_size=2, max_length=None, device="cpu")
+    return BackboneLM(
+        model_for(tokenizer), tokenizer, batch_size=2, max_length=None, temperature=None, sample_seed=0, device="cpu"
+    )
 
 
 def request(*arguments) -> list[Instance]:
@@ -186,13 +188,20 @@ class Scripted(torch.nn.Module):
     """Stands for a model: whatever it reads, it goes on with these tokens in order."""
 
     ends: frozenset[int] = frozenset()
+    goes_on, mixes_lengths = False, False
 
     def __init__(self, tokens: list[int], vocab_size: int) -> None:
         super().__init__()
         self.tokens, self.vocab_size = tokens, vocab_size
 
     def features(self, tokens):
-        return torch.zeros(*tokens.shape, 1), 0
+        return torch.zeros(*tokens.shape, 1), [0]
+
+    def gathered(self, rows):
+        return list(rows[0][0])
+
+    def reserve(self, state, num_tokens):
+        return state
 
     def logits(self, place: int):
         return torch.nn.functional.one_hot(torch.tensor([self.tokens[place]]), self.vocab_size).float()
@@ -200,8 +209,9 @@ class Scripted(torch.nn.Module):
     def head(self, features):
         return self.logits(0)
 
-    def step(self, tokens, state):
-        return self.logits(state + 1), state + 1
+    def step_(self, tokens, state):
+        state[0] += 1
+        return self.logits(state[0])
 
 
 @pytest.mark.parametrize(
@@ -219,4 +229,4 @@ def test_a_stop_and_a_character_may_be_of_several_tokens(bpe, answer, until, exp
     tokenizer = ByteTokenizer() if kind == "bytes" else bpe
     model = Scripted([*tokenizer.encode(answer), tokenizer.bos], tokenizer.vocab_size)
     prompt = Prompt([tokenizer.bos, *tokenizer.encode("say\n")], until, 40)
-    assert continue_greedily(model, tokenizer, [prompt], batch_size=1, device=torch.device("cpu")) == [expected]
+    assert continue_prompts(model, tokenizer, [prompt], batch_size=1, device=torch.device("cpu")) == [expected]

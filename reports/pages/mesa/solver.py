@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -13,6 +12,7 @@ from reports.kit.arguments import Metric, Task
 from reports.kit.lines import banded_lines, lines_of, seed_points, shaded
 from reports.kit.panels import row_of_panels, steps_axis, tolerance_axis, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames
+from reports.kit.published import printed_accuracy
 from reports.kit.rows import bands_note, measured, over_runs, position_differences, seeds_note
 from reports.kit.solver import SETTING, at_steps, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
 from suite.metrics import axis_label
@@ -20,8 +20,6 @@ from suite.naming import task_label
 
 OTHER_STARTS = {"query": ("s", "start at the query"), "zero": ("v", "start at zero")}
 PRINTED = {"global": ("o", "#4a4a4a"), "local": ("s", "#838383"), "recall": ("^", "#222222")}
-PUBLISHED = Path(__file__).parents[2] / "published"
-FIGURE_5 = "arXiv:2506.05233v2 Figure 5"
 
 
 def by_setting(frames: Frames, *, task: Task, metric: Metric, steps: int, bound: float, printed: bool) -> Drawing:
@@ -63,18 +61,6 @@ def _printed(panels: Sequence[Axes], steps: int) -> pd.DataFrame:
         for axes, line, x in _by_steps_and_tolerance(panels, rows, rows["tolerance"] == 0, rows["tolerance"] > 0):
             axes.plot(line[x], line["difference"], label=f"paper, {dataset}", **look)
     return printed.rename(columns={"difference": "mean"}).drop(columns="value").assign(source="printed")
-
-
-def printed_accuracy(*, steps: int) -> pd.DataFrame:
-    """Figure 5 of MesaNet: dataset, max_steps, tolerance, value and `difference` to `steps` fixed steps, in points of 100."""
-    table = pd.read_csv(PUBLISHED / "mesanet.csv")
-    table = table[table["source"] == FIGURE_5].reset_index(drop=True)
-    settings = table["model"].str.extract("CG=(?P<max_steps>.+)|eps=(?P<tolerance>.+)").astype(float)
-    table = table.join(settings.fillna({"max_steps": 30.0, "tolerance": 0.0}))
-    table["dataset"] = table["dataset"].str.removesuffix(" average")
-    reference = table[(table["tolerance"] == 0) & (table["max_steps"] == steps)].set_index("dataset")["value"]
-    table["difference"] = table["value"] - table["dataset"].map(reference)
-    return table[["dataset", "max_steps", "tolerance", "value", "difference"]]
 
 
 def _by_steps_and_tolerance(panels: Sequence[Axes], rows: pd.DataFrame, fixed: pd.Series, stopped: pd.Series) -> Iterator:

@@ -1,4 +1,4 @@
-"""What the steps of a Mesa layer's solver cost and buy: table, verdict on the tolerance, and figure."""
+"""What the steps of a Mesa layer's solver cost and buy: table and figure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,25 @@ from reports.kit.arguments import Metric, Task
 from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR, seed_points
 from reports.kit.panels import row_of_panels, tolerance_axis, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
-from reports.kit.render import counted, scientific
 from reports.kit.rows import by_metric, over_runs, seeds_note
-from reports.kit.solver import RUN, SETTING, is_fixed, is_stopped, less_fixed, setting_label, setting_order, setting_scores
+from reports.kit.solver import (
+    RUN,
+    SETTING,
+    SPENT,
+    is_fixed,
+    is_stopped,
+    less_fixed,
+    setting_label,
+    setting_order,
+    setting_scores,
+    verdict,
+)
 from reports.kit.tables import entries_by, mean_entry
 from suite.metrics import METRICS, axis_label
 from suite.naming import task_label
 
 CHUNK_COLOR = "#e69f00"
-SPENT, TIME = "solver_steps", "microseconds_per_token"
+TIME = "microseconds_per_token"
 COSTS = (SPENT, "solver_chunk_steps", "solver_residual", "relative_time", TIME)
 
 
@@ -74,27 +84,6 @@ def _entry(row: Mapping[str, object], column: tuple[str, str]) -> Entry:
     # Differences in nats matter from the fifth digit on, those of an accuracy as they are printed elsewhere.
     digits = 5 if column[1] == "nll" else None
     return mean_entry(row, column[1], digits=digits, difference=row["less_steps"] > 0)
-
-
-def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: float) -> str:
-    """One sentence: whether `tolerance` gives the NLL of `steps` steps within `bound` nats at half of the steps or fewer."""
-    tables = (
-        less_fixed(setting_scores(frames, task=task, metric="nll"), steps=steps),
-        setting_scores(frames, task=task, metric=SPENT),
-    )
-    at = [table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in tables]
-    if any(table.empty for table in at):
-        return f"No run was evaluated with eps {scientific(tolerance)}."
-    difference, used = (
-        over_runs(table, ["solver"], metric=metric).iloc[0] for table, metric in zip(at, ("nll", SPENT), strict=True)
-    )
-    reached = difference["worst"] <= bound and used["mean"] <= steps / 2
-    asked_for = f"Does eps {scientific(tolerance)} reproduce {steps} steps within {bound:g} nats"
-    seeds = f"in the worst of {counted(difference['n'], 'seed')} by {scientific(difference['worst'])}"
-    return (
-        f"{asked_for} at no more than {steps / 2:g} steps on average? {'Yes' if reached else 'No'}: "
-        f"the NLL differs by {scientific(difference['mean'])} nats ({seeds}) at {used['mean']:.1f} steps of {steps}."
-    )
 
 
 def steps_and_time(frames: Frames, *, task: Task, steps: int) -> Drawing:

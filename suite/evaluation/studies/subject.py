@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -35,13 +36,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Subject:
-    """model: in evaluation mode on `device`. config: the run's, of which `task` was built. compute: how it is computed here."""
+    """model: in evaluation mode on `device`. config: the run's, of which `task` was built. compute: how it is computed here.
+
+    samples: what was answered, an object of JSON a line, where an evaluation keeps that beside its rows.
+    """
 
     model: Backbone
     task: Task
     config: Config
     compute: Compute
     device: torch.device
+    samples: list[dict[str, Any]] = field(default_factory=list)
 
     def sample(self, tokens: int) -> Sample:
         """Examples with so many tokens, or all that there are: of the test split where the task has one.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from conf.settings import with_neutral
 from suite.evaluation.lm_eval import check_shots, evaluate_benchmarks
 from suite.evaluation.settings import Benchmarks
 from tasks.language.tokenizer import ByteTokenizer
@@ -25,15 +26,22 @@ class Constant(torch.nn.Module):
     """Stands for a model: every token is as likely as any other, and "n" is said."""
 
     ends: frozenset[int] = frozenset()
+    goes_on, mixes_lengths, longest = False, True, None
 
     def features(self, tokens):
-        return torch.zeros(*tokens.shape, 1), None
+        return torch.zeros(*tokens.shape, 1), []
+
+    def gathered(self, rows):
+        return []
+
+    def reserve(self, state, num_tokens):
+        return state
 
     def head(self, features):
         return torch.nn.functional.one_hot(torch.full(features.shape[:-1], ord("n")), 257) * 1e-6
 
-    def step(self, tokens, state):
-        return self.head(tokens.unsqueeze(-1)), state
+    def step_(self, tokens, state):
+        return self.head(tokens.unsqueeze(-1))
 
 
 def write(folder: Path, tasks: dict[str, str], code: str = "") -> None:
@@ -47,7 +55,8 @@ def write(folder: Path, tasks: dict[str, str], code: str = "") -> None:
 
 def rows_of(folder: Path, name: str, **changes) -> list:
     settings = {"num_fewshot": None, "limit": None, "max_length": None, "fewshot_seed": 1, "batch_size": 4} | changes
-    asked = Benchmarks.read({"tasks": name, "include_path": str(folder), **settings})
+    given = {"tasks": name, "include_path": str(folder), "data_root": None, **settings}
+    asked = Benchmarks.read(with_neutral(Benchmarks, given))
     return evaluate_benchmarks(Constant(), ByteTokenizer(), asked, device="cpu")
 
 
@@ -77,7 +86,8 @@ FAILURES = {
         "def score(doc, results): return {'mine': 1}\ndef total(x): return None",
         "scored .*'mine,none' is None",
     ),
-    "sampling": (GENERATE.replace("until: []", "do_sample: true, temperature: 0.7"), "", "scored .*only greedy decoding"),
+    "a search": (GENERATE.replace("until: []", "num_beams: 4"), "", "scored .it asks for num_beams=4, permitted are until"),
+    "heat": (GENERATE.replace("until: []", "temperature: -1"), "", "scored .it asks for temperature=-1.0, permitted are numbers"),
     "a picture": (GENERATE + "doc_to_image: q\n", "", "(loaded|scored)"),
     "too many shots": (CHOICE + "num_fewshot: 50\nfewshot_split: test\n", "", "loaded .num_fewshot=50 asks for more than its 3"),
     "no documents": (CHOICE + "process_docs: !function code.none\n", "def none(d): return d.select([])", "loaded .IndexError"),

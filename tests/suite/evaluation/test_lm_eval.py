@@ -13,10 +13,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from torch import Tensor, nn
 
+from conf.settings import with_neutral
 from models.backbone.language_model import LanguageModel
 from models.mixer import SequenceMixer, State
-from suite.evaluation.continuation import Prompt, continue_greedily
-from suite.evaluation.lm_eval import BackboneLM, encode_pair, evaluate_benchmarks
+from suite.evaluation.continuation import Prompt, continue_prompts
+from suite.evaluation.lm_eval import evaluate_benchmarks
+from suite.evaluation.lm_eval_adapter import BackboneLM, encode_pair
 from suite.evaluation.lm_eval_names import OFFLINE_TASKS, benchmark_names, task_versions
 from suite.evaluation.settings import Benchmarks
 from tasks.language.tokenizer import ByteTokenizer
@@ -152,7 +154,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, model: LanguageModel) -> st
 
 def evaluated(model: LanguageModel, tasks: str | list[str], folder: str | None = None, batch_size: int = 8, **changes) -> list:
     settings = {"num_fewshot": None, "limit": None, "max_length": None, "fewshot_seed": 1234, "batch_size": batch_size} | changes
-    asked = Benchmarks.read({"tasks": tasks, "include_path": folder, **settings})
+    places = {"include_path": folder, "data_root": None}
+    asked = Benchmarks.read(with_neutral(Benchmarks, {"tasks": tasks, **places, **settings}))
     return evaluate_benchmarks(model, TOKENIZER, asked, device="cpu")
 
 
@@ -160,8 +163,12 @@ def requests_of(*arguments: tuple) -> list[Instance]:
     return [Instance("loglikelihood", {}, given, 0, metadata=("toy", i, 1)) for i, given in enumerate(arguments)]
 
 
-def adapter(model: LanguageModel, batch_size: int = 8, max_length: int | None = None) -> BackboneLM:
-    return BackboneLM(model, TOKENIZER, batch_size=batch_size, max_length=max_length, device="cpu")
+def adapter(
+    model: LanguageModel, batch_size: int = 8, max_length: int | None = None, temperature: float | None = None
+) -> BackboneLM:
+    return BackboneLM(
+        model, TOKENIZER, batch_size=batch_size, max_length=max_length, temperature=temperature, sample_seed=0, device="cpu"
+    )
 
 
 @pytest.mark.parametrize("limit, names", [(None, sorted(TASKS)), (3, ["offline"])])
@@ -169,7 +176,8 @@ def test_scores_are_those_of_lm_eval_on_a_plain_forward_pass(model, folder, limi
     manager = lm_eval.tasks.TaskManager(include_path=[OFFLINE_TASKS, folder], include_defaults=False)
     expected = lm_eval.simple_evaluate(PlainLM(model), tasks=names, task_manager=manager, limit=limit, bootstrap_iters=0)
     rows = evaluated(model, names, folder, limit=limit)
-    found = {(row.slice["benchmark"], row.metric): row for row in rows if row.metric != "chance"}
+    beside = ("chance", "accuracy_per_token")
+    found = {(row.slice["benchmark"], row.metric): row for row in rows if row.metric not in beside}
     theirs = {"accuracy": "acc", "accuracy_norm": "acc_norm"}
     checked = 0
     for (name, metric), row in found.items():
@@ -235,19 +243,13 @@ def test_generation_ends_at_its_limit_or_before_a_stop(model, batch_size):
 
 def test_generation_ends_at_bos(model):
     prompt = Prompt([256, *SENTENCES[0].encode()], until=[], max_tokens=12)
-    free = continue_greedily(model, TOKENIZER, [prompt], batch_size=1, device=torch.device("cpu"))[0]
+    free = continue_prompts(model, TOKENIZER, [prompt], batch_size=1, device=torch.device("cpu"))[0]
     ending = ByteTokenizer()
     # Untrained, the model never generates BOS; so the third byte that it does generate stands for it.
     ending.bos = free.encode()[2]
-    ended = continue_greedily(model, ending, [prompt], batch_size=1, device=torch.device("cpu"))[0]
+    ended = continue_prompts(model, ending, [prompt], batch_size=1, device=torch.device("cpu"))[0]
     assert ended == free.split(chr(ending.bos))[0]
     assert len(ended) <= 2
-
-
-@pytest.mark.parametrize("settings", [{"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}])
-def test_sampling_is_refused(model, settings):
-    with pytest.raises(ValueError, match="only greedy decoding"):
-        generated(model, 1, until=[], **settings)
 
 
 def test_truncation_leaves_out_the_earliest_tokens_and_is_counted(model, folder):
@@ -310,7 +312,7 @@ def test_a_group_may_override_a_task_that_lm_eval_ships(model, folder, tmp_path,
     changes += ", training_split: null, process_docs: null, doc_to_text: text"
     (tmp_path / "group.yaml").write_text(f"group: mine\ntask: [{{task: hellaswag, {changes}}}]\n")
     rows = evaluated(model, "mine", str(tmp_path))
-    assert {row.metric for row in rows} == {"accuracy", "accuracy_norm", "chance"}
+    assert {row.metric for row in rows} == {"accuracy", "accuracy_norm", "accuracy_per_token", "chance"}
     assert {row.slice["benchmark"] for row in rows} == {"hellaswag"}
 
 

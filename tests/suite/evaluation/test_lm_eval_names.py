@@ -299,8 +299,10 @@ def test_data_that_is_not_there_is_one_line_before_anything_is_loaded(tmp_path, 
 class Agreeing(torch.nn.Module):
     """Stands for a model: "n" is always likelier than "y", so that it answers " no"."""
 
+    goes_on, longest = False, None
+
     def features(self, tokens):
-        return torch.zeros(*tokens.shape, 1), None
+        return torch.zeros(*tokens.shape, 1), []
 
     def head(self, features):
         return torch.nn.functional.one_hot(torch.full(features.shape[:-1], ord("n")), 257).float()

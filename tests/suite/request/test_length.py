@@ -75,7 +75,10 @@ def test_a_warm_up_and_a_decay_that_are_shares_follow_what_was_settled():
             ["train.steps=300", "train.tokens=1e6"],
             "train.steps=300 and train.tokens=1000000.0 given, permitted is one of train.steps, train.tokens, train.flops",
         ),
-        (["train.steps=null"], "none of them given, permitted is one of train.steps, train.tokens, train.flops"),
+        (
+            ["train.steps=null"],
+            "train.steps=null and train.tokens=null and train.flops=null given, permitted is one of train.steps, train.tokens, ",
+        ),
         (["train.tokens=0"], "train.tokens=0 is out of range"),
         (["train.tokens=1.5"], "train.tokens=1.5 is not a whole number"),
         (["train.flops=-1"], "train.flops=-1 is out of range"),

@@ -77,7 +77,8 @@ def path_of(key: str, arguments: list[str]) -> str | tuple[str, ...]:
 
 
 @pytest.mark.parametrize(
-    "key", ["paths.results", "paths.reports", "paths.cache", "data.path", "data.tokenizer", "eval.include_path"]
+    "key",
+    ["paths.results", "paths.reports", "paths.cache", "data.path", "data.tokenizer", "eval.include_path", "eval.data_root"],
 )
 def test_the_tilde_is_the_home_folder_in_every_path(key, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")

@@ -1,0 +1,1 @@
+"""The tables and figures of a published study, ours beside what it prints."""
