@@ -40,4 +40,4 @@ def build_task(settings: Task.Settings, *, seed: int) -> Task:
 
 def _classes() -> dict[str, type[Task]]:
     # Benchmarks for lm-eval are read by libraries that take long to import.
-    return declared(tasks, Task, "type", without=("tasks.offline.",))
+    return declared(tasks, Task, "type", without=("tasks.offline.", "tasks.paper."))

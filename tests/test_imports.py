@@ -122,3 +122,9 @@ def test_reading_results_needs_no_torch():
     code = f"import importlib, sys; print([m for m in {READ_ALONE} if importlib.import_module(m) and 'torch' in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_finding_tasks_imports_no_benchmarks():
+    """lm-eval takes seconds to import, and a machine that only trains has none."""
+    code = "import sys; sys.modules['lm_eval'] = None; from tasks.build import task_types; task_types()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)

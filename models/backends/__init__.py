@@ -38,9 +38,8 @@ class Kernel:
 
     computes: takes and returns what the op's `chunked` does, without chunk_size. in_place: decodes a token without a gradient
     and writes the new state over the old one, if there is such a kernel. shortest: tokens from which it is called; fewer are
-    left to PyTorch. limits: on the settings of a mixer. by_auto: whether backend=auto takes it; a kernel that no GPU was seen to
-    compute right is taken only where it is asked for by name. suits: says by the tensors of a call whether this kernel computes
-    it, whatever the run's backend; the op's own functions compute the other calls.
+    left to PyTorch. limits: on the settings of a mixer. suits: says by the tensors of a call whether this kernel
+    computes it, whatever the run's backend; the op's own functions compute the other calls.
     """
 
     op: str
@@ -49,7 +48,6 @@ class Kernel:
     in_place: str = ""
     shortest: int = 1
     limits: tuple[Limit, ...] = ()
-    by_auto: bool = True
     suits: Callable[..., bool] | None = None
 
     def __str__(self) -> str:
@@ -148,7 +146,6 @@ KERNELS = (
         computes="fla_delta:generalized_delta_rule",
         shortest=2,
         limits=GENERALIZED_DELTA_RULE_BY_FLA,
-        by_auto=False,
     ),
     Kernel(
         op="diagonal_plus_low_rank",
@@ -156,7 +153,6 @@ KERNELS = (
         computes="fla_low_rank:diagonal_plus_low_rank",
         shortest=2,
         limits=(Limit("key_dim up to 128", lambda m: m.key_dim <= 128),),
-        by_auto=False,
     ),
     Kernel(op="ssd", backend="mamba_ssm", computes="mamba_ssm:ssd", in_place="mamba_ssm:step_", shortest=2),
     Kernel(op="rglru", backend="triton", computes="triton.rglru:scan"),
@@ -175,11 +171,10 @@ def _rows(op: ModuleType | None) -> list[Kernel]:
 def computing(op: ModuleType | None, settings: Any) -> tuple[str, ...]:
     """The backends that compute an op for a mixer of these settings, in the order in which "auto" tries them.
 
-    Kernels stand fastest first, then torch, which computes everything, then those that "auto" leaves out.
+    Kernels stand fastest first, and torch, which computes everything, last.
     """
     rows = [row for row in _rows(op) if row.suits is None and all(limit.holds(settings) for limit in row.limits)]
-    names = [[row.backend for row in rows if row.by_auto is by_auto] for by_auto in (True, False)]
-    return (*names[0], "torch", *names[1])
+    return (*(row.backend for row in rows), "torch")
 
 
 def obstacle(backend: str, device: str) -> str | None:

@@ -86,7 +86,7 @@ def nothing_in_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
         (["gated_deltanet", "transformer"], "fla+torch", "fla+torch"),
         (["transformer", "gated_deltanet", "transformer"], "fla", "torch+fla"),
         (["gated_deltanet", "transformer"], "torch+torch", "torch"),
-        (["kda"], "auto", "torch"),
+        (["kda"], "auto", "fla"),
         (["kda"], "fla", "fla"),
         (["gated_deltanet", "hawk"], "auto", "fla+triton"),
         (["gated_deltanet", "hawk"], "torch", "torch"),
