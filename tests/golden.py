@@ -33,7 +33,8 @@ from suite.results import load_curves
 from suite.store.code_state import TABLE, code_state
 
 LOSSES = Path(__file__).with_name("golden_losses.json")
-TOLERANCE = 1e-6
+TOLERANCE = 5e-6
+"""A processor of another make is off by 3e-6 in Gated KalmaNet's losses even so, and by nothing in the others'."""
 FIXED = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 """The instructions by which PyTorch, MKL and oneDNN compute, read when PyTorch is loaded."""
 ONLY = "--losses"

@@ -9,6 +9,7 @@ import pandas as pd
 
 from reports.kit.arguments import Metric
 from reports.kit.chosen import at_best
+from reports.kit.details import PLACES
 from reports.kit.marks import marks_notes
 from reports.kit.parts import Entry, Frames, NoData, Table
 from reports.kit.rows import by_metric, of_stage, seeds_note
@@ -102,8 +103,9 @@ def _values_text(values: np.ndarray) -> str:
 def stage(frames: Frames, *, stage: str) -> Table:
     """Every score that an evaluation wrote: arm and slice x metric, the mean over seeds in every entry."""
     rows = of_stage(frames.results, stage=stage).dropna(subset="value")
-    # Scores over whole splits say it all where there are any: slices may be hundreds.
-    rows = whole if len(whole := rows[rows["slice"] == ""]) else rows
+    # Scores over whole splits say it all where there are any, or else those over whole sequences: slices may be hundreds.
+    parts = rows.reindex(columns=sorted(PLACES)).notna().any(axis=1)
+    rows = next((kept for kept in (rows[rows["slice"] == ""], rows[~parts]) if len(kept)), rows)
     data = by_metric({metric: own for metric, own in rows.groupby("metric", sort=False)}, ["task", "arm", "model", "slice"])
     metrics = list(dict.fromkeys(data["metric"]))
     entries = []

@@ -149,6 +149,15 @@ def test_every_stage_without_a_part_of_its_own_has_a_table(store, tmp_path) -> N
     ]
 
 
+def test_a_stage_with_ranges_of_positions_has_its_whole_sequences_in_the_table(store) -> None:
+    rows = [
+        store.row("nll", 3.0, "test", text="books"),
+        store.row("nll", 5.0, "test", text="books", position_low=0, position_high=1),
+    ]
+    store.run("gla", "language", stages={"train": [store.row("nll", 0.5, "validation")], "perplexity": rows})
+    assert [[entry.text for entry in row] for row in stage(frames(store), stage="perplexity").rows] == [["GLA", "3.000"]]
+
+
 @pytest.mark.usefixtures("no_pictures")
 def test_a_hostile_label_and_axis_stay_text(store, tmp_path) -> None:
     hostile = "<script>alert(1)</script>$x_{y}$"
