@@ -30,7 +30,7 @@ UNSAID = {"arm", "family", "group_id", "code", "command", "when", "studies", "ma
 def run_details(frames: Frames) -> dict[str, Any]:
     """The runs of a report for its page: `columns` of them, their scores, curves, and which settings differ between them.
 
-    Of more than MOST_RUNS the page has neither scores nor curves.
+    A page of more than MOST_RUNS runs has neither scores nor curves.
     """
     cells = frames.cells.reset_index(drop=True)
     if len(cells) > MOST_RUNS:

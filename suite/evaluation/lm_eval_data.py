@@ -32,7 +32,7 @@ from suite.store.contents import file_digest
 from suite.store.throwaway import stamp
 
 SUFFIXES = (".jsonl", ".json", ".parquet")
-"""Of a file that holds a split; the first that is there is read."""
+"""How a file that holds a split may end; the first that is there is read."""
 MOST_FIELDS = 12
 """Names of fields that an error lists."""
 
@@ -210,7 +210,7 @@ class Reading(contextlib.AbstractContextManager[DataRoot | None]):
 
 _load_from_hub = datasets.load_dataset
 _roots: list[DataRoot | None] = []
-"""Of the blocks that stand open. A module that was imported within one keeps `load_dataset` and is right in the next."""
+"""The folders of open blocks. A module that was imported within one keeps `load_dataset` and is right in the next."""
 
 
 def load_dataset(path: str, name: str | None = None, *given: Any, **options: Any) -> Any:

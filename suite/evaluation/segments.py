@@ -51,7 +51,7 @@ def read(
     segment: int,
     device: torch.device,
 ) -> Iterator[tuple[Window, int, Tensor, Tensor]]:
-    """Of every window and segment: the window, the place in it where the segment begins, nll [T], and what is scored [T] bool.
+    """For every window and segment: the window, the place in it where the segment begins, nll [T], and what is scored [T] bool.
 
     Windows of one length are read together, as many as TOKENS_AT_ONCE and MOST_STATE_BYTES permit.
     """

@@ -21,7 +21,7 @@ class Copies:
         self._pinned: dict[str, Tensor] = {}
 
     def of(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of the tensors as they are now. Those made before are overwritten, so they have to be written by then."""
+        """Copies of the tensors as they are now. Those made before are overwritten, so they have to be written by then."""
         copies = {name: self._copy(name, tensor) for name, tensor in tensors.items()}
         if self._pinned:
             torch.cuda.synchronize()

@@ -17,7 +17,7 @@ Document = dict[str, Any]
 PREFIXES = 10
 """Random few-shot prefixes over which the scrambled words are averaged."""
 MARKS = re.compile(r"\[(?:PAR|DOC|TLE)\]")
-"""Of paragraphs, documents and titles in TriviaQA's pages."""
+"""The marks of paragraphs, documents and titles in TriviaQA's pages."""
 
 
 def noise(*, length: int, key: str, value: str, samples: int, **metadata: object) -> dict[str, Needles]:

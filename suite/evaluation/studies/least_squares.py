@@ -64,7 +64,7 @@ def measure(subject: Subject, settings: Mapping[str, Any]) -> list[Measurement]:
 
 
 def best_decay(op: Callable[..., Tensor], batch: Batch) -> float:
-    """Of DECAYS the one with which the op's answers to a batch have the smallest error."""
+    """The one of DECAYS with which the op's answers to a batch have the smallest error."""
     return min(DECAYS, key=lambda decay: errors(op(batch, decay=decay), batch).mean().item())
 
 
