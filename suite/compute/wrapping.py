@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -109,8 +110,19 @@ def clipped_norm(parameters: Iterable[nn.Parameter], limit: float, world: World)
 class ShardedAdamW(torch.optim.AdamW):
     """AdamW that updates the shards on this rank as plain tensors, for the same reason; its state are DTensors all the same."""
 
+    @overload
+    def step(self, closure: None = ...) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step. closure: computes loss and gradients first, as torch's optimisers have it."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             held = [parameter for parameter in group["params"] if parameter.grad is not None]
             states = [self.state[parameter] for parameter in held]
@@ -132,6 +144,7 @@ class ShardedAdamW(torch.optim.AdamW):
                 eps=group["eps"],
                 maximize=False,
             )
+        return loss
 
 
 def whole_tensors(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:
