@@ -8,6 +8,8 @@ from typing import IO, Any
 import pytest
 from omegaconf import OmegaConf
 
+from conf.extensions import VARIABLE
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -33,6 +35,12 @@ def parse_once() -> None:
 parse_once()
 # Torch and pandas hold so many objects that looking for garbage among them took a tenth of all time.
 gc.set_threshold(50_000, 20, 20)
+
+
+@pytest.fixture(autouse=True)
+def nothing_extended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that a test names by extend= is named for that test alone."""
+    monkeypatch.setenv(VARIABLE, os.environ.get(VARIABLE, ""))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

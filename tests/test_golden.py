@@ -23,12 +23,12 @@ def test_the_first_losses_are_the_golden_ones(cases):
     assert not differing, "meant so: python -m tests.golden --renew"
 
 
-def test_a_loss_that_differs_in_the_sixth_digit_is_found():
+def test_a_loss_that_differs_by_more_than_rounding_is_found():
     (case, *_) = GOLDEN
     values = GOLDEN[case]
-    assert differences({case: [*values[:-1], values[-1] + 2e-6]}, GOLDEN) == [case]
+    assert differences({case: [*values[:-1], values[-1] + 1e-5]}, GOLDEN) == [case]
     assert differences({case: values[:-1]}, GOLDEN) == differences({"new mqar": values}, GOLDEN)[:0] + [case]
-    assert differences({case: [*values[:-1], values[-1] + 1e-7]}, GOLDEN) == []
+    assert differences({case: [*values[:-1], values[-1] + 2e-6]}, GOLDEN) == []
     assert differences({case: [*values[:-1], float("nan")]}, GOLDEN) == [case]
 
 
