@@ -13,7 +13,7 @@ from conf.extensions import extended
 from conf.groups import groups
 from conf.settings import RequestError, unknown
 from suite.machine.environment import git_commit, package_versions
-from suite.machine.ranks import check_single
+from suite.machine.ranks import check_single, leave
 from suite.running.events import Share
 from suite.running.hearing import Hearing
 from suite.running.progress import duration
@@ -79,7 +79,7 @@ OWN_KEYS |= {"export": "suite.exchange.outward:OWN", "import": "suite.exchange.i
 def command() -> int:
     """The command line of a process of its own, as `lrs` and `python -m suite` call it."""
     stop_once()
-    return main()
+    return leave(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

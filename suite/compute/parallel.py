@@ -8,6 +8,7 @@ and in which the end of a process is noticed at once. Numbers of a step go throu
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import enum
 import json
@@ -34,8 +35,8 @@ WAITING_TIMEOUT = datetime.timedelta(days=30)
 class World:
     """This process among those that compute a run. device: where its share of the run is computed.
 
-    talk: the group in which ranks tell each other what is decided. store: where a rank leaves what the others look up when it
-    does not answer. Both are None for a process by itself.
+    talk: the group in which ranks tell each other what is decided. writers: that of the threads which write checkpoints. store:
+    where a rank leaves what the others look up when it does not answer. All are None for a process by itself.
     """
 
     rank: int
@@ -43,6 +44,7 @@ class World:
     local_rank: int
     device: torch.device
     talk: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    writers: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
     store: Store | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -88,8 +90,8 @@ def joined(place: Place) -> Iterator[World]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=STEP_TIMEOUT)
     try:
-        talk = dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
-        yield World(place.rank, place.size, place.local_rank, torch.device("cpu"), talk, store)
+        talk, writers = (dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT) for _ in range(2))
+        yield World(place.rank, place.size, place.local_rank, torch.device("cpu"), talk, writers, store)
     finally:
         dist.destroy_process_group()
 
@@ -98,7 +100,7 @@ def at(world: World, device: torch.device) -> World:
     """The same process, computing on a device of that kind: on the GPU that its number on the machine says."""
     if world.is_joined and device.type == "cuda":
         torch.cuda.set_device(world.local_rank)
-    return World(world.rank, world.size, world.local_rank, device, world.talk, world.store)
+    return dataclasses.replace(world, device=device)
 
 
 class Flags(enum.IntFlag):

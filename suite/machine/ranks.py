@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,7 +28,7 @@ class Place:
 
 def place_among(environment: Mapping[str, str]) -> Place | None:
     """The place that a launcher gave to this process; None for a process that was started by itself. Raises RequestError."""
-    if any(key not in environment for key in (*KEYS[:3], *MEETING)):
+    if not _is_one_of_several(environment):
         return None
     given = {key: environment.get(key, "1") for key in KEYS}
     for key, value in given.items():
@@ -36,7 +39,11 @@ def place_among(environment: Mapping[str, str]) -> Place | None:
 
 def is_follower() -> bool:
     """Whether another process of the same command speaks for this one."""
-    return os.environ.get("RANK", "0") != "0" and all(key in os.environ for key in (*KEYS[:3], *MEETING))
+    return os.environ.get("RANK", "0") != "0" and _is_one_of_several(os.environ)
+
+
+def _is_one_of_several(environment: Mapping[str, str]) -> bool:
+    return all(key in environment for key in (*KEYS[:3], *MEETING))
 
 
 def check_single(verb: str) -> None:
@@ -44,3 +51,17 @@ def check_single(verb: str) -> None:
     place = place_among(os.environ)
     if place is not None and place.size > 1:
         raise RequestError(f"{verb} is for one process, and torchrun started {place.size}; they share run alone")
+
+
+def leave(status: int) -> int:
+    """The exit status of a command; one of several processes ends here, past what Python takes apart at its end.
+
+    Threads of gloo may still let go of a Python object then, which ends the process with SIGABRT, though all was done.
+    """
+    if _is_one_of_several(os.environ):
+        atexit._run_exitfuncs()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    return status

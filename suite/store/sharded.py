@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from suite.compute.parallel import WAITING_TIMEOUT, World
+from suite.compute.parallel import World
 from suite.store.beside import Beside, Copies, Outcome
 from suite.store.checkpoint import Progress, described, progress_of
 from suite.store.foreign import check_no_link, reason_of
@@ -68,13 +68,13 @@ class Sharded:
     """Saves and restores the training state of a run on all its ranks. Every rank calls every method, in the same order.
 
     A tensor of the model or the optimiser is a DTensor, which lies on the ranks in parts, or is whole on each of them.
-    on_note: is told, on the first rank, of a save that failed and of a checkpoint that is not whole. Several ranks need a process
-    group; the threads that write have one of their own.
+    on_note: is told, on the first rank, of a save that failed and of a checkpoint that is not whole. The threads
+    of several ranks talk in `world.writers`.
     """
 
     def __init__(self, directory: RunDirectory, world: World, keeping: Keeping, on_note: Callable[[str], None]) -> None:
         self.directory, self.world, self.keeping, self.on_note = directory, world, keeping, on_note
-        self._group = _writers(world.talk) if world.size > 1 else None
+        self._group = world.writers if world.size > 1 else None
         # A worker that has lost the run may write on for a while: its folder has another name.
         self._token = self._all(uuid.uuid4().hex)[0]
         self._copies, self._beside = Copies(), Beside()
@@ -198,12 +198,6 @@ class Sharded:
         except RuntimeError as error:
             raise Gone("another rank does not answer") from error
         return values
-
-
-@functools.cache
-def _writers(talk: dist.ProcessGroup | None) -> dist.ProcessGroup:
-    """The group of the threads that write, one for all runs of a command. talk: that in which the ranks themselves talk."""
-    return dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT)
 
 
 def _layouts(everything: Iterable[Told], snapshot: Snapshot) -> dict[str, Layout]:

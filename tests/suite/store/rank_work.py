@@ -56,7 +56,7 @@ def write(rank: int, size: int, store: str) -> None:
     What every checkpoint has to hold lies in expected/.
     """
     notes: list[str] = []
-    directory, world = RunDirectory(Path(store), RUN_ID), World(rank, size, rank, CPU)
+    directory, world = RunDirectory(Path(store), RUN_ID), World(rank, size, rank, CPU, writers=dist.new_group(backend="gloo"))
     checkpoints = Sharded(directory, world, Keeping(last=2, every=3), notes.append)
     model, optimizer = made(0, size, shards=True)
     (Path(store) / "expected").mkdir(exist_ok=True)
@@ -101,7 +101,7 @@ def full(path: Path, tensors: dict[str, Tensor]) -> tuple[int, str]:
 def read(rank: int, size: int, store: str, shards: bool, step: int) -> None:
     """Restores on so many ranks; every bit is what `write` had after that step, and training goes on to the same state."""
     notes: list[str] = []
-    directory, world = RunDirectory(Path(store), RUN_ID), World(rank, size, rank, CPU)
+    directory, world = RunDirectory(Path(store), RUN_ID), World(rank, size, rank, CPU, writers=dist.new_group(backend="gloo"))
     model, optimizer = made(1, size, shards)
     progress, best = restored(Sharded(directory, world, Keeping(last=2, every=3), notes.append), model, optimizer)
     assert (progress.step, progress.losses, notes) == (step, (0.5, 1 / 3), [])
