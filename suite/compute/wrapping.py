@@ -30,7 +30,7 @@ from suite.compute.parallel import World
 from suite.compute.scoring import TrainingInputs, loss
 from suite.compute.settings import Compute
 
-# Of a GPU's memory: whole weights that are less stay gathered from the forward to the backward pass.
+# Whole weights below this share of a GPU's memory stay gathered from the forward to the backward pass.
 SMALL_SHARE = 1 / 16
 
 

@@ -10,7 +10,7 @@ import numpy as np
 LENGTHS = (4096, 4096, 2048, 1024, 600, 300)
 """Tokens of the documents of a text."""
 BYTES_A_TOKEN = 1024
-"""Of the cache of a transformer."""
+"""What a token adds to the cache of a transformer."""
 BANDS = ((0, 1), (1, 64), (64, 512), (512, 2048), (2048, 4096), (4096, 16384))
 
 
@@ -41,7 +41,7 @@ def perplexity_rows(
         return store.row(metric, float(value), "test", examples=written, **place, **where) | groups
 
     def mean(own: float, first: int, last: int) -> float:
-        """Of the tokens first to last - 1 of a document."""
+        """The mean over the tokens first to last - 1 of a document."""
         return own + offset * max(0, last - max(first, 512)) / (last - first)
 
     whole = [mean(own, 0, length) for own, length in zip(difficulty, read, strict=True)]

@@ -30,7 +30,7 @@ def frames_of(store, **asked) -> Frames:
 def test_the_difference_is_of_the_same_documents_and_its_lines_stand_where_the_cache_is_larger(store) -> None:
     drawing = difference_by_position(frames_of(store), **WHOLE)
     late = drawing.data[drawing.data["position_low"] == 512].set_index("model")
-    # Of the six documents four go beyond 512 tokens, and one ends at 600.
+    # Four of the six documents go beyond 512 tokens, and one ends at 600.
     assert late["mean"].to_dict() == pytest.approx({"mesanet": -0.2, "gla": 0.3}) and set(late["documents"]) == {5}
     assert (drawing.data[drawing.data["position_low"] < 512]["mean"].abs() < 1e-9).all()
     (axes,) = drawing.figure.axes

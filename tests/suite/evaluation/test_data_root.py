@@ -44,7 +44,7 @@ SAMPLES = {
     "cycle_letters_in_word": {"context": "\nssimmon =", "completion": " simmons"},
     "mid_word_2_anagrams": {"context": "\ndeiitvaon =", "completion": " deviation"},
 }
-# Of every task that lm-eval ships: where its one document lies, the prompt, and the choices or the answer.
+# Each task that lm-eval ships: where its one document lies, the prompt, and the choices or the answer.
 SHIPPED = {
     "lambada_openai": ("EleutherAI/lambada_openai/default/test", "The dog ran to the", " sea"),
     "hellaswag": ("Rowan/hellaswag/validation", "Swimming: A man dives. He: then", CHOICES["choices"]),
