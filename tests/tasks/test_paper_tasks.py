@@ -235,7 +235,7 @@ def tokenizer(request) -> Iterator[ByteTokenizer]:
 
 
 @pytest.mark.parametrize("haystack", ["noise", "prose"])
-@pytest.mark.parametrize(("key", "value"), itertools.product(KINDS, KINDS))
+@pytest.mark.parametrize(("key", "value"), [*itertools.product(KINDS, KINDS)])
 def test_a_needle_stands_once_in_a_prompt_of_nearly_the_length(tokenizer, haystack, key, value):
     length = 2048
     made = Needles(haystack=haystack, length=length, key=key, value=value, samples=40)
