@@ -88,22 +88,15 @@ def assert_close(one: Path, other: Path, *, tolerance: float = 1e-5) -> None:
     assert kept[0] == kept[1] != []
 
 
-FAST = [("ddp", 4, "hybrid", 1), ("fsdp", 2, "mesanet", None)]
-SLOW = [
-    (parallel, size, model, None)
-    for parallel in ("ddp", "fsdp")
-    for size in (2, 4)
-    for model in MODELS
-    if (parallel, size, model, None) not in FAST
-]
+FAST = [("ddp", 4, "hybrid", ["compute.micro_batch=1"]), ("fsdp", 2, "mesanet", ["compute.reshard_after_forward=false"])]
+SLOW = [(parallel, size, model, []) for parallel in ("ddp", "fsdp") for size in (2, 4) for model in MODELS]
 
 
 @pytest.mark.parametrize(
-    ("parallel", "size", "model", "micro_batch"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
+    ("parallel", "size", "model", "more"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)]
 )
-def test_ranks_train_as_one_process_does(parallel, size, model, micro_batch, single, tmp_path):
+def test_ranks_train_as_one_process_does(parallel, size, model, more, single, tmp_path):
     """Six sequences for four ranks are two or one for each; DDP adds the gradients of one sequence at a time up."""
-    more = [] if micro_batch is None else [f"compute.micro_batch={micro_batch}"]
     asked = request(model, tmp_path / "results", *in_ranks(parallel, *more))
     with team(tmp_path, *[asked] * size) as ranks:
         assert ranks.ends() == [0] * size, ranks.said()

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from suite.compute.parallel import World
+from suite.store.beside import Copies
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, training_state
 from suite.store.foreign import sealed
 from suite.store.keeping import LAST_TWO, Keeping, remove_checkpoints, stored
@@ -200,6 +201,14 @@ def test_written_beside_the_training_and_waited_for_are_the_same_bytes(tmp_path)
     assert {"model.0.weight", "optimizer.0.weight.exp_avg", "optimizer.0.weight.exp_avg_sq", "optimizer.0.weight.step"} <= set(
         tensors
     )
+
+
+def test_a_copy_is_of_the_call():
+    """What a step changes meanwhile does not reach what is being written."""
+    weights = {"weight": torch.ones(3)}
+    copies = Copies().of(weights)
+    weights["weight"].add_(1.0)
+    assert copies["weight"].tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_damaged_newer_one_does_not_cost_the_new_one(tmp_path):
