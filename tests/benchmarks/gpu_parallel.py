@@ -3,8 +3,9 @@
     python -m tests.benchmarks.gpu_parallel [--gpus 2] [--models mesanet gated_deltanet transformer] [--steps 50] [--dry-run]
     python -m tests.benchmarks.gpu_parallel --killed [--gpus 2] [--dry-run]
 
-The models of size 400m (433 million parameters) are trained on made-up ids of GPT-2's vocabulary: batches of 16 x 2,048,
-bfloat16, compiled, 8 sequences at a time on every GPU, the learning rate rising to 1e-3. First the plain command of every
+The models of size 400m (433 million parameters) are trained on made-up ids of GPT-2's vocabulary: batches of 16 x 2,048
+(--batch-size), bfloat16, compiled, 8 sequences at a time on every GPU (--micro-batch), the learning rate rising to 2.5e-5
+(--lr) as it does over the first 50 of the 2,000 steps in which the paper's recipes go to 1e-3. First the plain command of every
 model, and that of the first one once more, side by side, each on a GPU of its own; then, one after another, torchrun with
 compute=ddp and with compute=fsdp on all GPUs. A row of JSON is printed as soon as an arm is done:
 
@@ -52,9 +53,13 @@ LOGGED_OVER = 20
 VOCABULARY = 50257
 # Characters of what a command that failed said last.
 SHOWN = 3000
-FULL = ("size=400m", "task.seq_len=2048", "train.batch_size=16", "train.autocast=bfloat16", "compute.micro_batch=8")
+FULL = ("size=400m", "task.seq_len=2048", "train.autocast=bfloat16")
 TOY = ("size=tiny", "task.seq_len=64", "train.batch_size=4", "compute.device=cpu", "compute.micro_batch=2")
 KILLED = ("size=20m", "task.seq_len=2048", "train.batch_size=16", "train.autocast=bfloat16", "compute.micro_batch=8")
+
+
+def full(options: argparse.Namespace) -> list[str]:
+    return [*FULL, f"train.batch_size={options.batch_size}", f"compute.micro_batch={options.micro_batch}"]
 
 
 def made_up_ids(path: Path, count: int) -> None:
@@ -76,7 +81,7 @@ def command(model: str, arm: str, options: argparse.Namespace, folder: Path, *, 
         "task.max_validation_examples=16",
         f"train.steps={options.steps}",
         f"train.warmup_steps={options.steps}",
-        "train.lr=1e-3",
+        f"train.lr={options.lr}",
         "compute.log_seconds=0",
         "eval=none",
         f"paths.results={folder / arm}",
@@ -90,7 +95,7 @@ def command(model: str, arm: str, options: argparse.Namespace, folder: Path, *, 
 
 def timed(model: str, arm: str, options: argparse.Namespace, folder: Path, store: str) -> list[str]:
     more = [
-        *(TOY if options.dry_run else FULL),
+        *(TOY if options.dry_run else full(options)),
         f"compute={'gpu' if arm == 'single' else arm}",
         f"compute.compile={str(not options.dry_run and not options.eager).lower()}",
         f"compute.activation_checkpointing={options.activation_checkpointing}",
@@ -298,6 +303,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["mesanet", "gated_deltanet", "transformer"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--micro-batch", type=int, default=8)
+    parser.add_argument("--lr", type=float, default=2.5e-5)
     parser.add_argument("--seconds", type=float, default=280.0, help="the longest that an arm may take")
     parser.add_argument("--eager", action="store_true", help="nothing is compiled")
     parser.add_argument("--activation-checkpointing", choices=("none", "blocks"), default="none")
