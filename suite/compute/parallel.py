@@ -96,6 +96,12 @@ def joined(place: Place) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def give_up() -> None:
+    """Ends what GPUs of this process compute together with those of others; whoever waits for it gets an error or no numbers."""
+    if (group := dist.group.WORLD) is not None:
+        group.abort()
+
+
 def at(world: World, device: torch.device) -> World:
     """The same process, computing on a device of that kind: on the GPU that its number on the machine says."""
     if world.is_joined and device.type == "cuda":

@@ -35,11 +35,14 @@ SMALL_SHARE = 1 / 16
 
 
 class Loss(nn.Module):
-    """The mean loss of a model's answers as a module, whose forward DDP and FSDP2 surround."""
+    """The mean loss of a model's answers as a module, whose forward DDP and FSDP2 surround.
 
-    def __init__(self, model: Backbone) -> None:
+    gathers_again: whether a block's whole weights, sharded, are given up as soon as its pass is over.
+    """
+
+    def __init__(self, model: Backbone, *, gathers_again: bool = True) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.gathers_again = model, gathers_again
 
     def forward(self, inputs: TrainingInputs) -> Tensor:
         return loss(self.model, inputs)
@@ -65,7 +68,7 @@ def wrapped(model: Backbone, compute: Compute, world: World) -> Loss | Distribut
         fully_shard(block, mesh=mesh, reshard_after_forward=again)
         register_fsdp_forward_method(block, "output")
     model.training_forms = model.training_forms._replace(outputs=[own_output] * len(model.blocks))
-    whole = Loss(model)
+    whole = Loss(model, gathers_again=again)
     fully_shard(whole, mesh=mesh)
     return whole
 
@@ -87,10 +90,14 @@ def own_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
 
 @contextlib.contextmanager
 def summing(module: nn.Module, is_last: bool) -> Iterator[None]:
-    """Gradients of the passes within are summed over ranks behind the last of them alone."""
+    """Gradients of the passes within are summed over ranks behind the last of them alone.
+
+    Weights that stay gathered from a forward to a backward pass stay so until the last one, since no step changes them before.
+    """
     if isinstance(module, FSDPModule):
         module.set_requires_gradient_sync(is_last)
         module.set_is_last_backward(is_last)
+        module.set_reshard_after_backward(is_last or bool(module.gathers_again))
     with module.no_sync() if isinstance(module, DistributedDataParallel) and not is_last else contextlib.nullcontext():
         yield
 

@@ -23,7 +23,7 @@ from suite.compute.parallel import World, alone, at, hear, is_agreed_by_all, joi
 from suite.machine.devices import select_device
 from suite.machine.ranks import place_among
 from suite.plan import Run, task_of
-from suite.running.apart import GOES_ON, is_alive, is_of_connection
+from suite.running.apart import GOES_ON, ended_here, is_of_connection, watched
 from suite.running.failing import RankLost, status_of, told_by
 from suite.running.signals import ignore_signals
 from suite.running.train import follow
@@ -41,7 +41,8 @@ def ranks() -> Iterator[World]:
         return
     with joined(place) as world:
         leave_word(world, {"host": socket.gethostname(), "pid": os.getpid()})
-        yield world
+        with watched(world):
+            yield world
 
 
 def check_ranks(runs: Sequence[Run], *, launches: bool) -> None:
@@ -106,11 +107,10 @@ def follow_command(world: World, plan: Callable[[], Sequence[Run]]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except RankLost:
-        word = words(world).get(0, {})
         # Nobody else can say so, and one is enough.
-        if world.rank == 1 and "pid" in word and word["host"] == socket.gethostname() and not is_alive(int(word["pid"])):
-            print(f"rank 0 (process {word['pid']}) was ended from outside; {GOES_ON}", file=sys.stderr)
-        return int(word.get("status", FAILURE))
+        if world.rank == 1 and (first := ended_here(world).get(0)):
+            print(f"rank 0 (process {first}) was ended from outside; {GOES_ON}", file=sys.stderr)
+        return int(words(world).get(0, {}).get("status", FAILURE))
 
 
 def _follow(world: World, plan: Callable[[], Sequence[Run]]) -> int:

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.gpu_parallel [--gpus 2] [--models mesanet gated_deltanet transformer] [--steps 50] [--dry-run]
     python -m tests.benchmarks.gpu_parallel --killed [--gpus 2] [--dry-run]
 
-The models of size 400m (433 million parameters) are trained on made-up ids of GPT-2's vocabulary: batches of 16 x 2,048
-(--batch-size), bfloat16, compiled, 8 sequences at a time on every GPU (--micro-batch), the learning rate rising to 2.5e-5
+The models of size 400m (433 million parameters; --size) are trained on made-up ids of GPT-2's vocabulary: batches of 16 x 2,048
+(--batch-size), bfloat16 (--autocast), compiled, 8 sequences at a time on every GPU (--micro-batch), the rate rising to 2.5e-5
 (--lr) as it does over the first 50 of the 2,000 steps in which the paper's recipes go to 1e-3. First the plain command of every
 model, and that of the first one once more, side by side, each on a GPU of its own; then, one after another, torchrun with
 compute=ddp and with compute=fsdp on all GPUs. A row of JSON is printed as soon as an arm is done:
@@ -53,13 +53,13 @@ LOGGED_OVER = 20
 VOCABULARY = 50257
 # Characters of what a command that failed said last.
 SHOWN = 3000
-FULL = ("size=400m", "task.seq_len=2048", "train.autocast=bfloat16")
 TOY = ("size=tiny", "task.seq_len=64", "train.batch_size=4", "compute.device=cpu", "compute.micro_batch=2")
 KILLED = ("size=20m", "task.seq_len=2048", "train.batch_size=16", "train.autocast=bfloat16", "compute.micro_batch=8")
 
 
 def full(options: argparse.Namespace) -> list[str]:
-    return [*FULL, f"train.batch_size={options.batch_size}", f"compute.micro_batch={options.micro_batch}"]
+    computed = [f"train.batch_size={options.batch_size}", f"compute.micro_batch={options.micro_batch}"]
+    return [f"size={options.size}", "task.seq_len=2048", f"train.autocast={options.autocast}", *computed]
 
 
 def made_up_ids(path: Path, count: int) -> None:
@@ -216,8 +216,9 @@ def plain(options: argparse.Namespace, folder: Path) -> Iterator[Measured]:
         finally:
             free.append(gpu)
 
+    controls = options.models[: not options.no_control]
     with ThreadPoolExecutor(options.gpus) as pool:
-        yield from pool.map(on_a_gpu, [*options.models, options.models[0]], [*[False] * len(options.models), True])
+        yield from pool.map(on_a_gpu, [*options.models, *controls], [*[False] * len(options.models), *[True] * len(controls)])
 
 
 def beside(found: Measured, single: Measured) -> dict[str, Any]:
@@ -282,14 +283,16 @@ def killed(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]
             while not any(store.glob("runs/*/checkpoint/step-?????????")) and process.poll() is None:
                 time.sleep(0.05)
             os.kill(rank_process(process.pid, options.gpus - 1), signal.SIGKILL)
+            began = time.monotonic()
             said = ended(process, options.seconds) or "it ended as if nothing had happened"
         told = [line for line in said.splitlines() if "rank" in line and "was ended from outside" in line]
-        reached = len(logged(store))
+        took, reached = time.monotonic() - began, len(logged(store))
         shutil.copytree(store, folder / f"{arm}-fewer")
         yield {
             "model": model,
             "arm": arm,
             "said": told or said[-SHOWN:],
+            "seconds_to_the_end": took,
             "steps_before": reached,
             "last_loss": whole,
             "goes_on": goes_on("killed", options.gpus),
@@ -303,10 +306,13 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["mesanet", "gated_deltanet", "transformer"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--size", default="400m")
+    parser.add_argument("--autocast", choices=("none", "bfloat16"), default="bfloat16")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--micro-batch", type=int, default=8)
     parser.add_argument("--lr", type=float, default=2.5e-5)
     parser.add_argument("--seconds", type=float, default=280.0, help="the longest that an arm may take")
+    parser.add_argument("--no-control", action="store_true", help="the plain command of the first model is made once")
     parser.add_argument("--eager", action="store_true", help="nothing is compiled")
     parser.add_argument("--activation-checkpointing", choices=("none", "blocks"), default="none")
     parser.add_argument("--killed", action="store_true")

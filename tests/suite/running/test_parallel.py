@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +23,10 @@ from suite.compute.accumulation import count_asked
 from suite.compute.parallel import alone, shares
 from suite.compute.scoring import loss, training_inputs
 from suite.plan import plan, task_of
+from suite.running import apart
 from suite.running.batches import batches, indices_of, unasked
+from suite.running.failing import RankLost
+from suite.running.health import Diverged
 from suite.saved import new_model
 from tests.suite.conftest import ROOT
 from tests.suite.running.team import Team, team, until
@@ -88,7 +94,10 @@ def assert_close(one: Path, other: Path, *, tolerance: float = 1e-5) -> None:
     assert kept[0] == kept[1] != []
 
 
-FAST = [("ddp", 4, "hybrid", ["compute.micro_batch=1"]), ("fsdp", 2, "mesanet", ["compute.reshard_after_forward=false"])]
+FAST = [
+    ("ddp", 4, "hybrid", ["compute.micro_batch=1"]),
+    ("fsdp", 2, "mesanet", ["compute.reshard_after_forward=false", "compute.micro_batch=1"]),
+]
 SLOW = [(parallel, size, model, []) for parallel in ("ddp", "fsdp") for size in (2, 4) for model in MODELS]
 
 
@@ -158,6 +167,31 @@ def test_a_killed_rank_ends_the_command_and_the_next_one_goes_on(parallel, tmp_p
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
     assert all(torch.equal(weights(tmp_path / "killed")[name], each) for name, each in weights(tmp_path / "whole").items())
     assert_close(tmp_path / "whole", tmp_path / "fewer")
+
+
+@pytest.mark.parametrize(
+    "left", [{"host": socket.gethostname(), "pid": 0}, {"status": "out_of_memory", "reason": "no memory", "trace": ""}]
+)
+def test_a_rank_that_waits_for_its_gpu_is_freed_when_another_one_has_left(left, monkeypatch):
+    """A GPU in a sum that nobody joins holds its host, so a thread beside it has the sum given up."""
+    freed, word = threading.Event(), {"host": socket.gethostname(), "pid": os.getpid()}
+    monkeypatch.setattr(apart, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(apart, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(apart, "give_up", freed.set)
+    monkeypatch.setattr(apart, "words", lambda world: {1: word})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    world = replace(alone(CPU), size=2, talk=object())
+    with apart.watched(world):
+        assert not freed.wait(0.2)
+    assert not freed.is_set(), "all are there at the end"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process, apart.watched(world):
+        process.wait()
+        word = {**left, "pid": process.pid} if "pid" in left else left
+        assert freed.wait(10)
+    # What is no number then, is none because nobody summed it up.
+    error = Diverged(3, "the loss is not finite", ())
+    with pytest.raises(RankLost, match="was ended from outside" if "pid" in left else "rank 1: no memory"), apart.Apart(world):
+        raise error
 
 
 def test_a_second_command_leaves_the_run_to_the_first(tmp_path):
