@@ -13,6 +13,7 @@ from suite.machine.parent import die_with_parent
 
 CONTROL = "nvidia-cuda-mps-control"
 PIPES, LOGS = "CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 STOP_SECONDS = 10.0
 
 
@@ -29,9 +30,11 @@ def service() -> Iterator[Mapping[str, str]]:
     """
     with tempfile.TemporaryDirectory(prefix="mps-") as folder:
         environment = {PIPES: folder, LOGS: folder}
+        # It numbers anew the GPUs that it is told of, so a client that is told of GPU 1 alone would find none.
+        everything = {name: value for name, value in os.environ.items() if name != VISIBLE}
         daemon = subprocess.Popen(
             [CONTROL, "-f"],
-            env={**os.environ, **environment},
+            env={**everything, **environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -84,7 +84,7 @@ def _work_in_processes(
     for i in range(jobs):
         # A pipe for each: one that they shared could be left locked by a worker that is killed.
         reader, writer = context.Pipe(duplex=False)
-        own = {**environment, "CUDA_VISIBLE_DEVICES": devices[i % len(devices)]}
+        own = {**environment, mps.VISIBLE: devices[i % len(devices)]}
         arguments = (own, os.getpid(), packed, results, command, writer)
         workers[reader] = context.Process(target=_worker, args=arguments)
         workers[reader].start()
@@ -144,5 +144,5 @@ def _worker(
 
 def _visible_devices() -> list[str]:
     """The GPUs that the command itself may see, which workers take in turn: several share one where there are more of them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = os.environ.get(mps.VISIBLE)
     return visible.split(",") if visible is not None else [str(i) for i in range(torch.cuda.device_count())] or [""]

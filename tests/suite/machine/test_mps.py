@@ -15,6 +15,7 @@ from suite.machine import mps
 from tests.suite.conftest import ROOT
 
 DAEMON = """#!/bin/sh
+echo "${CUDA_VISIBLE_DEVICES-all}" > "$CUDA_MPS_PIPE_DIRECTORY/../gpus"
 echo $$ > "$CUDA_MPS_PIPE_DIRECTORY/../pid"
 exec sleep 600
 """
@@ -55,6 +56,14 @@ def test_it_runs_for_a_block_and_its_clients_find_it(daemon):
         process = number(daemon)
         assert lives(process) and Path(environment[mps.PIPES]).is_dir()
     assert not lives(process) and not Path(environment[mps.PIPES]).exists()
+
+
+def test_it_knows_the_gpus_by_the_numbers_that_its_clients_are_told(daemon, monkeypatch):
+    """Told of GPU 1 alone it would call it 0, and a worker that is told of GPU 1 would find none."""
+    monkeypatch.setenv(mps.VISIBLE, "1")
+    with mps.service() as environment:
+        number(daemon)
+        assert daemon.with_name("gpus").read_text().strip() == "all" and mps.VISIBLE not in environment
 
 
 def test_one_that_the_user_has_started_is_left_alone(daemon, monkeypatch):
