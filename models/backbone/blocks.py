@@ -96,8 +96,8 @@ class Block(nn.Module):
 
     def output(self, x: Tensor, *, starts: Tensor | None) -> Tensor:
         """What `forward` makes of whole sequences, without the state: a compiler leaves out what only that needs."""
-        # Not by a call, which FSDP2 would take for another forward within this one.
-        return self.forward(x, None, starts=starts)[0]
+        # The class's own: in training this may stand in the place of a block's forward, with something around it.
+        return Block.forward(self, x, None, starts=starts)[0]
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
         """One token [B, d_model], the new state written into the tensors of `state`."""

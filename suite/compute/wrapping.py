@@ -1,7 +1,7 @@
 """A model that several processes train: DDP holds it whole on every rank, FSDP2 in shards. Both are put around it from outside.
 
     DDP    Li et al. 2020, arXiv 2006.15704: gradients are summed while the backward pass goes on
-    FSDP2  Zhao et al. 2023, arXiv 2304.11277, `fully_shard`: a block's weights are gathered for its turn alone
+    FSDP2  Zhao et al. 2023, arXiv 2304.11277, `fully_shard`: a block's weights are gathered for its turn
 
 Parameters keep their names, so a state_dict has the same keys; under FSDP2 its values are DTensors. Weights and gradients stay
 float32 on their way between ranks: with train.autocast=bfloat16 a rank narrows them as a single process does, so that decays and
@@ -18,7 +18,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.adamw import adamw
@@ -32,6 +32,8 @@ from suite.compute.settings import Compute
 
 # Whole weights below this share of a GPU's memory stay gathered from the forward to the backward pass.
 SMALL_SHARE = 1 / 16
+# So many blocks are then gathered at once: the host takes longer for a gathering than a GPU for a small block.
+BLOCKS_TOGETHER = 4
 
 
 class Loss(nn.Module):
@@ -62,12 +64,14 @@ def wrapped(model: Backbone, compute: Compute, world: World) -> Loss | Distribut
         return DistributedDataParallel(Loss(model), gradient_as_bucket_view=True)
     mesh = init_device_mesh(world.device.type, (world.size,))
     again = reshards(model, compute, world)
-    for block, output in zip(model.blocks, model.training_forms.outputs, strict=True):
-        # FSDP2 gathers before what it knows as a forward, and compiled is what stands within.
-        vars(block)["output"] = types.MethodType(output, block)
-        fully_shard(block, mesh=mesh, reshard_after_forward=again)
-        register_fsdp_forward_method(block, "output")
-    model.training_forms = model.training_forms._replace(outputs=[own_output] * len(model.blocks))
+    blocks = list(model.blocks)
+    for block, output in zip(blocks, model.training_forms.outputs, strict=True):
+        # FSDP2 gathers before a module's forward, and compiled is what stands within.
+        vars(block)["forward"] = types.MethodType(output, block)
+    together = 1 if again else BLOCKS_TOGETHER
+    for first in range(0, len(blocks), together):
+        fully_shard(blocks[first : first + together], mesh=mesh, reshard_after_forward=again)
+    model.training_forms = model.training_forms._replace(outputs=[own_forward] * len(blocks))
     whole = Loss(model, gathers_again=again)
     fully_shard(whole, mesh=mesh)
     return whole
@@ -83,9 +87,9 @@ def reshards(model: Backbone, compute: Compute, world: World) -> bool:
     return weights > SMALL_SHARE * torch.cuda.get_device_properties(world.device).total_memory
 
 
-def own_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
-    """What the block itself has as its output, where `Block.output` is every block's."""
-    return block.output(x, starts=starts)
+def own_forward(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
+    """What the block itself has as its forward, with what FSDP2 does before and behind it."""
+    return block(x, starts=starts)
 
 
 @contextlib.contextmanager

@@ -120,9 +120,18 @@ def test_small_batches_add_up_to_the_whole_one(single, tmp_path):
 
 
 def test_more_ranks_than_sequences_take_part_all_the_same(tmp_path):
-    few = ["train.batch_size=2", "train.validate_steps=null", "train.keep=last", "eval=none"]
+    few = [
+        "train.batch_size=2",
+        "train.validate_steps=null",
+        "train.keep=last",
+        "eval=none",
+        "size.num_blocks=5",
+        "train.lr=1e-4",
+    ]
     assert main(["run", *request("hybrid", tmp_path / "one", *few, steps=4)]) == 0
-    with team(tmp_path, *[request("hybrid", tmp_path / "three", *few, *in_ranks("fsdp"), steps=4)] * 3) as ranks:
+    # Of five blocks whose weights stay gathered, four are gathered at once.
+    sharded = in_ranks("fsdp", "compute.reshard_after_forward=false")
+    with team(tmp_path, *[request("hybrid", tmp_path / "three", *few, *sharded, steps=4)] * 3) as ranks:
         assert ranks.ends() == [0, 0, 0], ranks.said()
     for name, each in weights(tmp_path / "one").items():
         torch.testing.assert_close(weights(tmp_path / "three")[name], each, rtol=0, atol=1e-5)
