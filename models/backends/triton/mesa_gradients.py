@@ -20,35 +20,101 @@ from models.backends.triton.mesa_tiles import (
 )
 
 
+@triton.jit
+def _tile_of(block, V: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """(rows, columns) of a tile; SYMMETRIC has those on the diagonal first, then that above it: at most two tiles a side."""
+    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    row_block, column_block = block // blocks_k, block % blocks_k
+    if SYMMETRIC:
+        row_block = tl.where(block < blocks_k, block, 0)
+        column_block = tl.where(block < blocks_k, block, 1)
+    return row_block * BLOCK + tl.arange(0, BLOCK), column_block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
+def _before_chunk(
+    D, c, y, x, log_decay, rows, columns, T, heads, part,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """(D, decay): a tile of the gradient of the state before chunk c, from that after it, and a_c."""
+    t = tl.arange(0, C)
+    start, left = c * C * heads, T - c * C
+    log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
+    from_start = decay_between(log, resets, 0.0, 0, t < left)
+    decay = decay_between(total, total_resets, 0.0, 0, True)
+    D *= decay
+    x_columns = load_tile(x + start * K, t, columns, heads * K, left, K)
+    x_columns_low = load_tile(x + part + start * K, t, columns, heads * K, left, K)
+    if SYMMETRIC:
+        weighted = load_parts(y + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+        weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+        D = tl.dot(weighted_high, x_columns, D)
+        D = tl.dot(weighted_low, x_columns, D)
+        D = tl.dot(weighted_high, x_columns_low, D)
+        y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
+        y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
+        weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+        weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+        D = tl.dot(weighted_high, y_columns, D)
+        D = tl.dot(weighted_low, y_columns, D)
+        D = tl.dot(weighted_high, y_columns_low, D)
+    else:
+        weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
+        weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+        D = tl.dot(weighted_high, x_columns, D)
+        D = tl.dot(weighted_high, x_columns_low, D)
+        if PARTS == 2:
+            D = tl.dot(weighted_low, x_columns, D)
+    return D, decay
+
+
+@triton.jit(do_not_specialize=SIZES)
+def segment_gradients_kernel(
+    y, x, log_decay, sums, kept, T, N, heads, span, part,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """What a segment adds to the gradient of the state before it: one with others before it, the second at place 0."""
+    block, head, place = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    batch, h = head // heads, head % heads
+    rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
+    first = batch * T * heads + h
+    here = head * tl.num_programs(2) + place
+    D = tl.zeros([BLOCK, BLOCK], tl.float32)
+    decay = 1.0
+    end = tl.minimum((place + 2) * span, N)
+    for c in range((place + 1) * span, end):
+        D, chunk_decay = _before_chunk(
+            D, end - 1 - (c - (place + 1) * span), y + first * V, x + first * K, log_decay + first, rows, columns,
+            T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
+        )  # fmt: skip
+        decay *= chunk_decay
+    store_tile(sums + here * V * K, D, rows, columns, K, V, K)
+    if block == 0:
+        tl.store(kept + here, decay)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def state_gradients_kernel(
-    y, x, log_decay, final_gradient, states, scales, final, gradients, initial, crossing, T, N, heads, part,
+    y, x, log_decay, final_gradient, states, scales, final, sums, kept, gradients, initial, crossing,
+    T, N, heads, span, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T, from the last chunk back, and zeta_T0 of `final_gradient`.
+    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T and zeta_T0 of `final_gradient`, back through a segment.
 
     SYMMETRIC computes -(y x^T + x y^T) instead, the gradient of H counted twice, on and above the diagonal, and mirrors
     it. Stored in two bfloat16 parts [2, N, V, K]. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the end
     of chunk c and one after it contribute.
     """
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    block, head, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     batch, h = head // heads, head % heads
-    row_block, column_block = block // blocks_k, block % blocks_k
+    rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
     share = 1.0
     if SYMMETRIC:
-        # diagonal blocks first; at most two blocks a side
-        row_block = tl.where(block < blocks_k, block, 0)
-        column_block = tl.where(block < blocks_k, block, 1)
         share = tl.where(block < blocks_k, 0.5, 1.0)
-    rows = row_block * BLOCK + tl.arange(0, BLOCK)
-    columns = column_block * BLOCK + tl.arange(0, BLOCK)
     first = batch * T * heads + h
-    t = tl.arange(0, C)
-    y += first * V
-    x += first * K
-    log_decay += first
     gradients += head * N * 2 * V * K
     initial += head * V * K
     crossing += (block * tl.num_programs(1) + head) * N
@@ -56,10 +122,15 @@ def state_gradients_kernel(
         D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32)
     else:
         D = tl.zeros([BLOCK, BLOCK], tl.float32)
-    tl.store(crossing + N - 1, tl.sum(D * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
-    for n in range(0, N):
-        c = N - 1 - n
-        start, left = c * C * heads, T - c * C
+    others = tl.num_programs(2) - 1
+    if segment == others:
+        tl.store(crossing + N - 1, tl.sum(D * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
+    for after in range(0, others - segment):
+        here = head * others + others - 1 - after
+        D = D * tl.load(kept + here) + load_tile(sums + here * V * K, rows, columns, K, V, K)
+    end = tl.minimum((segment + 1) * span, N)
+    for n in range(segment * span, end):
+        c = end - 1 - (n - segment * span)
         high, low = split(D, tl.bfloat16)
         here = gradients + 2 * c * V * K
         store_tile(here, high, rows, columns, K, V, K)
@@ -68,31 +139,10 @@ def state_gradients_kernel(
             if block >= blocks_k:
                 store_tile(here, tl.trans(high), columns, rows, K, V, K)
                 store_tile(here + V * K, tl.trans(low), columns, rows, K, V, K)
-        log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
-        from_start = decay_between(log, resets, 0.0, 0, t < left)
-        D *= decay_between(total, total_resets, 0.0, 0, True)
-        x_columns = load_tile(x + start * K, t, columns, heads * K, left, K)
-        x_columns_low = load_tile(x + part + start * K, t, columns, heads * K, left, K)
-        if SYMMETRIC:
-            weighted = load_parts(y + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
-            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, x_columns, D)
-            D = tl.dot(weighted_low, x_columns, D)
-            D = tl.dot(weighted_high, x_columns_low, D)
-            y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
-            y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
-            weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
-            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, y_columns, D)
-            D = tl.dot(weighted_low, y_columns, D)
-            D = tl.dot(weighted_high, y_columns_low, D)
-        else:
-            weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
-            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
-            D = tl.dot(weighted_high, x_columns, D)
-            D = tl.dot(weighted_high, x_columns_low, D)
-            if PARTS == 2:
-                D = tl.dot(weighted_low, x_columns, D)
+        D, decay = _before_chunk(
+            D, c, y + first * V, x + first * K, log_decay + first, rows, columns,
+            T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
+        )  # fmt: skip
         # of the chunk before, whose end is this one's start
         if c > 0:
             if SYMMETRIC:
@@ -102,10 +152,11 @@ def state_gradients_kernel(
             else:
                 S = load_tile(states + (head * N + c) * V * K, rows, columns, K, V, K)
                 tl.store(crossing + c - 1, tl.sum(D * S))
-    store_tile(initial, D, rows, columns, K, V, K)
-    if SYMMETRIC:
-        if block >= blocks_k:
-            store_tile(initial, tl.trans(D), columns, rows, K, V, K)
+    if segment == 0:
+        store_tile(initial, D, rows, columns, K, V, K)
+        if SYMMETRIC:
+            if block >= blocks_k:
+                store_tile(initial, tl.trans(D), columns, rows, K, V, K)
 
 
 @triton.jit(do_not_specialize=SIZES)

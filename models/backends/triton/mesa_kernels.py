@@ -1,7 +1,7 @@
 # ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
-"""The Mesa layer's states and solves in Triton, a chunk of C tokens at a time; `mesa_launches.py` calls them.
+"""The Mesa layer's solves in Triton, a chunk of C tokens at a time; `mesa_launches.py` calls them.
 
-Layouts, all contiguous: tokens [B, T, heads, D]; gates [B, T, heads]; states before every chunk [B, heads, N, rows, K].
+Layouts are those of `mesa_states.py`.
 """
 
 import triton
@@ -33,64 +33,6 @@ def _penalty(regularizer, i, K: tl.constexpr, WIDE: tl.constexpr):
     """Lambda, as rounded as the solve has it."""
     penalty = tl.load(regularizer + i, mask=i < K, other=1.0).to(tl.float32)
     return penalty if WIDE else tl.minimum(penalty, 32768.0).to(tl.float16).to(tl.float32)
-
-
-@triton.jit
-def _mass_scale(mass):
-    """A power of two that brings sums of `mass` products of keys up to 31 in size into float16, and wastes little."""
-    return inverse_power_of_two(tl.maximum(mass, 1e-30)) * 32.0
-
-
-@triton.jit(do_not_specialize=SIZES)
-def states_kernel(
-    values, keys, log_decay, beta, initial, initial_mass, states, scales, final, T, N, heads,
-    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, SPLIT: tl.constexpr, WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
-):  # fmt: skip
-    """S_c = a_C S_{c-1} + sum_s zeta_Cs beta_s values_s keys_s^T: G, and H with keys as values.
-
-    SPLIT stores S as two float16 parts [N, 2, V, K] of S times a scale [N], from what the tokens weigh in all.
-    """
-    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    batch, h = head // heads, head % heads
-    rows = (block // blocks_k) * BLOCK + tl.arange(0, BLOCK)
-    columns = (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
-    first = batch * T * heads + h
-    values += first * V
-    keys += first * K
-    log_decay += first
-    beta += first
-    PARTS: tl.constexpr = 2 if SPLIT else 1
-    states += head * N * V * K * PARTS
-    scales += head * N
-    if HAS_INITIAL:
-        S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
-        mass = tl.load(initial_mass + head)
-    else:
-        S = tl.zeros([BLOCK, BLOCK], tl.float32)
-        mass = 0.0
-    t = tl.arange(0, C)
-    for c in range(0, N):
-        if SPLIT:
-            scale = _mass_scale(mass)
-            high, low = split(S * scale, tl.float16)
-            store_tile(states + 2 * c * V * K, high, rows, columns, K, V, K)
-            store_tile(states + (2 * c + 1) * V * K, low, rows, columns, K, V, K)
-            tl.store(scales + c, scale)
-        else:
-            store_tile(states + c * V * K, S, rows, columns, K, V, K)
-        start, left = c * C * heads, T - c * C
-        log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
-        weight = decay_between(total, total_resets, log, resets, t < left) * load_gates(beta + start, t, left, heads)
-        y = load_tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
-        k = load_tile(keys + start * K, t, columns, heads * K, left, K)
-        decay = decay_between(total, total_resets, 0.0, 0, True)
-        S *= decay
-        S = dot(tl.trans(y), k, S, WEIGHTED_PARTS, KEY_PARTS, LOW)
-        if SPLIT:
-            mass = mass * decay + tl.sum(weight, 0)
-    store_tile(final + head * V * K, S, rows, columns, K, V, K)
 
 
 @triton.jit

@@ -2,7 +2,8 @@
 
 Six calls: G and H before every chunk (`states`, once for each); one solve and read-out for each chunk (`solve`); and back,
 one solve with G^T do on the right (`solve_backward`), the gradients of the states from the end (`state_gradients`, for G
-and for H), and those of the inputs (`input_gradients`). All tensors are contiguous.
+and for H), and those of the inputs (`input_gradients`). What walks along time does so in segments of it at once, where heads
+are few. All tensors are contiguous.
 
     B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks
 """
@@ -18,10 +19,16 @@ from torch import Tensor
 
 from models.backends.triton import mesa_gradients as gradient_kernels
 from models.backends.triton import mesa_kernels as kernels
+from models.backends.triton import mesa_states as state_kernels
 
 CHUNK_SIZE = 64
 BLOCK = 64
 LARGEST_DIM = 128
+PROGRAMS = 528
+"""Programs that walk along time: four on each of an H200's 132 multiprocessors. A constant, so that sums are the same anywhere."""
+FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 16
+"""Segments cost nearly twice the work, and a program reads the sums of all before its own."""
+SHORTEST_SEGMENT = 4
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
@@ -80,6 +87,30 @@ def empty_states(k: Tensor, v: Tensor) -> States:
     )
 
 
+class Segments(NamedTuple):
+    """Time cut for one state. Of all segments but one, as the kernels leave them: sums [B, H, segments - 1, rows, K], what is
+    kept of a state and the mass of tokens [B, H, segments - 1], in float32. span: chunks of a segment."""
+
+    sums: Tensor
+    kept: Tensor
+    masses: Tensor
+    span: int
+
+    @property
+    def all(self) -> int:
+        return self.kept.shape[-1] + 1
+
+
+def _segments(num_chunks: int, num_tiles: int, final: Tensor) -> Segments:
+    """For a state like `final` in so many tiles."""
+    batch_size, num_heads = final.shape[:2]
+    wanted = min(PROGRAMS // (num_tiles * batch_size * num_heads), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
+    span = triton.cdiv(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
+    others = (batch_size, num_heads, triton.cdiv(num_chunks, span) - 1)
+    kept, masses = final.new_empty(2, *others)
+    return Segments(final.new_empty(*others, *final.shape[2:]), kept, masses, span)
+
+
 def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """o [B, T, H, V], x [2, B, T, H, K] in two bfloat16 parts and the steps [B, T, H]."""
     return v.new_empty(v.shape), k.new_empty(2, *k.shape, dtype=torch.bfloat16), k.new_empty(k.shape[:-1], dtype=torch.int32)
@@ -94,12 +125,19 @@ def states(k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, G: Tensor | No
     ):
         rows = values.shape[-1]
         mass = initial.abs().amax((-2, -1)).float() if split and initial is not None else states.scale
-        grid = (triton.cdiv(rows, BLOCK) * triton.cdiv(key_dim, BLOCK), tiles.num_heads)
-        kernels.states_kernel[grid](
-            values, k, log_decay, beta, final if initial is None else initial, mass, before, states.scale, final,
-            length, tiles.num_chunks, num_heads, V=rows, K=key_dim, C=CHUNK_SIZE, BLOCK=BLOCK,
-            HAS_INITIAL=initial is not None, SPLIT=split, WEIGHTED_PARTS=parts, KEY_PARTS=tiles.parts, LOW=tl.bfloat16,
-            **STATES,
+        num_blocks = triton.cdiv(rows, BLOCK) * triton.cdiv(key_dim, BLOCK)
+        cut = _segments(tiles.num_chunks, num_blocks, final)
+        inputs, of_segments = (values, k, log_decay, beta), (cut.sums, cut.kept, cut.masses)
+        sizes = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK}
+        precision = {"WEIGHTED_PARTS": parts, "KEY_PARTS": tiles.parts, "LOW": tl.bfloat16}
+        if cut.all > 1:
+            state_kernels.segment_states_kernel[(num_blocks, tiles.num_heads, cut.all - 1)](
+                *inputs, *of_segments, length, num_heads, cut.span, **sizes, **precision, **STATES
+            )
+        state_kernels.states_kernel[(num_blocks, tiles.num_heads, cut.all)](
+            *inputs, final if initial is None else initial, mass, *of_segments, before, states.scale, final,
+            length, tiles.num_chunks, num_heads, cut.span,
+            HAS_INITIAL=initial is not None, SPLIT=split, **sizes, **precision, **STATES,
         )  # fmt: skip
     return states
 
@@ -154,11 +192,19 @@ def state_gradients(
     row_blocks, column_blocks = triton.cdiv(rows, BLOCK), triton.cdiv(key_dim, BLOCK)
     num_blocks = column_blocks * (column_blocks + 1) // 2 if symmetric else row_blocks * column_blocks
     initial, crossing = torch.empty_like(final), final.new_empty(num_blocks, batch_size, num_heads, num_chunks)
-    gradient_kernels.state_gradients_kernel[(num_blocks, batch_size * num_heads)](
-        y, x, log_decay, final if cotangent is None else cotangent.contiguous(), before, states.scale, final, gradients,
-        initial, crossing, length, num_chunks, num_heads, x[0].numel(), V=rows, K=key_dim, C=CHUNK_SIZE, BLOCK=BLOCK,
-        HAS_FINAL=cotangent is not None, SYMMETRIC=symmetric, PARTS=1 + (y.dtype != torch.bfloat16), LOW=tl.bfloat16,
-        **(H_GRADIENTS if symmetric else G_GRADIENTS),
+    cut = _segments(num_chunks, num_blocks, final)
+    sizes = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "SYMMETRIC": symmetric}
+    precision = {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
+    launch = H_GRADIENTS if symmetric else G_GRADIENTS
+    if cut.all > 1:
+        gradient_kernels.segment_gradients_kernel[(num_blocks, batch_size * num_heads, cut.all - 1)](
+            y, x, log_decay, cut.sums, cut.kept, length, num_chunks, num_heads, cut.span, x[0].numel(),
+            **sizes, **precision, **launch,
+        )  # fmt: skip
+    gradient_kernels.state_gradients_kernel[(num_blocks, batch_size * num_heads, cut.all)](
+        y, x, log_decay, final if cotangent is None else cotangent.contiguous(), before, states.scale, final,
+        cut.sums, cut.kept, gradients, initial, crossing, length, num_chunks, num_heads, cut.span, x[0].numel(),
+        HAS_FINAL=cotangent is not None, **sizes, **precision, **launch,
     )  # fmt: skip
     return gradients, initial, crossing
 
