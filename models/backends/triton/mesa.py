@@ -99,13 +99,16 @@ def _forward(
     tolerance: float,
     max_steps: int,
     initial: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, the final G and H, steps; and for the backward x, and G, H and H's scale before every chunk."""
-    assert all(x.is_contiguous() for x in (q, k, v, log_decay, beta, regularizer))
-    states = launches.states(k, v, log_decay, beta, G, H)
-    solver = launches.Solver(tolerance, max_steps, initial)
-    o, x, steps = launches.solve(q, k, v, log_decay, beta, regularizer, states, solver)
-    return o, states.final_G, states.final_H, steps, x, states.G, states.H, states.scale
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """o, the final G and H, steps; and for the backward x."""
+    tokens = launches.Tokens(k, v, log_decay, beta, regularizer)
+    assert q.is_contiguous() and all(x.is_contiguous() for x in tokens)
+    after, (o, x, steps) = launches.Ends(*launches.empty_ends(k, v)), launches.empty_solution(k, v)
+    everything = range(launches.sizes(k).all_heads)
+    before = launches.empty_states(k, v, everything)
+    launches.states(tokens, launches.Ends(G, H), everything, before, after)
+    launches.solve(q, tokens, before, launches.Solver(tolerance, max_steps, initial), o, x, steps)
+    return o, *after, steps, x
 
 
 @_forward.register_fake
@@ -122,9 +125,8 @@ def _(
     max_steps: int,
     initial: str,
 ) -> tuple[Tensor, ...]:
-    states = launches.empty_states(k, v)
     o, x, steps = launches.empty_solution(k, v)
-    return o, states.final_G, states.final_H, steps, x, states.G, states.H, states.scale
+    return o, *launches.empty_ends(k, v), steps, x
 
 
 @torch.library.custom_op("linear_rnn_suite::mesa_backward", mutates_args=())
@@ -138,30 +140,43 @@ def _backward(
     beta: Tensor,
     regularizer: Tensor,
     x: Tensor,
-    G: Tensor,
-    H: Tensor,
-    scale: Tensor,
+    G: Tensor | None,
+    H: Tensor | None,
     final_G: Tensor,
     final_H: Tensor,
     tolerance: float,
     max_steps: int,
     initial: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v, log_decay, beta, regularizer and of the state before, from those of o and the state after."""
-    states, solver = launches.States(G, H, scale, final_G, final_H), launches.Solver(tolerance, max_steps, initial)
-    d_o = d_o.to(v.dtype).contiguous()
-    e, d_regularizer, row = launches.solve_backward(d_o, k, v, log_decay, beta, regularizer, states, x, solver)
-    D_G, d_G0, crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, False)
-    twice_d_H = None if d_H is None else d_H + d_H.mT
-    D_H, d_H0, crossing_H = launches.state_gradients(e, x, log_decay, twice_d_H, states, True)
-    crossing = torch.cat([crossing_G, crossing_H])
-    from_inputs = launches.input_gradients(k, v, log_decay, beta, x, e, d_o, row, crossing, D_G, D_H)
+    """The gradients of q, k, v, log_decay, beta, regularizer and of the state before, from those of o and the state after.
+
+    Those of a G or H that is none are empty.
+    """
+    tokens, solver = launches.Tokens(k, v, log_decay, beta, regularizer), launches.Solver(tolerance, max_steps, initial)
+    start, d_o = launches.Ends(G, H), d_o.to(v.dtype).contiguous()
+    e, row = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
+    by_chunk = row.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
+    from_inputs = tuple(torch.empty_like(tensor) for tensor in tokens[:4])
+    d_G0, d_H0 = (None if S is None else torch.empty_like(final) for S, final in zip(start, (final_G, final_H), strict=True))
+    d_G, twice_d_H = None if d_G is None else d_G.contiguous(), None if d_H is None else (d_H + d_H.mT).contiguous()
+    pieces = launches.pieces(k, v)
+    memory = launches.empty_states(k, v, pieces[0])
+    for heads in pieces:
+        states = launches.States(*(S[: len(heads)] for S in memory))
+        launches.states(tokens, start, heads, states, launches.Ends(None, None))
+        launches.solve_backward(d_o, tokens, states, heads, x, solver, e, by_chunk, row)
+        crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, heads, final_G, d_G0, False)
+        crossing_H = launches.state_gradients(e, x, log_decay, twice_d_H, states, heads, final_H, d_H0, True)
+        crossing = torch.cat([crossing_G, crossing_H])
+        launches.input_gradients(tokens, x, e, d_o, row, crossing, states, heads, *from_inputs)
     d_q = e[0] if k.dtype == torch.bfloat16 else e.float().sum(0).to(k.dtype)
-    d_H0 = d_H0 / 2
-    if d_H is not None:
-        # The cotangent itself is passed back as it came, not its symmetric part.
-        d_H0 += log_decay.float().sum(1).exp()[..., None, None] * (d_H - d_H.mT) / 2
-    return d_q, *from_inputs, d_regularizer.to(regularizer.dtype), d_G0, d_H0
+    if d_H0 is not None:
+        d_H0 /= 2
+        if d_H is not None:
+            # The cotangent itself is passed back as it came, not its symmetric part.
+            d_H0 += log_decay.float().sum(1).exp()[..., None, None] * (d_H - d_H.mT) / 2
+    of_state = (final_G.new_empty(0) if S is None else S for S in (d_G0, d_H0))
+    return d_q, *from_inputs, by_chunk.sum((0, 2)).to(regularizer.dtype), *of_state
 
 
 @_backward.register_fake
@@ -175,23 +190,23 @@ def _(
     beta: Tensor,
     regularizer: Tensor,
     x: Tensor,
-    G: Tensor,
-    H: Tensor,
-    scale: Tensor,
+    G: Tensor | None,
+    H: Tensor | None,
     final_G: Tensor,
     final_H: Tensor,
     tolerance: float,
     max_steps: int,
     initial: str,
 ) -> tuple[Tensor, ...]:
-    like = (k, k, v, log_decay, beta, regularizer, final_G, final_H)
-    return tuple(torch.empty_like(tensor) for tensor in like)
+    of_inputs = (torch.empty_like(tensor) for tensor in (k, k, v, log_decay, beta, regularizer))
+    return *of_inputs, *(final.new_empty(0 if S is None else final.shape) for S, final in ((G, final_G), (H, final_H)))
 
 
 def _remember(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    _, k, v, log_decay, beta, regularizer, G, H, *ctx.settings = inputs
-    _, final_G, final_H, _, x, *states = output
-    ctx.save_for_backward(k, v, log_decay, beta, regularizer, x, *states, final_G, final_H)
+    _, *tokens, G, H, tolerance, max_steps, initial = inputs
+    _, final_G, final_H, _, x = output
+    ctx.save_for_backward(*tokens, x, G, H, final_G, final_H)
+    ctx.settings = (tolerance, max_steps, initial)
     ctx.is_given = (G is not None, H is not None)
     ctx.set_materialize_grads(False)
 

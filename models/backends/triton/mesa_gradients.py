@@ -70,22 +70,24 @@ def _before_chunk(
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_gradients_kernel(
-    y, x, log_decay, sums, kept, T, N, heads, span, part,
+    y, x, log_decay, sums, kept, T, N, heads, skipped, span, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to the gradient of the state before it: one with others before it, the second at place 0."""
-    block, head, place = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    """What a segment adds to the gradient of the state before it: one that others are before, the first of which is number 0."""
+    block, place, number = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head = skipped + place
     batch, h = head // heads, head % heads
     rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
     first = batch * T * heads + h
-    here = head * tl.num_programs(2) + place
+    here = place * tl.num_programs(2) + number
     D = tl.zeros([BLOCK, BLOCK], tl.float32)
     decay = 1.0
-    end = tl.minimum((place + 2) * span, N)
-    for c in range((place + 1) * span, end):
+    start = (number + 1) * span
+    end = tl.minimum(start + span, N)
+    for n in range(start, end):
         D, chunk_decay = _before_chunk(
-            D, end - 1 - (c - (place + 1) * span), y + first * V, x + first * K, log_decay + first, rows, columns,
+            D, end - 1 - (n - start), y + first * V, x + first * K, log_decay + first, rows, columns,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         decay *= chunk_decay
@@ -94,30 +96,48 @@ def segment_gradients_kernel(
         tl.store(kept + here, decay)
 
 
+@triton.jit
+def _store_gradient(gradients, D, rows, columns, above, V: tl.constexpr, K: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """D in float32; where SYMMETRIC in two bfloat16 parts, and also its mirror image where it is `above` the diagonal."""
+    if SYMMETRIC:
+        high, low = split(D, tl.bfloat16)
+        store_tile(gradients, high, rows, columns, K, V, K)
+        store_tile(gradients + V * K, low, rows, columns, K, V, K)
+        if above:
+            store_tile(gradients, tl.trans(high), columns, rows, K, V, K)
+            store_tile(gradients + V * K, tl.trans(low), columns, rows, K, V, K)
+    else:
+        store_tile(gradients, D, rows, columns, K, V, K)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def state_gradients_kernel(
     y, x, log_decay, final_gradient, states, scales, final, sums, kept, gradients, initial, crossing,
-    T, N, heads, span, part,
+    T, N, heads, skipped, span, ends, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T and zeta_T0 of `final_gradient`, back through a segment.
 
     SYMMETRIC computes -(y x^T + x y^T) instead, the gradient of H counted twice, on and above the diagonal, and mirrors
-    it. Stored in two bfloat16 parts [2, N, V, K]. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the end
-    of chunk c and one after it contribute.
+    it. `gradients` are the states' own memory: D_c takes the place of S_{c+1}, the state that follows chunk c, once nobody
+    reads that any more, and the last that of the first. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the
+    end of chunk c and one after it contribute. `initial` is the gradient before segment `ends`, if there is one.
     """
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head = skipped + place
     batch, h = head // heads, head % heads
     rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
+    above = block >= blocks_k
     share = 1.0
     if SYMMETRIC:
-        share = tl.where(block < blocks_k, 0.5, 1.0)
+        share = tl.where(above, 1.0, 0.5)
     first = batch * T * heads + h
-    gradients += head * N * 2 * V * K
-    initial += head * V * K
-    crossing += (block * tl.num_programs(1) + head) * N
+    states += place * N * V * K * (2 if SYMMETRIC else 1)
+    gradients += place * N * V * K * (2 if SYMMETRIC else 1)
+    scales += place * N
+    crossing += (block * tl.num_programs(1) + place) * N
     if HAS_FINAL:
         D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32)
     else:
@@ -125,20 +145,14 @@ def state_gradients_kernel(
     others = tl.num_programs(2) - 1
     if segment == others:
         tl.store(crossing + N - 1, tl.sum(D * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
+        _store_gradient(gradients, D, rows, columns, above, V, K, SYMMETRIC)
     for after in range(0, others - segment):
-        here = head * others + others - 1 - after
+        here = place * others + others - 1 - after
         D = D * tl.load(kept + here) + load_tile(sums + here * V * K, rows, columns, K, V, K)
-    end = tl.minimum((segment + 1) * span, N)
-    for n in range(segment * span, end):
-        c = end - 1 - (n - segment * span)
-        high, low = split(D, tl.bfloat16)
-        here = gradients + 2 * c * V * K
-        store_tile(here, high, rows, columns, K, V, K)
-        store_tile(here + V * K, low, rows, columns, K, V, K)
-        if SYMMETRIC:
-            if block >= blocks_k:
-                store_tile(here, tl.trans(high), columns, rows, K, V, K)
-                store_tile(here + V * K, tl.trans(low), columns, rows, K, V, K)
+    start = segment * span
+    end = tl.minimum(start + span, N)
+    for n in range(start, end):
+        c = end - 1 - (n - start)
         D, decay = _before_chunk(
             D, c, y + first * V, x + first * K, log_decay + first, rows, columns,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
@@ -146,28 +160,37 @@ def state_gradients_kernel(
         # of the chunk before, whose end is this one's start
         if c > 0:
             if SYMMETRIC:
-                S = load_tile(states + (head * N + c) * 2 * V * K, rows, columns, K, V, K).to(tl.float32)
-                S += load_tile(states + ((head * N + c) * 2 + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
-                tl.store(crossing + c - 1, tl.sum(D * S) * share / tl.load(scales + head * N + c))
+                S = load_tile(states + 2 * c * V * K, rows, columns, K, V, K).to(tl.float32)
+                S += load_tile(states + (2 * c + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
+                tl.store(crossing + c - 1, tl.sum(D * S) * share / tl.load(scales + c))
+                here = gradients + 2 * c * V * K
             else:
-                S = load_tile(states + (head * N + c) * V * K, rows, columns, K, V, K)
+                S = load_tile(states + c * V * K, rows, columns, K, V, K)
                 tl.store(crossing + c - 1, tl.sum(D * S))
-    if segment == 0:
-        store_tile(initial, D, rows, columns, K, V, K)
+                here = gradients + c * V * K
+            # all of S is read before any of it is gone
+            tl.debug_barrier()
+            _store_gradient(here, D, rows, columns, above, V, K, SYMMETRIC)
+    if segment == ends:
+        store_tile(initial + head * V * K, D, rows, columns, K, V, K)
         if SYMMETRIC:
-            if block >= blocks_k:
-                store_tile(initial, tl.trans(D), columns, rows, K, V, K)
+            if above:
+                store_tile(initial + head * V * K, tl.trans(D), columns, rows, K, V, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def input_gradients_kernel(
     k, v, log_decay, beta, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
-    T, N, heads, part,
+    T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), rows s, columns t >= s, BLOCK of K and V at a time."""
-    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), rows s, columns t >= s, BLOCK of K and V at a time.
+
+    The states' gradients lie where `state_gradients_kernel` says.
+    """
+    c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    head = skipped + place
     batch, h = head // heads, head % heads
     first = (batch * T + c * C) * heads + h
     t = tl.arange(0, C)
@@ -176,8 +199,9 @@ def input_gradients_kernel(
     i = tl.arange(0, BLOCK_K)
     key, value, y = k + first * K, v + first * V, d_o + first * V
     solution, adjoint = x + first * K, e + first * K
-    G_gradients += (head * N + c) * 2 * V * K
-    H_gradients += (head * N + c) * 2 * K * K
+    after = place * N + (c + 1) % N
+    G_gradients += after * V * K
+    H_gradients += after * 2 * K * K
 
     along = tl.zeros([C, C], tl.float32)
     error = tl.zeros([C, C], tl.float32)
@@ -218,8 +242,7 @@ def input_gradients_kernel(
         j = block + tl.arange(0, BLOCK)
         v_block = load_tile(value, t, j, heads * V, T, V)
         y_block = load_tile(y, t, j, heads * V, T, V)
-        G_high = load_tile(G_gradients, j, i, K, V, K)
-        G_low = load_tile(G_gradients + V * K, j, i, K, V, K)
+        G_high, G_low = split(load_tile(G_gradients, j, i, K, V, K), LOW)
         error = dot(v_block, tl.trans(y_block), error, PARTS, PARTS, LOW)
         into_key = dot(v_block, G_high, into_key, PARTS, 1, LOW)
         into_value = tl.zeros([C, BLOCK], tl.float32)
@@ -246,5 +269,5 @@ def input_gradients_kernel(
     gain = load_gates(row + first, t, T, heads) - strength * into_beta
     gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
     for block in range(0, CROSSINGS):
-        gain += tl.load(crossing + (block * tl.num_programs(1) + head) * N + c)
+        gain += tl.load(crossing + (block * tl.num_programs(1) + place) * N + c)
     tl.store(d_log_decay + first + t * heads, tl.where(forgets, 0.0, gain), mask=t < T)

@@ -166,18 +166,19 @@ def _solve_chunk(
 @triton.jit(do_not_specialize=SIZES)
 def solve_kernel(
     q, k, v, log_decay, beta, regularizer, G_states, H_states, H_scales, x, o, steps, tolerance, max_steps,
-    T, N, heads, part, is_fine,
+    T, N, heads, skipped, part, is_fine,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     INITIAL: tl.constexpr, PARTS: tl.constexpr, FINE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """x_t = (H_t + Lambda)^-1 q_t and o_t = G_t x_t for one chunk, BLOCK_V values of o at a time."""
-    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    head = skipped + place
     batch, h = head // heads, head % heads
     first = (batch * T + c * C) * heads + h
     t = tl.arange(0, C)
     # of this chunk, as t is; offsets within it fit 32 bits
     T -= c.to(tl.int32) * C
-    state = head * N + c
+    state = place * N + c
     i = tl.arange(0, BLOCK_K)
     penalty = _penalty(regularizer + h * K, i, K, WIDE)
     H_parts = H_states + state * 2 * K * K
@@ -212,7 +213,7 @@ def solve_kernel(
     scores *= weights / key_scale
     for block in tl.static_range(0, V, BLOCK_V):
         j = block + tl.arange(0, BLOCK_V)
-        G = load_tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
+        G = load_tile(G_states + state * V * K, j, i, K, V, K)
         G_scale = inverse_power_of_two(tl.max(tl.abs(G)))
         out = dot(solution, tl.trans(G * G_scale), tl.zeros([C, BLOCK_V], tl.float32), 2, 2, tl.float16)
         out *= (from_start / G_scale)[:, None]
@@ -224,7 +225,7 @@ def solve_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def solve_backward_kernel(
     d_o, k, v, log_decay, beta, regularizer, G_states, H_states, H_scales, x, e, d_regularizer, row, tolerance, max_steps,
-    T, N, heads, part, is_fine,
+    T, N, heads, skipped, part, is_fine,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
     INITIAL: tl.constexpr, PARTS: tl.constexpr, FINE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
@@ -233,13 +234,14 @@ def solve_backward_kernel(
     Also sum_t e_t x_t for Lambda, and `row`, what o_t gains as all that t sees grows together: do.o - e.(H x), which is
     x.(Lambda e + r) with r what is left of the right-hand side, without a difference of large numbers.
     """
-    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    head = skipped + place
     batch, h = head // heads, head % heads
     first = (batch * T + c * C) * heads + h
     t = tl.arange(0, C)
     # of this chunk, as t is; offsets within it fit 32 bits
     T -= c.to(tl.int32) * C
-    state = head * N + c
+    state = place * N + c
     i = tl.arange(0, BLOCK_K)
     penalty = _penalty(regularizer + h * K, i, K, WIDE)
     H_parts = H_states + state * 2 * K * K
@@ -261,7 +263,7 @@ def solve_backward_kernel(
     for block in tl.static_range(0, V, BLOCK_V):
         j = block + tl.arange(0, BLOCK_V)
         y = load_tile(d_o + first * V, t, j, heads * V, T, V)
-        G = load_tile(G_states + (head * N + c) * V * K, j, i, K, V, K)
+        G = load_tile(G_states + state * V * K, j, i, K, V, K)
         # three parts, 24 bits: an error across the key is kept by the solve where G^T do itself nearly vanishes
         rhs = dot(y, G, rhs, PARTS, 3, tl.bfloat16)
         value = load_tile(v + first * V, t, j, heads * V, T, V)
@@ -276,7 +278,7 @@ def solve_backward_kernel(
     forward = load_parts(x + first * K, part, t, i, heads * K, T, K) * size[:, None]
     gain = tl.sum(forward * (penalty[None, :] * solution + residual), 1)
     tl.store(row + first + t * heads, gain, mask=t < T)
-    tl.store(d_regularizer + state * K + i, -tl.sum(forward * solution, 0), mask=i < K)
+    tl.store(d_regularizer + (head * N + c) * K + i, -tl.sum(forward * solution, 0), mask=i < K)
     high, low = split(solution * size[:, None], tl.bfloat16)
     store_tile(e + first * K, high, t, i, heads * K, T, K)
     store_tile(e + part + first * K, low, t, i, heads * K, T, K)

@@ -1,16 +1,17 @@
 """Calls of the Mesa kernels: what they take, write and were measured to run best with.
 
-Six calls: G and H before every chunk (`states`, once for each); one solve and read-out for each chunk (`solve`); and back,
-one solve with G^T do on the right (`solve_backward`), the gradients of the states from the end (`state_gradients`, for G
-and for H), and those of the inputs (`input_gradients`). What walks along time does so in segments of it at once, where heads
-are few. All tensors are contiguous.
+Forward: G and H before every chunk (`states`), and one solve and read-out for each chunk (`solve`). Back, the states again
+(keeping them takes eight times the memory of k at K = V = 128), one solve with G^T do on the right (`solve_backward`), the
+gradients of the states from the end (`state_gradients`), and those of the inputs (`input_gradients`): for some of the heads at
+once (`pieces`), so that their states never lie in memory all together. What walks along time does so in segments of it at
+once, where heads are few. All tensors are contiguous.
 
-    B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks
+    B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks, P heads of a piece
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,11 +25,16 @@ from models.backends.triton import mesa_states as state_kernels
 CHUNK_SIZE = 64
 BLOCK = 64
 LARGEST_DIM = 128
-PROGRAMS = 528
-"""Programs that walk along time: four on each of an H200's 132 multiprocessors. A constant, so that sums are the same anywhere."""
-FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 16
+MULTIPROCESSORS = 132
+"""An H200's. A constant, so that sums are cut the same anywhere."""
+FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
+MOST_PIECES = 4
+PROGRAMS_OF_A_PIECE = 2048
+"""Chunks of all heads of a piece: the last programs of a launch leave less of a GPU idle where there are many."""
+TILES_OF_A_PIECE = 16
+"""Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
@@ -37,26 +43,44 @@ H_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
 # Triton 3.6 miscompiles INPUTS on Hopper for float16 or float32 with a dim below 64: dv was wrong.
 INPUTS_NARROW_IN_PARTS = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
+NONE = -1
+"""No segment: there is no such end to write."""
 
 
-class Tiles(NamedTuple):
+class Tokens(NamedTuple):
+    """k [B, T, H, K], v [B, T, H, V], gates [B, T, H] and the regularizer [H, K]."""
+
+    k: Tensor
+    v: Tensor
+    log_decay: Tensor
+    beta: Tensor
+    regularizer: Tensor
+
+
+class Ends(NamedTuple):
+    """G [B, H, V, K] and H [B, H, K, K] before the first token, or after the last; None for zeros."""
+
+    G: Tensor | None
+    H: Tensor | None
+
+
+class Sizes(NamedTuple):
     """Sizes of one problem, as the kernels take them. parts: of 16 bits, that hold an input exactly enough."""
 
+    length: int
     num_chunks: int
     num_heads: int
+    all_heads: int
     block_k: int
     parts: int
 
 
 class States(NamedTuple):
-    """G: [B, H, N, V, K] float32 before every chunk. H: [B, H, N, 2, K, K], the high and low float16 part of H times
-    scale [B, H, N]. final_G [B, H, V, K] and final_H [B, H, K, K], float32, after the last."""
+    """G: [P, N, V, K] float32 before every chunk. H: [P, N, 2, K, K], the high and low float16 part of H times scale [P, N]."""
 
     G: Tensor
     H: Tensor
     scale: Tensor
-    final_G: Tensor
-    final_H: Tensor
 
 
 class Solver(NamedTuple):
@@ -67,29 +91,9 @@ class Solver(NamedTuple):
     initial: str
 
 
-def _tiles(k: Tensor) -> Tiles:
-    batch_size, length, num_heads, key_dim = k.shape
-    # Below 64, Triton 3.6 computes some of these kernels wrongly on Hopper.
-    block_k = BLOCK if key_dim <= BLOCK else LARGEST_DIM
-    return Tiles(triton.cdiv(length, CHUNK_SIZE), batch_size * num_heads, block_k, 1 + (k.dtype != torch.bfloat16))
-
-
-def empty_states(k: Tensor, v: Tensor) -> States:
-    batch_size, _, num_heads, key_dim = k.shape
-    value_dim, new = v.shape[-1], k.new_empty
-    leading = (batch_size, num_heads, _tiles(k).num_chunks)
-    return States(
-        G=new(*leading, value_dim, key_dim, dtype=torch.float32),
-        H=new(*leading, 2, key_dim, key_dim, dtype=torch.float16),
-        scale=new(leading, dtype=torch.float32),
-        final_G=new(*leading[:2], value_dim, key_dim, dtype=torch.float32),
-        final_H=new(*leading[:2], key_dim, key_dim, dtype=torch.float32),
-    )
-
-
 class Segments(NamedTuple):
-    """Time cut for one state. Of all segments but one, as the kernels leave them: sums [B, H, segments - 1, rows, K], what is
-    kept of a state and the mass of tokens [B, H, segments - 1], in float32. span: chunks of a segment."""
+    """Time cut for one state. Of all segments but one, as the kernels leave them: sums [P, segments - 1, rows, K], what is kept
+    of a state and the mass of tokens [P, segments - 1], in float32. span: chunks of a segment."""
 
     sums: Tensor
     kept: Tensor
@@ -97,18 +101,39 @@ class Segments(NamedTuple):
     span: int
 
     @property
-    def all(self) -> int:
+    def number(self) -> int:
         return self.kept.shape[-1] + 1
 
 
-def _segments(num_chunks: int, num_tiles: int, final: Tensor) -> Segments:
-    """For a state like `final` in so many tiles."""
-    batch_size, num_heads = final.shape[:2]
-    wanted = min(PROGRAMS // (num_tiles * batch_size * num_heads), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
-    span = triton.cdiv(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
-    others = (batch_size, num_heads, triton.cdiv(num_chunks, span) - 1)
-    kept, masses = final.new_empty(2, *others)
-    return Segments(final.new_empty(*others, *final.shape[2:]), kept, masses, span)
+def sizes(k: Tensor) -> Sizes:
+    batch_size, length, num_heads, key_dim = k.shape
+    # Below 64, Triton 3.6 computes some of these kernels wrongly on Hopper.
+    block_k = BLOCK if key_dim <= BLOCK else LARGEST_DIM
+    parts = 1 + (k.dtype != torch.bfloat16)
+    return Sizes(length, triton.cdiv(length, CHUNK_SIZE), num_heads, batch_size * num_heads, block_k, parts)
+
+
+def pieces(k: Tensor, v: Tensor) -> list[range]:
+    """All heads of all sequences, those whose states are to lie in memory together."""
+    size = sizes(k)
+    tiles = size.all_heads * triton.cdiv(v.shape[-1], BLOCK) * triton.cdiv(k.shape[-1], BLOCK)
+    wanted = min(size.num_chunks * size.all_heads // PROGRAMS_OF_A_PIECE, tiles // TILES_OF_A_PIECE, MOST_PIECES)
+    step = triton.cdiv(size.all_heads, max(wanted, 1))
+    return [range(first, min(first + step, size.all_heads)) for first in range(0, size.all_heads, step)]
+
+
+def empty_states(k: Tensor, v: Tensor, heads: range) -> States:
+    key_dim, value_dim, new, places = k.shape[-1], v.shape[-1], k.new_empty, (len(heads), sizes(k).num_chunks)
+    return States(
+        G=new(*places, value_dim, key_dim, dtype=torch.float32),
+        H=new(*places, 2, key_dim, key_dim, dtype=torch.float16),
+        scale=new(places, dtype=torch.float32),
+    )
+
+
+def empty_ends(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    batch_size, _, num_heads, key_dim = k.shape
+    return tuple(k.new_empty(batch_size, num_heads, rows, key_dim, dtype=torch.float32) for rows in (v.shape[-1], key_dim))
 
 
 def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,112 +141,120 @@ def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return v.new_empty(v.shape), k.new_empty(2, *k.shape, dtype=torch.bfloat16), k.new_empty(k.shape[:-1], dtype=torch.int32)
 
 
-def states(k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, G: Tensor | None, H: Tensor | None) -> States:
-    _, length, num_heads, key_dim = k.shape
-    tiles, states = _tiles(k), empty_states(k, v)
+def _segments(num_chunks: int, num_tiles: int, state: Tensor, launch: dict[str, int]) -> Segments:
+    """For a state [P, N, ...] in so many tiles, as many as fill the registers of a GPU."""
+    at_once = MULTIPROCESSORS * (65_536 // (32 * launch["num_warps"] * launch["maxnreg"]))
+    wanted = min(at_once // (num_tiles * len(state)), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
+    span = triton.cdiv(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
+    others = (len(state), triton.cdiv(num_chunks, span) - 1)
+    kept, masses = state.new_empty(2, *others, dtype=torch.float32)
+    return Segments(state.new_empty(*others, *state.shape[-2:], dtype=torch.float32), kept, masses, span)
+
+
+def states(tokens: Tokens, start: Ends, heads: range, into: States, after: Ends) -> None:
+    """Writes `into` the states of these heads before every chunk, and `after` those after the last token where it is given."""
+    k, v, log_decay, beta, _ = tokens
+    size, key_dim, keeps_after = sizes(k), k.shape[-1], after.G is not None
     for values, initial, split, parts, before, final in (
-        (v, G, False, tiles.parts, states.G, states.final_G),
-        (k, H, True, 2, states.H, states.final_H),
+        (v, start.G, False, size.parts, into.G, after.G),
+        (k, start.H, True, 2, into.H, after.H),
     ):
         rows = values.shape[-1]
-        mass = initial.abs().amax((-2, -1)).float() if split and initial is not None else states.scale
+        mass = initial.abs().amax((-2, -1)).float() if split and initial is not None else into.scale
         num_blocks = triton.cdiv(rows, BLOCK) * triton.cdiv(key_dim, BLOCK)
-        cut = _segments(tiles.num_chunks, num_blocks, final)
+        cut = _segments(size.num_chunks, num_blocks, before, STATES)
         inputs, of_segments = (values, k, log_decay, beta), (cut.sums, cut.kept, cut.masses)
-        sizes = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK}
-        precision = {"WEIGHTED_PARTS": parts, "KEY_PARTS": tiles.parts, "LOW": tl.bfloat16}
-        if cut.all > 1:
-            state_kernels.segment_states_kernel[(num_blocks, tiles.num_heads, cut.all - 1)](
-                *inputs, *of_segments, length, num_heads, cut.span, **sizes, **precision, **STATES
+        constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK}
+        constants |= {"WEIGHTED_PARTS": parts, "KEY_PARTS": size.parts, "LOW": tl.bfloat16}
+        if cut.number > 1:
+            state_kernels.segment_states_kernel[(num_blocks, len(heads), cut.number - 1)](
+                *inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span, **constants, **STATES
             )
-        state_kernels.states_kernel[(num_blocks, tiles.num_heads, cut.all)](
-            *inputs, final if initial is None else initial, mass, *of_segments, before, states.scale, final,
-            length, tiles.num_chunks, num_heads, cut.span,
-            HAS_INITIAL=initial is not None, SPLIT=split, **sizes, **precision, **STATES,
+        state_kernels.states_kernel[(num_blocks, len(heads), cut.number)](
+            *inputs, cut.sums if initial is None else initial, mass, *of_segments, before, into.scale,
+            final if keeps_after else cut.sums, size.length, size.num_chunks, size.num_heads, heads.start, cut.span,
+            cut.number - 1 if keeps_after else NONE, HAS_INITIAL=initial is not None, SPLIT=split, **constants, **STATES,
         )  # fmt: skip
-    return states
 
 
-def solve(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, regularizer: Tensor, states: States, solver: Solver,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What `empty_solution` names."""
-    _, length, num_heads, key_dim = k.shape
-    tiles = _tiles(k)
-    o, x, steps = empty_solution(k, v)
-    is_fine = torch.empty_like(states.scale, dtype=torch.int32)
-    for fine in (True,) if tiles.parts > 1 else (False, True):
-        kernels.solve_kernel[(tiles.num_chunks, tiles.num_heads)](
-            q, k, v, log_decay, beta, regularizer, states.G, states.H, states.scale, x, o, steps,
-            solver.tolerance, solver.max_steps, length, tiles.num_chunks, num_heads, k.numel(), is_fine,
-            K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=tiles.block_k, BLOCK_V=BLOCK,
-            INITIAL=solver.initial, PARTS=tiles.parts, FINE=fine, WIDE=tiles.parts > 1, **SOLVE,
+def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
+    size = sizes(k)
+    constants = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
+    return constants | {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1} | SOLVE
+
+
+def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor) -> None:
+    """Writes what `empty_solution` names, of all heads."""
+    k, v, log_decay, beta, regularizer = tokens
+    size = sizes(k)
+    is_fine = torch.empty_like(before.scale, dtype=torch.int32)
+    for fine in (True,) if size.parts > 1 else (False, True):
+        kernels.solve_kernel[(size.num_chunks, size.all_heads)](
+            q, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, o, steps,
+            solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, 0, k.numel(), is_fine,
+            FINE=fine, **_solve_constants(k, v, solver),
         )  # fmt: skip
-    return o, x, steps
 
 
 def solve_backward(
-    d_o: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, regularizer: Tensor, states: States,
-    x: Tensor, solver: Solver,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """e [2, B, T, H, K], dq in two bfloat16 parts; dLambda [H, K] and `row` [B, T, H] of `solve_backward_kernel`."""
-    batch_size, length, num_heads, key_dim = k.shape
-    tiles, e = _tiles(k), torch.empty_like(x)
-    row = torch.empty_like(log_decay, dtype=torch.float32)
-    d_regularizer = row.new_empty(batch_size, num_heads, tiles.num_chunks, key_dim)
-    is_fine = torch.empty_like(states.scale, dtype=torch.int32)
-    for fine in (True,) if tiles.parts > 1 else (False, True):
-        kernels.solve_backward_kernel[(tiles.num_chunks, tiles.num_heads)](
-            d_o, k, v, log_decay, beta, regularizer, states.G, states.H, states.scale, x, e, d_regularizer, row,
-            solver.tolerance, solver.max_steps, length, tiles.num_chunks, num_heads, k.numel(), is_fine,
-            K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=tiles.block_k, BLOCK_V=BLOCK,
-            INITIAL=solver.initial, PARTS=tiles.parts, FINE=fine, WIDE=tiles.parts > 1, **SOLVE,
+    d_o: Tensor, tokens: Tokens, before: States, heads: range, x: Tensor, solver: Solver,
+    e: Tensor, d_regularizer: Tensor, row: Tensor,
+) -> None:  # fmt: skip
+    """Writes e [2, B, T, H, K], dq in two bfloat16 parts, dLambda by chunk [B, H, N, K] and `row` [B, T, H] of
+    `solve_backward_kernel`, for these heads."""
+    k, v, log_decay, beta, regularizer = tokens
+    size = sizes(k)
+    is_fine = torch.empty_like(before.scale, dtype=torch.int32)
+    for fine in (True,) if size.parts > 1 else (False, True):
+        kernels.solve_backward_kernel[(size.num_chunks, len(heads))](
+            d_o, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, e, d_regularizer, row,
+            solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(), is_fine,
+            FINE=fine, **_solve_constants(k, v, solver),
         )  # fmt: skip
-    return e, d_regularizer.sum((0, 2)), row
 
 
 def state_gradients(
-    y: Tensor, x: Tensor, log_decay: Tensor, cotangent: Tensor | None, states: States, symmetric: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """For G, or where `symmetric` twice for H: the gradients after every chunk [B, H, N, 2, V, K] in two bfloat16 parts,
-    that of the first state [B, H, V, K] and the pairs across [blocks, B, H, N]."""
-    before, final = (states.H, states.final_H) if symmetric else (states.G, states.final_G)
-    _, batch_size, length, num_heads, key_dim = x.shape
-    rows, num_chunks = final.shape[-2], states.scale.shape[-1]
-    gradients = x.new_empty(batch_size, num_heads, num_chunks, 2, rows, key_dim)
+    y: Tensor, x: Tensor, log_decay: Tensor, cotangent: Tensor | None, before: States, heads: range,
+    final: Tensor, initial: Tensor | None, symmetric: bool,
+) -> Tensor:  # fmt: skip
+    """For G, or where `symmetric` twice for H, of these heads: puts the gradients after every chunk in the states' place, as
+    `state_gradients_kernel` says, writes that of the first state [B, H, rows, K] where it is given, and returns the pairs across
+    [blocks, P, N]."""
+    states = before.H if symmetric else before.G
+    _, _, length, num_heads, key_dim = x.shape
+    rows, num_chunks = final.shape[-2], before.scale.shape[-1]
     row_blocks, column_blocks = triton.cdiv(rows, BLOCK), triton.cdiv(key_dim, BLOCK)
     num_blocks = column_blocks * (column_blocks + 1) // 2 if symmetric else row_blocks * column_blocks
-    initial, crossing = torch.empty_like(final), final.new_empty(num_blocks, batch_size, num_heads, num_chunks)
-    cut = _segments(num_chunks, num_blocks, final)
-    sizes = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "SYMMETRIC": symmetric}
-    precision = {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
+    crossing = final.new_empty(num_blocks, len(heads), num_chunks)
     launch = H_GRADIENTS if symmetric else G_GRADIENTS
-    if cut.all > 1:
-        gradient_kernels.segment_gradients_kernel[(num_blocks, batch_size * num_heads, cut.all - 1)](
-            y, x, log_decay, cut.sums, cut.kept, length, num_chunks, num_heads, cut.span, x[0].numel(),
-            **sizes, **precision, **launch,
+    cut = _segments(num_chunks, num_blocks, states, launch)
+    constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "SYMMETRIC": symmetric}
+    constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
+    if cut.number > 1:
+        gradient_kernels.segment_gradients_kernel[(num_blocks, len(heads), cut.number - 1)](
+            y, x, log_decay, cut.sums, cut.kept, length, num_chunks, num_heads, heads.start, cut.span, x[0].numel(),
+            **constants, **launch,
         )  # fmt: skip
-    gradient_kernels.state_gradients_kernel[(num_blocks, batch_size * num_heads, cut.all)](
-        y, x, log_decay, final if cotangent is None else cotangent.contiguous(), before, states.scale, final,
-        cut.sums, cut.kept, gradients, initial, crossing, length, num_chunks, num_heads, cut.span, x[0].numel(),
-        HAS_FINAL=cotangent is not None, **sizes, **precision, **launch,
+    gradient_kernels.state_gradients_kernel[(num_blocks, len(heads), cut.number)](
+        y, x, log_decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
+        states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
+        length, num_chunks, num_heads, heads.start, cut.span, NONE if initial is None else 0, x[0].numel(),
+        HAS_FINAL=cotangent is not None, **constants, **launch,
     )  # fmt: skip
-    return gradients, initial, crossing
+    return crossing
 
 
 def input_gradients(
-    k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor,
-    crossing: Tensor, D_G: Tensor, D_H: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """dk, dv, dlog_decay, dbeta."""
-    _, length, num_heads, key_dim = k.shape
-    tiles = _tiles(k)
-    narrow_in_parts = tiles.parts > 1 and min(key_dim, v.shape[-1]) < BLOCK
-    d_k, d_v, d_log_decay, d_beta = (torch.empty_like(tensor) for tensor in (k, v, log_decay, beta))
-    gradient_kernels.input_gradients_kernel[(tiles.num_chunks, tiles.num_heads)](
-        k, v, log_decay, beta, x, e, d_o, row, crossing, D_G, D_H, d_k, d_v, d_log_decay, d_beta,
-        length, tiles.num_chunks, num_heads, k.numel(), K=key_dim, V=v.shape[-1], C=CHUNK_SIZE,
-        BLOCK_K=tiles.block_k, CROSSINGS=len(crossing), PARTS=tiles.parts, LOW=tl.bfloat16,
+    tokens: Tokens, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States, heads: range,
+    d_k: Tensor, d_v: Tensor, d_log_decay: Tensor, d_beta: Tensor,
+) -> None:  # fmt: skip
+    """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
+    k, v, log_decay, beta, _ = tokens
+    size, key_dim = sizes(k), k.shape[-1]
+    narrow_in_parts = size.parts > 1 and min(key_dim, v.shape[-1]) < BLOCK
+    gradient_kernels.input_gradients_kernel[(size.num_chunks, len(heads))](
+        k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
+        d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
+        K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=size.block_k, CROSSINGS=len(crossing), PARTS=size.parts, LOW=tl.bfloat16,
         **(INPUTS_NARROW_IN_PARTS if narrow_in_parts else INPUTS),
     )  # fmt: skip
-    return d_k, d_v, d_log_decay, d_beta

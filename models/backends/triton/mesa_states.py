@@ -4,8 +4,10 @@ A state follows from the one before, so a program walks along time with one tile
 are too few to fill a GPU, time is cut into segments of `span` chunks: `segment_states_kernel` sums each segment as if nothing
 were before it, all at once, and then `states_kernel` walks through all segments at once, each from what those before it left.
 
-Layouts, all contiguous: tokens [B, T, heads, D]; gates [B, T, heads]; states before every chunk [B, heads, N, rows, K]; of
-segments, all but one [B, heads, segments - 1]: their sums [rows, K], what they keep of a state and the mass of their tokens.
+Layouts, all contiguous: tokens [B, T, heads, D]; gates [B, T, heads]; the state at an end of the sequence [B, heads, rows, K].
+A call has some of the heads of all sequences, all in a row but the first `skipped`, and places for these alone: states before
+every chunk [places, N, rows, K]; of segments, all but one [places, segments - 1]: their sums [rows, K], what they keep of a
+state and the mass of their tokens.
 """
 
 import triton
@@ -51,18 +53,19 @@ def _after_chunk(
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_states_kernel(
-    values, keys, log_decay, beta, sums, kept, masses, T, heads, span,
+    values, keys, log_decay, beta, sums, kept, masses, T, heads, skipped, span,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """What a segment adds to G, or to H with keys as values: a full one, with more behind it."""
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head = skipped + place
     batch, h = head // heads, head % heads
     rows = (block // blocks_k) * BLOCK + tl.arange(0, BLOCK)
     columns = (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
     first = batch * T * heads + h
-    here = head * tl.num_programs(2) + segment
+    here = place * tl.num_programs(2) + segment
     S = tl.zeros([BLOCK, BLOCK], tl.float32)
     mass, decay = 0.0, 1.0
     for c in range(segment * span, (segment + 1) * span):
@@ -79,30 +82,33 @@ def segment_states_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def states_kernel(
-    values, keys, log_decay, beta, initial, initial_mass, sums, kept, masses, states, scales, final, T, N, heads, span,
+    values, keys, log_decay, beta, initial, initial_mass, sums, kept, masses, states, scales, final,
+    T, N, heads, skipped, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     HAS_INITIAL: tl.constexpr, SPLIT: tl.constexpr, WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """S_c = a_C S_{c-1} + sum_s zeta_Cs beta_s values_s keys_s^T through a segment: G, and H with keys as values.
 
-    SPLIT stores S as two float16 parts [N, 2, V, K] of S times a scale [N], from what the tokens weigh in all.
+    SPLIT stores S as two float16 parts [N, 2, V, K] of S times a scale [N], from what the tokens weigh in all. `final` is
+    that after segment `ends`, if there is one.
     """
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
-    block, head, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head = skipped + place
     batch, h = head // heads, head % heads
     rows = (block // blocks_k) * BLOCK + tl.arange(0, BLOCK)
     columns = (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
     first = batch * T * heads + h
     PARTS: tl.constexpr = 2 if SPLIT else 1
-    states += head * N * V * K * PARTS
-    scales += head * N
+    states += place * N * V * K * PARTS
+    scales += place * N
     if HAS_INITIAL:
         S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
         mass = tl.load(initial_mass + head)
     else:
         S = tl.zeros([BLOCK, BLOCK], tl.float32)
         mass = 0.0
-    before = head * (tl.num_programs(2) - 1)
+    before = place * (tl.num_programs(2) - 1)
     for here in range(before, before + segment):
         decay = tl.load(kept + here)
         S = S * decay + load_tile(sums + here * V * K, rows, columns, K, V, K)
@@ -120,5 +126,5 @@ def states_kernel(
             S, mass, c, values + first * V, keys + first * K, log_decay + first, beta + first, rows, columns, T, heads,
             V, K, C, WEIGHTED_PARTS, KEY_PARTS, LOW,
         )  # fmt: skip
-    if segment == tl.num_programs(2) - 1:
+    if segment == ends:
         store_tile(final + head * V * K, S, rows, columns, K, V, K)

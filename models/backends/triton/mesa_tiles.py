@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 # one compilation for every length, batch and number of heads
-SIZES = ("T", "N", "heads", "span", "max_steps")
+SIZES = ("T", "N", "heads", "skipped", "span", "ends", "max_steps")
 
 # exp(-80) is nothing beside anything; a sum of logarithms that held -inf or -1e30 would lose all the others
 FORGETS = tl.constexpr(-80.0)
