@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -38,9 +37,12 @@ TILES_OF_A_PIECE = 16
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
+# Heads up to 64: three programs a multiprocessor. Between its products a program waits for sums of rows.
+SOLVE_NARROW = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
 H_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
+INPUTS_NARROW = {"BLOCK": 32, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
 # Triton 3.6 miscompiles INPUTS on Hopper for float16 or float32 with a dim below 64: dv was wrong.
 INPUTS_NARROW_IN_PARTS = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 NONE = -1
@@ -99,10 +101,12 @@ class Segments(NamedTuple):
     kept: Tensor
     masses: Tensor
     span: int
+    number: int
 
-    @property
-    def number(self) -> int:
-        return self.kept.shape[-1] + 1
+
+def _in(length: int, step: int) -> int:
+    """How many steps a length takes; Triton's own is slow on a CPU, and a pass asks 40 times."""
+    return -(-length // step)
 
 
 def sizes(k: Tensor) -> Sizes:
@@ -110,15 +114,15 @@ def sizes(k: Tensor) -> Sizes:
     # Below 64, Triton 3.6 computes some of these kernels wrongly on Hopper.
     block_k = BLOCK if key_dim <= BLOCK else LARGEST_DIM
     parts = 1 + (k.dtype != torch.bfloat16)
-    return Sizes(length, triton.cdiv(length, CHUNK_SIZE), num_heads, batch_size * num_heads, block_k, parts)
+    return Sizes(length, _in(length, CHUNK_SIZE), num_heads, batch_size * num_heads, block_k, parts)
 
 
 def pieces(k: Tensor, v: Tensor) -> list[range]:
     """All heads of all sequences, those whose states are to lie in memory together."""
     size = sizes(k)
-    tiles = size.all_heads * triton.cdiv(v.shape[-1], BLOCK) * triton.cdiv(k.shape[-1], BLOCK)
+    tiles = size.all_heads * _in(v.shape[-1], BLOCK) * _in(k.shape[-1], BLOCK)
     wanted = min(size.num_chunks * size.all_heads // PROGRAMS_OF_A_PIECE, tiles // TILES_OF_A_PIECE, MOST_PIECES)
-    step = triton.cdiv(size.all_heads, max(wanted, 1))
+    step = _in(size.all_heads, max(wanted, 1))
     return [range(first, min(first + step, size.all_heads)) for first in range(0, size.all_heads, step)]
 
 
@@ -141,14 +145,19 @@ def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return v.new_empty(v.shape), k.new_empty(2, *k.shape, dtype=torch.bfloat16), k.new_empty(k.shape[:-1], dtype=torch.int32)
 
 
-def _segments(num_chunks: int, num_tiles: int, state: Tensor, launch: dict[str, int]) -> Segments:
+def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, int]) -> Segments:
     """For a state [P, N, ...] in so many tiles, as many as fill the registers of a GPU."""
+    num_chunks = state.shape[1]
     at_once = MULTIPROCESSORS * (65_536 // (32 * launch["num_warps"] * launch["maxnreg"]))
     wanted = min(at_once // (num_tiles * len(state)), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
-    span = triton.cdiv(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
-    others = (len(state), triton.cdiv(num_chunks, span) - 1)
-    kept, masses = state.new_empty(2, *others, dtype=torch.float32)
-    return Segments(state.new_empty(*others, *state.shape[-2:], dtype=torch.float32), kept, masses, span)
+    span = _in(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
+    number = _in(num_chunks, span)
+    if number == 1:
+        # No kernel reads or writes them, and another type would be compiled anew.
+        return Segments(scale, scale, scale, span, number)
+    sums = state.new_empty(len(state), number - 1, *state.shape[-2:], dtype=torch.float32)
+    kept, masses = sums.new_empty(2, *sums.shape[:2])
+    return Segments(sums, kept, masses, span, number)
 
 
 def states(tokens: Tokens, start: Ends, heads: range, into: States, after: Ends) -> None:
@@ -161,8 +170,8 @@ def states(tokens: Tokens, start: Ends, heads: range, into: States, after: Ends)
     ):
         rows = values.shape[-1]
         mass = initial.abs().amax((-2, -1)).float() if split and initial is not None else into.scale
-        num_blocks = triton.cdiv(rows, BLOCK) * triton.cdiv(key_dim, BLOCK)
-        cut = _segments(size.num_chunks, num_blocks, before, STATES)
+        num_blocks = _in(rows, BLOCK) * _in(key_dim, BLOCK)
+        cut = _segments(before, into.scale, num_blocks, STATES)
         inputs, of_segments = (values, k, log_decay, beta), (cut.sums, cut.kept, cut.masses)
         constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK}
         constants |= {"WEIGHTED_PARTS": parts, "KEY_PARTS": size.parts, "LOW": tl.bfloat16}
@@ -180,7 +189,8 @@ def states(tokens: Tokens, start: Ends, heads: range, into: States, after: Ends)
 def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
     size = sizes(k)
     constants = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
-    return constants | {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1} | SOLVE
+    constants |= {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1}
+    return constants | (SOLVE_NARROW if size.block_k == BLOCK and size.parts == 1 else SOLVE)
 
 
 def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor) -> None:
@@ -223,11 +233,11 @@ def state_gradients(
     states = before.H if symmetric else before.G
     _, _, length, num_heads, key_dim = x.shape
     rows, num_chunks = final.shape[-2], before.scale.shape[-1]
-    row_blocks, column_blocks = triton.cdiv(rows, BLOCK), triton.cdiv(key_dim, BLOCK)
+    row_blocks, column_blocks = _in(rows, BLOCK), _in(key_dim, BLOCK)
     num_blocks = column_blocks * (column_blocks + 1) // 2 if symmetric else row_blocks * column_blocks
     crossing = final.new_empty(num_blocks, len(heads), num_chunks)
     launch = H_GRADIENTS if symmetric else G_GRADIENTS
-    cut = _segments(num_chunks, num_blocks, states, launch)
+    cut = _segments(states, before.scale, num_blocks, launch)
     constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "SYMMETRIC": symmetric}
     constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
     if cut.number > 1:
@@ -251,10 +261,14 @@ def input_gradients(
     """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
     k, v, log_decay, beta, _ = tokens
     size, key_dim = sizes(k), k.shape[-1]
-    narrow_in_parts = size.parts > 1 and min(key_dim, v.shape[-1]) < BLOCK
+    dims = (key_dim, v.shape[-1])
+    if size.parts == 1:
+        launch = INPUTS_NARROW if max(dims) <= BLOCK else INPUTS
+    else:
+        launch = INPUTS_NARROW_IN_PARTS if min(dims) < BLOCK else INPUTS
     gradient_kernels.input_gradients_kernel[(size.num_chunks, len(heads))](
         k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
         K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=size.block_k, CROSSINGS=len(crossing), PARTS=size.parts, LOW=tl.bfloat16,
-        **(INPUTS_NARROW_IN_PARTS if narrow_in_parts else INPUTS),
+        **launch,
     )  # fmt: skip
