@@ -156,7 +156,8 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
         # No kernel reads or writes them, and another type would be compiled anew.
         return Segments(scale, scale, scale, span, number)
     sums = state.new_empty(len(state), number - 1, *state.shape[-2:], dtype=torch.float32)
-    kept, masses = sums.new_empty(2, *sums.shape[:2])
+    # apart: where a pointer begins at no multiple of 16 bytes, Triton compiles anew
+    kept, masses = (sums.new_empty(sums.shape[:2]) for _ in range(2))
     return Segments(sums, kept, masses, span, number)
 
 
