@@ -133,14 +133,12 @@ def _rounding_shows(H, H_scale, regularizer, tolerance):
 
 @triton.jit
 def _solve_chunk(
-    rhs, key, weights, from_start, H, H_parts, H_scale, regularizer, tolerance, max_steps,
-    K: tl.constexpr, BLOCK_K: tl.constexpr, INITIAL: tl.constexpr, FINE: tl.constexpr, WIDE: tl.constexpr,
+    rhs, key, weights, from_start, H_parts, H_scale, regularizer, tolerance, max_steps,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, INITIAL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """_solve for keys in float32 and the scaled parts of H, the lower still in memory; the guess is what INITIAL says."""
+    """_solve for keys in float32 and the scaled parts of H, still in memory; the guess is what INITIAL says."""
     i = tl.arange(0, BLOCK_K)
-    H_low = H
-    if FINE:
-        H_low = load_tile(H_parts + K * K, i, i, K, K, K)
+    H = load_tile(H_parts, i, i, K, K, K)
     key_scale = _key_scale(key)
     key_high, key_low = split(key * key_scale, tl.float16)
     # all of the system times `squared`, so that the products with scaled keys need no factor of their own
@@ -155,20 +153,34 @@ def _solve_chunk(
         divisor = dot(weights, scaled * scaled, tl.zeros_like(key), 1 + WIDE, 1 + WIDE, tl.float16)
         # the maximum changes nothing: it keeps Triton from adding inside the product, at 32 KB more of shared memory
         divisor = tl.maximum(divisor, 0.0) + from_start[:, None] * H_diagonal[None, :] + penalty[None, :]
-    x, r, size, steps = _solve(
-        rhs, divisor, key_high, key_low, H, H_low, from_start,
-        weights if WIDE else weights.to(tl.float16), penalty if WIDE else penalty.to(tl.float16),
-        tolerance, max_steps, INITIAL == "zero", FINE, WIDE,
-    )  # fmt: skip
+    weights = weights if WIDE else weights.to(tl.float16)
+    penalty = penalty if WIDE else penalty.to(tl.float16)
+    if WIDE:
+        H_low = load_tile(H_parts + K * K, i, i, K, K, K)
+        x, r, size, steps = _solve(
+            rhs, divisor, key_high, key_low, H, H_low, from_start, weights, penalty, tolerance, max_steps,
+            INITIAL == "zero", True, True,
+        )  # fmt: skip
+    elif _rounding_shows(H, H_scale, regularizer, tolerance):
+        H_low = load_tile(H_parts + K * K, i, i, K, K, K)
+        x, r, size, steps = _solve(
+            rhs, divisor, key_high, key_low, H, H_low, from_start, weights, penalty, tolerance, max_steps,
+            INITIAL == "zero", True, False,
+        )  # fmt: skip
+    else:
+        x, r, size, steps = _solve(
+            rhs, divisor, key_high, key_low, H, H, from_start, weights, penalty, tolerance, max_steps,
+            INITIAL == "zero", False, False,
+        )  # fmt: skip
     return x * squared, r, size, steps
 
 
 @triton.jit(do_not_specialize=SIZES)
 def solve_kernel(
     q, k, v, log_decay, beta, regularizer, G_states, H_states, H_scales, x, o, steps, tolerance, max_steps,
-    T, N, heads, skipped, part, is_fine,
+    T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    INITIAL: tl.constexpr, PARTS: tl.constexpr, FINE: tl.constexpr, WIDE: tl.constexpr,
+    INITIAL: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """x_t = (H_t + Lambda)^-1 q_t and o_t = G_t x_t for one chunk, BLOCK_V values of o at a time."""
     c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
@@ -183,22 +195,12 @@ def solve_kernel(
     penalty = _penalty(regularizer + h * K, i, K, WIDE)
     H_parts = H_states + state * 2 * K * K
     H_scale = tl.load(H_scales + state)
-    # the launch without FINE leaves to the one with it the chunks that need it
-    if FINE and not WIDE:
-        if tl.load(is_fine + state) == 0:
-            return
-    H = load_tile(H_parts, i, i, K, K, K)
-    if not FINE:
-        shows = _rounding_shows(H, H_scale, penalty, tolerance)
-        tl.store(is_fine + state, shows.to(tl.int32))
-        if shows:
-            return
     key = load_tile(k + first * K, t, i, heads * K, T, K).to(tl.float32)
     weights, from_start = _chunk_weights(log_decay + first, beta + first, t, T, heads, C)
     rhs = load_tile(q + first * K, t, i, heads * K, T, K).to(tl.float32)
     solution, residual, size, used = _solve_chunk(
-        rhs, key, weights, from_start, H, H_parts, H_scale, penalty, tolerance, max_steps,
-        K, BLOCK_K, INITIAL, FINE, WIDE,
+        rhs, key, weights, from_start, H_parts, H_scale, penalty, tolerance, max_steps,
+        K, BLOCK_K, INITIAL, WIDE,
     )  # fmt: skip
     tl.store(steps + first + t * heads, used, mask=t < T)
     high, low = split(solution * size[:, None], tl.bfloat16)
@@ -225,9 +227,9 @@ def solve_kernel(
 @triton.jit(do_not_specialize=SIZES)
 def solve_backward_kernel(
     d_o, k, v, log_decay, beta, regularizer, G_states, H_states, H_scales, x, e, d_regularizer, row, tolerance, max_steps,
-    T, N, heads, skipped, part, is_fine,
+    T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr,
-    INITIAL: tl.constexpr, PARTS: tl.constexpr, FINE: tl.constexpr, WIDE: tl.constexpr,
+    INITIAL: tl.constexpr, PARTS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """e_t = (H_t + Lambda)^-1 G_t^T do_t, which is dq_t, for one chunk.
 
@@ -246,16 +248,6 @@ def solve_backward_kernel(
     penalty = _penalty(regularizer + h * K, i, K, WIDE)
     H_parts = H_states + state * 2 * K * K
     H_scale = tl.load(H_scales + state)
-    # the launch without FINE leaves to the one with it the chunks that need it
-    if FINE and not WIDE:
-        if tl.load(is_fine + state) == 0:
-            return
-    H = load_tile(H_parts, i, i, K, K, K)
-    if not FINE:
-        shows = _rounding_shows(H, H_scale, penalty, tolerance)
-        tl.store(is_fine + state, shows.to(tl.int32))
-        if shows:
-            return
     weights, from_start = _chunk_weights(log_decay + first, beta + first, t, T, heads, C)
 
     rhs = tl.zeros([C, BLOCK_K], tl.float32)
@@ -272,8 +264,8 @@ def solve_backward_kernel(
     rhs = dot(scores * weights, key, rhs * from_start[:, None], 2, PARTS, tl.bfloat16)
 
     solution, residual, size, used = _solve_chunk(
-        rhs, key.to(tl.float32), weights, from_start, H, H_parts, H_scale, penalty, tolerance, max_steps,
-        K, BLOCK_K, INITIAL, FINE, WIDE,
+        rhs, key.to(tl.float32), weights, from_start, H_parts, H_scale, penalty, tolerance, max_steps,
+        K, BLOCK_K, INITIAL, WIDE,
     )  # fmt: skip
     forward = load_parts(x + first * K, part, t, i, heads * K, T, K) * size[:, None]
     gain = tl.sum(forward * (penalty[None, :] * solution + residual), 1)

@@ -198,13 +198,11 @@ def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, 
     """Writes what `empty_solution` names, of all heads."""
     k, v, log_decay, beta, regularizer = tokens
     size = sizes(k)
-    is_fine = torch.empty_like(before.scale, dtype=torch.int32)
-    for fine in (True,) if size.parts > 1 else (False, True):
-        kernels.solve_kernel[(size.num_chunks, size.all_heads)](
-            q, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, o, steps,
-            solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, 0, k.numel(), is_fine,
-            FINE=fine, **_solve_constants(k, v, solver),
-        )  # fmt: skip
+    kernels.solve_kernel[(size.num_chunks, size.all_heads)](
+        q, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, o, steps,
+        solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, 0, k.numel(),
+        **_solve_constants(k, v, solver),
+    )  # fmt: skip
 
 
 def solve_backward(
@@ -215,13 +213,11 @@ def solve_backward(
     `solve_backward_kernel`, for these heads."""
     k, v, log_decay, beta, regularizer = tokens
     size = sizes(k)
-    is_fine = torch.empty_like(before.scale, dtype=torch.int32)
-    for fine in (True,) if size.parts > 1 else (False, True):
-        kernels.solve_backward_kernel[(size.num_chunks, len(heads))](
-            d_o, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, e, d_regularizer, row,
-            solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(), is_fine,
-            FINE=fine, **_solve_constants(k, v, solver),
-        )  # fmt: skip
+    kernels.solve_backward_kernel[(size.num_chunks, len(heads))](
+        d_o, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, e, d_regularizer, row,
+        solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
+        **_solve_constants(k, v, solver),
+    )  # fmt: skip
 
 
 def state_gradients(
