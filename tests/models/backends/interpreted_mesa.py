@@ -10,6 +10,7 @@ import torch
 from tests.models.backends import triton_interpreter  # noqa: F401 - before the kernels
 
 # isort: split
+from models.backends.triton import mesa_launches as launches
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
 from models.backends.triton.mesa_op import mesa as mesa_by_triton
@@ -36,6 +37,49 @@ def settings(max_steps: int, tolerance: float, initial: str = "diagonal") -> dic
 @pytest.mark.parametrize(("length", "dtype"), [(66, torch.bfloat16), (3, F32)])
 def test_equals_recurrent_form(length, dtype):
     cases.assert_equals_recurrent(draw(length=length, key_dim=32, value_dim=16, dtype=dtype))
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Every chunk is a segment and every head a piece."""
+    for name, value in {"SHORTEST_SEGMENT": 1, "FEWEST_SEGMENTS": 2, "PROGRAMS_OF_A_PIECE": 1, "TILES_OF_A_PIECE": 1}.items():
+        monkeypatch.setattr(launches, name, value)
+
+
+@pytest.mark.parametrize(
+    ("length", "key_dim", "value_dim", "dtype"),
+    [(200, 32, 16, F32), (150, 16, 32, torch.bfloat16), (130, 64, 64, torch.bfloat16), (65, 128, 128, torch.bfloat16)],
+)
+def test_segments_and_pieces_equal_recurrent_form(cut, length, key_dim, value_dim, dtype):
+    inputs = draw(length=length, key_dim=key_dim, value_dim=value_dim, dtype=dtype)
+    assert launches.pieces(inputs["k"], inputs["v"]) == [range(1), range(1, 2)]
+    cases.assert_equals_recurrent(inputs)
+
+
+def test_no_state_is_kept_between_the_passes():
+    inputs = draw(length=130, key_dim=16, value_dim=16, dtype=F32)
+    leaves = {name: x.requires_grad_() for name, x in inputs.items()}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        mesa_chunked(**leaves, tolerance=1e-4, max_steps=0, initial="diagonal")
+    given = {x.data_ptr() for x in leaves.values()}
+    of_its_own = [tuple(x.shape) for x in kept if x.data_ptr() not in given]
+    assert sorted(of_its_own) == [(1, 2, 16, 16), (1, 2, 16, 16), (2, 1, 130, 2, 16)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "length", "num_heads", "dim"),
+    [(8, 3000, 16, 64), (64, 512, 16, 64), (1, 65_536, 8, 128), (1, 8192, 33, 64), (3, 700, 5, 128)],
+)
+def test_pieces_are_all_heads_and_their_states_are_small(batch_size, length, num_heads, dim):
+    k = torch.empty(batch_size, length, num_heads, dim, dtype=torch.bfloat16, device="meta")
+    pieces = launches.pieces(k, k)
+    assert [head for piece in pieces for head in piece] == list(range(batch_size * num_heads))
+    sizes = [sum(x.numel() * x.element_size() for x in launches.empty_states(k, k, piece)) for piece in pieces]
+    assert max(sizes) == sizes[0]
+    if length * batch_size * num_heads > 100_000:
+        # fla keeps four states of 16 bits, each dim / 64 times as large as k
+        assert sizes[0] < 4 * dim / 64 * k.numel() * k.element_size()
 
 
 @pytest.mark.parametrize(("initial", "max_steps"), [("zero", 2), ("diagonal", 2), ("query", 0)])
