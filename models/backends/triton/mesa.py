@@ -103,7 +103,7 @@ def _forward(
     """o, the final G and H, steps; and for the backward x."""
     tokens = launches.Tokens(k, v, log_decay, beta, regularizer)
     assert q.is_contiguous() and all(x.is_contiguous() for x in tokens)
-    after, (o, x, steps) = launches.Ends(*launches.empty_ends(k, v)), launches.empty_solution(k, v)
+    after, (o, x, steps) = launches.empty_ends(k, v), launches.empty_solution(k, v)
     everything = range(launches.sizes(k).all_heads)
     before = launches.empty_states(k, v, everything)
     launches.states(tokens, launches.Ends(G, H), everything, before, after)
@@ -163,7 +163,7 @@ def _backward(
     memory = launches.empty_states(k, v, pieces[0])
     for heads in pieces:
         states = launches.States(*(S[: len(heads)] for S in memory))
-        launches.states(tokens, start, heads, states, launches.Ends(None, None))
+        launches.states(tokens, start, heads, states, None)
         launches.solve_backward(d_o, tokens, states, heads, x, solver, e, by_chunk, row)
         crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, heads, final_G, d_G0, False)
         crossing_H = launches.state_gradients(e, x, log_decay, twice_d_H, states, heads, final_H, d_H0, True)

@@ -35,7 +35,7 @@ PROGRAMS_OF_A_PIECE = 2048
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
-STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
+STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 SOLVE = {"num_warps": 4, "num_stages": 1}
 # Heads up to 64: three programs a multiprocessor. Between its products a program waits for sums of rows.
 SOLVE_NARROW = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
@@ -161,30 +161,27 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
     return Segments(sums, kept, masses, span, number)
 
 
-def states(tokens: Tokens, start: Ends, heads: range, into: States, after: Ends) -> None:
+def states(tokens: Tokens, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
     """Writes `into` the states of these heads before every chunk, and `after` those after the last token where it is given."""
     k, v, log_decay, beta, _ = tokens
-    size, key_dim, keeps_after = sizes(k), k.shape[-1], after.G is not None
-    for values, initial, split, parts, before, final in (
-        (v, start.G, False, size.parts, into.G, after.G),
-        (k, start.H, True, 2, into.H, after.H),
-    ):
-        rows = values.shape[-1]
-        mass = initial.abs().amax((-2, -1)).float() if split and initial is not None else into.scale
-        num_blocks = _in(rows, BLOCK) * _in(key_dim, BLOCK)
-        cut = _segments(before, into.scale, num_blocks, STATES)
-        inputs, of_segments = (values, k, log_decay, beta), (cut.sums, cut.kept, cut.masses)
-        constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK}
-        constants |= {"WEIGHTED_PARTS": parts, "KEY_PARTS": size.parts, "LOW": tl.bfloat16}
-        if cut.number > 1:
-            state_kernels.segment_states_kernel[(num_blocks, len(heads), cut.number - 1)](
-                *inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span, **constants, **STATES
-            )
-        state_kernels.states_kernel[(num_blocks, len(heads), cut.number)](
-            *inputs, cut.sums if initial is None else initial, mass, *of_segments, before, into.scale,
-            final if keeps_after else cut.sums, size.length, size.num_chunks, size.num_heads, heads.start, cut.span,
-            cut.number - 1 if keeps_after else NONE, HAS_INITIAL=initial is not None, SPLIT=split, **constants, **STATES,
-        )  # fmt: skip
+    size, key_dim, value_dim = sizes(k), k.shape[-1], v.shape[-1]
+    num_blocks = _in(max(key_dim, value_dim), BLOCK) * _in(key_dim, BLOCK)
+    cut = _segments(into.G, into.scale, num_blocks, STATES)
+    sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.kept.shape, key_dim, key_dim)
+    inputs, of_segments = (v, k, log_decay, beta), (cut.sums, sums_H, cut.kept, cut.masses)
+    constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "PARTS": size.parts, "LOW": tl.bfloat16}
+    if cut.number > 1:
+        state_kernels.segment_states_kernel[(num_blocks, len(heads), cut.number - 1)](
+            *inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span, **constants, **STATES
+        )
+    mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
+    given = (cut.sums if S is None else S for S in start)
+    written, ends = (cut.sums, cut.sums) if after is None else after, NONE if after is None else cut.number - 1
+    state_kernels.states_kernel[(num_blocks, len(heads), cut.number)](
+        *inputs, *given, mass, *of_segments, *into, *written,
+        size.length, size.num_chunks, size.num_heads, heads.start, cut.span, ends,
+        HAS_G=start.G is not None, HAS_H=start.H is not None, **constants, **STATES,
+    )  # fmt: skip
 
 
 def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The Mesa layer's states before every chunk of C tokens in Triton; `mesa_launches.py` calls these kernels.
 
-A state follows from the one before, so a program walks along time with one tile of a state of one head. Where heads and tiles
+A state follows from the one before, so a program walks along time with one tile of G and of H of one head. Where heads and tiles
 are too few to fill a GPU, time is cut into segments of `span` chunks: `segment_states_kernel` sums each segment as if nothing
 were before it, all at once, and then `states_kernel` walks through all segments at once, each from what those before it left.
 
@@ -34,47 +34,54 @@ def _mass_scale(mass):
 
 @triton.jit
 def _after_chunk(
-    S, mass, c, values, keys, log_decay, beta, rows, columns, T, heads,
-    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr,
-    WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
+    G, H, mass, c, values, keys, log_decay, beta, rows, columns, T, heads,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """(S, mass, decay): a tile of a_c S + sum_s zeta_cs beta_s values_s keys_s^T, what tokens weigh in all, and a_c."""
+    """(G, H, mass, decay): tiles of a_c G + sum_s zeta_cs beta_s v_s k_s^T and the same of keys, what tokens weigh, and a_c."""
     t = tl.arange(0, C)
     start, left = c * C * heads, T - c * C
     log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
     weight = decay_between(total, total_resets, log, resets, t < left) * load_gates(beta + start, t, left, heads)
-    y = load_tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
+    value = load_tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
+    key = load_tile(keys + start * K, t, rows, heads * K, left, K).to(tl.float32) * weight[:, None]
     k = load_tile(keys + start * K, t, columns, heads * K, left, K)
     decay = decay_between(total, total_resets, 0.0, 0, True)
-    S *= decay
-    S = dot(tl.trans(y), k, S, WEIGHTED_PARTS, KEY_PARTS, LOW)
-    return S, mass * decay + tl.sum(weight, 0), decay
+    G *= decay
+    H *= decay
+    G = dot(tl.trans(value), k, G, PARTS, PARTS, LOW)
+    H = dot(tl.trans(key), k, H, 2, PARTS, LOW)
+    return G, H, mass * decay + tl.sum(weight, 0), decay
+
+
+@triton.jit
+def _tile_of(block, K: tl.constexpr, BLOCK: tl.constexpr):
+    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    return (block // blocks_k) * BLOCK + tl.arange(0, BLOCK), (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_states_kernel(
-    values, keys, log_decay, beta, sums, kept, masses, T, heads, skipped, span,
-    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-    WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
+    values, keys, log_decay, beta, sums_G, sums_H, kept, masses, T, heads, skipped, span,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to G, or to H with keys as values: a full one, with more behind it."""
-    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    """What a segment adds to G and H: a full one, with more behind it."""
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows = (block // blocks_k) * BLOCK + tl.arange(0, BLOCK)
-    columns = (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
+    rows, columns = _tile_of(block, K, BLOCK)
     first = batch * T * heads + h
     here = place * tl.num_programs(2) + segment
-    S = tl.zeros([BLOCK, BLOCK], tl.float32)
+    G = tl.zeros([BLOCK, BLOCK], tl.float32)
+    H = tl.zeros([BLOCK, BLOCK], tl.float32)
     mass, decay = 0.0, 1.0
     for c in range(segment * span, (segment + 1) * span):
-        S, mass, chunk_decay = _after_chunk(
-            S, mass, c, values + first * V, keys + first * K, log_decay + first, beta + first, rows, columns, T, heads,
-            V, K, C, WEIGHTED_PARTS, KEY_PARTS, LOW,
+        G, H, mass, chunk_decay = _after_chunk(
+            G, H, mass, c, values + first * V, keys + first * K, log_decay + first, beta + first, rows, columns, T, heads,
+            V, K, C, PARTS, LOW,
         )  # fmt: skip
         decay *= chunk_decay
-    store_tile(sums + here * V * K, S, rows, columns, K, V, K)
+    store_tile(sums_G + here * V * K, G, rows, columns, K, V, K)
+    store_tile(sums_H + here * K * K, H, rows, columns, K, K, K)
     if block == 0:
         tl.store(kept + here, decay)
         tl.store(masses + here, mass)
@@ -82,49 +89,49 @@ def segment_states_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def states_kernel(
-    values, keys, log_decay, beta, initial, initial_mass, sums, kept, masses, states, scales, final,
-    T, N, heads, skipped, span, ends,
+    values, keys, log_decay, beta, initial_G, initial_H, initial_mass, sums_G, sums_H, kept, masses,
+    G_states, H_states, scales, final_G, final_H, T, N, heads, skipped, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, SPLIT: tl.constexpr, WEIGHTED_PARTS: tl.constexpr, KEY_PARTS: tl.constexpr, LOW: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_H: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """S_c = a_C S_{c-1} + sum_s zeta_Cs beta_s values_s keys_s^T through a segment: G, and H with keys as values.
+    """G_c = a_C G_{c-1} + sum_s zeta_Cs beta_s v_s k_s^T through a segment, and H with keys as values.
 
-    SPLIT stores S as two float16 parts [N, 2, V, K] of S times a scale [N], from what the tokens weigh in all. `final` is
-    that after segment `ends`, if there is one.
+    H is stored as two float16 parts [N, 2, K, K] of H times a scale [N], from what the tokens weigh in all. `final_G` and
+    `final_H` are those after segment `ends`, if there is one.
     """
-    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows = (block // blocks_k) * BLOCK + tl.arange(0, BLOCK)
-    columns = (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
+    rows, columns = _tile_of(block, K, BLOCK)
     first = batch * T * heads + h
-    PARTS: tl.constexpr = 2 if SPLIT else 1
-    states += place * N * V * K * PARTS
+    G_states += place * N * V * K
+    H_states += place * N * 2 * K * K
     scales += place * N
-    if HAS_INITIAL:
-        S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
+    G = tl.zeros([BLOCK, BLOCK], tl.float32)
+    H = tl.zeros([BLOCK, BLOCK], tl.float32)
+    mass = 0.0
+    if HAS_G:
+        G = load_tile(initial_G + head * V * K, rows, columns, K, V, K).to(tl.float32)
+    if HAS_H:
+        H = load_tile(initial_H + head * K * K, rows, columns, K, K, K).to(tl.float32)
         mass = tl.load(initial_mass + head)
-    else:
-        S = tl.zeros([BLOCK, BLOCK], tl.float32)
-        mass = 0.0
     before = place * (tl.num_programs(2) - 1)
     for here in range(before, before + segment):
         decay = tl.load(kept + here)
-        S = S * decay + load_tile(sums + here * V * K, rows, columns, K, V, K)
+        G = G * decay + load_tile(sums_G + here * V * K, rows, columns, K, V, K)
+        H = H * decay + load_tile(sums_H + here * K * K, rows, columns, K, K, K)
         mass = mass * decay + tl.load(masses + here)
     for c in range(segment * span, tl.minimum((segment + 1) * span, N)):
-        if SPLIT:
-            scale = _mass_scale(mass)
-            high, low = split(S * scale, tl.float16)
-            store_tile(states + 2 * c * V * K, high, rows, columns, K, V, K)
-            store_tile(states + (2 * c + 1) * V * K, low, rows, columns, K, V, K)
-            tl.store(scales + c, scale)
-        else:
-            store_tile(states + c * V * K, S, rows, columns, K, V, K)
-        S, mass, decay = _after_chunk(
-            S, mass, c, values + first * V, keys + first * K, log_decay + first, beta + first, rows, columns, T, heads,
-            V, K, C, WEIGHTED_PARTS, KEY_PARTS, LOW,
+        store_tile(G_states + c * V * K, G, rows, columns, K, V, K)
+        scale = _mass_scale(mass)
+        high, low = split(H * scale, tl.float16)
+        store_tile(H_states + 2 * c * K * K, high, rows, columns, K, K, K)
+        store_tile(H_states + (2 * c + 1) * K * K, low, rows, columns, K, K, K)
+        tl.store(scales + c, scale)
+        G, H, mass, decay = _after_chunk(
+            G, H, mass, c, values + first * V, keys + first * K, log_decay + first, beta + first, rows, columns, T, heads,
+            V, K, C, PARTS, LOW,
         )  # fmt: skip
     if segment == ends:
-        store_tile(final + head * V * K, S, rows, columns, K, V, K)
+        store_tile(final_G + head * V * K, G, rows, columns, K, V, K)
+        store_tile(final_H + head * K * K, H, rows, columns, K, K, K)
