@@ -22,21 +22,24 @@ from models.backends.triton.mesa_tiles import (
 
 @triton.jit
 def _tile_of(block, V: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """(rows, columns) of a tile; SYMMETRIC has those on the diagonal first, then that above it: at most two tiles a side."""
+    """(rows, columns) of a tile, and whether it lies above the diagonal: SYMMETRIC has those on it first, at most two a side."""
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
     row_block, column_block = block // blocks_k, block % blocks_k
     if SYMMETRIC:
         row_block = tl.where(block < blocks_k, block, 0)
         column_block = tl.where(block < blocks_k, block, 1)
-    return row_block * BLOCK + tl.arange(0, BLOCK), column_block * BLOCK + tl.arange(0, BLOCK)
+    return row_block * BLOCK + tl.arange(0, BLOCK), column_block * BLOCK + tl.arange(0, BLOCK), block >= blocks_k
 
 
 @triton.jit
 def _before_chunk(
-    D, c, y, x, log_decay, rows, columns, T, heads, part,
+    D, c, y, x, log_decay, rows, columns, above, T, heads, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """(D, decay): a tile of the gradient of the state before chunk c, from that after it, and a_c."""
+    """(D, decay): a tile of the gradient of the state before chunk c, from that after it, and a_c.
+
+    SYMMETRIC has on the diagonal, which is not `above` it, the sum of which `_whole` is the gradient.
+    """
     t = tl.arange(0, C)
     start, left = c * C * heads, T - c * C
     log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
@@ -51,13 +54,14 @@ def _before_chunk(
         D = tl.dot(weighted_high, x_columns, D)
         D = tl.dot(weighted_low, x_columns, D)
         D = tl.dot(weighted_high, x_columns_low, D)
-        y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
-        y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
-        weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
-        weighted_high, weighted_low = split(tl.trans(weighted), LOW)
-        D = tl.dot(weighted_high, y_columns, D)
-        D = tl.dot(weighted_low, y_columns, D)
-        D = tl.dot(weighted_high, y_columns_low, D)
+        if above:
+            y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
+            y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
+            weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+            weighted_high, weighted_low = split(tl.trans(weighted), LOW)
+            D = tl.dot(weighted_high, y_columns, D)
+            D = tl.dot(weighted_low, y_columns, D)
+            D = tl.dot(weighted_high, y_columns_low, D)
     else:
         weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
         weighted_high, weighted_low = split(tl.trans(weighted), LOW)
@@ -66,6 +70,16 @@ def _before_chunk(
         if PARTS == 2:
             D = tl.dot(weighted_low, x_columns, D)
     return D, decay
+
+
+@triton.jit
+def _whole(D, above, SYMMETRIC: tl.constexpr):
+    """A tile of -(y x^T + x y^T) from one of -y x^T where that lies on the diagonal, else D itself."""
+    whole = D
+    if SYMMETRIC:
+        if above == 0:
+            whole += tl.trans(D)
+    return whole
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -78,7 +92,7 @@ def segment_gradients_kernel(
     block, place, number = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
+    rows, columns, above = _tile_of(block, V, K, BLOCK, SYMMETRIC)
     first = batch * T * heads + h
     here = place * tl.num_programs(2) + number
     D = tl.zeros([BLOCK, BLOCK], tl.float32)
@@ -87,7 +101,7 @@ def segment_gradients_kernel(
     end = tl.minimum(start + span, N)
     for n in range(start, end):
         D, chunk_decay = _before_chunk(
-            D, end - 1 - (n - start), y + first * V, x + first * K, log_decay + first, rows, columns,
+            D, end - 1 - (n - start), y + first * V, x + first * K, log_decay + first, rows, columns, above,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         decay *= chunk_decay
@@ -124,12 +138,10 @@ def state_gradients_kernel(
     reads that any more, and the last that of the first. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the
     end of chunk c and one after it contribute. `initial` is the gradient before segment `ends`, if there is one.
     """
-    blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows, columns = _tile_of(block, V, K, BLOCK, SYMMETRIC)
-    above = block >= blocks_k
+    rows, columns, above = _tile_of(block, V, K, BLOCK, SYMMETRIC)
     share = 1.0
     if SYMMETRIC:
         share = tl.where(above, 1.0, 0.5)
@@ -139,13 +151,14 @@ def state_gradients_kernel(
     scales += place * N
     crossing += (block * tl.num_programs(1) + place) * N
     if HAS_FINAL:
-        D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32)
+        D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32) * share
     else:
         D = tl.zeros([BLOCK, BLOCK], tl.float32)
     others = tl.num_programs(2) - 1
     if segment == others:
-        tl.store(crossing + N - 1, tl.sum(D * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
-        _store_gradient(gradients, D, rows, columns, above, V, K, SYMMETRIC)
+        whole = _whole(D, above, SYMMETRIC)
+        tl.store(crossing + N - 1, tl.sum(whole * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
+        _store_gradient(gradients, whole, rows, columns, above, V, K, SYMMETRIC)
     for after in range(0, others - segment):
         here = place * others + others - 1 - after
         D = D * tl.load(kept + here) + load_tile(sums + here * V * K, rows, columns, K, V, K)
@@ -154,25 +167,26 @@ def state_gradients_kernel(
     for n in range(start, end):
         c = end - 1 - (n - start)
         D, decay = _before_chunk(
-            D, c, y + first * V, x + first * K, log_decay + first, rows, columns,
+            D, c, y + first * V, x + first * K, log_decay + first, rows, columns, above,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         # of the chunk before, whose end is this one's start
         if c > 0:
+            whole = _whole(D, above, SYMMETRIC)
             if SYMMETRIC:
                 S = load_tile(states + 2 * c * V * K, rows, columns, K, V, K).to(tl.float32)
                 S += load_tile(states + (2 * c + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
-                tl.store(crossing + c - 1, tl.sum(D * S) * share / tl.load(scales + c))
+                tl.store(crossing + c - 1, tl.sum(whole * S) * share / tl.load(scales + c))
                 here = gradients + 2 * c * V * K
             else:
                 S = load_tile(states + c * V * K, rows, columns, K, V, K)
-                tl.store(crossing + c - 1, tl.sum(D * S))
+                tl.store(crossing + c - 1, tl.sum(whole * S))
                 here = gradients + c * V * K
             # all of S is read before any of it is gone
             tl.debug_barrier()
-            _store_gradient(here, D, rows, columns, above, V, K, SYMMETRIC)
+            _store_gradient(here, whole, rows, columns, above, V, K, SYMMETRIC)
     if segment == ends:
-        store_tile(initial + head * V * K, D, rows, columns, K, V, K)
+        store_tile(initial + head * V * K, _whole(D, above, SYMMETRIC), rows, columns, K, V, K)
         if SYMMETRIC:
             if above:
                 store_tile(initial + head * V * K, tl.trans(D), columns, rows, K, V, K)
