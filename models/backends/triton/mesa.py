@@ -156,7 +156,7 @@ def _backward(
     start, d_o = launches.Ends(G, H), d_o.to(v.dtype).contiguous()
     e, row = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
     by_chunk = row.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
-    from_inputs = tuple(torch.empty_like(tensor) for tensor in tokens[:4])
+    from_inputs = (torch.empty_like(k), torch.empty_like(v), torch.empty_like(log_decay), torch.empty_like(beta))
     d_G0, d_H0 = (None if S is None else torch.empty_like(final) for S, final in zip(start, (final_G, final_H), strict=True))
     d_G, twice_d_H = None if d_G is None else d_G.contiguous(), None if d_H is None else (d_H + d_H.mT).contiguous()
     pieces = launches.pieces(k, v)
@@ -175,8 +175,8 @@ def _backward(
         if d_H is not None:
             # The cotangent itself is passed back as it came, not its symmetric part.
             d_H0 += log_decay.float().sum(1).exp()[..., None, None] * (d_H - d_H.mT) / 2
-    of_state = (final_G.new_empty(0) if S is None else S for S in (d_G0, d_H0))
-    return d_q, *from_inputs, by_chunk.sum((0, 2)).to(regularizer.dtype), *of_state
+    d_G0, d_H0 = (final_G.new_empty(0) if S is None else S for S in (d_G0, d_H0))
+    return d_q, *from_inputs, by_chunk.sum((0, 2)).to(regularizer.dtype), d_G0, d_H0
 
 
 @_backward.register_fake

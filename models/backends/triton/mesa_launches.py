@@ -136,8 +136,10 @@ def empty_states(k: Tensor, v: Tensor, heads: range) -> States:
 
 
 def empty_ends(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """G [B, H, V, K] and H [B, H, K, K], float32."""
     batch_size, _, num_heads, key_dim = k.shape
-    return tuple(k.new_empty(batch_size, num_heads, rows, key_dim, dtype=torch.float32) for rows in (v.shape[-1], key_dim))
+    G, H = (k.new_empty(batch_size, num_heads, rows, key_dim, dtype=torch.float32) for rows in (v.shape[-1], key_dim))
+    return G, H
 
 
 def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -186,7 +188,7 @@ def states(tokens: Tokens, start: Ends, heads: range, into: States, after: tuple
 
 def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
     size = sizes(k)
-    constants = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
+    constants: dict[str, Any] = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
     constants |= {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1}
     return constants | (SOLVE_NARROW if size.block_k == BLOCK and size.parts == 1 else SOLVE)
 
