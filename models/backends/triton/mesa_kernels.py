@@ -66,16 +66,18 @@ def _solve(
     # below 1e-7 of the right-hand side, float32 has nothing left to solve
     goal = tl.maximum(tolerance * tolerance, 1e-14)
     x = tl.zeros_like(r)
-    p = r.to(tl.float16)
+    bits = r.to(tl.float16).to(tl.int16, bitcast=True)
     steps = tl.zeros_like(norm).to(tl.int32)
     step = 0
     if not STARTS_AT_ZERO:
         guess = r / divisor
         length = tl.sqrt(tl.sum(guess * guess, 1))
-        p = (guess * tl.where(length > 0, 1.0 / length, 0.0)[:, None]).to(tl.float16)
+        bits = (guess * tl.where(length > 0, 1.0 / length, 0.0)[:, None]).to(tl.float16).to(tl.int16, bitcast=True)
         step = -1
     open_tokens = tl.sum((norm > 0).to(tl.int32), 0)
     while (step < max_steps) & (open_tokens > 0):
+        # A factor that a loop carries is put into shared memory, behind two barriers; one made of what it carries is not.
+        p = bits.to(tl.float16, bitcast=True)
         scores = tl.dot(p, tl.trans(k))
         if WIDE:
             scores = tl.dot(p, tl.trans(k_low), scores)
@@ -103,7 +105,7 @@ def _solve(
         # what is left after such a fall is rounding, unrelated to the directions so far: start again from it
         beta = tl.where((next_rr < 1e-4 * rr) | (step < 0), 0.0, -(rw - alpha * ww) * inverse_pw)
         shrink = tl.rsqrt(tl.maximum(next_rr + beta * beta, 1e-30))
-        p = ((r + beta[:, None] * direction) * shrink[:, None]).to(tl.float16)
+        bits = ((r + beta[:, None] * direction) * shrink[:, None]).to(tl.float16).to(tl.int16, bitcast=True)
         steps += (is_open & (step >= 0)).to(tl.int32)
         open_tokens = tl.sum((is_open & (next_rr > goal)).to(tl.int32), 0)
         step += 1
