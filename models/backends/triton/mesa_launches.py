@@ -42,9 +42,9 @@ SOLVE_NARROW = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
 H_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
 INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
-INPUTS_NARROW = {"BLOCK": 32, "num_warps": 4, "num_stages": 1, "maxnreg": 168}
-# Triton 3.6 miscompiles INPUTS on Hopper for float16 or float32 with a dim below 64: dv was wrong.
-INPUTS_NARROW_IN_PARTS = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
+# Heads up to 64: their tiles are whole. Triton 3.6 miscompiles INPUTS on Hopper for float16 or float32 with a dim below 64: dv
+# was wrong.
+INPUTS_NARROW = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 NONE = -1
 """No segment: there is no such end to write."""
 
@@ -258,13 +258,10 @@ def input_gradients(
     k, v, log_decay, beta, _ = tokens
     size, key_dim = sizes(k), k.shape[-1]
     dims = (key_dim, v.shape[-1])
-    if size.parts == 1:
-        launch = INPUTS_NARROW if max(dims) <= BLOCK else INPUTS
-    else:
-        launch = INPUTS_NARROW_IN_PARTS if min(dims) < BLOCK else INPUTS
+    is_narrow = max(dims) <= BLOCK or (size.parts > 1 and min(dims) < BLOCK)
     gradient_kernels.input_gradients_kernel[(size.num_chunks, len(heads))](
         k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
         K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=size.block_k, CROSSINGS=len(crossing), PARTS=size.parts, LOW=tl.bfloat16,
-        **launch,
+        **(INPUTS_NARROW if is_narrow else INPUTS),
     )  # fmt: skip
