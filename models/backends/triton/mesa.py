@@ -11,12 +11,13 @@ Forward and backward are operators of their own, so that torch.compile goes thro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
+from torch.autograd.function import Function, FunctionCtx, once_differentiable
 
 from models.backends.triton import mesa_launches as launches
 
@@ -76,7 +77,10 @@ def mesa_chunked(
     dtype = reduce(torch.promote_types, (k.dtype, v.dtype), q.dtype)
     inputs = [x.to(dtype).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_decay, beta, regularizer)]
     states = [None if S is None else S.contiguous() for S in (G, H)]
-    return MesaResult(*_forward(*inputs, *states, tolerance, max_steps, initial)[:4])
+    # What a compiler or a mode traces must be an operator; Python itself takes twice as long for that as for the function.
+    is_traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    form = _forward if is_traced else _Mesa.apply
+    return MesaResult(*form(*inputs, *states, tolerance, max_steps, initial)[:4])
 
 
 def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
@@ -86,8 +90,7 @@ def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
             raise ValueError(f"{name} is {x.dtype}, permitted with backend=triton are {', '.join(map(str, DTYPES))}")
 
 
-@torch.library.custom_op("linear_rnn_suite::mesa", mutates_args=())
-def _forward(
+def _compute(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -111,6 +114,9 @@ def _forward(
     return o, *after, steps, x
 
 
+_forward = torch.library.custom_op("linear_rnn_suite::mesa", mutates_args=())(_compute)
+
+
 @_forward.register_fake
 def _(
     q: Tensor,
@@ -129,8 +135,7 @@ def _(
     return o, *launches.empty_ends(k, v), steps, x
 
 
-@torch.library.custom_op("linear_rnn_suite::mesa_backward", mutates_args=())
-def _backward(
+def _compute_backward(
     d_o: Tensor,
     d_G: Tensor | None,
     d_H: Tensor | None,
@@ -179,6 +184,9 @@ def _backward(
     return d_q, *from_inputs, by_chunk.sum((0, 2)).to(regularizer.dtype), d_G0, d_H0
 
 
+_backward = torch.library.custom_op("linear_rnn_suite::mesa_backward", mutates_args=())(_compute_backward)
+
+
 @_backward.register_fake
 def _(
     d_o: Tensor,
@@ -211,11 +219,31 @@ def _remember(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> No
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: None) -> tuple:
+def _differentiate(
+    ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: None, form: Callable = _backward
+) -> tuple:
     d_o = torch.zeros_like(ctx.saved_tensors[1]) if d_o is None else d_o
-    *gradients, d_G0, d_H0 = _backward(d_o, d_G, d_H, *ctx.saved_tensors, *ctx.settings)
+    *gradients, d_G0, d_H0 = form(d_o, d_G, d_H, *ctx.saved_tensors, *ctx.settings)
     of_state = (S if given else None for S, given in zip((d_G0, d_H0), ctx.is_given, strict=True))
     return *gradients, *of_state, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
+
+
+class _Mesa(Function):
+    """What `_forward` is, without an operator."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> tuple[Tensor, ...]:
+        return _compute(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        _remember(ctx, inputs, output)
+        ctx.mark_non_differentiable(*output[3:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *cotangents: Tensor | None) -> tuple:
+        return _differentiate(ctx, *cotangents, form=_compute_backward)

@@ -30,8 +30,8 @@ FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
 MOST_PIECES = 4
-PROGRAMS_OF_A_PIECE = 2048
-"""Chunks of all heads of a piece: the last programs of a launch leave less of a GPU idle where there are many."""
+BYTES_OF_A_PIECE = 2**28
+"""States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
@@ -120,8 +120,10 @@ def sizes(k: Tensor) -> Sizes:
 def pieces(k: Tensor, v: Tensor) -> list[range]:
     """All heads of all sequences, those whose states are to lie in memory together."""
     size = sizes(k)
-    tiles = size.all_heads * _in(v.shape[-1], BLOCK) * _in(k.shape[-1], BLOCK)
-    wanted = min(size.num_chunks * size.all_heads // PROGRAMS_OF_A_PIECE, tiles // TILES_OF_A_PIECE, MOST_PIECES)
+    key_dim, value_dim = k.shape[-1], v.shape[-1]
+    tiles = size.all_heads * _in(value_dim, BLOCK) * _in(key_dim, BLOCK)
+    num_bytes = 4 * size.num_chunks * size.all_heads * key_dim * (key_dim + value_dim)
+    wanted = min(_in(num_bytes, BYTES_OF_A_PIECE), tiles // TILES_OF_A_PIECE, MOST_PIECES)
     step = _in(size.all_heads, max(wanted, 1))
     return [range(first, min(first + step, size.all_heads)) for first in range(0, size.all_heads, step)]
 
