@@ -210,7 +210,7 @@ def _(
     return *of_inputs, *(final.new_empty(0 if S is None else final.shape) for S, final in ((G, final_G), (H, final_H)))
 
 
-def _remember(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+def _remember(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, *tokens, G, H, tolerance, max_steps, initial = inputs
     _, final_G, final_H, _, x = output
     ctx.save_for_backward(*tokens, x, G, H, final_G, final_H)
@@ -220,8 +220,8 @@ def _remember(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> No
 
 
 def _differentiate(
-    ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: None, form: Callable = _backward
-) -> tuple:
+    ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: Any, form: Callable[..., Any] = _backward
+) -> tuple[Any, ...]:
     d_o = torch.zeros_like(ctx.saved_tensors[1]) if d_o is None else d_o
     *gradients, d_G0, d_H0 = form(d_o, d_G, d_H, *ctx.saved_tensors, *ctx.settings)
     of_state = (S if given else None for S, given in zip((d_G0, d_H0), ctx.is_given, strict=True))
@@ -239,11 +239,11 @@ class _Mesa(Function):
         return _compute(*inputs)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         _remember(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[3:])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, *cotangents: Tensor | None) -> tuple:
+    def backward(ctx: FunctionCtx, *cotangents: Any) -> tuple[Any, ...]:
         return _differentiate(ctx, *cotangents, form=_compute_backward)

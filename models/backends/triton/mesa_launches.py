@@ -20,6 +20,7 @@ from torch import Tensor
 from models.backends.triton import mesa_gradients as gradient_kernels
 from models.backends.triton import mesa_kernels as kernels
 from models.backends.triton import mesa_states as state_kernels
+from models.backends.triton.launch import launch
 
 CHUNK_SIZE = 64
 BLOCK = 64
@@ -175,17 +176,18 @@ def states(tokens: Tokens, start: Ends, heads: range, into: States, after: tuple
     inputs, of_segments = (v, k, log_decay, beta), (cut.sums, sums_H, cut.kept, cut.masses)
     constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "PARTS": size.parts, "LOW": tl.bfloat16}
     if cut.number > 1:
-        state_kernels.segment_states_kernel[(num_blocks, len(heads), cut.number - 1)](
-            *inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span, **constants, **STATES
-        )
+        given = (*inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span)
+        grid = (num_blocks, len(heads), cut.number - 1)
+        launch(state_kernels.segment_states_kernel, grid, given, constants | STATES)
     mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
-    given = (cut.sums if S is None else S for S in start)
+    first = (cut.sums if S is None else S for S in start)
     written, ends = (cut.sums, cut.sums) if after is None else after, NONE if after is None else cut.number - 1
-    state_kernels.states_kernel[(num_blocks, len(heads), cut.number)](
-        *inputs, *given, mass, *of_segments, *into, *written,
+    arguments = (
+        *inputs, *first, mass, *of_segments, *into, *written,
         size.length, size.num_chunks, size.num_heads, heads.start, cut.span, ends,
-        HAS_G=start.G is not None, HAS_H=start.H is not None, **constants, **STATES,
     )  # fmt: skip
+    constants |= {"HAS_G": start.G is not None, "HAS_H": start.H is not None}
+    launch(state_kernels.states_kernel, (num_blocks, len(heads), cut.number), arguments, constants | STATES)
 
 
 def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
@@ -199,11 +201,11 @@ def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, 
     """Writes what `empty_solution` names, of all heads."""
     k, v, log_decay, beta, regularizer = tokens
     size = sizes(k)
-    kernels.solve_kernel[(size.num_chunks, size.all_heads)](
+    arguments = (
         q, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, o, steps,
         solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, 0, k.numel(),
-        **_solve_constants(k, v, solver),
     )  # fmt: skip
+    launch(kernels.solve_kernel, (size.num_chunks, size.all_heads, 1), arguments, _solve_constants(k, v, solver))
 
 
 def solve_backward(
@@ -214,11 +216,11 @@ def solve_backward(
     `solve_backward_kernel`, for these heads."""
     k, v, log_decay, beta, regularizer = tokens
     size = sizes(k)
-    kernels.solve_backward_kernel[(size.num_chunks, len(heads))](
+    arguments = (
         d_o, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, e, d_regularizer, row,
         solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
-        **_solve_constants(k, v, solver),
     )  # fmt: skip
+    launch(kernels.solve_backward_kernel, (size.num_chunks, len(heads), 1), arguments, _solve_constants(k, v, solver))
 
 
 def state_gradients(
@@ -234,21 +236,21 @@ def state_gradients(
     row_blocks, column_blocks = _in(rows, BLOCK), _in(key_dim, BLOCK)
     num_blocks = column_blocks * (column_blocks + 1) // 2 if symmetric else row_blocks * column_blocks
     crossing = final.new_empty(num_blocks, len(heads), num_chunks)
-    launch = H_GRADIENTS if symmetric else G_GRADIENTS
-    cut = _segments(states, before.scale, num_blocks, launch)
+    how = H_GRADIENTS if symmetric else G_GRADIENTS
+    cut = _segments(states, before.scale, num_blocks, how)
     constants = {"V": rows, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "SYMMETRIC": symmetric}
     constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
+    ints = (num_heads, heads.start, cut.span)
     if cut.number > 1:
-        gradient_kernels.segment_gradients_kernel[(num_blocks, len(heads), cut.number - 1)](
-            y, x, log_decay, cut.sums, cut.kept, length, num_chunks, num_heads, heads.start, cut.span, x[0].numel(),
-            **constants, **launch,
-        )  # fmt: skip
-    gradient_kernels.state_gradients_kernel[(num_blocks, len(heads), cut.number)](
+        given = (y, x, log_decay, cut.sums, cut.kept, length, num_chunks, *ints, x[0].numel())
+        launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
+    arguments = (
         y, x, log_decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
         states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
-        length, num_chunks, num_heads, heads.start, cut.span, NONE if initial is None else 0, x[0].numel(),
-        HAS_FINAL=cotangent is not None, **constants, **launch,
+        length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
     )  # fmt: skip
+    constants["HAS_FINAL"] = cotangent is not None
+    launch(gradient_kernels.state_gradients_kernel, (num_blocks, len(heads), cut.number), arguments, constants | how)
     return crossing
 
 
@@ -261,9 +263,10 @@ def input_gradients(
     size, key_dim = sizes(k), k.shape[-1]
     dims = (key_dim, v.shape[-1])
     is_narrow = max(dims) <= BLOCK or (size.parts > 1 and min(dims) < BLOCK)
-    gradient_kernels.input_gradients_kernel[(size.num_chunks, len(heads))](
+    arguments = (
         k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
-        K=key_dim, V=v.shape[-1], C=CHUNK_SIZE, BLOCK_K=size.block_k, CROSSINGS=len(crossing), PARTS=size.parts, LOW=tl.bfloat16,
-        **(INPUTS_NARROW if is_narrow else INPUTS),
     )  # fmt: skip
+    constants = {"K": key_dim, "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "CROSSINGS": len(crossing)}
+    constants |= {"PARTS": size.parts, "LOW": tl.bfloat16} | (INPUTS_NARROW if is_narrow else INPUTS)
+    launch(gradient_kernels.input_gradients_kernel, (size.num_chunks, len(heads), 1), arguments, constants)

@@ -42,7 +42,7 @@ def test_equals_recurrent_form(length, dtype):
 @pytest.fixture
 def cut(monkeypatch):
     """Every chunk is a segment and every head a piece."""
-    for name, value in {"SHORTEST_SEGMENT": 1, "FEWEST_SEGMENTS": 2, "PROGRAMS_OF_A_PIECE": 1, "TILES_OF_A_PIECE": 1}.items():
+    for name, value in {"SHORTEST_SEGMENT": 1, "FEWEST_SEGMENTS": 2, "BYTES_OF_A_PIECE": 1, "TILES_OF_A_PIECE": 1}.items():
         monkeypatch.setattr(launches, name, value)
 
 

@@ -1,0 +1,42 @@
+"""Launches of kernels that were launched before: what Triton looks up again for each of them takes longer than the launch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from triton import knobs
+from triton.runtime.driver import driver
+from triton.runtime.jit import JITFunction
+
+_compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+
+def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:
+    """kernel[grid](*arguments, **constants): tensors and numbers, all before the kernel's constants.
+
+    What Triton compiles apart is told apart here: constants, launches, types of tensors and whether they begin where loads of 16
+    bytes may, and numbers that are 1, divisible by 16 or wider than 32 bits.
+    """
+    if not isinstance(kernel, JITFunction):
+        kernel[grid](*arguments, **constants)
+        return
+    device = driver.active.get_current_device()
+    key = (kernel.fn, device, *constants.items(), *map(_kind, arguments))
+    if key not in _compiled:
+        compiled = kernel[grid](*arguments, **constants)
+        if compiled is not None:
+            _compiled[key] = compiled, tuple(constants[each.name] for each in kernel.params[len(arguments) :])
+        return
+    compiled, rest = _compiled[key]
+    stream = driver.active.get_current_stream(device)
+    metadata = compiled.launch_metadata(grid, stream, *arguments, *rest)
+    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
+    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, metadata, *hooks, *arguments, *rest)
+
+
+def _kind(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.dtype if x.data_ptr() % 16 == 0 else (x.dtype, "shifted")
+    return float if isinstance(x, float) else (x == 1, x % 16 == 0, x.bit_length() > 31)
