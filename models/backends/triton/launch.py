@@ -24,12 +24,13 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], co
         return
     device = driver.active.get_current_device()
     key = (kernel.fn, device, *constants.items(), *map(_kind, arguments))
-    if key not in _compiled:
+    known = _compiled.get(key)
+    if known is None:
         compiled = kernel[grid](*arguments, **constants)
         if compiled is not None:
             _compiled[key] = compiled, tuple(constants[each.name] for each in kernel.params[len(arguments) :])
         return
-    compiled, rest = _compiled[key]
+    compiled, rest = known
     stream = driver.active.get_current_stream(device)
     metadata = compiled.launch_metadata(grid, stream, *arguments, *rest)
     hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
@@ -37,6 +38,8 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], co
 
 
 def _kind(x: Any) -> Any:
+    if type(x) is int:
+        return (x & 15 == 0) + 2 * (x == 1) + 4 * (x >> 31 != 0)
     if isinstance(x, Tensor):
-        return x.dtype if x.data_ptr() % 16 == 0 else (x.dtype, "shifted")
-    return float if isinstance(x, float) else (x == 1, x % 16 == 0, x.bit_length() > 31)
+        return (x.dtype, "shifted") if x.data_ptr() & 15 else x.dtype
+    return type(x)

@@ -77,10 +77,14 @@ def mesa_chunked(
     dtype = reduce(torch.promote_types, (k.dtype, v.dtype), q.dtype)
     inputs = [x.to(dtype).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_decay, beta, regularizer)]
     states = [None if S is None else S.contiguous() for S in (G, H)]
-    # What a compiler or a mode traces must be an operator; Python itself takes twice as long for that as for the function.
-    is_traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    form = _forward if is_traced else _Mesa.apply
+    form = _forward if _is_traced() else _Mesa.apply
     return MesaResult(*form(*inputs, *states, tolerance, max_steps, initial)[:4])
+
+
+def _is_traced() -> bool:
+    """Whether a compiler, a mode or a transform looks on, which takes an operator; Python takes twice as long for one."""
+    is_seen = torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or is_seen
 
 
 def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
@@ -235,13 +239,11 @@ class _Mesa(Function):
     """What `_forward` is, without an operator."""
 
     @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        return _compute(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[Tensor, ...]:
+        output = _compute(*inputs)
         _remember(ctx, inputs, output)
         ctx.mark_non_differentiable(*output[3:])
+        return output
 
     @staticmethod
     @once_differentiable
