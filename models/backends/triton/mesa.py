@@ -171,7 +171,7 @@ def _compute_backward(
     pieces = launches.pieces(k, v)
     memory = launches.empty_states(k, v, pieces[0])
     for heads in pieces:
-        states = launches.States(*(S[: len(heads)] for S in memory))
+        states = memory if len(heads) == len(pieces[0]) else launches.States(*(S[: len(heads)] for S in memory))
         launches.states(tokens, start, heads, states, None)
         launches.solve_backward(d_o, tokens, states, heads, x, solver, e, by_chunk, row)
         crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, heads, final_G, d_G0, False)

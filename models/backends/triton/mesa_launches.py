@@ -154,13 +154,13 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
     """For a state [P, N, ...] in so many tiles, as many as fill the registers of a GPU."""
     num_chunks = state.shape[1]
     at_once = MULTIPROCESSORS * (65_536 // (32 * launch["num_warps"] * launch["maxnreg"]))
-    wanted = min(at_once // (num_tiles * len(state)), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
+    wanted = min(at_once // (num_tiles * state.shape[0]), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
     span = _in(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
     number = _in(num_chunks, span)
     if number == 1:
         # No kernel reads or writes them, and another type would be compiled anew.
         return Segments(scale, scale, scale, span, number)
-    sums = state.new_empty(len(state), number - 1, *state.shape[-2:], dtype=torch.float32)
+    sums = state.new_empty(state.shape[0], number - 1, *state.shape[-2:], dtype=torch.float32)
     # apart: where a pointer begins at no multiple of 16 bytes, Triton compiles anew
     kept, masses = (sums.new_empty(sums.shape[:2]) for _ in range(2))
     return Segments(sums, kept, masses, span, number)
@@ -242,12 +242,12 @@ def state_gradients(
     constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
     ints = (num_heads, heads.start, cut.span)
     if cut.number > 1:
-        given = (y, x, log_decay, cut.sums, cut.kept, length, num_chunks, *ints, x[0].numel())
+        given = (y, x, log_decay, cut.sums, cut.kept, length, num_chunks, *ints, x.numel() // 2)
         launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
     arguments = (
         y, x, log_decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
         states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
-        length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
+        length, num_chunks, *ints, NONE if initial is None else 0, x.numel() // 2,
     )  # fmt: skip
     constants["HAS_FINAL"] = cotangent is not None
     launch(gradient_kernels.state_gradients_kernel, (num_blocks, len(heads), cut.number), arguments, constants | how)
