@@ -83,8 +83,10 @@ def mesa_chunked(
 
 def _is_traced() -> bool:
     """Whether a compiler, a mode or a transform looks on, which takes an operator; Python takes twice as long for one."""
-    is_seen = torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
-    return torch.compiler.is_compiling() or is_seen
+    # first, as a compiler would stumble over the others
+    if torch.compiler.is_compiling():
+        return True
+    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
 
 
 def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
