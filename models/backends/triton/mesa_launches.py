@@ -31,7 +31,7 @@ FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
 MOST_PIECES = 4
-BYTES_OF_A_PIECE = 2**28
+BYTES_OF_A_PIECE = 192 * 2**20
 """States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
