@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+CALLED_SO = ("3.7.1",)
+"""Versions of Triton whose compiled kernels are called as they are below; any other launches its kernels itself."""
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
@@ -19,7 +22,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], co
     What Triton compiles apart is told apart here: constants, launches, types of tensors and whether they begin where loads of 16
     bytes may, and numbers that are 1, divisible by 16 or wider than 32 bits.
     """
-    if not isinstance(kernel, JITFunction):
+    if triton.__version__ not in CALLED_SO or not isinstance(kernel, JITFunction):
         kernel[grid](*arguments, **constants)
         return
     device = driver.active.get_current_device()
