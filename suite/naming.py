@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from numbers import Real
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import yaml
@@ -57,17 +57,19 @@ def telling(cells: pd.DataFrame, facts: Sequence[str]) -> list[str]:
 
 def _labelled(cells: pd.DataFrame, facts: Sequence[str]) -> tuple[pd.Series, list[str]]:
     named = []
-    label = cells["model_label"].fillna(cells["model"]).astype(str)
-    begun = cells[[name for name in cells if "." in name]].notna().any(axis=1)
+    label = cells["model_label"].fillna(cells["model"]).astype(str).tolist()
+    begun = cells[[name for name in cells if "." in name]].notna().any(axis=1).tolist()
     for fact in facts:
-        value = cells[fact].astype(object).where(cells[fact].notna(), None).map(partial(fact_text, fact))
+        known = cells[fact].astype(object).where(cells[fact].notna(), None)
         # A setting that is null is named too; a run that was never begun may have nothing that is known.
-        value = value.where(begun | ("." not in fact), "")
-        varies = value.groupby([label, cells["task"]]).transform("nunique") > 1
-        ambiguous = varies.groupby([label, value]).transform("any") & (value != "")
-        label = label.where(~ambiguous, label + ", " + value)
-        named += [fact] if ambiguous.any() else []
-    return label, named
+        told = [fact_text(fact, value) if there or "." not in fact else "" for value, there in zip(known, begun, strict=True)]
+        of_task: dict[tuple[str, Any], set[str]] = {}
+        for each, task, text in zip(label, cells["task"], told, strict=True):
+            of_task.setdefault((each, task), set()).add(text)
+        apart = {(each, text) for (each, _), texts in of_task.items() if len(texts) > 1 for text in texts if text}
+        label = [f"{each}, {text}" if (each, text) in apart else each for each, text in zip(label, told, strict=True)]
+        named += [fact] if apart else []
+    return pd.Series(label, index=cells.index, dtype=str), named
 
 
 def natural(label: object) -> list[tuple[float, str]]:

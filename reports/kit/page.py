@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import os
@@ -138,8 +139,8 @@ def part_function(type_name: str) -> Callable[..., Drawing | Table]:
     """
     module, _, function_name = type_name.rpartition(".")
     found = _modules()
-    if module not in found or function_name not in _drawing(found[module].file):
-        known = [f"{name}.{each}" for name, own in found.items() for each in _drawing(own.file)]
+    if module not in found or function_name not in _drawing(found[module].file.read_bytes()):
+        known = [f"{name}.{each}" for name, own in found.items() for each in _drawing(own.file.read_bytes())]
         same = [name for name in known if name.startswith(f"{module}.")]
         raise unknown("part type", type_name, same or known)
     function = getattr(importlib.import_module(found[module].name), function_name)
@@ -159,7 +160,9 @@ def _modules() -> Mapping[str, Module]:
     return found
 
 
-def _drawing(path: Path) -> list[str]:
-    """The functions of a file that return a Drawing or a Table; nothing is imported."""
-    functions = [node for node in ast.parse(path.read_bytes()).body if isinstance(node, ast.FunctionDef)]
-    return [each.name for each in functions if each.returns and ast.unparse(each.returns).strip("'\"") in ("Drawing", "Table")]
+@functools.cache
+def _drawing(source: bytes) -> tuple[str, ...]:
+    """The functions of a module that return a Drawing or a Table, of its text: nothing is imported."""
+    functions = [node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
+    names = {each.name: ast.unparse(each.returns).strip("'\"") for each in functions if each.returns}
+    return tuple(name for name, kind in names.items() if kind in ("Drawing", "Table"))

@@ -150,6 +150,8 @@ def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     both = asked.columns.intersection(known.columns)
     cells = pd.concat([asked.fillna(known[both]), known.drop(columns=both)], axis=1)
     settings = ["backend", *(name for name in cells if "." in name)]
+    # What every cell has is not looked up in its group, which takes a while for hundreds of columns.
+    settings = [name for name, lacking in cells[settings].isna().any().items() if lacking]
     filled = cells[settings].fillna(cells.groupby("group_id")[settings].transform("first"))
     # Together: pandas warns of a frame to which hundreds of columns were assigned one by one.
     return pd.concat([cells.drop(columns=settings), filled], axis=1)[cells.columns]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +30,7 @@ from suite.request.length import Length, asked, settled, steps_of
 from suite.request.overrides import Assignment, assignment, quoted
 from suite.request.places import Paths
 from suite.request.rates import default_rate
+from suite.request.references import mentioned, resolved
 from suite.request.schema import Chosen, Composed, Config, Experiment, Match, Protocol
 from tasks.build import read_task
 from tasks.language.task import DataSettings
@@ -64,10 +65,10 @@ ELSEWHERE = {
     "on": "check",
 }
 """Keys of other verbs."""
-# In a YAML file ${share_of:0.05,${train.steps}}: a warm-up of so many steps, however many there are.
-OmegaConf.register_new_resolver("share_of", lambda share, whole: round(share * whole), replace=True)
 UNTYPED = ("model.lr.", "task.data.")
 """Sections that nobody types: a model's own table of learning rates, and what data= fills."""
+WITHOUT = tuple(f"~hydra/{group}" for each in HydraConf().defaults for group, option in each.items() if option)
+"""Hydra's own groups, such as its logging and its help: no section of ours reads one, and they take a third of a composition."""
 SINGLE = tuple(fields(Chosen))
 Variant = tuple[str, tuple[str, ...], tuple[str, ...]]
 """A section's name, and the choices and assignments of a cell that make it."""
@@ -150,7 +151,7 @@ class Composer:
             if name == "paths" and isinstance(section, dict) and section["cache"] is None:
                 # Where nobody is at home, in the folder of the command.
                 section["cache"] = cache() or os.path.join(".", ".cache", NAME)
-            self._plain[variant], self._mentioned[variant] = section, _mentioned(section)
+            self._plain[variant], self._mentioned[variant] = section, mentioned(section)
         return variant
 
     def _assigned(self, section: Any, each: Assignment, choices: Sequence[str]) -> Any:
@@ -192,9 +193,8 @@ class Composer:
             plain = self._plain[variants[name]]
             self._check_given(name, plain, variants)
             if read:
-                whole = {each: self._plain[variants[each]] for each in {name, *read}}
                 try:
-                    plain = OmegaConf.to_container(OmegaConf.create(whole), resolve=True)[name]
+                    plain = resolved(name, {each: self._plain[variants[each]] for each in {name, *read}})
                 except OmegaConfBaseException as error:
                     raise RequestError(f"{name}: {_first_line(error)}") from error
             if name in READERS and not isinstance(plain, dict):
@@ -244,7 +244,7 @@ def _composed_beside(own: tuple[Path, ...], choices: tuple[str, ...]) -> dict[st
     places = [f"hydra.searchpath=[{','.join(quoted(f'file://{folder}') for folder in own)}]"] if own else []
     try:
         with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-            return OmegaConf.to_container(compose(config_name="config", overrides=[*places, *choices]))
+            return OmegaConf.to_container(compose(config_name="config", overrides=[*WITHOUT, *places, *choices]))
     except (HydraException, OmegaConfBaseException) as error:
         raise RequestError(_first_line(error)) from error
 
@@ -269,12 +269,6 @@ def _first_line(error: BaseException) -> str:
     """Where, what went wrong and why, the first line of each: the value is in the one, the reason in the other."""
     told = [str(each).strip() for each in (getattr(error, "full_key", None), error, error.__cause__) if each]
     return ": ".join(dict.fromkeys(line.splitlines()[0] for line in told if line))
-
-
-def _mentioned(section: Any) -> frozenset[str]:
-    """Every word of the interpolations in a section, among which are the sections that they name."""
-    texts = (value for _, value in flat({"": section}) if isinstance(value, str | list) and "${" in str(value))
-    return frozenset(word for value in texts for word in re.findall(r"\w+", str(value)))
 
 
 def _merged(there: Any, value: Any) -> Any:

@@ -110,11 +110,11 @@ def test_a_key_that_is_not_there_and_a_new_one_that_is_are_refused(typed, said):
 
 @pytest.fixture
 def calls(monkeypatch) -> list[tuple[str, ...]]:
-    """What Hydra is asked to compose, from nothing on."""
+    """The options that Hydra is asked to compose, from nothing on."""
     asked: list[tuple[str, ...]] = []
 
     def counted(config_name: str, overrides: list[str]) -> Any:
-        asked.append(tuple(overrides))
+        asked.append(tuple(each for each in overrides if each not in sections.WITHOUT))
         return compose(config_name, overrides)
 
     monkeypatch.setattr(sections, "compose", counted)
