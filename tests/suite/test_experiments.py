@@ -28,9 +28,11 @@ def first_cell(experiment: str) -> list[str]:
     few |= {"task.num_train": 32} if task.get("num_train") else {}
     few |= {"eval.limit": 4} if "lm_eval" in written["eval"]["stages"] else {}
     few |= {"eval.study_tokens": 2048} if experiment == "efficiency" else FEW
+    # A recipe's sequences are of 2048 tokens, which say no more here than those of the task alone.
+    short = {"task.seq_len": 128} if task["name"] == "language" else {}
     # The length is that of FEW, whichever way the grid has it.
     others = {key: value for key, value in typed.items() if key not in ("size", "train.tokens", "train.flops")}
-    return [f"{key}={value}" for key, value in {**SMALL, **others, **few}.items()]
+    return [f"{key}={value}" for key, value in {**SMALL, **short, **others, **few}.items()]
 
 
 # Their evaluations are timed by a clock, over and over; the studies have tests of their own.
