@@ -37,7 +37,8 @@ def resolved(name: str, sections: Mapping[str, Any]) -> Any:
     section = _filled(sections[name], sections)
     if not _references(section):
         return section
-    return OmegaConf.to_container(OmegaConf.create({**sections, name: section}), resolve=True)[name]
+    whole: Any = OmegaConf.to_container(OmegaConf.create({**sections, name: section}), resolve=True)
+    return whole[name]
 
 
 def _references(section: Any) -> list[str]:

@@ -17,6 +17,7 @@ import yaml
 
 from models.backbone import Backbone
 from suite.compute.parallel import World
+from suite.compute.uncompiled import spare_the_compiler
 from suite.evaluation.stages import evaluate
 from suite.evaluation.studies.subject import Subject
 from suite.machine.devices import device_name, select_device
@@ -215,6 +216,7 @@ class Work:
 
     def _train(self) -> None:
         note, world = functools.partial(self.say, "note"), self.world
+        spare_the_compiler()
         if self.run.config.train.steps:
             world = begin_together(world, self.run)
         with contextlib.closing(Mirror(self.run, self.directory.root, note)) as mirror:

@@ -42,18 +42,27 @@ def test_what_speaks_first_needs_no_torch(what):
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
-def test_a_model_is_planned_and_built_without_what_it_does_not_need():
-    """torch's compiler and sympy take seconds to import, and are what torch reaches for on its meta device."""
+def test_a_model_is_planned_built_and_trained_without_what_it_does_not_need(tmp_path):
+    """torch's compiler and sympy take seconds to import: torch reaches for them on its meta device and in an optimizer."""
+    request = ["run", *SMALL, "train.optimizer=muon", "eval=test", f"paths.results={tmp_path}"]
     code = f"""
 import sys, torch, suite.generate
+from suite.cli import main
+
+def loaded(*names):
+    print(*(set(names) & sys.modules.keys()), file=sys.stderr)
+
 from suite.plan import plan
 from suite.saved import new_model
 (run,) = plan({list(SMALL)})
 new_model(run, torch.device("cpu"))
-print(*({{"torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lm_eval", "datasets"}} & sys.modules.keys()))
+loaded("torch._dynamo", "sympy", "pandas", "scipy", "matplotlib", "lm_eval", "datasets")
+main({request})
+loaded("torch._dynamo", "sympy", "lm_eval", "datasets")
 """
     made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 0 and made.stdout.split() == [], made.stderr
+    built, *said, trained = made.stderr.split("\n")[:-1]
+    assert (made.returncode, built, trained) == (0, "", "") and "done in" in "".join(said), made.stderr
 
 
 def test_workers_that_fail_at_their_start_are_not_started_for_ever(call, tmp_path):
