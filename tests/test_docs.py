@@ -17,6 +17,10 @@ from typing import NamedTuple
 import pandas as pd
 import pytest
 
+from reports.kit.page import Page, bound_part
+from reports.kit.parts import Frames
+from reports.kit.sheet import Sheet
+from suite import reporting
 from suite.cli import MULTIRUN, VERBS
 from suite.cli import main as command
 from suite.plan import plan
@@ -99,7 +103,19 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report is looked for and asked in full, and not drawn: that one draws of an empty store is tested with the paper's."""
+
+    def built(page: Page, frames: Frames, out_dir: Path, sheet: Sheet) -> Path:
+        assert [bound_part(part) for part in page.parts]
+        return out_dir / "index.html"
+
+    monkeypatch.setattr(reporting, "build_report", built)
+
+
 @pytest.mark.parametrize("text", REQUESTS)
+@pytest.mark.usefixtures("nothing_drawn")
 def test_a_command_is_one_that_the_suite_takes(text, elsewhere, capsys):
     verb, *arguments = shlex.split(text)[3:]
     if verb in ("run", "check"):

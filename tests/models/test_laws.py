@@ -21,6 +21,7 @@ from models.backbone.language_model import LanguageModel
 from models.build import Size, build_model, read_model
 from models.components import ShortConvolution, linear_flops_per_token, linear_maps
 from models.mesa.layers import mesa_layers
+from suite.request.compose import WITHOUT
 from tests.models.tolerances import assert_near
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -63,7 +64,7 @@ pytestmark = pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 def config(name: str) -> dict:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"+model={name.split()[0]}", *(f"model.mixer.{change}" for change in VARIANTS.get(name, ()))]
-        return OmegaConf.to_container(compose(overrides=[*overrides, "+size=tiny", *SIZE]), resolve=True)
+        return OmegaConf.to_container(compose(overrides=[*WITHOUT, *overrides, "+size=tiny", *SIZE]), resolve=True)
 
 
 def build(name: str, *, solver_steps: int | None = None) -> LanguageModel:
@@ -91,9 +92,9 @@ def draw_tokens(seed: int, length: int = LENGTH, batch_size: int = BATCH_SIZE) -
 
 
 @functools.cache
-def kept(name: str, dtype: torch.dtype = torch.float64) -> LanguageModel:
+def kept(name: str, dtype: torch.dtype = torch.float64, solver_steps: int | None = None) -> LanguageModel:
     """The stirred model, made once a process: for laws that leave it as it is."""
-    return stirred(name, dtype)
+    return stirred(name, dtype, solver_steps=solver_steps)
 
 
 @functools.cache
@@ -279,7 +280,7 @@ def test_flops_are_those_counted(name: str, length: int) -> None:
     """
     if "preconditioned" in name:
         pytest.skip("on a single token the preconditioner is the inverse, so no step is taken")
-    model, tokens = stirred(name, torch.float32, solver_steps=1), draw_tokens(0, length, batch_size=1)
+    model, tokens = kept(name, torch.float32, 1), draw_tokens(0, length, batch_size=1)
     state = model.init_state(1)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         for t in range(length):
@@ -288,21 +289,27 @@ def test_flops_are_those_counted(name: str, length: int) -> None:
     assert counted == pytest.approx(model.forward_flops_per_token(length))
 
 
+def gradients(loss: Tensor, model: LanguageModel) -> dict[str, Tensor | None]:
+    """The gradient of every parameter, None where the loss does not depend on it; the model keeps none of them."""
+    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    return dict(zip((name for name, _ in model.named_parameters()), found, strict=True))
+
+
 def test_gradients_reach_every_parameter(name: str) -> None:
-    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    model, tokens = kept(name, torch.float32), draw_tokens(0)
     logits, _ = model(tokens[:, :-1])
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    for parameter_name, parameter in model.named_parameters():
-        assert parameter.grad is not None, parameter_name
-        assert parameter.grad.isfinite().all(), parameter_name
-        assert parameter.grad.count_nonzero() > 0, parameter_name
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    for parameter_name, gradient in gradients(loss, model).items():
+        assert gradient is not None, parameter_name
+        assert gradient.isfinite().all(), parameter_name
+        assert gradient.count_nonzero() > 0, parameter_name
 
 
 def test_gradients_stay_finite_across_starts(name: str) -> None:
-    model, tokens = stirred(name, torch.float32), draw_tokens(0)
+    model, tokens = kept(name, torch.float32), draw_tokens(0)
     starts = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.2
-    model(tokens, starts=starts)[0].square().mean().backward()
-    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+    loss = model(tokens, starts=starts)[0].square().mean()
+    assert all(gradient.isfinite().all() for gradient in gradients(loss, model).values())
 
 
 def test_the_seed_alone_decides_the_weights(name: str) -> None:

@@ -24,7 +24,8 @@ from suite.naming import varying
 ROOT = Path(__file__).parents[2]
 ALL = sorted((ROOT / "conf" / "report").glob("*.yaml"))
 # A report of all runs of some tasks is no experiment's, and has tests of its own.
-REPORTS = [path.stem for path in ALL if read_page(path).experiment]
+PAGE = {path.stem: read_page(path) for path in ALL}
+REPORTS = [name for name, page in PAGE.items() if page.experiment]
 KIT, PAGES = (sorted((ROOT / "reports" / wing).rglob("*.py")) for wing in ("kit", "pages"))
 PARTS = [
     f"{path.stem}.{name}"
@@ -34,10 +35,6 @@ PARTS = [
     )
     if function.__annotations__.get("return") in ("Drawing", "Table") and function.__module__.endswith(f".{path.stem}")
 ]
-
-
-def page_of(name: str) -> Page:
-    return read_page(ROOT / "conf" / "report" / f"{name}.yaml")
 
 
 def built(store, page: Page, folder: Path) -> tuple[str, Frames]:
@@ -53,7 +50,7 @@ def small_pictures(monkeypatch) -> None:
 
 def without_repeated_parts() -> list[str]:
     """As many reports as it takes to draw every part; NAME is the same over a larger grid than NAME_small."""
-    parts = {name: {part.type for part in page_of(name).parts} for name in REPORTS if f"{name}_small" not in REPORTS}
+    parts = {name: {part.type for part in PAGE[name].parts} for name in REPORTS if f"{name}_small" not in REPORTS}
     for name in list(parts):
         if parts[name] <= set().union(*(others for other, others in parts.items() if other != name)):
             del parts[name]
@@ -71,7 +68,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.mark.slow
 def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, tmp_path: Path, name: str) -> None:
-    page = page_of(name)
+    page = PAGE[name]
     invent(store, page.experiment)
     text, _ = built(store, page, tmp_path)
     assert page.name == name
@@ -90,7 +87,7 @@ def test_every_report_draws_its_experiment_with_a_csv_beside_every_part(store, t
 
 @pytest.mark.usefixtures("no_pictures")
 def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name: str) -> None:
-    page = page_of(name)
+    page = PAGE[name]
     alone = len(configurations(page.experiment, FEW)) == 1
     # A store that has not one of its runs has no report.
     invent(store, page.experiment, seeds=(0, 1) if alone else (0,), skipped=1, most=FEW)
@@ -104,7 +101,7 @@ def test_one_seed_is_said_and_a_missing_run_is_named(store, tmp_path: Path, name
 @pytest.fixture(scope="module")
 def used() -> set[str]:
     """The parts that a report has."""
-    return {part.type for path in ALL for part in read_page(path).parts}
+    return {part.type for page in PAGE.values() for part in page.parts}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The Mesa kernels under Triton's interpreter, small: `test_triton_mesa` runs this file in a process of its own."""
+"""The Mesa kernels under Triton's interpreter, small: see `test_interpreted`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,8 @@
-"""The head's loss in Triton: on a GPU, or interpreted in a process of its own, since Triton reads how at its import."""
+"""The head's loss in Triton on a GPU; `test_interpreted` has it on a CPU."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +14,6 @@ from models.ops import cross_entropy
 from tasks.task import IGNORE
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-ROOT = Path(__file__).parents[3]
 CAP = 30.0
 
 
@@ -60,23 +55,6 @@ def assert_nothing_asked_costs_nothing(device: str) -> None:
         features, weight, targets = (x.to(device) for x in draw(count, 300, 16))
         ours = loss_and_gradients(lambda x, w, t: mean_nll(x, w, t, soft_cap=CAP), features, weight, targets.fill_(IGNORE))
         assert all((mine == 0).all() for mine in ours) and ours[2].shape == (300, 16)
-
-
-# Slices that are not whole, a vocabulary that fills no block, and one of several blocks.
-INTERPRETED = """
-from models.backends.triton import cross_entropy
-from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing
-assert_nothing_asked_costs_nothing("cpu")
-for elements, shape in ((2**20, (1, 11, 5)), (16 * 192, (40, 130, 8)), (2**20, (5, 5000, 4))):
-    cross_entropy.SLICE_ELEMENTS = elements
-    assert_is_the_plain_loss(*shape, "cpu")
-"""
-
-
-def test_interpreted_it_is_the_plain_loss() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

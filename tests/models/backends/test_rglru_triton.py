@@ -1,12 +1,8 @@
-"""The RG-LRU scan in Triton: on a GPU, or interpreted in a process of its own, since Triton reads how at its import."""
+"""The RG-LRU scan in Triton on a GPU; `test_interpreted` has it on a CPU."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +12,6 @@ from models.ops import rglru
 from tests.models.tolerances import assert_near
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-ROOT = Path(__file__).parents[3]
 # A tile is of 16 tokens and 128 channels: lengths below and above whole tiles, and a tile of channels that is not whole.
 LENGTHS = (1, 63, 64, 65, 500, 1000)
 CHANNELS = 160
@@ -54,24 +49,6 @@ def assert_equals_recurrent(
     expected = results(rglru.recurrent, {name: x.cpu().double() for name, x in given.items()}, weigh_last=weigh_last)
     for x, y in zip(results(scan, given, weigh_last=weigh_last), expected, strict=True):
         assert_near(x.cpu().double(), y, kind)
-
-
-# In tiles as small as they can be: what is interpreted costs a call for every number.
-INTERPRETED = """
-import torch
-from models.backends.triton import rglru
-from tests.models.backends.test_rglru_triton import assert_equals_recurrent
-rglru.LAUNCH |= {"BLOCK_T": 4, "BLOCK_W": 8}
-for length in (1, 3, 4, 5, 10):
-    assert_equals_recurrent(length, width=10, device="cpu", dtype=torch.float64, kind="float64")
-assert_equals_recurrent(5, width=10, device="cpu", dtype=torch.float32, kind="float32", weigh_last=False)
-"""
-
-
-def test_interpreted_it_is_the_recurrence() -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([sys.executable, "-c", INTERPRETED], cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu

@@ -1,11 +1,6 @@
-"""The Mesa kernels in Triton: on a GPU, or interpreted in a process of its own, since Triton reads how at its import."""
+"""The Mesa kernels in Triton on a GPU; `test_interpreted` has them on a CPU."""
 
 from __future__ import annotations
-
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +13,6 @@ from tests.models.mesa.mesanet_cases import LAYER, build_layer, build_model
 from tests.models.ops.solvers.solver_cases import CASES, draw_case
 
 pytest.importorskip("triton")
-ROOT = Path(__file__).parents[3]
 BF16, F32 = torch.bfloat16, torch.float32
 CG = {
     "name": "cg",
@@ -29,14 +23,6 @@ CG = {
     "gradient": "implicit",
 }
 SETTINGS = LAYER | {"solver": CG, "key_dim": 64, "value_dim": 64}
-
-
-def test_interpreted():
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    file = "tests/models/backends/interpreted_mesa.py"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", file]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,11 @@ def plain(model: LanguageModel, read: Sequence[int], targets: Sequence[int]) -> 
     return chosen, logits.argmax(-1).tolist() == list(targets)
 
 
+@functools.cache
+def plain_scores(name: str) -> list[tuple[float, bool]]:
+    return [plain(model_of(name), *pair) for pair in pairs()]
+
+
 def nodes_of(roots: Sequence[Node]) -> list[Node]:
     return [node for root in roots for node in (root, *nodes_of(root.children))]
 
@@ -64,10 +69,8 @@ def nodes_of(roots: Sequence[Node]) -> list[Node]:
 @pytest.mark.parametrize("batch_size", [1, 7])
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_those_of_a_plain_forward_pass(name, batch_size):
-    model = model_of(name)
-    found = score_continuations(model, pairs(), batch_size=batch_size, device=CPU)
-    for (total, is_greedy), pair in zip(found, pairs(), strict=True):
-        expected = plain(model, *pair)
+    found = score_continuations(model_of(name), pairs(), batch_size=batch_size, device=CPU)
+    for (total, is_greedy), expected in zip(found, plain_scores(name), strict=True):
         assert (total, is_greedy) == (pytest.approx(expected[0], abs=1e-5), expected[1])
 
 
@@ -102,10 +105,11 @@ def test_a_checkpoint_of_transformers_has_the_scores_of_its_plain_forward_pass(t
     # From a state, recurrences of transformers read a token at a time.
     assert model.goes_on == (kind != "mamba")
     asked = [([token % 61 for token in read[-40:]], [token % 61 for token in targets]) for read, targets in pairs()]
+    wanted = [plain(model, *pair) for pair in asked]
     for batch_size in (1, 7):
         found = score_continuations(model, asked, batch_size=batch_size, device=CPU)
-        for (total, is_greedy), pair in zip(found, asked, strict=True):
-            assert (total, is_greedy) == (pytest.approx(plain(model, *pair)[0], abs=1e-5), plain(model, *pair)[1])
+        for (total, is_greedy), expected in zip(found, wanted, strict=True):
+            assert (total, is_greedy) == (pytest.approx(expected[0], abs=1e-5), expected[1])
 
 
 def sequences(seed: int) -> list[list[int]]:

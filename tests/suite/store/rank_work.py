@@ -22,6 +22,7 @@ from suite.store.checkpoint import Progress, training_state
 from suite.store.keeping import Keeping
 from suite.store.run_directory import RunDirectory
 from suite.store.sharded import Sharded
+from tests.suite.running.team import FORKED
 
 RUN_ID = "0123456789ab"
 CPU = torch.device("cpu")
@@ -127,7 +128,7 @@ def meet(rank: int, size: int, port: int, jobs: list[tuple]) -> None:
 def on_ranks(size: int, *jobs: tuple) -> None:
     """Calls functions on so many processes, one after another; raises what one of them raises."""
     port = 20_000 + (os.getpid() * 7 + size) % 20_000
-    torch.multiprocessing.spawn(meet, (size, port, list(jobs)), size)
+    torch.multiprocessing.start_processes(meet, (size, port, list(jobs)), size, start_method=FORKED.get_start_method())
 
 
 def without(store: Path, copy: Path, steps: tuple[int, ...]) -> Path:

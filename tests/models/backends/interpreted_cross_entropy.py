@@ -1,0 +1,19 @@
+"""The kernel of the loss under Triton's interpreter: see `test_interpreted`."""
+
+from __future__ import annotations
+
+import pytest
+
+from models.backends.triton import cross_entropy
+from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing
+
+
+def test_nothing_asked_costs_nothing() -> None:
+    assert_nothing_asked_costs_nothing("cpu")
+
+
+# Slices that are not whole, a vocabulary that fills no block, and one of several blocks.
+@pytest.mark.parametrize(("elements", "shape"), [(2**20, (1, 11, 5)), (16 * 192, (40, 130, 8)), (2**20, (5, 5000, 4))])
+def test_it_is_the_plain_loss(elements: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", elements)
+    assert_is_the_plain_loss(*shape, "cpu")
