@@ -41,6 +41,10 @@ class Records:
     dtype: np.dtype
     count: int
 
+    def __post_init__(self) -> None:
+        # When nobody reads it any more, and at the end of the process, for which caches hold it.
+        weakref.finalize(self, self.file.close)
+
     def runs(self, starts: Sequence[int] | np.ndarray, length: int) -> np.ndarray:
         """`length` records from each of the starts [B] on, [B, length]. Raises OSError where the file has been cut."""
         size = length * self.dtype.itemsize

@@ -217,6 +217,17 @@ def test_what_a_killed_writer_leaves_goes_with_the_next_request_and_a_living_one
     assert not temporary.exists() and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("make", [load, keep])
+def test_a_file_is_closed_with_the_last_of_its_readers(tmp_path, make):
+    """Nobody closes it by hand: tasks that hold it are kept in caches."""
+    made = make(tmp_path)
+    file = made.records.file
+    assert not file.closed and len(all_of(made))
+    del made
+    gc.collect()
+    assert file.closed
+
+
 def test_too_short_a_text_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match="seq_len=4 is more than the 3 tokens"):
         load(tmp_path / "cache", documents=["abc"])
