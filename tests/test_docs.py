@@ -105,7 +105,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A report is looked for and asked in full, and not drawn: that one draws of an empty store is tested with the paper's."""
+    """A report is looked for and its parts are checked; tests/reports/test_paper_tables.py draws one of an empty store."""
 
     def built(page: Page, frames: Frames, out_dir: Path, sheet: Sheet) -> Path:
         assert [bound_part(part) for part in page.parts]

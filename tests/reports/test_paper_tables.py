@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,8 +69,8 @@ def test_an_empty_store_has_every_printed_number_and_the_commands_that_fill_the_
     assert sum(text.startswith("– / ") and not text.endswith("/ – / –") for text in texts) == len(printed)
 
 
-def test_the_tables_of_an_empty_store_are_written_as_csv_and_latex(tmp_path: Path) -> None:
-    index = build_report(msgspec.structs.replace(PAGE, parts=tuple(TABLES)), nothing(), tmp_path)
+def test_the_page_of_an_empty_store_is_drawn_and_its_tables_are_written_as_csv_and_latex(tmp_path: Path) -> None:
+    index = build_report(PAGE, nothing(), tmp_path)
     assert "The store has no run for this report." in index.read_text()
     for part in TABLES:
         if part.type == "paper_tables.printed_table" and not part.name.startswith("other_"):

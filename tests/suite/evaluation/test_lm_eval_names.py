@@ -269,11 +269,11 @@ def test_naming_many_cells_reads_a_file_once(tmp_path, monkeypatch):
     opened = []
     own = builtins.open
     monkeypatch.setattr(builtins, "open", lambda path, *rest, **more: opened.append(str(path)) or own(path, *rest, **more))
-    began = time.perf_counter()
+    began = time.process_time()
     names = {version(tmp_path) for _ in range(500)}
     assert len(names) == 1
     assert sum(path.endswith("d.jsonl") for path in opened) == 1
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
