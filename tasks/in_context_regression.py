@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.settings import Count, Positive, below
+from conf.settings import Count, Neutral, Positive, below
 from tasks.positions import rows_by_position
 from tasks.synthetic.blocks import BLOCK, BlockTask, Drawn
 from tasks.synthetic.least_squares import kalman, ridge
@@ -43,7 +43,8 @@ class InContextRegression(BlockTask):
     every t. x of one length lose nothing in a mixer that brings its keys to unit length.
 
     noise: a standard deviation. drift: W_t = sqrt(1 - drift^2) W_{t-1} + drift F_t with F_t a fresh draw, a random walk
-    that keeps its scale. segment_len: W is drawn afresh at every multiple of it; None for never.
+    that keeps its scale. segment_len: W is drawn afresh at every multiple of it; None for never. restarts_told: the state of
+    a model is reset where the first pair of a new W comes in, so that it need not learn to forget what the old one taught.
     """
 
     class Settings(BlockTask.Settings, kw_only=True):
@@ -52,6 +53,7 @@ class InContextRegression(BlockTask):
         noise: Positive
         drift: Annotated[float, below(0, 1)]
         segment_len: Count | None
+        restarts_told: Annotated[bool, Neutral(False)]
 
     type = "in_context_regression.InContextRegression"
     version = 1
@@ -84,7 +86,13 @@ class InContextRegression(BlockTask):
         x, y = map(torch.from_numpy, self.drawn(split, indices))
         before = torch.cat([x, y], dim=-1).roll(1, dims=1)
         before[:, 0] = 0.0
-        return Batch(torch.cat([before, x], dim=-1), y)
+        return Batch(torch.cat([before, x], dim=-1), y, self._starts(len(x)) if self.settings.restarts_told else None)
+
+    def _starts(self, count: int) -> Tensor:
+        """[count, T] bool: the tokens behind `restarts`. They bring the first pair of a W; the one before holds the old W's last."""
+        starts = torch.from_numpy(self.restarts).roll(1)
+        starts[0] = False
+        return starts.expand(count, -1)
 
     def draw(self, rng: np.random.Generator, split: str, stream: int) -> Drawn:
         """x [BLOCK, T, input_dim] and y [BLOCK, T, output_dim]."""

@@ -49,6 +49,14 @@ class Column(Settings, kw_only=True):
         return f"{task_label(self.task)} {short_label(self.metric)}" if self.stage else short_label(self.metric)
 
     @property
+    def place(self) -> str:
+        """The slice in words: "num pairs 8", "positions 17 to 32", counted from 1; empty for the whole split."""
+        parts = dict(part.split("=", 1) for part in self.slice.split(", ") if part)
+        if parts.keys() == {"position_low", "position_high"}:
+            return f"positions {int(parts['position_low']) + 1} to {parts['position_high']}"
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in parts.items())
+
+    @property
     def runs(self) -> str:
         """Whose it is: "MQAR, tiny"."""
         return ", ".join(filter(None, (task_label(self.task), self.size)))

@@ -51,8 +51,8 @@ def _differences(frames: Frames, column: Column, reference: Mapping[str, str], a
             rows.append(
                 {
                     "arm": arm,
-                    "place": place,
-                    "title": ", ".join(filter(None, (column.title, str(place)))),
+                    "place": ", ".join(filter(None, (column.place, str(place)))),
+                    "title": ", ".join(filter(None, (column.title, column.place, str(place)))),
                     "task": column.task,
                     "metric": column.metric,
                     "reference": ", ".join(theirs["arm"].unique()),
@@ -106,7 +106,8 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
             {
                 "arm": family,
                 "setting": setting,
-                "title": column.title,
+                "place": column.place,
+                "title": ", ".join(filter(None, (column.title, column.place))),
                 "task": column.task,
                 "metric": column.metric,
                 "reference": label,
@@ -178,8 +179,9 @@ def _sentence(row: Mapping[str, Any]) -> str:
     if "setting" in row:
         what = f"what {row['arm']} gains by {row['setting']} over {row['base']} beyond what {row['reference']} gains"
     else:
-        what = ", ".join(filter(None, (f"{row['arm']} against {row['reference']}", str(row["place"]))))
-    return verdict(f"{what}, {task_label(row['task'])}", row["difference_each"], row["metric"])
+        what = f"{row['arm']} against {row['reference']}"
+    said = ", ".join(filter(None, (what, row["place"], task_label(row["task"]))))
+    return verdict(said, row["difference_each"], row["metric"])
 
 
 def _asked(frames: Frames, columns: Sequence[Column]) -> list[str]:

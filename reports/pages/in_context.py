@@ -20,7 +20,7 @@ from reports.kit.style import arms_in_order
 from reports.kit.tables import entries_by, notes_on, spread
 from suite.metrics import METRICS, axis_label
 
-VARIANT = ["task.noise", "task.drift", "task.segment_len"]
+VARIANT = ["task.noise", "task.drift", "task.segment_len", "task.restarts_told"]
 LINE = [*VARIANT, "metric", "family", "model"]
 # Wide and pale, below everything: black is the transformer's.
 EXACT = {"color": "#b8b8b8", "zorder": 1.5, "solid_capstyle": "butt"}
@@ -78,20 +78,21 @@ def _test_rows(results: pd.DataFrame, task: str) -> pd.DataFrame:
     rows = results[(results["task"] == task) & results["stage"].isin(("test", "least_squares"))]
     if rows.empty or "position" not in rows:
         raise NoData(f"no run has the squared error of {task} by position (stage test)")
-    # A setting that is null in all of the store's runs may have no column.
-    return rows.reindex(columns=[*rows.columns.union(VARIANT, sort=False)])
+    # A setting that is null in all of the store's runs may have no column, and neither has one that is younger than they are.
+    rows = rows.reindex(columns=[*rows.columns.union(VARIANT, sort=False)])
+    return rows.assign(**{"task.restarts_told": rows["task.restarts_told"].eq(True)})
 
 
 def variants_of(data: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of every variant under its title: what stays first, then what drifts, then what is redrawn."""
     groups = {key: group for key, group in data.groupby(VARIANT, dropna=False)}
-    ordered = sorted(groups, key=lambda key: (not np.isnan(key[2]), key[1], key[0]))
+    ordered = sorted(groups, key=lambda key: (not np.isnan(key[2]), key[1], key[0], key[3]))
     return {variant_title(*key): groups[key] for key in ordered}
 
 
-def variant_title(noise: float, drift: float, segment_len: float) -> str:
+def variant_title(noise: float, drift: float, segment_len: float, restarts_told: bool) -> str:
     """The targets in words: "constant W, noise 0.5"."""
-    what = "constant W" if np.isnan(segment_len) else f"W redrawn every {segment_len:g}"
+    what = "constant W" if np.isnan(segment_len) else f"W redrawn every {segment_len:g}{' and told' if restarts_told else ''}"
     if drift > 0:
         what = f"W drifts by {drift:g}" if np.isnan(segment_len) else f"{what}, drifting by {drift:g}"
     return f"{what}, noise {noise:g}"

@@ -135,8 +135,9 @@ def test_rows(store, config, seed):
         errors = {"squared_error": 3 + value, "ridge_error": 2.0, "bayes_error": 2 - task["drift"]}
         length = task["seq_len"]
         rows = [store.row(m, each / (t + 1), "test", position=t) for m, each in errors.items() for t in range(length)]
-        place = {"position_low": length - length // 4, "position_high": length}
-        return rows + [store.row(metric, each, "test", **place) for metric, each in errors.items()]
+        for low, high in ((length // 4, length // 2), (length - length // 4, length)):
+            rows += [store.row(metric, each, "test", position_low=low, position_high=high) for metric, each in errors.items()]
+        return rows
     rows = [store.row("accuracy", value, "test"), store.row("nll", 1 + value, "test"), store.row("chance", 0.25, "test")]
     for pairs in task.get("num_pairs") or [pairs for _, pairs, _ in task.get("test_segments", ())]:
         rows += [store.row("accuracy", value / pairs, "test", num_pairs=pairs)]

@@ -102,5 +102,6 @@ def test_a_store_without_the_task_says_so(store):
 
 
 def test_titles_name_what_varies():
-    assert variant_title(0.5, 0.0, np.nan) == "constant W, noise 0.5"
-    assert variant_title(0.25, 0.1, 16) == "W redrawn every 16, drifting by 0.1, noise 0.25"
+    assert variant_title(0.5, 0.0, np.nan, False) == "constant W, noise 0.5"
+    assert variant_title(0.25, 0.1, 16, False) == "W redrawn every 16, drifting by 0.1, noise 0.25"
+    assert variant_title(0.5, 0.0, 32, True) == "W redrawn every 32 and told, noise 0.5"

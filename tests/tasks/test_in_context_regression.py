@@ -131,6 +131,18 @@ def test_the_oracle_sees_no_later_pair_and_not_its_own_target(variant):
     assert not torch.equal(made.oracle(batch)[:, 9:], made.oracle(changed)[:, 9:])
 
 
+def test_a_model_that_is_told_is_reset_behind_the_first_question_on_every_map():
+    """There the token holds a first pair of the new W; with a draw that ends in such a question nothing follows it."""
+    untold, told = task(segment_len=5), task(segment_len=5, restarts_told=True)
+    batch = told.batch("test", [3, 1])
+    assert untold.batch("test", [3, 1]).starts is None and torch.equal(batch.tokens, untold.batch("test", [3, 1]).tokens)
+    assert batch.starts.shape == (2, 16) and [t for t in range(16) if batch.starts[1, t]] == [1, 6, 11]
+    # The pair that is read where the state is reset is the first of its W.
+    for t in (6, 11):
+        assert not told.restarts[t] and told.restarts[t - 1]
+        assert torch.equal(batch.tokens[:, t, :3], batch.tokens[:, t - 1, 5:])
+
+
 def test_rows_of_a_model_and_of_the_references_stand_in_the_same_slices():
     made = task()
     batch = made.batch("test", range(40))
