@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from conf.settings import RequestError
@@ -51,6 +53,28 @@ def test_differences_to_the_reference_are_paired_by_seed_at_every_place(store) -
     assert len(told) == 4 and "GLA, no head size against MESANET, num pairs 16, MQAR" in told[2] and "decided, worse" in told[2]
     assert any("alike in all of 3 seeds" in note for note in told) and any("undecided" in note for note in told)
     assert not any("accuracy" in note for note in told)
+
+
+def test_a_part_of_the_split_is_told_by_its_place(store) -> None:
+    low, high = {"position_low": 16, "position_high": 32}, {"num_pairs": 8}
+    for seed, (model, loss) in itertools.product(range(3), (("mesanet", 0.0), ("gla", 1.0))):
+        gap = loss + 0.01 * seed * loss
+        rows = [store.row("nll", 2.0 + scale * gap, "test", **place) for scale, place in ((1.0, low), (-1.0, high))]
+        store.run(model, "mqar", seed=seed, stages={"test": rows}, varied={CONV: "none"})
+        store.run(model, "mqar", seed=seed, stages={"test": rows}, varied={CONV: "input"})
+    columns = [NLL.replace({"slice": text}) for text in ("position_high=32, position_low=16", "num_pairs=8")]
+    frames = frames_of(store)
+    tables = (
+        against(frames, columns=columns, reference={"model": "mesanet", CONV: "none"}),
+        interaction(frames, columns=columns, across=[CONV], base=["none"], reference="mesanet"),
+    )
+    for table in tables:
+        assert sum("positions 17 to 32" in title for title in table.header) == 2
+        assert sum("num pairs 8" in title for title in table.header) == 2
+    told = [note for note in tables[0].notes if "GLA, no convolution against" in note]
+    assert "positions 17 to 32, MQAR, NLL: decided, worse by +1.0" in told[0]
+    assert "num pairs 8, MQAR, NLL: decided, better by" in told[1]
+    assert sum("GLA gains by input convolution" in note and "positions 17 to 32, MQAR" in note for note in tables[1].notes) == 1
 
 
 def test_the_reference_is_one_arm(store) -> None:
