@@ -113,6 +113,7 @@ METRICS = {
         Metric("forgetting_decay", "gamma of the op that is told nothing", "", "", (0.0, 1.0), 2),
         Metric("floored_decay", "gamma of the op at the layer's Lambda floor", "", "", (0.0, 1.0), 2),
         Metric("train_loss", "training loss", "nats/token", "lower", short="loss"),
+        Metric("gradient_norm", "norm of the gradient", "", "", (0.0, None), short="grad. norm"),
         Metric("steps_taken", "steps trained", "", "", (0.0, None), 0),
         Metric("step_kept", "step whose weights are kept", "", "", (0.0, None), 0),
         Metric("tokens_per_second", "training speed", "tokens/s", "higher", (0.0, None), 0, short="tokens/s", decided_by="clock"),

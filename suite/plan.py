@@ -207,8 +207,9 @@ def check_compute(config: Config, compute: Compute) -> None:
         return
     if config.train.optimizer == "muon":
         raise RequestError("compute.cuda_graph=true, permitted with train.optimizer=muon are auto and false")
-    if any(getattr(mixer, "random_steps", None) is not None for mixer in config.model.mixers):
-        raise RequestError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+    for key in ("random_steps", "solve_from"):
+        if any(getattr(mixer, key, None) is not None for mixer in config.model.mixers):
+            raise RequestError(f"compute.cuda_graph=true, permitted with {key} are auto and false: steps differ")
     if select_device(compute.device).type != "cuda":
         raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
 

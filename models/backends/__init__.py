@@ -102,6 +102,7 @@ MESA = (
     PLAIN_KEYS,
     Limit("solver.name=cg", lambda m: m.solver.name == "cg"),
     Limit("solver.gradient=implicit", lambda m: m.solver.gradient == "implicit"),
+    Limit("solve_precision=float32", lambda m: m.solve_precision == "float32"),
     Limit("feature_map=silu_l2", lambda m: m.feature_map == "silu_l2"),
     Limit("decode=solver", lambda m: m.decode == "solver"),
     Limit("signed_decay=false", lambda m: not m.signed_decay),

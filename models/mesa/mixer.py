@@ -24,11 +24,19 @@ from models.mixer import State
 from models.ops import mesa
 from models.ops.mesa import sherman_morrison
 from models.ops.solvers import SOLVERS, Solver, SolverSettings, build_solver
+from models.ops.solvers.conjugate_gradients import ConjugateGradients
 from models.ops.solvers.iteration import IterativeSolver
 from models.ops.solvers.richardson import Richardson
 
 SMALLEST_DECAY = 1e-6
 """The least |gamma| of a gate that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would overflow."""
+
+SIGNIFICANT_BITS = {"tf32": 11, "bfloat16": 8}
+SMALLEST_RESIDUAL = 2e-7
+"""The least tolerance that float32 can tell; for a smaller one solvers go on in more digits."""
+
+UNSOLVED = ConjugateGradients(max_steps=0, tolerance=0.0, stop="right_hand_side", initial="query", gradient="unrolled")
+"""x = q, with the gradient of that: H and Lambda have no part in it."""
 
 
 class Mesa(LinearRNN):
@@ -44,8 +52,12 @@ class Mesa(LinearRNN):
         step_size_init: with solver.name=richardson the step size of every head at the start, which is learned as
             softplus(logit) and is safe below 2 / (the largest eigenvalue of H + Lambda). For keys of unit length, an input gate
             beta and a forget gate gamma that eigenvalue is at most Lambda + beta / (1 - gamma), where all keys are one.
+        solve_precision: the digits of what products with H + Lambda take, in training as well; they sum in float32, and states,
+            gates and the read-out from G are as ever. "tf32" has those of float16, too, and "float32" rounds nothing.
         random_steps: k, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number for
             all layers), or None for the solver as it is. Evaluation has the solver as it is.
+        solve_from: the step of training from which on q is solved for. Before it x is q, as though the layer were gated linear
+            attention, whose FLOPs those steps cost; or None, from the first on. Evaluation has the solver.
         signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
             forget_gate_init is gamma at the start, and H + Lambda may lose its definiteness: `observe` tells.
         decode: how a single token is solved, by the "solver" or by "sherman_morrison" (ops/mesa/sherman_morrison.py), which is
@@ -59,7 +71,9 @@ class Mesa(LinearRNN):
         regularizer_init: Positive
         step_size_init: Annotated[Positive, Neutral(0.07)]
         solver: SolverSettings
+        solve_precision: Annotated[Literal["float32", "tf32", "bfloat16"], Neutral("float32")]
         random_steps: Annotated[Count | None, Neutral(None)]
+        solve_from: Annotated[Count | None, Neutral(None)]
         signed_decay: Annotated[bool, Neutral(False)]
         decode: Annotated[Literal["solver", "sherman_morrison"], Neutral("solver")]
         refresh: Annotated[Count | None, Neutral(None)]
@@ -71,6 +85,10 @@ class Mesa(LinearRNN):
                 raise Refusal("forget_gate_init", start, f"without signed_decay {words(GateStart)}, null")
             if self.regularizer_floor >= self.regularizer_init:
                 raise Refusal("regularizer_init", self.regularizer_init, f"numbers above the floor, {self.regularizer_floor}")
+            if self.solve_precision != "float32" and self.solver.name == "cholesky":
+                raise Refusal("solve_precision", self.solve_precision, "float32 with solver.name=cholesky, which has no products")
+            if self.solve_precision != "float32" and 0.0 < self.solver.tolerance < SMALLEST_RESIDUAL:
+                raise Refusal("solve_precision", self.solve_precision, f"float32 with a tolerance below {SMALLEST_RESIDUAL:g}")
             if self.random_steps is not None and self.solver.name == "cholesky":
                 raise Refusal("random_steps", self.random_steps, "null with solver.name=cholesky, which takes no steps")
             if self.decode == "solver" and self.refresh is not None:
@@ -89,6 +107,7 @@ class Mesa(LinearRNN):
             # sigmoid(b) of the bias b with tanh(b) = gamma, by which a gate is told where to start.
             self.forget_gate.initial = 1.0 / (1.0 + math.sqrt((1.0 - gamma) / (1.0 + gamma)))
         self.steps_of_batch: int | None = None
+        self.waits = False
         self.regularizer_logit = nn.Parameter(torch.empty(self.num_heads, self.key_dim))
         self.step_size_logit: nn.Parameter | None = None
         if settings.solver.name == "richardson":
@@ -111,13 +130,14 @@ class Mesa(LinearRNN):
         return self.settings.regularizer_floor + _softplus(self.regularizer_logit)
 
     def begin_step(self, *, seed: int, step: int) -> None:
+        self.waits = self.settings.solve_from is not None and step < self.settings.solve_from
         if self.settings.random_steps is not None:
             generator = np.random.Generator(np.random.Philox(key=[seed, step]))
             self.steps_of_batch = int(generator.integers(self.settings.random_steps + 1))
 
     @property
     def draws(self) -> bool:
-        return self.settings.random_steps is not None
+        return self.settings.random_steps is not None or self.settings.solve_from is not None
 
     @property
     def capturable(self) -> bool:
@@ -125,8 +145,12 @@ class Mesa(LinearRNN):
         return self.kernel is not None and self.kernel.in_place is not None
 
     def solver_in_use(self, batch_size: int) -> Solver:
-        """The layer's solver, in training with the steps drawn for the batch, and with the step sizes of its heads."""
+        """The layer's solver with its precision and its heads' step sizes, in training with what `begin_step` decided."""
+        if self.training and self.waits:
+            return UNSOLVED
         solver = self.solver
+        if self.settings.solve_precision != "float32" and isinstance(solver, IterativeSolver):
+            solver = replace(solver, bits=SIGNIFICANT_BITS[self.settings.solve_precision])
         if self.training and self.steps_of_batch is not None and isinstance(solver, IterativeSolver):
             solver = replace(solver, max_steps=self.steps_of_batch)
         if isinstance(solver, Richardson) and self.step_size_logit is not None:
@@ -149,9 +173,12 @@ class Mesa(LinearRNN):
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor | None, state: State
     ) -> tuple[Tensor, State]:
-        inputs = mesa.Inputs(q, k, v, log_decay, beta, self.regularizer, sign)
         before, solver = mesa.MesaState(state["G"], state["H"], state.get("x")), self.solver_in_use(len(q))
-        if self.kernel is not None:
+        if solver is UNSOLVED:
+            # So that every parameter has a gradient, for which several processes wait.
+            q = q + 0.0 * sum(parameter.sum() for parameter in self.parameters(recurse=False))
+        inputs = mesa.Inputs(q, k, v, log_decay, beta, self.regularizer, sign)
+        if self.kernel is not None and solver is not UNSOLVED:
             # Kernels know positive gates alone, and are not chosen for others.
             o, after = self.kernel.computes(inputs, state=before, solver=solver)
             return o, {"G": after.G, "H": after.H}

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import offset_copy
 
+from conf.settings import RequestError
 from reports.kit.arguments import Metric, Model, Split, Stage, Task
 from reports.kit.chosen import at_best
 from reports.kit.hover import of_each, remember
@@ -172,38 +173,47 @@ def _overlap(points: np.ndarray, others: np.ndarray) -> bool:
     return bool(((octaves < 1 / 3) & (heights < 0.05)).any())
 
 
-def mean_of_runs(curves: pd.DataFrame) -> pd.DataFrame:
-    """The mean `loss` over runs at all `tokens` that one of them logged, from where all have begun to where the first ends.
+CURVES = {"train_loss": "loss", "gradient_norm": "grad_norm"}
+"""What training logs, by the metric that it is."""
+
+
+def mean_of_runs(curves: pd.DataFrame, logged: str = "loss") -> pd.DataFrame:
+    """The mean over runs of what is `logged`, at all `tokens` that one of them logged, from where all have begun to the first's end.
 
     Runs log by the clock, each at steps of its own, so every one is interpolated: a mean over whichever run has logged a step
     would jump from run to run.
     """
-    known = curves.dropna(subset="loss").sort_values("tokens")
-    runs = [(run["tokens"].to_numpy(), run["loss"].to_numpy()) for _, run in known.groupby("run_id")]
+    known = curves.dropna(subset=logged).sort_values("tokens")
+    runs = [(run["tokens"].to_numpy(), run[logged].to_numpy()) for _, run in known.groupby("run_id")]
     tokens = known["tokens"].unique()
     shared = tokens[(tokens >= max(x[0] for x, _ in runs)) & (tokens <= min(x[-1] for x, _ in runs))] if runs else tokens
-    return pd.DataFrame({"tokens": shared, "loss": sum(np.interp(shared, x, y) for x, y in runs) / max(1, len(runs))})
+    return pd.DataFrame({"tokens": shared, logged: sum(np.interp(shared, x, y) for x, y in runs) / max(1, len(runs))})
 
 
-def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, chosen: str = "") -> Drawing:
+def training_curves(
+    frames: Frames, *, tasks: Sequence[Task], smoothing: float, chosen: str = "", metric: Metric = "train_loss"
+) -> Drawing:
     """Training loss by tokens seen, mean over seeds as far as each of them went, as a centred running mean.
 
     smoothing: the share of a curve's logged steps that the running mean covers, 0 for none. chosen: a setting of whose values
-    each model keeps the one that validation prefers, see `at_best`.
+    each model keeps the one that validation prefers, see `at_best`. metric: of CURVES.
     """
+    if metric not in CURVES:
+        raise RequestError(f"metric={metric} is not logged in training, permitted are {', '.join(CURVES)}")
+    logged = CURVES[metric]
     frames = at_best(frames, chosen)[0] if chosen else frames
     present = [task for task in tasks if task in set(frames.curves["task"])]
     if not present:
         raise NoData(f"no run of {', '.join(tasks)} has logged its training")
     curves = frames.curves[frames.curves["task"].isin(present)]
     keys = ["task", "arm", "model"]
-    data = curves.groupby(keys).apply(mean_of_runs, include_groups=False).reset_index(keys)
+    data = curves.groupby(keys).apply(mean_of_runs, logged, include_groups=False).reset_index(keys)
     own = pd.Series({key: ids_of(rows) for key, rows in curves.groupby(["task", "arm"])}, name="runs").rename_axis(
         ["task", "arm"]
     )
     data = data.join(own, on=["task", "arm"])
-    data["smoothed"] = data.groupby(["task", "arm"])["loss"].transform(
-        lambda loss: loss.rolling(max(1, round(smoothing * len(loss))), center=True, min_periods=1).mean()
+    data["smoothed"] = data.groupby(["task", "arm"])[logged].transform(
+        lambda each: each.rolling(max(1, round(smoothing * len(each))), center=True, min_periods=1).mean()
     )
     figure, panels = row_of_panels(len(present), width=3.7, beside=1.8, height=3.5)
     for axes, task in zip(panels, present, strict=True):
@@ -211,8 +221,8 @@ def training_curves(frames: Frames, *, tasks: Sequence[Task], smoothing: float, 
         for _, look, line in lines_of(of_task, "tokens"):
             (drawn,) = axes.plot(line["tokens"], line["smoothed"], **look)
             remember(drawn, line, value=("smoothed", "", ""))
-        axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label("train_loss"))
+        axes.set(title=task_label(task), xlabel="tokens seen", ylabel=axis_label(metric))
         # The first steps are the same fall for everybody and would press the rest of the curves together.
         axes.set_ylim(top=1.03 * of_task.loc[of_task["tokens"] >= 0.1 * of_task["tokens"].max(), "smoothed"].max())
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return with_legend(data, figure, better=METRICS["train_loss"].better)
+    return with_legend(data, figure, better=METRICS[metric].better)

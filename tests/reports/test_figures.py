@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from conf.settings import RequestError
 from reports.kit.medians import bytes_axis, bytes_text
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.style import STYLES, TABLE, plain, style_of
@@ -204,6 +205,19 @@ def test_training_curves_average_seeds_and_smooth(store) -> None:
     # The running mean of a straight line is the line, but for the ends.
     assert line["smoothed"].iloc[10:-10].to_numpy() == pytest.approx(line["loss"].iloc[10:-10].to_numpy())
     assert line["smoothed"].iloc[0] == pytest.approx(3.0 - 2 / 50)
+
+
+def test_norms_of_gradients_are_drawn_in_the_place_of_losses(store) -> None:
+    add_recall(store, "mesanet", 4096, {4: 1.0})
+    loaded = frames(store)
+    found = replace(loaded, read_curves=lambda: loaded.curves.assign(grad_norm=2.0 * loaded.curves["loss"]))
+    drawing = figures.training_curves(found, tasks=["mqar"], smoothing=0.0, metric="gradient_norm")
+    (axes,) = drawing.figure.axes
+    assert axes.get_ylabel() == "norm of the gradient" and "loss" not in drawing.data
+    losses = figures.training_curves(loaded, tasks=["mqar"], smoothing=0.0).data["loss"]
+    assert drawing.data["grad_norm"].tolist() == pytest.approx((2.0 * losses).tolist())
+    with pytest.raises(RequestError, match="^metric=nll is not logged in training, permitted are train_loss, gradient_norm"):
+        figures.training_curves(loaded, tasks=["mqar"], smoothing=0.0, metric="nll")
 
 
 def test_seeds_that_log_at_other_steps_are_interpolated_before_their_mean(store) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from models.ops.solvers.operator import Operator, Solution, select, widened
+from models.ops.solvers.operator import Operator, Rounded, Solution, select, widened
 
 CACHED_ELEMENTS = 2**17
 """Numbers in one [M, C, K] tensor of a block; conjugate gradients go through about eight such tensors in every step."""
@@ -26,6 +26,7 @@ class IterativeSolver(ABC):
     initial: the first guess; "zero"; "diagonal", b / diag(A); "query", b itself, with which Mesa at 0 steps is gated linear
         attention; "previous_token", see `solve`.
     gradient: "implicit", of the solution that the steps lead to, or "unrolled", of the steps that were taken.
+    bits: those of the operands of every product with A, see `Rounded`; None for all that they have. A layer gives them.
     A token depends on its own matrix only, at any number of steps: one that has stopped is frozen while others go on.
     """
 
@@ -34,6 +35,7 @@ class IterativeSolver(ABC):
     stop: str
     initial: str
     gradient: str
+    bits: int | None = field(default=None)
 
     def solve(self, operator: Operator, b: Tensor, guess: Tensor | None = None) -> Solution:
         """x with A x = b, both [M, C, K], as near as the settings ask.
@@ -60,6 +62,7 @@ class IterativeSolver(ABC):
         # At unit size: the squares of a cotangent of 1e-25 would vanish, and its token would count as solved.
         scale = _largest(b.detach())
         given, b = b, b / scale
+        operator = operator if self.bits is None else Rounded(operator, self.bits)
         prepared = self._prepare(operator)
         x, r = self._start(operator, prepared, b, guess)
         reference = r if self.stop == "initial_residual" else b

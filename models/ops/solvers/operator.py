@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -55,3 +56,28 @@ def widened(operator: Operator) -> Operator:
 def select(operator: Operator, chosen: Tensor) -> Operator:
     """The matrices of some of the M, by their indices."""
     return type(operator)(*(x[chosen] for x in operator))
+
+
+class Rounded:
+    """The same matrices where a product takes its operands in fewer digits, as tensor cores do, and sums in all.
+
+    H + Lambda is rounded once, with all that it is made of, and every vector before it is multiplied; what else a solver asks of
+    the matrices is exact. bits: significant ones, with the leading one.
+    """
+
+    def __init__(self, operator: Operator, bits: int) -> None:
+        self._bits = bits
+        self._coarse = type(operator)(*(rounded(x, bits) for x in operator))
+        self.diagonal, self.dense, self.bounds = operator.diagonal, operator.dense, operator.bounds
+        self.preconditioner = operator.preconditioner
+
+    def product(self, p: Tensor) -> Tensor:
+        return self._coarse.product(rounded(p, self._bits))
+
+
+# A compiler that fuses a product with a sum would undo it.
+@torch.compiler.disable
+def rounded(x: Tensor, bits: int) -> Tensor:
+    """The numbers of so many significant bits that are nearest to x (Veltkamp 1968), in x's own range; its gradient is 1."""
+    split = x * (2.0 ** (1 - bits) / torch.finfo(x.dtype).eps + 1.0)
+    return split - (split - x)

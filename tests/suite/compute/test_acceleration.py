@@ -126,6 +126,7 @@ def test_a_graph_that_cannot_be_is_refused() -> None:
     [
         ("gated_deltanet", (), "permitted on a CPU are auto and false"),
         ("mesanet", ("model.mixer.random_steps=3",), "permitted with random_steps are auto and false"),
+        ("mesanet", ("model.mixer.solve_from=3",), "permitted with solve_from are auto and false"),
     ],
 )
 def test_a_graph_that_cannot_be_is_one_line_and_leaves_no_run(model, more, message, small, tmp_path, capsys) -> None:

@@ -146,7 +146,7 @@ def test_a_mesa_of_before_keeps_its_name_and_gets_the_keys_added_since(name):
     old, other = copy.deepcopy(dict(run.written)), copy.deepcopy(dict(run.written))
     mixer = old["model"][old["model"]["pattern"][-1]]
     mesa: SequenceMixer.Settings = run.config.model.mixers[-1]
-    added = ["random_steps", "signed_decay", "decode", "refresh", "step_size_init"]
+    added = ["random_steps", "signed_decay", "decode", "refresh", "step_size_init", "solve_precision", "solve_from"]
     frame = ["convolution", "decay_rates", "affine_keys", "output_gate", "output_gate_rank"]
     assert neutral_keys(mesa) == sorted(added + frame)
     assert neutral_keys(mesa.solver) == ["gradient", "initial"]

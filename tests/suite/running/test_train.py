@@ -54,7 +54,9 @@ def weights(results: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-@pytest.mark.parametrize("model", [["model=gated_deltanet"], ["model=mesanet", "model.mixer.random_steps=5"]])
+@pytest.mark.parametrize(
+    "model", [["model=gated_deltanet"], ["model=mesanet", "model.mixer.random_steps=5", "model.mixer.solve_from=6"]]
+)
 def test_killed_and_resumed_equals_uninterrupted(model, small, tmp_path):
     """A model that draws something anew for every batch is among them."""
     small = [*model, *small[1:]]
