@@ -178,7 +178,7 @@ CURVES = {"train_loss": "loss", "gradient_norm": "grad_norm"}
 
 
 def mean_of_runs(curves: pd.DataFrame, logged: str = "loss") -> pd.DataFrame:
-    """The mean over runs of what is `logged`, at all `tokens` that one of them logged, from where all have begun to the first's end.
+    """The mean over runs of what is `logged`, at all `tokens` that one of them logged, from where all began to the first's end.
 
     Runs log by the clock, each at steps of its own, so every one is interpolated: a mean over whichever run has logged a step
     would jump from run to run.
