@@ -89,7 +89,7 @@ class InContextRegression(BlockTask):
         return Batch(torch.cat([before, x], dim=-1), y, self._starts(len(x)) if self.settings.restarts_told else None)
 
     def _starts(self, count: int) -> Tensor:
-        """[count, T] bool: the tokens behind `restarts`: they bring the first pair of a W, those before them an old one's last."""
+        """[count, T] bool: the tokens behind `restarts`: they bring the first pair of a W, those before an old one's last."""
         starts = torch.from_numpy(self.restarts).roll(1)
         starts[0] = False
         return starts.expand(count, -1)
