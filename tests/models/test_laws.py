@@ -55,7 +55,7 @@ SIZE = ("size.d_model=32", "size.num_blocks=2", "size.num_heads=2", "size.head_d
 VOCAB_SIZE, BATCH_SIZE, LENGTH = 19, 3, 65
 # Parameters of two dimensions or more that weight decay leaves alone, since they are no linear maps.
 UNDECAYED = ("embedding.weight", "convolution.weight", "norm.weight", "gates.bias", "regularizer_logit", "token_shift.weight")
-UNDECAYED += ("key_bias", "query_bias")
+UNDECAYED += ("key_bias", "query_bias", "level_scale")
 
 pytestmark = pytest.mark.parametrize("name", [*MODELS, *VARIANTS])
 
