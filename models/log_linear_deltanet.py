@@ -47,12 +47,10 @@ class LogLinearDeltaNet(LinearRNN):
         logits = self.level_projection(x).unflatten(-1, self.level_scale.shape).to(gates["beta"].dtype)
         return {**gates, "weights": F.softplus(self.level_scale * logits)}
 
-    def recurrence(
-        self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, weights: Tensor, state: State
-    ) -> tuple[Tensor, State]:
-        positions = positions_in_document(state["age"], log_decay.isneginf().all(-1))
-        op = resolve(log_linear_delta_rule, self.kernel, length=q.shape[1], chunk_size=self.settings.chunk_size)
-        inputs = {"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "weights": weights}
+    def mix(self, inputs: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
+        positions = positions_in_document(state["age"], inputs["log_decay"].isneginf().all(-1))
+        length = positions.shape[1]
+        op = resolve(log_linear_delta_rule, self.kernel, length=length, chunk_size=self.settings.chunk_size)
         o, S = op(**inputs, positions=positions, state=state["S"])
         return o, {"S": S, "age": positions[:, -1] + 1}
 

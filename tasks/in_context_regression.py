@@ -63,6 +63,7 @@ class InContextRegression(BlockTask):
         super().__init__(settings, seed=seed)
         self.input_dim, self.output_dim = settings.input_dim, settings.output_dim
         self.noise, self.drift = settings.noise, settings.drift
+        self.restarts_told = settings.restarts_told
 
     @property
     def interface(self) -> Vectors:
@@ -86,7 +87,7 @@ class InContextRegression(BlockTask):
         x, y = map(torch.from_numpy, self.drawn(split, indices))
         before = torch.cat([x, y], dim=-1).roll(1, dims=1)
         before[:, 0] = 0.0
-        return Batch(torch.cat([before, x], dim=-1), y, self._starts(len(x)) if self.settings.restarts_told else None)
+        return Batch(torch.cat([before, x], dim=-1), y, self._starts(len(x)) if self.restarts_told else None)
 
     def _starts(self, count: int) -> Tensor:
         """[count, T] bool: the tokens behind `restarts`: they bring the first pair of a W, those before an old one's last."""

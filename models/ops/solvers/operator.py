@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -50,7 +52,12 @@ class Solution(NamedTuple):
 
 def widened(operator: Operator) -> Operator:
     """The matrices of an operator in float64."""
-    return type(operator)(*(x.double() for x in operator))
+    return changed(operator, Tensor.double)
+
+
+def changed(operator: Operator, change: Callable[[Tensor], Tensor]) -> Operator:
+    """The matrices of an operator whose tensors are others."""
+    return type(operator)(*map(change, operator))
 
 
 def select(operator: Operator, chosen: Tensor) -> Operator:
@@ -67,7 +74,7 @@ class Rounded:
 
     def __init__(self, operator: Operator, bits: int) -> None:
         self._bits = bits
-        self._coarse = type(operator)(*(rounded(x, bits) for x in operator))
+        self._coarse = changed(operator, partial(rounded, bits=bits))
         self.diagonal, self.dense, self.bounds = operator.diagonal, operator.dense, operator.bounds
         self.preconditioner = operator.preconditioner
 
