@@ -131,7 +131,9 @@ def _rows(data: pd.DataFrame, keys: list[str]) -> tuple[tuple[Entry, ...], ...]:
 
 
 def _entries(row: Mapping[str, Any] | None) -> tuple[Entry, Entry]:
-    return (Entry("–"), Entry("–")) if row is None else (mean_entry(row, row["metric"]), _difference(row))
+    if row is None or not row["n"]:
+        return Entry("–"), Entry("–")
+    return mean_entry(row, row["metric"]), _difference(row)
 
 
 def _of_difference(differences: np.ndarray, metric: str) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def training_curves(
         raise RequestError(f"metric={metric} is not logged in training, permitted are {', '.join(CURVES)}")
     logged = CURVES[metric]
     frames = at_best(frames, chosen)[0] if chosen else frames
-    present = [task for task in tasks if task in set(frames.curves["task"])]
+    present = [task for task in tasks if task in set(frames.curves.dropna(subset=logged)["task"])]
     if not present:
         raise NoData(f"no run of {', '.join(tasks)} has logged its training")
     curves = frames.curves[frames.curves["task"].isin(present)]

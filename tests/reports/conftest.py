@@ -70,7 +70,8 @@ class Store:
         for stage, rows in stages.items():
             path = folder / ("train.json" if stage == "train" else f"eval/{stage}-00000000.json")
             write(path, schema=1, stage=stage, settings={}, rows=list(rows))
-        lines = [json.dumps({"step": step, "tokens": 64 * step, "loss": loss, "lr": 1e-3}) for step, loss in curve]
+        logged = ({"step": step, "tokens": 64 * step, "loss": loss, "lr": 1e-3, "grad_norm": loss / 10} for step, loss in curve)
+        lines = list(map(json.dumps, logged))
         (folder / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
         return folder
 

@@ -31,7 +31,7 @@ def settings() -> list[dict]:
 def solver_rows(store, *, seed: int, metric: str, offset: float = 0.0) -> list[dict]:
     """The stage `solver`: every step halves the nats that are lost; the documents have a difficulty of their own."""
     own = np.random.default_rng(seed).uniform(1, 2, DOCUMENTS) + offset
-    rows = []
+    rows, split = [], "validation" if metric == "nll" else "test"
     for setting in settings():
         steps = TOLERANCES.get(setting["tolerance"], float(setting["max_steps"]))
         loss = 0.5**steps * (1 + 0.1 * seed)
@@ -44,11 +44,11 @@ def solver_rows(store, *, seed: int, metric: str, offset: float = 0.0) -> list[d
             rows.append(store.row("accuracy", 0.9 - 0.5 * loss, "test", **setting))
             rows.append(store.row("accuracy", 0.1, "test", num_pairs=8, **setting))
         rows += [
-            store.row("solver_steps", steps, "validation", examples=[steps] * DOCUMENTS, **setting),
-            store.row("solver_chunk_steps", 1.5 * steps, "validation", examples=[1.5 * steps] * DOCUMENTS, **setting),
-            store.row("solver_residual", 10.0**-steps, "validation", **setting),
-            store.row("relative_time", 0.2 + steps / 10, "validation", **setting),
-            store.row("microseconds_per_token", 20 + steps, "validation", **setting),
+            store.row("solver_steps", steps, split, examples=[steps] * DOCUMENTS, **setting),
+            store.row("solver_chunk_steps", 1.5 * steps, split, examples=[1.5 * steps] * DOCUMENTS, **setting),
+            store.row("solver_residual", 10.0**-steps, split, **setting),
+            store.row("relative_time", 0.2 + steps / 10, split, **setting),
+            store.row("microseconds_per_token", 20 + steps, split, **setting),
         ]
     return rows
 

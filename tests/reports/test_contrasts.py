@@ -77,6 +77,14 @@ def test_a_part_of_the_split_is_told_by_its_place(store) -> None:
     assert sum("GLA gains by input convolution" in note and "positions 17 to 32, MQAR" in note for note in tables[1].notes) == 1
 
 
+def test_an_arm_without_a_value_has_none(store) -> None:
+    for seed in range(3):
+        run(store, "mesanet", 0.0, seed=seed)
+        store.ask("gla", "mqar", seed=seed)
+    rows = entries(against(frames_of(store), columns=[NLL], reference={"model": "mesanet"}))
+    assert rows["GLA",] == ["–", "–"] and rows["MESANET",][0].startswith("12.000 ±")
+
+
 def test_the_reference_is_one_arm(store) -> None:
     for steps in (5, 9):
         run(store, "mesanet", 0.1 * steps, seed=0, **{"model.mixer.solver.max_steps": steps})
