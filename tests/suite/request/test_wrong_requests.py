@@ -11,9 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 import msgspec
 import pytest
+import yaml
 from msgspec import UNSET, Meta
 
-from conf.groups import options, whole
+from conf.groups import CONF, options, whole
 from conf.paths import UserPath, UserPaths
 from conf.settings import Settings, fields, text
 from models.build import Labels, Size
@@ -150,9 +151,17 @@ def meant(value: str) -> Any:
     return parse([f"key={value}"])[0].value()
 
 
+def is_filled_in(name: str) -> bool:
+    """Whether conf/config.yaml has a null for the key, which something takes the place of before it is read."""
+    section, _, own = name.partition(".")
+    values = yaml.safe_load((CONF / "config.yaml").read_text()).get(section)
+    return isinstance(values, dict) and own in values and values[own] is None
+
+
 @functools.cache
 def wrong_values(key: Key) -> list[str]:
     found = [value for value in dict.fromkeys(candidates(key.kind)) if not permits(key.kind, meant(value))]
+    found = [value for value in found if value != "null" or not is_filled_in(key.name)]
     # A mapping is laid over the one that is there, so that what is left out is not missing.
     return [value for value in found if not value.startswith("{") or not _is_part(key.kind, meant(value))]
 
