@@ -169,19 +169,22 @@ def frames_where(results: Path, where: str, *, page: str | None) -> Frames:
     found = select(runs, where, reader.results)
     if found.empty:
         raise RequestError(f"where={where}: none of the {len(runs)} runs under {results}")
-    return frames_of(results, _request(where, page) | {"cells": _cells(found)})
+    return frames_of(results, _request(where, page) | {"cells": _cells(found)}, reader=reader)
 
 
 def stored_frames(results: Path, page: Page) -> Frames:
     """The frames of all runs of a page's tasks, of none where the store has none."""
     request = _request(f"task={'|'.join(page.tasks)}", page.name) | {"is_of_page": True}
+    reader = Reader(results)
     try:
-        runs = Reader(results).runs()
+        runs = reader.runs()
     except ValueError:
         # An empty store.
         return no_frames(request)
     found = runs[runs["task"].isin(page.tasks)]
-    return no_frames(request) if found.empty else frames_of(results, request | {"cells": _cells(found)}, with_facts=False)
+    if found.empty:
+        return no_frames(request)
+    return frames_of(results, request | {"cells": _cells(found)}, with_facts=False, reader=reader)
 
 
 def _request(where: str, page: str | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ read by an index of the user's own, with the same outcome (see suite.store.index
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 from collections.abc import Collection
@@ -84,6 +85,13 @@ class Reader:
     def __init__(self, root: str | Path, run_ids: Collection[str] | None = None) -> None:
         self._root = Path(root)
         self._store = Store(self._root, run_ids)
+
+    def of(self, run_ids: Collection[str]) -> Reader:
+        """The reader of some of these runs, which has what was read of them already."""
+        own = copy.copy(self)
+        own.__dict__.pop("_runs", None)
+        own._store = self._store.of(run_ids)
+        return own
 
     @functools.cached_property
     def _runs(self) -> tuple[list[str], Table]:

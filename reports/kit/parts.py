@@ -110,14 +110,16 @@ def no_frames(request: Mapping[str, Any]) -> Frames:
     return Frames(rows, runs, runs, request, lambda run_ids=None: examples, lambda run_ids=None: curves)
 
 
-def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True) -> Frames:
+def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True, reader: Reader | None = None) -> Frames:
     """The frames of a request, whether or not the store keeps it: see `Frames`, with its "cells".
 
     with_facts: whether the results repeat the facts and settings of runs, which takes most of the time that many runs take.
+    reader: of these runs of the store, or of more, where some of what they say was read already.
     Raises ValueError when the store has not one of its runs.
     """
     asked = pd.DataFrame(request["cells"]).drop_duplicates("run_id", ignore_index=True)
-    read = Reader(root, set(asked["run_id"]))
+    run_ids = set(asked["run_id"])
+    read = reader.of(run_ids) if reader else Reader(root, run_ids)
     runs = read.runs()
     cells = with_settings(asked, runs).fillna({"status": "missing", "reason": ""})
     cells["arm"] = labels(cells, ("model", "size", "data", *varying(cells), "backend", "group_id"))
@@ -128,16 +130,16 @@ def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True
         key = ["run_id", "stage", "metric", "split", "slice", *more]
         return most_thorough(of_request(rows, request["cells"]), key).merge(arms, on="run_id")
 
-    def reader(run_ids: Collection[str] | None) -> Reader:
-        return read if run_ids is None else Reader(root, run_ids)
+    def of(run_ids: Collection[str] | None) -> Reader:
+        return read if run_ids is None else read.of(run_ids)
 
     return Frames(
         results=asked_for(read.results(with_facts=with_facts)),
         runs=runs.merge(arms, on="run_id"),
         cells=cells,
         request={key: value for key, value in request.items() if key != "cells"},
-        read_examples=lambda run_ids=None: asked_for(reader(run_ids).examples(), "example"),
-        read_curves=lambda run_ids=None: reader(run_ids).curves().merge(arms, on="run_id"),
+        read_examples=lambda run_ids=None: asked_for(of(run_ids).examples(), "example"),
+        read_curves=lambda run_ids=None: of(run_ids).curves().merge(arms, on="run_id"),
     )
 
 

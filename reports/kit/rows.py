@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -112,38 +113,71 @@ def position_differences(
     The reference of a row has the same `on`, BAND and window. low and high are a 95 % bootstrap over documents, or over
     windows, with `documents` NaN, where it is not known of which document a window is a part. done: see `less`.
     """
-    window = [*BAND, "example"]
-    pair = [*on, *window]
-    rows = rows.assign(document=rows.groupby(pair, dropna=False)["document"].transform("first"))
-    reference = rows[is_reference].groupby(pair, dropna=False, as_index=False)["value"].mean()
-    paired = less(rows[~is_reference], reference, on=pair, done=done)
-    parts = []
-    for key, group in paired.groupby(list(keys)):
-        table, wide, document = _by_window(group)
-        clusters = None if np.isnan(document).any() else document
-        mean, low, high = bootstrap_intervals(wide, resamples=RESAMPLES, seed=0, clusters=clusters)
-        has = np.isfinite(wide)
-        documents = [np.nan if clusters is None else len(np.unique(clusters[own])) for own in has.T]
-        table = table.assign(mean=mean, low=low, high=high, windows=has.sum(axis=0))
-        parts.append(table.assign(documents=documents, **dict(zip(keys, key, strict=True)), runs=ids_of(group)))
-    if not parts:
+    pair = rows.groupby([*on, *BAND, "example"], dropna=False, sort=False).ngroup()
+    reference = rows.loc[is_reference, "value"].groupby(pair[is_reference]).mean()
+    if reference.empty:
+        raise NoData(f"no run was {done}, against which the others are compared")
+    told = rows[[*keys, *BAND, "example", *(name for name in ("run_id",) if name in rows and name not in keys)]].assign(
+        document=rows["document"].groupby(pair).transform("first").astype(float),
+        difference=rows["value"] - pair.map(reference),
+    )
+    told = told[~is_reference].dropna(subset=[*keys, "difference"])
+    if told.empty:
         raise NoData(f"nothing is there to compare with what was {done}")
-    return at_position(pd.concat(parts, ignore_index=True))
+    number = told.groupby(list(keys)).ngroup().to_numpy()
+    order = np.argsort(number, kind="stable")
+    told, ends = told.iloc[order], np.flatnonzero(np.diff(number[order], append=-1)) + 1
+    bands = told[BAND].drop_duplicates().sort_values(BAND, ignore_index=True)
+    band = pd.MultiIndex.from_frame(bands).get_indexer(pd.MultiIndex.from_frame(told[BAND]))
+    arrays = (band, *(told[name].to_numpy() for name in ("example", "document", "difference")))
+    parts = [_by_window(*each) for each in zip(*(np.split(array, ends[:-1]) for array in arrays), strict=True)]
+    table = pd.concat(_intervals(parts), ignore_index=True)
+    counts = [len(part.bands) for part in parts]
+    named = told[list(keys)].iloc[ends - 1].reset_index(drop=True)
+    starts = [0, *ends[:-1]]
+    named["runs"] = [ids_of(told.iloc[start:end]) for start, end in zip(starts, ends, strict=True)]
+    found = [bands.take(table["band"]), table.drop(columns="band"), named.take(np.repeat(np.arange(len(counts)), counts))]
+    return at_position(pd.concat([each.reset_index(drop=True) for each in found], axis=1))
 
 
-def _by_window(paired: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """The ranges of positions, the mean `difference` of every window in each, [window, range], and the document of each window.
+class _Windows(NamedTuple):
+    """The numbers of the ranges of positions, the mean difference of every window in each, [window, range], and its document.
 
     A range or a window that has no difference anywhere is left out; a window of no known document has NaN.
     """
-    known = paired[paired["difference"].notna()]
-    bands = known[BAND].drop_duplicates().sort_values(BAND, ignore_index=True)
-    column = pd.MultiIndex.from_frame(bands).get_indexer(pd.MultiIndex.from_frame(known[BAND]))
-    examples, first, row = np.unique(known["example"].to_numpy(), return_index=True, return_inverse=True)
+
+    bands: np.ndarray
+    wide: np.ndarray
+    document: np.ndarray
+
+
+def _by_window(band: np.ndarray, example: np.ndarray, document: np.ndarray, difference: np.ndarray) -> _Windows:
+    bands, column = np.unique(band, return_inverse=True)
+    examples, first, row = np.unique(example, return_index=True, return_inverse=True)
     shape, cell = (len(examples), len(bands)), row * len(bands) + column
-    sums, counts = (np.bincount(cell, each, len(examples) * len(bands)) for each in (known["difference"].to_numpy(), None))
+    sums, counts = (np.bincount(cell, each, len(examples) * len(bands)) for each in (difference, None))
     with np.errstate(invalid="ignore"):
-        return bands, (sums / counts).reshape(shape), known["document"].to_numpy(dtype=float)[first]
+        return _Windows(bands, (sums / counts).reshape(shape), document[first])
+
+
+def _intervals(parts: Sequence[_Windows]) -> list[pd.DataFrame]:
+    """Of every part a row a range: band, mean, low, high, windows and documents; parts of the same documents share the draws."""
+    alike: dict[bytes, list[int]] = {}
+    for i, part in enumerate(parts):
+        alike.setdefault(part.document.tobytes(), []).append(i)
+    tables: dict[int, pd.DataFrame] = {}
+    for members in alike.values():
+        own, document = [parts[i] for i in members], parts[members[0]].document
+        wide = np.concatenate([part.wide for part in own], axis=1)
+        clusters = None if np.isnan(document).any() else document
+        mean, low, high = bootstrap_intervals(wide, resamples=RESAMPLES, seed=0, clusters=clusters)
+        has = np.isfinite(wide)
+        documents = [np.nan if clusters is None else len(np.unique(clusters[each])) for each in has.T]
+        shown = {"mean": mean, "low": low, "high": high, "windows": has.sum(axis=0), "documents": documents}
+        table = pd.DataFrame({"band": np.concatenate([part.bands for part in own]), **shown})
+        ends = np.cumsum([len(part.bands) for part in own])
+        tables |= {i: table.iloc[end - len(parts[i].bands) : end] for i, end in zip(members, ends, strict=True)}
+    return [tables[i] for i in range(len(parts))]
 
 
 def bands_note(data: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import msgspec
 import yaml
 
 from suite.canonical import canonical_json, digest
@@ -25,6 +26,8 @@ from tasks.files import read_regular
 
 MOST_JSON, MOST_YAML, MOST_LOG = 2**26, 2**17, 2**28
 MOST_DEPTH, MOST_DIGITS, LONGEST_TEXT = 32, 19, 2000
+_NESTED = frozenset((dict, list))
+_AS_ZERO = bytes.maketrans(b"-123456789", b"0000000000")
 
 # Terminals obey control characters; the others turn, hide or break a line, or are half a character.
 _EFFECT = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb]")
@@ -103,20 +106,32 @@ def read_json(path: Path, root: Path, run_id: str | None = None) -> dict[str, An
 def parse_json(data: bytes) -> dict[str, Any]:
     """A JSON object of numbers that a float64 can hold. Raises ValueError."""
     try:
-        content = json.loads(data.decode(), parse_int=_whole, parse_float=_real, parse_constant=_real)
+        content = _parsed(data)
         if not isinstance(content, dict):
             raise ValueError("it is not a JSON object")
-        # Half a character can be written as an escape, and then can't be written again.
-        if re.search(rb"\\u[dD][89a-fA-F]", data):
-            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     level: list[Any] = [content]
     for _ in range(MOST_DEPTH):
-        inside = (each.values() if isinstance(each, dict) else each for each in level)
-        level = [each for each in itertools.chain.from_iterable(inside) if isinstance(each, dict | list)]
+        inside = (each.values() if type(each) is dict else each for each in level)
+        level = [each for each in itertools.chain.from_iterable(inside) if type(each) in _NESTED]
     if level:
         raise ValueError("it is nested too deeply")
+    return content
+
+
+def _parsed(data: bytes) -> Any:
+    """What JSON says, in a fraction of the time where it is strict and no number of it is long. Raises ValueError."""
+    if b"0" * (MOST_DIGITS + 1) not in data.translate(_AS_ZERO):
+        try:
+            return msgspec.json.decode(data)
+        except msgspec.DecodeError:
+            # The other one says what is wrong, and where.
+            pass
+    content = json.loads(data.decode(), parse_int=_whole, parse_float=_real, parse_constant=_real)
+    # Half a character can be written as an escape, and then can't be written again.
+    if re.search(rb"\\u[dD][89a-fA-F]", data):
+        json.dumps(content, ensure_ascii=False).encode()
     return content
 
 

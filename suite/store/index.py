@@ -7,6 +7,7 @@ which a file was skipped with a warning is not indexed, so that the warning come
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -66,18 +67,32 @@ class Index(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Store:
-    """Some runs of a store, read part by part. run_ids: which, None for all that it has."""
+    """Some runs of a store, read part by part, each part once. run_ids: which, None for all that it has."""
 
     def __init__(self, root: Path, run_ids: Collection[str] | None) -> None:
         self.root, self._is_all = root, run_ids is None
+        self._known: dict[str, Records] = {}
         self._runs = root / "runs"
         found = self._all() if run_ids is None else {name: (self._runs / name).is_symlink() for name in run_ids if _is_name(name)}
         # Whatever stands in the place of run.json is read, and then refused, such as a pipe.
         self.run_ids = sorted(name for name in found if os.path.exists(self._runs / name / "run.json"))
         self._links = {name for name, is_link in found.items() if is_link}
 
+    def of(self, run_ids: Collection[str]) -> Store:
+        """Some of these runs; a part that was read of all is not read again."""
+        own, wanted = copy.copy(self), set(run_ids)
+        own._is_all, own._known = False, dict(self._known)
+        own.run_ids = [run_id for run_id in self.run_ids if run_id in wanted]
+        return own
+
     def read(self, part: str, run_ids: Sequence[str]) -> Records:
         """What a part of READERS says of these runs, in their order."""
+        known = self._known.get(part)
+        if known is None or not set(run_ids) <= set(known.run_ids):
+            known = self._known[part] = self._read(part, run_ids)
+        return known if known.run_ids == run_ids else _together(run_ids, [(known, set(run_ids))])
+
+    def _read(self, part: str, run_ids: Sequence[str]) -> Records:
         place = str(self.root.resolve())
         name, is_indexed = f"{digest([place, part, READ_BY], 32)}.{part}", len(run_ids) >= MANY
         index = load(name, Index) if is_indexed else None

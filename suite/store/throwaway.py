@@ -1,7 +1,8 @@
 """What is kept between processes in the user's cache folder and may be thrown away at any time. Imports no torch.
 
-A file there that is damaged, of another version of this package, or not the user's alone is as good as none, and one that
-can't be written is no error. Nothing of it lies in a store, which may come from a stranger.
+A file there that is damaged or not the user's alone is as good as none, and one that can't be written is no error. Versions of
+this package that are used beside one another have files of their own; what none has used for UNUSED_DAYS is removed. Nothing
+of it lies in a store, which may come from a stranger.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import hashlib
 import os
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +23,7 @@ from conf.paths import cache
 from tasks.files import read_regular, remove_temporaries, write_atomically
 
 MOST = 2**29
+UNUSED_DAYS = 30
 Kept = TypeVar("Kept")
 
 
@@ -29,13 +32,18 @@ def load(name: str, kind: type[Kept]) -> Kept | None:
     folder = _folder()
     if folder is None or not _is_ours(folder):
         return None
+    path = folder / _own(name)
     try:
-        data = read_regular(folder / name, limit=MOST)
+        data = read_regular(path, limit=MOST)
         start = len(_seal(b""))
         body = memoryview(data)[start:]
-        return msgspec.msgpack.decode(body, type=kind) if data[:start] == _seal(body) else None
+        found = msgspec.msgpack.decode(body, type=kind) if data[:start] == _seal(body) else None
     except (OSError, ValueError, msgspec.MsgspecError):
         return None
+    with contextlib.suppress(OSError):
+        # The time says that it is in use.
+        os.utime(path)
+    return found
 
 
 def keep(name: str, value: object) -> None:
@@ -48,7 +56,16 @@ def keep(name: str, value: object) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if _is_ours(folder):
             remove_temporaries(folder)
-            write_atomically(folder / name, [_seal(body), body])
+            _remove_unused(folder)
+            write_atomically(folder / _own(name), [_seal(body), body])
+
+
+def _remove_unused(folder: Path) -> None:
+    oldest = time.time() - UNUSED_DAYS * 24 * 3600
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
 
 
 def stamp(path: str | Path, folder: int | None = None) -> tuple[int, ...]:
@@ -61,6 +78,11 @@ def stamp(path: str | Path, folder: int | None = None) -> tuple[int, ...]:
     except (OSError, ValueError):
         return 0, 0, 0, 0
     return known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns
+
+
+def _own(name: str) -> str:
+    """The name that this version gives it: another that took the same would have its own written anew each time."""
+    return f"{_version()[:8].hex()}-{name}"
 
 
 def _folder() -> Path | None:
