@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from reports.kit.chosen import judged
@@ -17,7 +18,7 @@ from suite.naming import fact_label, last_part, task_label, telling, varying
 
 Part = dict[str, Any]
 OF_A_RUN = ("parameters", "state_bytes", "flops_per_token")
-DRAWN_ELSEWHERE = ("train", "test", "position", "lm_eval", "cost")
+DRAWN_ELSEWHERE = ("train", "test", "position", "perplexity", "lm_eval", "cost")
 """Stages that other parts of the page show."""
 FEW = 4
 """So many values of a second axis have a panel each."""
@@ -53,6 +54,8 @@ def _parts(frames: Frames) -> Iterator[Part]:
     yield from _by_state(frames, columns, axes)
     if "position" in stages:
         yield from _by_position(frames)
+    if "perplexity" in stages:
+        yield from _perplexity(frames)
     if "lm_eval" in stages:
         yield from _benchmarks(frames)
     for stage in sorted(stages.difference(DRAWN_ELSEWHERE)):
@@ -153,6 +156,25 @@ def _by_position(frames: Frames) -> Iterator[Part]:
             title = f"{task_label(task)} by position: {METRICS[metric].label}"
             caption = "The score at a position of the sequence, the mean over examples."
             yield _part(f"{task}_{metric}_by_position", "figures.by_position", title, caption, **place)
+
+
+def _perplexity(frames: Frames) -> Iterator[Part]:
+    """The table of texts and lengths; by position the reading that goes furthest, with the state carried where there is one."""
+    caption = "Carried: the state goes on from segment to segment. Reset and sliding: windows that begin without a state."
+    yield _part("perplexities", "positions.perplexities", "Perplexity by length read", caption)
+    rows = frames.results[(frames.results["stage"] == "perplexity") & (frames.results["metric"] == "nll_so_far")]
+    if rows.empty:
+        return
+    # Whole documents have a context of 0.
+    furthest = rows.assign(carried=rows["reading"] == "carried", length=rows["context"].replace(0, np.inf))
+    reading, context = furthest.sort_values(["carried", "length"])[["reading", "context"]].iloc[-1]
+    arguments = {"baseline": "transformer", "reading": reading, "context": int(context)}
+    caption = "Documents read to " + (f"{context:,.0f} tokens" if context else "their end")
+    if "transformer" in set(rows["model"]) and rows["model"].nunique() > 1:
+        title = "The loss by position, less that of the transformer"
+        yield _part("perplexity_difference", "positions.difference_by_position", title, f"{caption}.", **arguments)
+    shown = f"{caption}: the mean over all tokens up to a position."
+    yield _part("perplexity_so_far", "positions.so_far", "The mean loss so far", shown, **arguments)
 
 
 def _benchmarks(frames: Frames) -> Iterator[Part]:

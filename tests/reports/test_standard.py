@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
+from invented_perplexity import perplexity_rows
 
 from reports.kit.build import build_report
 from reports.kit.chosen import along, at_best
 from reports.kit.page import bound_part
 from reports.kit.parts import Frames, load_frames
 from reports.kit.tables import Column
+from reports.pages.positions import perplexities, so_far
 from reports.pages.sweep import curves
 from reports.pages.tables import stage
 from reports.standard import axes_of, standard_page, title_of
@@ -156,6 +158,22 @@ def test_a_stage_with_ranges_of_positions_has_its_whole_sequences_in_the_table(s
     ]
     store.run("gla", "language", stages={"train": [store.row("nll", 0.5, "validation")], "perplexity": rows})
     assert [[entry.text for entry in row] for row in stage(frames(store), stage="perplexity").rows] == [["GLA", "3.000"]]
+
+
+@pytest.mark.parametrize("models", [("transformer", "gla"), ("gla",)])
+def test_perplexity_is_shown_as_its_own_report_shows_it(store, models) -> None:
+    for model in models:
+        rows = perplexity_rows(store, seed=0, offset=0.1, state=None)
+        rows += perplexity_rows(store, seed=0, offset=0.1, state=None, context=1024)
+        rows += perplexity_rows(store, seed=0, offset=0.1, state=None, context=256, reading="reset")
+        store.run(model, "language", stages={"train": [store.row("nll", 0.5, "validation")], "perplexity": rows})
+    found = frames(store)
+    parts = {part.name: part for part in standard_page(found).parts if "perplexity" in part.name or part.name == "perplexities"}
+    assert list(parts) == ["perplexities", *["perplexity_difference"][: len(models) - 1], "perplexity_so_far"]
+    assert bound_part(parts["perplexities"])(found).rows == perplexities(found).rows
+    drawing = bound_part(parts["perplexity_so_far"])(found)
+    asked = {"baseline": "transformer", "reading": "carried", "context": 0}
+    assert drawing.data.equals(so_far(found, **asked).data) and parts["perplexity_so_far"].arguments == asked
 
 
 @pytest.mark.usefixtures("no_pictures")
