@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,10 @@ from models.backbone.blocks import Size
 from models.backends import chosen, load
 from models.mixer import SequenceMixer
 from models.ops import cross_entropy, embedding
+
+PART_ELEMENTS, PART_ELEMENTS_GPU = 2**18, 2**25
+"""Logits of a part of the vocabulary."""
+FEWEST_TOKENS = 64
 
 
 class LanguageModel(Backbone):
@@ -38,7 +42,17 @@ class LanguageModel(Backbone):
         return rows(tokens, weight) * math.sqrt(self.d_model)
 
     def head(self, features: Tensor) -> Tensor:
-        logits = F.linear(features, self.embedding.weight)
+        return self.capped(F.linear(features, self.embedding.weight))
+
+    def head_parts(self, features: Tensor) -> Iterator[Tensor]:
+        """`head` of features [N, d_model], one part of the vocabulary after another: [N, part], which may be overwritten.
+
+        The parts are so small that on a CPU what is worked out of each stays in its cache.
+        """
+        weight = self.embedding.weight
+        return (self.capped(F.linear(features, weight[tokens])) for tokens in parts_of_vocabulary(len(weight), features))
+
+    def capped(self, logits: Tensor) -> Tensor:
         return self.logit_soft_cap * torch.tanh(logits / self.logit_soft_cap)
 
     def head_flops_per_token(self) -> float:
@@ -55,3 +69,10 @@ class LanguageModel(Backbone):
 
     def score(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         return cross_entropy.score(features, self.embedding.weight, targets, soft_cap=self.logit_soft_cap)
+
+
+def parts_of_vocabulary(size: int, features: Tensor) -> Iterator[slice]:
+    """The ids from 0 to size - 1 in parts, for features [N, d_model]."""
+    elements = PART_ELEMENTS_GPU if features.is_cuda else PART_ELEMENTS
+    step = max(FEWEST_TOKENS, elements // max(1, len(features)))
+    return (slice(first, min(first + step, size)) for first in range(0, size, step))

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from conf.paths import UserPath
 from conf.settings import OUTSIDE, Refusal
-from models.backbone.language_model import LanguageModel
+from models.backbone.language_model import LanguageModel, parts_of_vocabulary
 from models.hf import folder
 from models.hf.cache import Held, constant, copied, gathered, growing, recurrent
 from models.hf.library import built, library, loaded, refused
@@ -132,13 +132,27 @@ class HFModel(LanguageModel):
 
     def head(self, features: Tensor) -> Tensor:
         """The output embedding, and behind it what some kinds of models have; `_try` holds the logits to the model's own."""
-        text = self.causal.config.get_text_config(decoder=True)
-        logits = self.causal.get_output_embeddings()(features)
-        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        return self.capped(self.causal.get_output_embeddings()(features))
+
+    def head_parts(self, features: Tensor) -> Iterator[Tensor]:
+        output = self.causal.get_output_embeddings()
+        if type(output) is not nn.Linear:
+            return iter([self.head(features)])
+        weight, bias = output.weight, output.bias
+        parts = parts_of_vocabulary(len(weight), features)
+        return (self.capped(F.linear(features, weight[own], None if bias is None else bias[own])) for own in parts)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        scale, cap = self._scale_and_cap
         if scale != 1.0:
             logits = logits * scale
-        cap = getattr(text, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    @functools.cached_property
+    def _scale_and_cap(self) -> tuple[float, float | None]:
+        text = self.causal.config.get_text_config(decoder=True)
+        scale = (getattr(text, "logit_scale", None) or 1.0) / (getattr(text, "logits_scaling", None) or 1.0)
+        return scale, getattr(text, "final_logit_softcapping", None)
 
     def mean_loss(self, features: Tensor, targets: Tensor) -> Tensor:
         asked = targets >= 0

@@ -6,6 +6,7 @@ Both work on the recurrent state without padding, and read what several texts be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -15,14 +16,13 @@ from torch import Tensor
 from models.backbone.generation import at_quantiles
 from models.backbone.language_model import LanguageModel
 from models.mixer import State
-from suite.evaluation.prefixes import Node, Read, read
+from suite.evaluation.prefixes import Node, Read, common, read
+from suite.evaluation.targets import Asked, answered
 from tasks.progress import counted
 from tasks.tokenizer import Tokenizer
 
 SLACK = 1.25
 """How much longer the longest continuation of a batch may be than the shortest: fuller batches for some idle tokens."""
-PLACES_AT_ONCE = 128
-"""Logits of so many tokens are held at a time: with a large vocabulary those of a whole batch may not fit."""
 
 
 class Sampling(NamedTuple):
@@ -49,15 +49,6 @@ class Prompt(NamedTuple):
     sampling: Sampling | None = None
 
 
-class Asked(NamedTuple):
-    """A target of a sequence, and the token of a batch that it follows: its row and its column."""
-
-    sequence: int
-    target: int
-    row: int
-    column: int
-
-
 @torch.inference_mode()
 def score_continuations(
     model: LanguageModel, pairs: Sequence[tuple[list[int], list[int]]], *, batch_size: int, device: torch.device
@@ -70,10 +61,10 @@ def score_continuations(
         raise ValueError("a continuation has no tokens, or more than are read before its last")
     totals, greedy = [0.0] * len(pairs), [True] * len(pairs)
     batches = read(model, [tokens for tokens, _ in pairs], batch_size=batch_size, slack=SLACK, device=device)
-    for batch in counted(batches, len(pairs), ended):
-        for each, log_probability, is_likeliest in answered(model, batch.features, list(asked(batch.nodes, pairs))):
-            totals[each.sequence] += log_probability
-            greedy[each.sequence] &= is_likeliest
+    every = ((batch.features, list(asked(batch.nodes, pairs))) for batch in counted(batches, len(pairs), ended))
+    for sequence, log_likelihood, is_likeliest in answered(model, every):
+        totals[sequence] += log_likelihood
+        greedy[sequence] &= is_likeliest
     return list(zip(totals, greedy, strict=True))
 
 
@@ -83,36 +74,21 @@ def ended(batch: Read) -> int:
 
 
 def asked(nodes: Sequence[Node], pairs: Sequence[tuple[list[int], list[int]]]) -> Iterator[Asked]:
-    """The targets that follow the tokens of these nodes, a row each."""
-    for row, node in enumerate(nodes):
+    """The targets that follow the tokens of these nodes, which were read together.
+
+    A target follows the first row that has read the same: choices often begin alike.
+    """
+    order = sorted(range(len(nodes)), key=lambda row: nodes[row].tokens)
+    before = {row: (other, common(nodes[other].tokens, nodes[row].tokens)) for other, row in pairwise(order)}
+    for own, node in enumerate(nodes):
         for sequence in node.items:
             tokens, targets = pairs[sequence]
             first = len(tokens) - len(targets)
             for place in range(max(first, node.start), min(len(tokens), node.end)):
+                row = own
+                while row in before and place < before[row][1]:
+                    row = before[row][0]
                 yield Asked(sequence, targets[place - first], row, place - node.start)
-
-
-def answered(model: LanguageModel, features: Tensor, every: Sequence[Asked]) -> Iterator[tuple[Asked, float, bool]]:
-    """Each with ln p(target) and whether no token is likelier. features: of the batch [B, T, d_model].
-
-    Logits are computed where something is asked, and once where several targets are, as where choices are of one token.
-    """
-    places = list(dict.fromkeys((each.row, each.column) for each in every))
-    number = {place: i for i, place in enumerate(places)}
-    ordered = sorted((number[each.row, each.column], i) for i, each in enumerate(every))
-    end = 0
-    for first in range(0, len(places), PLACES_AT_ONCE):
-        rows, columns = zip(*places[first : first + PLACES_AT_ONCE], strict=True)
-        logits = model.head(features[list(rows), list(columns)]).float()
-        begin, end = end, next((k for k in range(end, len(ordered)) if ordered[k][0] >= first + PLACES_AT_ONCE), len(ordered))
-        chosen = [every[i] for _, i in ordered[begin:end]]
-        at = torch.tensor([place - first for place, _ in ordered[begin:end]], device=logits.device)
-        targets = torch.tensor([each.target for each in chosen], device=logits.device)
-        likeliest, own = logits.argmax(-1), logits[at, targets]
-        # As `logsumexp`, but in the memory of the logits, which are by far the largest thing here.
-        most = logits.gather(1, likeliest.unsqueeze(1))
-        total = logits.sub_(most).exp_().sum(-1).log() + most.squeeze(1)
-        yield from zip(chosen, (own - total[at]).tolist(), (likeliest[at] == targets).tolist(), strict=True)
 
 
 class Begun(NamedTuple):

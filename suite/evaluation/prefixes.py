@@ -74,13 +74,13 @@ def shared(sequences: Sequence[list[int]], *, is_cut: bool) -> list[Node]:
             last.items.append(i)
             last.ends.append(i)
             continue
-        common = 0 if last is None or not is_cut else _common(last.tokens, tokens)
-        while stack[-1].depth > common:
-            _close(stack, common)
-        if stack[-1].depth < common and last is not None:
+        alike = 0 if last is None or not is_cut else common(last.tokens, tokens)
+        while stack[-1].depth > alike:
+            _close(stack, alike)
+        if stack[-1].depth < alike and last is not None:
             # The one before goes on from here too.
             stack[-1].parts.remove(last)
-            stack.append(_Open(common, [last]))
+            stack.append(_Open(alike, [last]))
         last = Node(tokens, len(tokens), [i], [i])
         stack[-1].parts.append(last)
     while len(stack) > 1:
@@ -108,7 +108,7 @@ def _close(stack: list[_Open], common: int) -> None:
     stack[-1].parts.append(node)
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many first tokens two sequences share."""
     low, high = 0, min(len(one), len(other))
     while low < high:

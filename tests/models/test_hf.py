@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from conf.settings import RequestError
+from models.backbone import language_model
 from models.backbone.generation import generate
 from models.hf.folder import digest
 from models.hf.model import HFModel
@@ -62,11 +63,16 @@ def tokens(batch_size: int = 3, length: int = 20) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_logits_and_scores_are_those_of_transformers(pair):
+def test_logits_and_scores_are_those_of_transformers(pair, monkeypatch):
     ours, theirs = pair
     expected = theirs(input_ids=tokens(), use_cache=False).logits
     features, _ = ours.features(tokens())
     assert_near(ours.head(features), expected, "float32")
+    monkeypatch.setattr(language_model, "FEWEST_TOKENS", 8)
+    monkeypatch.setattr(language_model, "PART_ELEMENTS", 1)
+    parts = list(ours.head_parts(features.flatten(0, 1)))
+    assert len(parts) == -(-VOCAB_SIZE // 8)
+    assert_near(torch.cat(parts, -1), expected.flatten(0, 1), "float32")
     nll, prediction = ours.score(features.flatten(0, 1), tokens().flatten())
     assert_near(nll, torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens().flatten(), reduction="none"), "float32")
     assert torch.equal(prediction, expected.flatten(0, 1).argmax(-1))

@@ -307,6 +307,9 @@ class Agreeing(torch.nn.Module):
     def head(self, features):
         return torch.nn.functional.one_hot(torch.full(features.shape[:-1], ord("n")), 257).float()
 
+    def head_parts(self, features):
+        return [self.head(features)]
+
 
 class Bytes:
     from tasks.language.tokenizer import ByteTokenizer

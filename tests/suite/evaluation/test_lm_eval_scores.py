@@ -195,7 +195,8 @@ class Short(torch.nn.Module):
         super().__init__()
         self.model, self.longest, self.ends = model, longest, model.ends
         self.goes_on, self.mixes_lengths = True, True
-        self.head, self.gathered, self.reserve, self.step_ = model.head, model.gathered, model.reserve, model.step_
+        self.head, self.head_parts, self.gathered = model.head, model.head_parts, model.gathered
+        self.reserve, self.step_ = model.reserve, model.step_
 
     def features(self, tokens, *state):
         assert tokens.shape[1] <= self.longest

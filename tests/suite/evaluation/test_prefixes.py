@@ -74,6 +74,19 @@ def test_scores_are_those_of_a_plain_forward_pass(name, batch_size):
         assert (total, is_greedy) == (pytest.approx(expected[0], abs=1e-5), expected[1])
 
 
+def test_choices_that_begin_alike_ask_for_logits_once():
+    context = [256, *range(20)]
+    choices = [[1, 2, 3, 9], [1, 2, 4, 5], [1, 2, 4, 6], [7]]
+    model, asked = model_of("gla"), []
+    heads = model.head_parts
+    model.head_parts = lambda features: asked.append(len(features)) or heads(features)
+    found = score_continuations(model, [(context + choice[:-1], choice) for choice in choices], batch_size=8, device=CPU)
+    # Behind the context, and "1", "1 2", "1 2 3" and "1 2 4" behind it.
+    assert sum(asked) == 5
+    expected = [plain(model, context + choice[:-1], choice)[0] for choice in choices]
+    assert [total for total, _ in found] == pytest.approx(expected, abs=1e-5)
+
+
 def answers(model: LanguageModel, prompts: Sequence[Prompt], batch_size: int) -> list[str]:
     return continue_prompts(model, TOKENIZER, prompts, batch_size=batch_size, device=CPU)
 
@@ -146,7 +159,7 @@ class Counted:
 
     def __init__(self, model: LanguageModel) -> None:
         self.model, self.tokens, self.batches = model, 0, []
-        self.head, self.gathered, self.goes_on = model.head, model.gathered, True
+        self.head_parts, self.gathered, self.goes_on = model.head_parts, model.gathered, True
 
     def features(self, tokens, state=None):
         self.tokens += tokens.numel()
