@@ -32,7 +32,7 @@ class Node:
     tokens: one of the sequences.
     """
 
-    def __init__(self, tokens: Sequence[int], end: int, items: list[int], ends: list[int]) -> None:
+    def __init__(self, tokens: list[int], end: int, items: list[int], ends: list[int]) -> None:
         self.tokens, self.start, self.end = tokens, 0, end
         self.items, self.ends = items, ends
         self.children: list[Node] = []
