@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conf.settings import Count, Neutral, Positive, below
+from conf.settings import Count, Neutral, Positive, Refusal, below
 from tasks.positions import rows_by_position
 from tasks.synthetic.blocks import BLOCK, BlockTask, Drawn
 from tasks.synthetic.least_squares import kalman, ridge
@@ -54,6 +54,10 @@ class InContextRegression(BlockTask):
         drift: Annotated[float, below(0, 1)]
         segment_len: Count | None
         restarts_told: Annotated[bool, Neutral(False)]
+
+        def __post_init__(self) -> None:
+            if self.restarts_told and self.segment_len is None:
+                raise Refusal("restarts_told", True, "false with task.segment_len=null, which redraws no W")
 
     type = "in_context_regression.InContextRegression"
     version = 1

@@ -53,11 +53,12 @@ class Mesa(LinearRNN):
             softplus(logit) and is safe below 2 / (the largest eigenvalue of H + Lambda). For keys of unit length, an input gate
             beta and a forget gate gamma that eigenvalue is at most Lambda + beta / (1 - gamma), where all keys are one.
         solve_precision: the digits of what products with H + Lambda take, in training as well; they sum in float32, and states,
-            gates and the read-out from G are as ever. "tf32" has those of float16, too, and "float32" rounds nothing.
+            gates, the read-out from G and what a product of two parts passes on are as ever. "tf32" has those of float16, too,
+            and "float32" rounds nothing.
         random_steps: k, by which the solver takes 0..k steps at most in training, drawn anew for every batch (one number for
             all layers), or None for the solver as it is. Evaluation has the solver as it is.
-        solve_from: the step of training from which on q is solved for. Before it x is q, as though the layer were gated linear
-            attention, whose FLOPs those steps cost; or None, from the first on. Evaluation has the solver.
+        solve_from: so many first steps of training have x = q, as though the layer were gated linear attention, and are computed
+            by PyTorch on any backend; None: the solver is there from the first step on. Evaluation has the solver.
         signed_decay: gamma = tanh(logit) in place of sigmoid(logit), so that a state can turn its sign (App. I). Then
             forget_gate_init is gamma at the start, and H + Lambda may lose its definiteness: `observe` tells.
         decode: how a single token is solved, by the "solver" or by "sherman_morrison" (ops/mesa/sherman_morrison.py), which is

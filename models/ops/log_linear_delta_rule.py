@@ -99,7 +99,7 @@ def chunked(
 
 
 def _level(t: Tensor, s: Tensor, count: int) -> Tensor:
-    """Of which of `count` levels token s is at token t, int64: the bits of the number in whose digits both differ."""
+    """The level, of `count`, that token s is of at token t, int64: the bits of the number in whose digits both differ."""
     return torch.frexp((t ^ s).double()).exponent.clamp(max=count - 1).long()
 
 

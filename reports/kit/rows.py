@@ -161,7 +161,7 @@ def _by_window(band: np.ndarray, example: np.ndarray, document: np.ndarray, diff
 
 
 def _intervals(parts: Sequence[_Windows]) -> list[pd.DataFrame]:
-    """Of every part a row a range: band, mean, low, high, windows and documents; parts of the same documents share the draws."""
+    """A table of each part, a row a range: band, mean, low, high, windows, documents. Parts of the same documents share draws."""
     alike: dict[bytes, list[int]] = {}
     for i, part in enumerate(parts):
         alike.setdefault(part.document.tobytes(), []).append(i)

@@ -1,7 +1,7 @@
 """How a run's model is made to train fast, from outside of it: its parameters keep their names and its numbers their meaning.
 
-compute.compile: every block's training output is compiled, but that of a mixer which draws for every batch
-(random_steps), and so are the embedding and the last norm; blocks of one shape share one compilation.
+compute.compile: every block's training output is compiled, but that of a mixer whose steps differ
+(random_steps, solve_from), and so are the embedding and the last norm; blocks of one shape share one compilation.
 compute.activation_checkpointing: "blocks" keeps only what enters a block, and computes the rest again on the way back.
 compute.cuda_graph: the whole step is one graph; auto does so on a GPU where a step is so small that launching its
 kernels takes longer than running them.
@@ -58,7 +58,7 @@ def training_step(
     asked = compute.cuda_graph
     draws = any(block.mixer.draws for block in model.blocks)
     if asked is True and draws:
-        raise ValueError("compute.cuda_graph=true, permitted with random_steps are auto and false: every step is another one")
+        raise ValueError("compute.cuda_graph=true, permitted with random_steps or solve_from are auto and false: steps differ")
     # Its rate is a number of the host, which a graph would hold for ever.
     is_muon = train.optimizer == "muon"
     if asked is True and is_muon:

@@ -10,7 +10,7 @@ def spare_the_compiler() -> None:
     """Lets optimizers be made and take steps without importing torch._dynamo, which takes as long as all else at a start.
 
     torch wraps their methods so that a compiler which meets them goes around them. None meets them here: models are compiled,
-    and optimizers are not. A torch that wraps them otherwise imports its compiler, as it does without this.
+    and optimizers are not. A torch that wraps them otherwise imports its compiler all the same.
     """
     for method in vars(Optimizer).values():
         if plain := getattr(method, "__wrapped__", None):

@@ -1,7 +1,7 @@
 """A model that several processes train: DDP holds it whole on every rank, FSDP2 in shards. Both are put around it from outside.
 
     DDP    Li et al. 2020, arXiv 2006.15704: gradients are summed while the backward pass goes on
-    FSDP2  Zhao et al. 2023, arXiv 2304.11277, `fully_shard`: a block's weights are gathered for its turn
+    FSDP2  Zhao et al. 2023, arXiv 2304.11277, `fully_shard`: weights are gathered for the turn of their blocks
 
 Parameters keep their names, so a state_dict has the same keys; under FSDP2 its values are DTensors. Weights and gradients stay
 float32 on their way between ranks: with train.autocast=bfloat16 a rank narrows them as a single process does, so that decays and
@@ -42,7 +42,7 @@ class Loss(nn.Module):
     gathers_again: whether a block's whole weights, sharded, are given up as soon as its pass is over.
     """
 
-    def __init__(self, model: Backbone, *, gathers_again: bool = True) -> None:
+    def __init__(self, model: Backbone, *, gathers_again: bool) -> None:
         super().__init__()
         self.model, self.gathers_again = model, gathers_again
 
@@ -56,12 +56,12 @@ def wrapped(model: Backbone, compute: Compute, world: World) -> Loss | Distribut
     On all ranks the model has the same weights already.
     """
     if compute.parallel == "none":
-        return Loss(model)
+        return Loss(model, gathers_again=False)
     if compute.parallel == "ddp":
         if compute.compile:
             # A graph of a block would be cut into pieces by the buckets of gradients, which few kernels of ours permit.
             torch._dynamo.config.optimize_ddp = False
-        return DistributedDataParallel(Loss(model), gradient_as_bucket_view=True)
+        return DistributedDataParallel(Loss(model, gathers_again=False), gradient_as_bucket_view=True)
     mesh = init_device_mesh(world.device.type, (world.size,))
     again = reshards(model, compute, world)
     blocks = list(model.blocks)

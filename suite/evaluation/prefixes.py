@@ -88,11 +88,11 @@ def shared(sequences: Sequence[list[int]], *, is_cut: bool) -> list[Node]:
     return stack[0].parts
 
 
-def _close(stack: list[_Open], common: int) -> None:
+def _close(stack: list[_Open], alike: int) -> None:
     """Ends the deepest beginning: it becomes a node where that is worth it, and its parts go on from an earlier one if not."""
     depth, parts = stack.pop()
-    if stack[-1].depth < common:
-        stack.append(_Open(common, []))
+    if stack[-1].depth < alike:
+        stack.append(_Open(alike, []))
     before = stack[-1].depth
     saved, whole = (len(parts) - 1) * (depth - before), sum(part.end - before for part in parts)
     if depth - before < FEWEST or saved < WORTH * whole:

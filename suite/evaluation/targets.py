@@ -86,4 +86,6 @@ def log_likelihoods(model: LanguageModel, features: Tensor, at: Tensor, targets:
         now = torch.maximum(most, largest)
         total = total * (most - now).exp() + logits.sub_(now.unsqueeze(1)).exp_().sum(-1)
         most, first = now, first + logits.shape[1]
+    if (unknown := targets[(targets < 0) | (targets >= first)]).numel():
+        raise IndexError(f"target {int(unknown[0])} of a vocabulary of {first}")
     return own - (most + total.log())[at], leads & (own == most[at])

@@ -21,7 +21,8 @@ WHOLE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")
 """A text that stands for what is there, of any type."""
 SELECTED = re.compile(r"\$\{oc\.select:(\w+(?:\.\w+)*),([\w.+-]+)\}")
 """A text that stands for what is there, or for another value where nothing is; the place may end in a WHOLE."""
-NOTHING = object()
+NOTHING, NO_WAY = object(), object()
+"""What a mapping on the way to a place lacks; what lies beyond a text, a number or a list, which OmegaConf has to find."""
 
 
 def mentioned(section: Any) -> frozenset[str]:
@@ -55,17 +56,23 @@ def _filled(value: Any, sections: Mapping[str, Any], within: tuple[str, ...] = (
         return value
     if found := WHOLE.fullmatch(value):
         place = _filled(_place(found[1], sections), sections, (*within, value))
-        return value if place is NOTHING or place == "???" or _references(place) else place
-    if found := SELECTED.fullmatch(WHOLE.sub(lambda inner: _word(inner, sections), value)):
-        place = _place(found[1], sections)
-        return _value(found[2]) if place is NOTHING else place if type(place) in (int, float) else value
+        return value if place in (NOTHING, NO_WAY, "???") or _references(place) else place
+    place, comma, default = value.rpartition(",")
+    if found := SELECTED.fullmatch(WHOLE.sub(lambda inner: _word(inner, sections), place) + comma + default):
+        selected = _place(found[1], sections)
+        return _value(found[2]) if selected is NOTHING else selected if type(selected) in (int, float) else value
     return value
 
 
 def _place(path: str, sections: Mapping[str, Any]) -> Any:
+    """What stands at a place, or NOTHING or NO_WAY."""
     place: Any = sections
     for part in path.split("."):
-        place = place.get(part, NOTHING) if isinstance(place, dict) else NOTHING
+        if not isinstance(place, dict):
+            return NO_WAY
+        if part not in place:
+            return NOTHING
+        place = place[part]
     return place
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
+import functools
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,6 +20,7 @@ from suite.running.failing import RankLost, status_of, told_by
 from suite.running.health import Diverged
 from suite.running.signals import ignore_signals
 from suite.store.lock import Superseded
+from tasks.files import machine
 
 GOES_ON = "the same command goes on from the last checkpoint"
 # A process that is killed closes what others read a moment before it can be seen to be gone.
@@ -43,7 +46,7 @@ class Apart:
             return
         # Whoever started the ranks ends them once one is gone, and this one has something to say.
         ignore_signals()
-        lost = _lost(self.world, is_sure=is_of_connection(error))
+        lost = _lost(self.world, is_sure=is_of_connection(error) or isinstance(error, Diverged))
         if lost is None and isinstance(error, Exception):
             lost = RankLost(status_of(error), f"rank 0: {told_by(error)}")
         if lost is not None:
@@ -87,15 +90,14 @@ def watched(world: World) -> Iterator[None]:
 
 def is_left(world: World) -> bool:
     """Whether another rank has left a run before its end: it was ended on this machine, or has said so."""
-    return bool(ended_here(world)) or any("status" in word for word in words(world).values())
+    told = words(world)
+    return bool(ended_here(told)) or any("status" in word for word in told.values())
 
 
-def ended_here(world: World) -> dict[int, int]:
-    """The process ids of other ranks of this machine that have ended, by rank."""
+def ended_here(told: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
+    """The process ids of ranks of this machine that have ended, by rank. told: the words of ranks."""
     here = {
-        rank: int(word["pid"])
-        for rank, word in sorted(words(world).items())
-        if word.get("host") == socket.gethostname() and "pid" in word
+        rank: int(word["pid"]) for rank, word in sorted(told.items()) if word.get("numbering") == numbering() and "pid" in word
     }
     return {rank: pid for rank, pid in here.items() if not is_alive(pid)}
 
@@ -103,15 +105,26 @@ def ended_here(world: World) -> dict[int, int]:
 def _lost(world: World, *, is_sure: bool) -> RankLost | None:
     """Which of the other ranks can't go on, and why; None where none of them is known to. is_sure: whether one of them can't."""
     for _ in range(LOOKS if is_sure else 1):
-        for rank, word in sorted(words(world).items()):
+        told = words(world)
+        for rank, word in sorted(told.items()):
             if "reason" in word:
                 lost = RankLost(str(word["status"]), f"rank {rank}: {word['reason']}")
                 lost.add_note(str(word["trace"]))
                 return lost
-        for rank, pid in ended_here(world).items():
+        for rank, pid in ended_here(told).items():
             return RankLost("interrupted", f"rank {rank} (process {pid}) was ended from outside; {GOES_ON}")
         time.sleep(LOOK_SECONDS if is_sure else 0.0)
     return RankLost("interrupted", f"another rank does not answer any more; {GOES_ON}") if is_sure else None
+
+
+@functools.cache
+def numbering() -> str:
+    """Tells apart processes that call others by other numbers: those of another machine, of its last start, or of a container."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:
+        namespace = ""
+    return f"{machine()} {namespace}"
 
 
 def is_alive(pid: int) -> bool:

@@ -23,7 +23,7 @@ from suite.compute.parallel import World, alone, at, hear, is_agreed_by_all, joi
 from suite.machine.devices import select_device
 from suite.machine.ranks import place_among
 from suite.plan import Run, task_of
-from suite.running.apart import GOES_ON, ended_here, is_of_connection, watched
+from suite.running.apart import GOES_ON, ended_here, is_of_connection, numbering, watched
 from suite.running.failing import RankLost, status_of, told_by
 from suite.running.signals import ignore_signals
 from suite.running.train import follow
@@ -40,7 +40,7 @@ def ranks() -> Iterator[World]:
         yield alone(torch.device("cpu"))
         return
     with joined(place) as world:
-        leave_word(world, {"host": socket.gethostname(), "pid": os.getpid()})
+        leave_word(world, {"numbering": numbering(), "pid": os.getpid()})
         with watched(world):
             yield world
 
@@ -108,7 +108,7 @@ def follow_command(world: World, plan: Callable[[], Sequence[Run]]) -> int:
         return INTERRUPTED
     except RankLost:
         # Nobody else can say so, and one is enough.
-        if world.rank == 1 and (first := ended_here(world).get(0)):
+        if world.rank == 1 and (first := ended_here(words(world)).get(0)):
             print(f"rank 0 (process {first}) was ended from outside; {GOES_ON}", file=sys.stderr)
         return int(words(world).get(0, {}).get("status", FAILURE))
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from conf.settings import Refusal
 from tasks.in_context_regression import InContextRegression
 from tasks.synthetic.least_squares import kalman, ridge
 from tasks.task import Scored, Vectors
@@ -141,6 +142,11 @@ def test_a_model_that_is_told_is_reset_behind_the_first_question_on_every_map():
     for t in (6, 11):
         assert not told.restarts[t] and told.restarts[t - 1]
         assert torch.equal(batch.tokens[:, t, :3], batch.tokens[:, t - 1, 5:])
+
+
+def test_nobody_is_told_of_a_map_that_is_never_redrawn():
+    with pytest.raises(Refusal, match="restarts_told"):
+        task(restarts_told=True)
 
 
 def test_rows_of_a_model_and_of_the_references_stand_in_the_same_slices():

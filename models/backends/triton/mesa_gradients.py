@@ -1,7 +1,7 @@
 # ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
 """The Mesa layer's gradients in Triton, from the solutions of both passes (MesaNet App. D); `mesa_launches.py` calls them.
 
-Layouts are those of `mesa_kernels.py`.
+Layouts are those of `mesa_states.py`.
 """
 
 import triton

@@ -95,7 +95,7 @@ class Solver(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Time cut for one state. Of all segments but one, as the kernels leave them: sums [P, segments - 1, rows, K], what is kept
+    """Time cut for one state, and what the kernels leave of all segments but one: sums [P, segments - 1, rows, K], what is kept
     of a state and the mass of tokens [P, segments - 1], in float32. span: chunks of a segment."""
 
     sums: Tensor

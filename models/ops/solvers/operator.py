@@ -82,9 +82,16 @@ class Rounded:
         return self._coarse.product(rounded(p, self._bits))
 
 
-# A compiler that fuses a product with a sum would undo it.
-@torch.compiler.disable
+WHOLE_NUMBERS = {torch.float32: (torch.int32, 24), torch.float64: (torch.int64, 53)}
+"""By type its numbers' bits as whole numbers, and how many of them are significant, with the leading one."""
+
+
 def rounded(x: Tensor, bits: int) -> Tensor:
-    """The numbers of so many significant bits that are nearest to x (Veltkamp 1968), in x's own range; its gradient is 1."""
-    split = x * (2.0 ** (1 - bits) / torch.finfo(x.dtype).eps + 1.0)
-    return split - (split - x)
+    """The numbers of so many significant bits that are nearest to x, of two the even one, in x's own range; its gradient is 1."""
+    kind, significant = WHOLE_NUMBERS[x.dtype]
+    dropped = significant - bits
+    number = x.detach().view(kind)
+    # Nearer to the next one from half on, or from beyond half where that is odd. No product, which a compiler would fuse.
+    up = (1 << dropped - 1) - 1 + ((number >> dropped) & 1)
+    nearest = (((number + up) >> dropped) << dropped).view(x.dtype)
+    return x + (nearest - x.detach())

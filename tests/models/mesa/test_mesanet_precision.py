@@ -23,7 +23,7 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def test_rounding_is_to_the_nearest_of_any_size_and_its_gradient_is_that_of_nothing() -> None:
     x = torch.cat([drawn(2000) * scale for scale in (1e-30, 1e-3, 1.0, 1e30)]).requires_grad_()
-    assert torch.equal(rounded(x, 8), x.to(torch.bfloat16).float()) and torch.equal(rounded(x.double(), 53), x.double())
+    assert torch.equal(rounded(x, 8), x.to(torch.bfloat16).float()) and torch.equal(rounded(x.double(), 24), x.double())
     of_half = x[2000:6000].detach()[x[2000:6000].detach().abs() > 1e-4]
     assert torch.equal(rounded(of_half, 11), of_half.half().float())
     assert torch.equal(torch.autograd.grad(rounded(x, 11).sum(), x)[0], torch.ones_like(x))

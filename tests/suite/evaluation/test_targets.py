@@ -63,3 +63,9 @@ def test_targets_of_many_batches_come_back_to_their_sequences(monkeypatch, most:
         found[sequence] = found.get(sequence, 0.0) + log_likelihood
     whole = features.log_softmax(-1)[..., [4, 9]][:, :, [1, 3]].sum((-1, -2))
     assert found == {10 * i + row: pytest.approx(whole[i, row].item(), abs=1e-3) for i in range(5) for row in (0, 1)}
+
+
+@pytest.mark.parametrize("target", [-1, VOCABULARY])
+def test_a_target_outside_of_the_vocabulary_has_no_likelihood(target: int) -> None:
+    with pytest.raises(IndexError, match=f"target {target} of a vocabulary of 23"):
+        log_likelihoods(Logits(6), logits(0), torch.tensor([0, 1]), torch.tensor([3, target]))

@@ -30,6 +30,10 @@ SIZE |= {"again": "${size.d_model}", "nested": {"again": ["${size.name}"], "near
         "${oc.select:rates.null,2}",
         "${oc.select:rates.odd,2}",
         "${oc.select:rates,2}",
+        "${oc.select:model.way.tiny,5.0e-3}",
+        "${oc.select:size.widths.0,5}",
+        "${oc.select:size.name.x,5}",
+        "${oc.select:rates.small,${size.digits}}",
         "${oc.select:rates.small,${size.d_model}}",
         "${.near}",
         "${model.near}",
@@ -39,8 +43,9 @@ SIZE |= {"again": "${size.d_model}", "nested": {"again": ["${size.name}"], "near
 )
 def test_a_reference_becomes_what_omegaconf_makes_of_it(value) -> None:
     sections = {
-        "model": {"near": 3, "value": value, "other": {"value": "${size.name}"}},
-        "size": SIZE | {"open": 1},
+        "model": {"near": 3, "way": "${rates_of}", "value": value, "other": {"value": "${size.name}"}},
+        "size": SIZE | {"open": 1, "digits": "7"},
+        "rates_of": {"tiny": 4e-3},
         "data": {"name": "text", "to_give": "???"},
     }
     ours, theirs = resolved("model", sections), OmegaConf.to_container(OmegaConf.create(sections), resolve=True)["model"]

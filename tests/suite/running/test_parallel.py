@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -129,7 +128,7 @@ def test_more_ranks_than_sequences_take_part_all_the_same(tmp_path):
         "train.lr=1e-4",
     ]
     assert main(["run", *request("hybrid", tmp_path / "one", *few, steps=4)]) == 0
-    # Of five blocks whose weights stay gathered, four are gathered at once.
+    # Five blocks whose weights stay gathered are two units.
     sharded = in_ranks("fsdp", "compute.reshard_after_forward=false")
     with team(tmp_path, *[request("hybrid", tmp_path / "three", *few, *sharded, steps=4)] * 3) as ranks:
         assert ranks.ends() == [0, 0, 0], ranks.said()
@@ -179,11 +178,16 @@ def test_a_killed_rank_ends_the_command_and_the_next_one_goes_on(parallel, tmp_p
 
 
 @pytest.mark.parametrize(
-    "left", [{"host": socket.gethostname(), "pid": 0}, {"status": "out_of_memory", "reason": "no memory", "trace": ""}]
+    "left",
+    [
+        {"numbering": apart.numbering(), "pid": 0},
+        {"status": 130},
+        {"status": "out_of_memory", "reason": "no memory", "trace": ""},
+    ],
 )
 def test_a_rank_that_waits_for_its_gpu_is_freed_when_another_one_has_left(left, monkeypatch):
     """A GPU in a sum that nobody joins holds its host, so a thread beside it has the sum given up."""
-    freed, word = threading.Event(), {"host": socket.gethostname(), "pid": os.getpid()}
+    freed, word = threading.Event(), {"numbering": apart.numbering(), "pid": os.getpid()}
     monkeypatch.setattr(apart, "WATCH_SECONDS", 0.01)
     monkeypatch.setattr(apart, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(apart, "give_up", freed.set)
@@ -199,8 +203,10 @@ def test_a_rank_that_waits_for_its_gpu_is_freed_when_another_one_has_left(left, 
         assert freed.wait(10)
     # What is no number then, is none because nobody summed it up.
     error = Diverged(3, "the loss is not finite", ())
-    with pytest.raises(RankLost, match="was ended from outside" if "pid" in left else "rank 1: no memory"), apart.Apart(world):
+    said = "was ended from outside" if "pid" in left else "rank 1: no memory" if "reason" in left else "does not answer"
+    with pytest.raises(RankLost, match=said) as lost, apart.Apart(world):
         raise error
+    assert lost.value.status == left.get("status", "interrupted") if "reason" in left else lost.value.status == "interrupted"
 
 
 def test_a_second_command_leaves_the_run_to_the_first(tmp_path):
