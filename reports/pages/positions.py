@@ -223,7 +223,8 @@ def _entry(row: Mapping[str, Any]) -> Entry:
 def _short(frames: Frames) -> Iterator[str]:
     """Which texts have documents that are shorter than was asked for, and are left out."""
     rows = measured(frames.results, stage=STAGE, metric="short_documents", whole=True)
-    for row in rows[rows["value"] > 0].drop_duplicates(["text", "reading", "context"]).to_dict("records"):
+    place = ["text", "reading", "context"]
+    for row in rows[rows["value"] > 0].drop_duplicates(place).sort_values(place).to_dict("records"):
         told = f"{row['value']:,.0f} of {counted(row['count'], 'document')} left out, for having fewer tokens"
         yield f"{row['text']}, {_words(row['reading'], row['context'])}: {told}."
 
