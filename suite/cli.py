@@ -17,7 +17,7 @@ from suite.machine.ranks import check_single, leave
 from suite.running.events import Share
 from suite.running.hearing import Hearing
 from suite.running.progress import duration
-from suite.running.signals import stop_once
+from suite.running.signals import INTERRUPTED, stop_once
 from suite.store.foreign import reason_of, say, silence
 from tasks.progress import heard
 
@@ -60,7 +60,7 @@ Exit status: 0 all done, 1 some run failed, 2 the request was wrong, 3 another p
 130 interrupted.
 """
 
-OK, FAILED, WRONG, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, WRONG = 0, 1, 2
 # Verbs that import torch, for seconds, tell a person at once that they have begun.
 SLOW = ("run", "evaluate", "check", "generate", "export", "import")
 # Work of less is not told of while it goes on, and longer work so often.

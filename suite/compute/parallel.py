@@ -80,19 +80,24 @@ def shares(count: int, size: int) -> list[range]:
     return [range(first, end) for first, end in zip(ends[:-1], ends[1:], strict=True)]
 
 
-@contextlib.contextmanager
-def joined(place: Place) -> Iterator[World]:
-    """The world of a process that a launcher started, for as long as the block lasts; `at` says on which device.
+def joined(place: Place) -> World:
+    """The world of a process that a launcher started; `at` says on which device.
 
     All processes meet here. What they tell each other needs no GPU; numbers on GPUs go through NCCL, by those that have one.
     """
     store, _, _ = next(iter(rendezvous("env://")))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=STEP_TIMEOUT)
-    try:
-        talk, writers = (dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT) for _ in range(2))
-        yield World(place.rank, place.size, place.local_rank, torch.device("cpu"), talk, writers, store)
-    finally:
+    talk, writers = (dist.new_group(backend="gloo", timeout=WAITING_TIMEOUT) for _ in range(2))
+    return World(place.rank, place.size, place.local_rank, torch.device("cpu"), talk, writers, store)
+
+
+def part(world: World) -> None:
+    """Ends what the processes had in common. All of them call it, when nothing is under way between them.
+
+    One that leaves at another point does not: it would wait for the others, and its end tells them.
+    """
+    if world.is_joined:
         dist.destroy_process_group()
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from suite.compute.parallel import LeftAlone, World, give_up, words
 from suite.running.failing import RankLost, status_of, told_by
 from suite.running.health import Diverged
-from suite.running.signals import ignore_signals
+from suite.running.signals import INTERRUPTED, ignore_signals
 from suite.store.lock import Superseded
 from tasks.files import machine
 
@@ -30,7 +30,10 @@ WATCH_SECONDS = 0.25
 
 
 class Apart:
-    """Around what all ranks do together: what fails on one of them alone becomes a RankLost on rank 0."""
+    """Around what all ranks do together: what fails on one of them alone becomes a RankLost on rank 0.
+
+    An interruption of one of them interrupts rank 0, which a signal reaches a moment later than the others, or not at all.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -102,7 +105,7 @@ def ended_here(told: Mapping[int, Mapping[str, Any]]) -> dict[int, int]:
     return {rank: pid for rank, pid in here.items() if not is_alive(pid)}
 
 
-def _lost(world: World, *, is_sure: bool) -> RankLost | None:
+def _lost(world: World, *, is_sure: bool) -> RankLost | KeyboardInterrupt | None:
     """Which of the other ranks can't go on, and why; None where none of them is known to. is_sure: whether one of them can't."""
     for _ in range(LOOKS if is_sure else 1):
         told = words(world)
@@ -111,6 +114,8 @@ def _lost(world: World, *, is_sure: bool) -> RankLost | None:
                 lost = RankLost(str(word["status"]), f"rank {rank}: {word['reason']}")
                 lost.add_note(str(word["trace"]))
                 return lost
+        if is_sure and any(word.get("status") == INTERRUPTED for word in told.values()):
+            return KeyboardInterrupt()
         for rank, pid in ended_here(told).items():
             return RankLost("interrupted", f"rank {rank} (process {pid}) was ended from outside; {GOES_ON}")
         time.sleep(LOOK_SECONDS if is_sure else 0.0)

@@ -28,7 +28,7 @@ from suite.machine.parent import die_with_parent
 from suite.plan import Run
 from suite.running.events import Event, Listener
 from suite.running.execute import Command, execute_all
-from suite.running.signals import stop_once
+from suite.running.signals import INTERRUPTED, stop_once
 from suite.store.foreign import counted, reason_of, say
 from tasks.build import task_types
 
@@ -139,7 +139,7 @@ def _worker(
         # The bytes come from the parent process through memory, never from a file.
         execute_all(pickle.loads(packed), results, tell, command=command, world=alone(torch.device("cpu")))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 def _visible_devices() -> list[str]:

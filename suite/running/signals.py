@@ -8,6 +8,10 @@ from collections.abc import Iterator
 from types import FrameType
 
 
+INTERRUPTED = 130
+"""The exit status of a process that was interrupted."""
+
+
 class Preempted(KeyboardInterrupt):
     """A scheduler needs the machine; what was trained so far stands in a checkpoint."""
 

@@ -25,12 +25,11 @@ from suite.request.compose import compose_one
 from suite.request.launch import Launch
 from suite.request.overrides import Request, is_hydra
 from suite.running.execute import is_done
-from suite.running.signals import notice
+from suite.running.signals import INTERRUPTED, notice
 from suite.store.foreign import counted, say
 from suite.store.run_directory import RunDirectory
 
 LOOK_SECONDS = 1.0
-INTERRUPTED = 130
 NAMED_JOBS = 8
 
 

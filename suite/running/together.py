@@ -19,17 +19,17 @@ from types import TracebackType
 import torch
 
 from conf.settings import RequestError
-from suite.compute.parallel import World, alone, at, hear, is_agreed_by_all, joined, leave_word, tell, words
+from suite.compute.parallel import World, alone, at, hear, is_agreed_by_all, joined, leave_word, part, tell, words
 from suite.machine.devices import select_device
 from suite.machine.ranks import place_among
 from suite.plan import Run, task_of
 from suite.running.apart import GOES_ON, ended_here, is_of_connection, numbering, watched
 from suite.running.failing import RankLost, status_of, told_by
-from suite.running.signals import ignore_signals
+from suite.running.signals import INTERRUPTED, ignore_signals
 from suite.running.train import follow
 from suite.store.run_directory import RunDirectory
 
-FAILURE, WRONG, INTERRUPTED = 1, 2, 130
+FAILURE, WRONG = 1, 2
 
 
 @contextlib.contextmanager
@@ -39,10 +39,10 @@ def ranks() -> Iterator[World]:
     if place is None:
         yield alone(torch.device("cpu"))
         return
-    with joined(place) as world:
-        leave_word(world, {"numbering": numbering(), "pid": os.getpid()})
-        with watched(world):
-            yield world
+    world = joined(place)
+    leave_word(world, {"numbering": numbering(), "pid": os.getpid()})
+    with watched(world):
+        yield world
 
 
 def check_ranks(runs: Sequence[Run], *, launches: bool) -> None:
@@ -82,6 +82,7 @@ def lead(world: World, do: Callable[[], int]) -> int:
     finally:
         if are_there:
             tell(world, {"do": "end", "status": status})
+            part(world)
     return status
 
 
@@ -123,6 +124,7 @@ def _follow(world: World, plan: Callable[[], Sequence[Run]]) -> int:
         torch.set_num_threads(run.compute.threads)
         here = at(world, select_device(run.compute.device))
         follow(run, task_of(run.config), RunDirectory(Path(run.paths.results), run.run_id), here)
+    part(world)
     return int(told["status"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,7 @@ import torch
 from suite.cli import command
 
 SECONDS = 120.0
+SHOWS_WHERE = signal.SIGUSR1
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(["tests.suite.running.preloaded"])
 
@@ -31,10 +33,18 @@ class Team:
     logs: Sequence[Path]
 
     def ends(self) -> list[int | None]:
-        """The exit status of every rank, waited for; a rank that was killed has the negative number of its signal."""
+        """The exit status of every rank, waited for; a rank that was killed has the negative number of its signal.
+
+        Fails where one does not end, with what every rank has printed and where it stands.
+        """
         limit = time.monotonic() + SECONDS
         for process in self.processes:
             process.join(max(0.0, limit - time.monotonic()))
+        on = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        for rank in on:
+            self.send(rank, SHOWS_WHERE)
+            self.processes[rank].join(1.0)
+        assert not on, "\n".join(f"rank {rank}{' runs on' * (rank in on)}: {self.said(rank)}" for rank in range(len(self.logs)))
         return [process.exitcode for process in self.processes]
 
     def said(self, rank: int = 0) -> str:
@@ -81,6 +91,7 @@ def _rank(rank: int, size: int, port: int, request: list[str], log: Path, fault:
     torch.set_num_threads(1)
     # The process that it was forked from ignores Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    faulthandler.register(SHOWS_WHERE)
     if fault is not None:
         fault(rank)
     raise SystemExit(command())

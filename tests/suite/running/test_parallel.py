@@ -26,6 +26,7 @@ from suite.running import apart
 from suite.running.batches import batches, indices_of, unasked
 from suite.running.failing import RankLost
 from suite.running.health import Diverged
+from suite.running.signals import INTERRUPTED
 from suite.saved import new_model
 from tests.suite.conftest import ROOT
 from tests.suite.running.team import Team, team, until
@@ -181,7 +182,7 @@ def test_a_killed_rank_ends_the_command_and_the_next_one_goes_on(parallel, tmp_p
     "left",
     [
         {"numbering": apart.numbering(), "pid": 0},
-        {"status": 130},
+        {"status": INTERRUPTED},
         {"status": "out_of_memory", "reason": "no memory", "trace": ""},
     ],
 )
@@ -203,10 +204,14 @@ def test_a_rank_that_waits_for_its_gpu_is_freed_when_another_one_has_left(left, 
         assert freed.wait(10)
     # What is no number then, is none because nobody summed it up.
     error = Diverged(3, "the loss is not finite", ())
-    said = "was ended from outside" if "pid" in left else "rank 1: no memory" if "reason" in left else "does not answer"
+    if left.get("status") == INTERRUPTED:
+        with pytest.raises(KeyboardInterrupt), apart.Apart(world):
+            raise error
+        return
+    said = "was ended from outside" if "pid" in left else "rank 1: no memory"
     with pytest.raises(RankLost, match=said) as lost, apart.Apart(world):
         raise error
-    assert lost.value.status == left.get("status", "interrupted") if "reason" in left else lost.value.status == "interrupted"
+    assert lost.value.status == left.get("status", "interrupted")
 
 
 def test_a_second_command_leaves_the_run_to_the_first(tmp_path):
@@ -218,8 +223,18 @@ def test_a_second_command_leaves_the_run_to_the_first(tmp_path):
         assert "works on it" in second.said()
         for rank in range(2):
             first.send(rank, signal.SIGINT)
-        assert first.ends() == [130, 130]
+        assert first.ends() == [INTERRUPTED] * 2
     assert "interrupted; the same command goes on" in first.said() and not first.said(1)
+    assert status(tmp_path / "results")["status"] == "interrupted"
+
+
+def test_an_interruption_of_another_rank_is_one_of_the_command(tmp_path):
+    asked = request("hybrid", tmp_path / "results", *in_ranks("ddp"), "eval=none", steps=5000)
+    with team(tmp_path, *[asked] * 2) as ranks:
+        until(lambda: checkpointed(tmp_path / "results", 1), "a checkpoint")
+        ranks.send(1, signal.SIGINT)
+        assert ranks.ends() == [INTERRUPTED] * 2
+    assert "interrupted; the same command goes on" in ranks.said() and not ranks.said(1)
     assert status(tmp_path / "results")["status"] == "interrupted"
 
 
