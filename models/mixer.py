@@ -37,6 +37,11 @@ class SequenceMixer(nn.Module, ABC):
 
         type: Name
 
+        @property
+        def drawn_by_step(self) -> tuple[str, ...]:
+            """The settings because of which one training step computes something else than the next; none here."""
+            return ()
+
     op: ModuleType | None = None
     """The module of models/ops that computes the recurrence, where a backend other than PyTorch has a kernel for it."""
 
@@ -154,7 +159,7 @@ class SequenceMixer(nn.Module, ABC):
     @property
     def draws(self) -> bool:
         """Whether `begin_step` changes what a step computes: then one step can't be captured and replayed for all."""
-        return False
+        return bool(self.settings.drawn_by_step)
 
 
 def overwrite(state: State, after: State) -> None:

@@ -207,9 +207,8 @@ def check_compute(config: Config, compute: Compute) -> None:
         return
     if config.train.optimizer == "muon":
         raise RequestError("compute.cuda_graph=true, permitted with train.optimizer=muon are auto and false")
-    for key in ("random_steps", "solve_from"):
-        if any(getattr(mixer, key, None) is not None for mixer in config.model.mixers):
-            raise RequestError(f"compute.cuda_graph=true, permitted with {key} are auto and false: steps differ")
+    for key in (name for mixer in config.model.mixers for name in mixer.drawn_by_step):
+        raise RequestError(f"compute.cuda_graph=true, permitted with {key} are auto and false: steps differ")
     if select_device(compute.device).type != "cuda":
         raise RequestError("compute.cuda_graph=true, permitted on a CPU are auto and false")
 

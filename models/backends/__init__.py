@@ -19,6 +19,7 @@ from torch import Tensor
 
 from conf.settings import Refusal, RequestError, near
 from models.installed import version as version
+from models.ops.solvers import SMALLEST_RESIDUAL
 
 BACKENDS = ("torch", "fla", "mamba_ssm", "triton")
 JOINT = "+"
@@ -114,8 +115,8 @@ MESA_BY_TRITON = (
     *MESA,
     Limit("key_dim and value_dim up to 128", lambda m: max(m.key_dim, m.value_dim) <= 128),
     Limit("solver.initial other than previous_token", lambda m: m.solver.initial != "previous_token"),
-    # What float32 can tell of a residual; below it `models.ops.solvers` goes on in more digits, which no kernel does.
-    Limit("solver.tolerance=0 or from 2e-7", lambda m: m.solver.tolerance == 0.0 or m.solver.tolerance >= 2e-7),
+    # No kernel goes on in more digits, as `models.ops.solvers` does.
+    Limit(f"solver.tolerance=0 or from {SMALLEST_RESIDUAL:g}", lambda m: not m.solver.is_beyond_float32),
     Limit("solver.stop=right_hand_side or tolerance=0", lambda m: m.solver.stop == "right_hand_side" or m.solver.tolerance == 0),
 )
 MESA_BY_FLA = (

@@ -23,7 +23,7 @@ from models.linear_rnn import GateStart, LinearRNN
 from models.mixer import State
 from models.ops import mesa
 from models.ops.mesa import sherman_morrison
-from models.ops.solvers import SOLVERS, Solver, SolverSettings, build_solver
+from models.ops.solvers import SMALLEST_RESIDUAL, SOLVERS, Solver, SolverSettings, build_solver
 from models.ops.solvers.conjugate_gradients import ConjugateGradients
 from models.ops.solvers.iteration import IterativeSolver
 from models.ops.solvers.richardson import Richardson
@@ -32,8 +32,6 @@ SMALLEST_DECAY = 1e-6
 """The least |gamma| of a gate that may change its sign: nearer to 0 its logarithm's gradient is cut off, and would overflow."""
 
 SIGNIFICANT_BITS = {"tf32": 11, "bfloat16": 8}
-SMALLEST_RESIDUAL = 2e-7
-"""The least tolerance that float32 can tell; for a smaller one solvers go on in more digits."""
 
 UNSOLVED = ConjugateGradients(max_steps=0, tolerance=0.0, stop="right_hand_side", initial="query", gradient="unrolled")
 """x = q, with the gradient of that: H and Lambda have no part in it."""
@@ -79,6 +77,10 @@ class Mesa(LinearRNN):
         decode: Annotated[Literal["solver", "sherman_morrison"], Neutral("solver")]
         refresh: Annotated[Count | None, Neutral(None)]
 
+        @property
+        def drawn_by_step(self) -> tuple[str, ...]:
+            return tuple(name for name in ("random_steps", "solve_from") if getattr(self, name) is not None)
+
         def __post_init__(self) -> None:
             super().__post_init__()
             start = self.forget_gate_init
@@ -88,7 +90,7 @@ class Mesa(LinearRNN):
                 raise Refusal("regularizer_init", self.regularizer_init, f"numbers above the floor, {self.regularizer_floor}")
             if self.solve_precision != "float32" and self.solver.name == "cholesky":
                 raise Refusal("solve_precision", self.solve_precision, "float32 with solver.name=cholesky, which has no products")
-            if self.solve_precision != "float32" and 0.0 < self.solver.tolerance < SMALLEST_RESIDUAL:
+            if self.solve_precision != "float32" and self.solver.is_beyond_float32:
                 raise Refusal("solve_precision", self.solve_precision, f"float32 with a tolerance below {SMALLEST_RESIDUAL:g}")
             if self.random_steps is not None and self.solver.name == "cholesky":
                 raise Refusal("random_steps", self.random_steps, "null with solver.name=cholesky, which takes no steps")
@@ -135,10 +137,6 @@ class Mesa(LinearRNN):
         if self.settings.random_steps is not None:
             generator = np.random.Generator(np.random.Philox(key=[seed, step]))
             self.steps_of_batch = int(generator.integers(self.settings.random_steps + 1))
-
-    @property
-    def draws(self) -> bool:
-        return self.settings.random_steps is not None or self.settings.solve_from is not None
 
     @property
     def capturable(self) -> bool:

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-
 INTERRUPTED = 130
 """The exit status of a process that was interrupted."""
 

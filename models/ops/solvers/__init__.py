@@ -24,6 +24,8 @@ SOLVERS: dict[str, type[Solver]] = {
     "richardson": Richardson,
     "cholesky": Cholesky,
 }
+SMALLEST_RESIDUAL = 2e-7
+"""The least tolerance that float32 can tell; for a smaller one solvers go on in more digits."""
 
 
 class SolverSettings(Settings, kw_only=True):
@@ -40,6 +42,11 @@ class SolverSettings(Settings, kw_only=True):
         if self.name == "richardson" and self.gradient == "implicit":
             # A solution does not depend on the step size, which would learn nothing.
             raise Refusal("gradient", self.gradient, "unrolled with solver.name=richardson, whose step size is learned")
+
+    @property
+    def is_beyond_float32(self) -> bool:
+        """Whether the tolerance is one that float32 can't tell. Without a tolerance (0) all steps are taken, in float32."""
+        return 0.0 < self.tolerance < SMALLEST_RESIDUAL
 
 
 def build_solver(settings: SolverSettings) -> Solver:
