@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import gc
 import html
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,10 @@ def build_report(page: Page, frames: Frames, out_dir: Path, sheet: Sheet = SCREE
     details, figures = run_details(frames), dict[str, Any]()
     linked = Linked.of(frames, run_numbers(details))
     with sheet.applied():
-        sections = [_section(part, call, frames, out_dir, linked, figures) for part, call in calls]
+        sections = []
+        for part, call in calls:
+            with _uncollected():
+                sections.append(_section(part, call, frames, out_dir, linked, figures))
     command = "\n".join([*commands_of(frames.request), drawing_of(frames.request)])
     whole = document(
         "page.html",
@@ -87,6 +92,18 @@ def build_report(page: Page, frames: Frames, out_dir: Path, sheet: Sheet = SCREE
     index = out_dir / "index.html"
     index.write_text(whole, encoding="utf-8")
     return index
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for garbage while a part is drawn: of thousands of artists none is garbage until the part is done."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def _section(

@@ -44,6 +44,8 @@ def finish(figure: Figure) -> None:
         _for_paper(figure, panels, sheet.ink)
     _label_rows(panels)
     renderer = renderer_of(figure)
+    for axes in panels:
+        _spare_measures(axes)
     _lay_out(figure)
     for _ in range(FITS):
         if not any([_fit_labels(axes, renderer) for axes in panels]):
@@ -51,10 +53,10 @@ def finish(figure: Figure) -> None:
         _lay_out(figure)
     if len(set(titles.values())) > 1 and _name_panels(titles, renderer):
         _lay_out(figure)
+    if any([_free_title(axes, renderer) for axes in panels]):
+        _lay_out(figure)
     # The layout is found once: with an engine, even the one called "none", matplotlib draws every format twice.
     figure.set_layout_engine(None)
-    for axes in panels:
-        _keep_title(axes)
     for axis in (axis for axes in panels for axis in (axes.xaxis, axes.yaxis)):
         _thin_ticks(axis, renderer)
 
@@ -67,10 +69,36 @@ def _lay_out(figure: Figure) -> None:
         engine.execute(figure)
 
 
-def _keep_title(axes: Axes) -> None:
-    """Leaves a title that nothing moves where it is: for its place every drawing would measure all the ticks once more."""
-    if axes.get_title() and axes.title.get_position()[1] == 1:
-        axes.set_title(axes.get_title(), y=1, fontproperties=axes.title.get_fontproperties().copy())
+def _spare_measures(axes: Axes) -> None:
+    """Keeps a layout and every drawing from finding all ticks once more for what these do not move.
+
+    That is a title, which nothing on the upper side of a panel pushes up, and lines beyond whose ticks the labels stand.
+    """
+    if axes.get_title() and axes.xaxis.get_ticks_position() == "bottom":
+        _place_title(axes, 1.0)
+    for axis, sides in ((axes.xaxis, ("bottom", "top")), (axes.yaxis, ("left", "right"))):
+        told = axis.get_tick_params()
+        if all(told[f"label{side}"] or not told[side] for side in sides):
+            for side in sides:
+                axes.spines[side].set_in_layout(False)
+
+
+def _free_title(axes: Axes, renderer: RendererBase) -> bool:
+    """Lifts a title that would stand on the power of ten above the y axis; returns whether it would."""
+    power = axes.yaxis.get_offset_text()
+    if not (axes.get_title() and power.get_visible() and power.get_text()):
+        return False
+    title, covered = axes.title.get_window_extent(renderer), power.get_window_extent(renderer)
+    if title.overlaps(covered):
+        # The panel is smaller once there is room for it.
+        _place_title(axes, 1.0 + 1.1 * (covered.y1 - title.y0) / axes.bbox.height)
+        return True
+    return False
+
+
+def _place_title(axes: Axes, y: float) -> None:
+    """y: in heights of the panel."""
+    axes.set_title(axes.get_title(), y=y, fontproperties=axes.title.get_fontproperties().copy())
 
 
 class PlainPowers(Formatter):

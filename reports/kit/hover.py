@@ -23,6 +23,8 @@ SVG_DPI = 72
 MOST_POINTS = 200
 """Points of a line that can be pointed at: more of them than pixels between them help nobody."""
 VALUE = ("mean", "low", "high")
+TOLD = ("arm", "family", "at", "position_low", "position_high", "without", "n", "seeds", "runs")
+"""What a row says of a point, beside its value."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +138,11 @@ def _vertices(line: Line2D) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _told_points(line: Line2D, told: Told) -> list[tuple[np.ndarray, dict[str, Any]]]:
     kept, data, pixels = _vertices(line)
-    records = told.rows.iloc[kept].to_dict("records")
+    names = [name for name in dict.fromkeys((*TOLD, *told.value)) if name in told.rows]
+    columns = [told.rows[name].to_numpy(dtype=object)[kept] for name in names]
     points = []
-    for k, row in zip(kept, records, strict=True):
+    for k, *values in zip(kept, *columns, strict=True):
+        row = dict(zip(names, values, strict=True))
         label = row.get("arm") or row.get("family") or told.label
         point = {name: row.get(column) for name, column in zip(VALUE, told.value, strict=True)}
         if point["mean"] is None:

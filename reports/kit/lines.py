@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 
 from reports.kit.hover import of_each, remember
 from reports.kit.panels import position_axis
 from reports.kit.style import arms_in_order, line_style, plain
 
 Look = Mapping[str, object]
+_Band = tuple[np.ndarray, Any]
+"""The outline of a band [N, 2], and its colour."""
 FURTHER = ("--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 """Dashes of the second line of a model, of the third and of others."""
 BAND = 0.18
@@ -36,12 +39,13 @@ def lines_of(
     A second line of a model is dashed, and further ones in other ways.
     """
     drawn: Counter[str] = Counter()
+    rows = dict(tuple(data.sort_values(x, kind="stable").groupby(label, sort=False)))
     for name, model in arms_in_order(data, label):
         look = line_style(model, marker) | {"label": plain(name)}
         if drawn[model]:
             look["linestyle"] = FURTHER[(drawn[model] - 1) % len(FURTHER)]
         drawn[model] += 1
-        yield name, look, data[data[label] == name].sort_values(x)
+        yield name, look, rows[name]
 
 
 def shaded(data: pd.DataFrame, keys: str | list[str], color_map: str = "viridis") -> Iterator[tuple[Any, Look, pd.DataFrame]]:
@@ -59,9 +63,11 @@ def seed_points(axes: Axes, line: pd.DataFrame, x: str, *, look: Look) -> None:
     ends = line["mean"] - line["low"], line["high"] - line["mean"]
     drawn = axes.errorbar(line[x], line["mean"], ends, elinewidth=1.1, **look)
     remember(drawn.lines[0], line, label=look.get("label", ""))
-    bare = of_each(line[line["half_width"].isna() & (line["n"] > 1)])
-    (seeds,) = axes.plot(bare[x], bare["mean"], ".", color=look["color"], markersize=3, alpha=0.7)
-    remember(seeds, bare, label=look.get("label", ""))
+    bare = line[line["half_width"].isna() & (line["n"] > 1)]
+    if len(bare):
+        bare = of_each(bare)
+        (seeds,) = axes.plot(bare[x], bare["mean"], ".", color=look["color"], markersize=3, alpha=0.7)
+        remember(seeds, bare, label=look.get("label", ""))
 
 
 def banded_lines(axes: Axes, lines: Iterable[tuple[Look, pd.DataFrame]]) -> None:
@@ -73,14 +79,32 @@ def banded_lines(axes: Axes, lines: Iterable[tuple[Look, pd.DataFrame]]) -> None
     drawn: list[tuple[Mapping[str, Any], pd.DataFrame]] = [(look, line.sort_values("position")) for look, line in lines]
     widths = [float(look.get("linewidth", 0.0)) for look, _ in drawn]
     alpha = BAND / max(1.0, len(drawn) / 4) ** 0.5
+    filled, edges = list[_Band](), list[_Band]()
     for (look, line), width in zip(drawn, widths, strict=True):
-        (mean,) = axes.plot(line["position"], line["mean"], **look)
+        position, low, high = (line[name].to_numpy(dtype=float) for name in ("position", "low", "high"))
+        (mean,) = axes.plot(position, line["mean"].to_numpy(dtype=float), **look)
         remember(mean, line, label=look.get("label", ""))
-        ends = line["position"], line["low"], line["high"]
-        if len(drawn) <= MANY_BANDS or width == max(widths) > min(widths):
-            axes.fill_between(*ends, color=look["color"], alpha=alpha, linewidth=0, zorder=1.5)
-        else:
-            axes.fill_between(*ends, facecolor="none", edgecolor=look["color"], alpha=0.35, linewidth=0.4, zorder=1.5)
+        is_filled = len(drawn) <= MANY_BANDS or width == max(widths) > min(widths)
+        (filled if is_filled else edges).extend((each, look["color"]) for each in _outlines(position, low, high))
+    # One artist for all bands of a kind: every artist costs time in the layout and in each of the formats.
+    for bands, line_width, opacity in ((filled, 0.0, alpha), (edges, 0.4, 0.35)):
+        if bands:
+            outlines, colors = zip(*bands, strict=True)
+            # A list, since a pair of words would be a colour and how opaque it is.
+            own = list(colors)
+            faces, lines_of_bands = (own, "none") if bands is filled else ("none", own)
+            shared: dict[str, Any] = {"alpha": opacity, "linewidths": line_width, "zorder": 1.5}
+            axes.add_collection(PolyCollection(outlines, facecolors=faces, edgecolors=lines_of_bands, **shared))
+    axes.autoscale_view()
+
+
+def _outlines(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> Iterator[np.ndarray]:
+    """The closed outlines [N, 2] of a band, one a stretch of places at which both of its ends are known."""
+    known = np.isfinite(low) & np.isfinite(high)
+    for places in np.split(np.arange(len(x)), np.flatnonzero(np.diff(known)) + 1):
+        if len(places) > 1 and known[places[0]]:
+            there, back = (np.column_stack([x[places], ends[places]]) for ends in (low, high))
+            yield np.concatenate([there, back[::-1]])
 
 
 def enlarged_range(data: pd.DataFrame) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -59,9 +60,10 @@ def having(frames: Frames, *, stage: str, task: str = "", metric: str = "", mode
     """The runs that have rows of a stage. Raises NoData where there is none."""
     rows = frames.results
     if len(rows):
-        rows = rows[rows["stage"] == stage]
-        rows = rows[rows["metric"] == metric] if metric else rows
-    runs = frames.runs[frames.runs["run_id"].isin(rows["run_id"].unique())] if len(rows) else frames.runs.iloc[:0]
+        # The ids alone: a stage of thousands of runs is many rows of many columns.
+        asked = rows["stage"] == stage
+        ids = rows.loc[asked & (rows["metric"] == metric) if metric else asked, "run_id"].unique()
+    runs = frames.runs[frames.runs["run_id"].isin(ids)] if len(rows) else frames.runs.iloc[:0]
     runs = runs[runs["task"] == task] if task else runs
     runs = runs[runs["model"].isin(models)] if models else runs
     if runs.empty:
@@ -113,8 +115,9 @@ def one_arm_a_model(runs: pd.DataFrame, losses: pd.Series, *, by: str, apart: Se
     return list(runs.loc[runs["group_id"].isin(best), "run_id"]), notes
 
 
+@functools.lru_cache(maxsize=2)
 def validation_losses(frames: Frames, metric: str) -> pd.Series:
-    """By run_id the metric on the validation split after training, as a loss: the lower, the better."""
+    """By run_id the metric on the validation split after training, as a loss: the lower, the better. Figures share it."""
     rows = frames.results
     rows = rows[(rows["stage"] == "train") & (rows["split"] == "validation") & (rows["metric"] == metric) & (rows["slice"] == "")]
     sign = -1.0 if METRICS[metric].better == "higher" else 1.0

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+from fontTools import subset
 
 from reports.kit.finish import finish
 from reports.kit.parts import Drawing
 from suite.naming import natural
 
 PNG_DPI = 200
+LAYOUT_TABLES = ("GDEF", "GPOS", "GSUB", "MATH", "kern")
 
 
 def save_drawing(drawing: Drawing, png: Path, pdf: Path, csv: Path) -> None:
@@ -21,8 +25,23 @@ def save_drawing(drawing: Drawing, png: Path, pdf: Path, csv: Path) -> None:
     """
     finish(drawing.figure)
     drawing.figure.savefig(png, dpi=PNG_DPI)
-    drawing.figure.savefig(pdf, metadata={"CreationDate": None})
+    with _fonts_without_layout():
+        drawing.figure.savefig(pdf, metadata={"CreationDate": None})
     write_csv(in_order(drawing.data), csv)
+
+
+@contextmanager
+def _fonts_without_layout() -> Iterator[None]:
+    """Fonts are embedded without the tables by which text is laid out: a PDF says itself where each glyph stands.
+
+    To cut these tables down takes longer than to draw most figures, and matplotlib has no setting for it.
+    """
+    kept = subset.Options._drop_tables_default
+    subset.Options._drop_tables_default = [*kept, *LAYOUT_TABLES]
+    try:
+        yield
+    finally:
+        subset.Options._drop_tables_default = kept
 
 
 def svg_of(drawing: Drawing) -> bytes:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import zlib
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from fontTools import subset
+from fontTools.ttLib import TTFont
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from test_figures import POSITION, STATE, add_position, add_recall, frames
@@ -18,7 +22,7 @@ from reports.kit.finish import finish
 from reports.kit.lines import MANY_BANDS, banded_lines
 from reports.kit.panels import grid_of_panels, new_figure, row_of_panels, within_limits
 from reports.kit.parts import Drawing
-from reports.kit.save import save_drawing
+from reports.kit.save import LAYOUT_TABLES, save_drawing
 from reports.kit.sheet import SCREEN, VENUES, Sheet, current, read_sheet
 from reports.pages import figures
 
@@ -165,11 +169,48 @@ def test_bands_pale_as_they_grow_many_and_then_are_edges() -> None:
     alphas = {}
     for count in (2, 6, MANY_BANDS + 1):
         _, (axes,) = row_of_panels(1, width=3, height=3)
-        banded_lines(axes, [({"color": "red", "linewidth": 1.0 + (i == 0)}, line) for i in range(count)])
-        filled = [band for band in axes.collections if len(band.get_facecolor())]
-        alphas[count] = filled[0].get_alpha()
-        assert len(filled) == (count if count <= MANY_BANDS else 1)
+        banded_lines(axes, [({"color": f"C{i}", "linewidth": 1.0 + (i == 0)}, line) for i in range(count)])
+        filled, *edges = axes.collections
+        alphas[count] = filled.get_alpha()
+        assert len(filled.get_facecolor()) == (count if count <= MANY_BANDS else 1)
+        assert sum(len(each.get_edgecolor()) for each in edges) == (0 if count <= MANY_BANDS else count - 1)
     assert alphas[2] > alphas[6] > alphas[MANY_BANDS + 1]
+
+
+def test_a_band_has_a_gap_where_an_end_of_it_is_not_known() -> None:
+    line = pd.DataFrame({"position": [1, 2, 3, 4, 5, 6], "mean": 0.0, "low": -1.0, "high": [1, 2, np.nan, np.nan, 3, 4]})
+    _, (axes,) = row_of_panels(1, width=3, height=3)
+    banded_lines(axes, [({"color": "C1", "linewidth": 1.0}, line)])
+    (bands,) = axes.collections
+    corners = [{(x, y) for x, y in path.vertices} for path in bands.get_paths()]
+    assert corners == [{(1, -1), (2, -1), (2, 2), (1, 1)}, {(5, -1), (6, -1), (6, 4), (5, 3)}]
+    assert axes.get_ylim()[0] < -1 and axes.get_ylim()[1] > 4
+
+
+def test_a_title_moves_where_it_would_stand_on_a_power_of_ten() -> None:
+    heights = []
+    for scale in (1e9, 1.0):
+        figure, (axes,) = row_of_panels(1, width=1.2, height=2)
+        axes.plot([0, 1], [0, scale])
+        axes.set_title("a long title")
+        finish(figure)
+        heights.append(axes.title.get_position()[1])
+        covered = axes.yaxis.get_offset_text().get_window_extent()
+        assert not axes.title.get_window_extent().overlaps(covered) or not covered.width
+    assert heights[0] > heights[1] == 1
+
+
+def test_a_pdf_embeds_its_fonts_without_what_lays_text_out(tmp_path: Path) -> None:
+    kept = list(subset.Options().drop_tables)
+    figure, (axes,) = row_of_panels(1, width=3, height=3)
+    axes.set_title("office")
+    paths = tmp_path / "x.png", tmp_path / "x.pdf", tmp_path / "x.csv"
+    with SCREEN.applied():
+        save_drawing(Drawing(pd.DataFrame({"x": [1]}), figure), *paths)
+    found = [zlib.decompress(part) for part in re.findall(rb"stream\r?\n(.*?)\r?\nendstream", paths[1].read_bytes(), re.DOTALL)]
+    fonts = [TTFont(BytesIO(each)) for each in found if each[:4] == b"\0\1\0\0"]
+    assert fonts and all("glyf" in font and not {*LAYOUT_TABLES} & {*font.keys()} for font in fonts)
+    assert list(subset.Options().drop_tables) == kept
 
 
 def test_the_csv_stands_by_arm_and_place(store, tmp_path: Path) -> None:
