@@ -20,7 +20,7 @@ from conf.paths import UserPath
 from conf.settings import OUTSIDE, Refusal
 from models.backbone.language_model import LanguageModel, parts_of_vocabulary
 from models.hf import folder
-from models.hf.cache import Held, constant, copied, gathered, growing, recurrent
+from models.hf.cache import Held, constant, copied, gathered, growing, has_room, only_grows, recurrent
 from models.hf.library import built, library, loaded, refused
 from models.mixer import SequenceMixer, State
 
@@ -57,8 +57,8 @@ class HFModel(LanguageModel):
         self.d_model, self.vocab_size = int(text.hidden_size), int(text.vocab_size)
         self.blocks = nn.ModuleList()
         self.ends = frozenset(_listed(text.eos_token_id))
-        forward = inspect.signature(self.causal.base_model.forward).parameters
-        self._cache_name = next((name for name in ("cache", "past_key_values") if name in forward), "")
+        self._takes = frozenset(inspect.signature(self.causal.base_model.forward).parameters)
+        self._cache_name = next((name for name in ("cache", "past_key_values") if name in self._takes), "")
         if not self._cache_name or self.causal.get_output_embeddings() is None:
             raise refused(self.folder, "keeps no cache of transformers' own", "models that do")
 
@@ -89,10 +89,14 @@ class HFModel(LanguageModel):
             features, state = self.features(part, state)
             answers.append(self.head(features))
         self.train(was_training)
-        difference = (torch.cat(answers, 1) - whole).abs().max() / whole.abs().max().clamp(min=1.0)
-        if not difference < (1e-3 if self.settings.dtype == "float32" else 0.1):
+        if not self._agree(torch.cat(answers, 1), whole):
             fault = f"is a {self.causal.config.model_type}, whose logits don't come of its output embedding and cache alone"
             raise refused(self.folder, fault, "models whose logits do")
+
+    def _agree(self, logits: Tensor, others: Tensor) -> bool:
+        """Whether logits that come about in two ways differ by rounding alone."""
+        difference = (logits - others).abs().max() / others.abs().max().clamp(min=1.0)
+        return bool(difference < (1e-3 if self.settings.dtype == "float32" else 0.1))
 
     def embed(self, tokens: Tensor) -> Tensor:
         return self.causal.get_input_embeddings()(tokens)
@@ -106,17 +110,23 @@ class HFModel(LanguageModel):
         """Raises ValueError for starts, and for more tokens than the model has learnt positions for."""
         if starts is not None:
             raise Refusal("task.reset_at_bos", True, "false with model=hf, which resets no state")
-        cache = copied(state[0].cache) if state and isinstance(state[0], Held) else self._new_cache()
+        before = state[0] if state and isinstance(state[0], Held) else None
+        cache, filled = (copied(before.cache), before.filled) if before is not None else (self._new_cache(), None)
         seen = 0 if not state else cache.get_seq_length() if self.longest is not None else 0
         self._check_length(seen + tokens.shape[1])
         # Some recurrences of transformers go on from a state by single tokens alone.
         parts = tokens.split(1, dim=1) if state and recurrent(cache) else [tokens]
-        made = [self._read(part, cache) for part in parts]
-        return torch.cat(made, dim=1), [Held(cache)]
+        made = [self._read(part, cache, filled) for part in parts]
+        return torch.cat(made, dim=1), [Held(cache, filled)]
 
-    def _read(self, tokens: Tensor, cache: Any) -> Tensor:
-        """What the head reads of tokens behind those of a cache, which then has them too."""
-        made: Tensor = self.causal.base_model(input_ids=tokens, use_cache=True, **{self._cache_name: cache}).last_hidden_state
+    def _read(self, tokens: Tensor, cache: Any, filled: Tensor | None = None) -> Tensor:
+        """What the head reads of tokens behind those of a cache, which then has them too. filled: see `Held`."""
+        about: dict[str, Any] = {self._cache_name: cache}
+        if filled is not None:
+            seen = cache.get_seq_length()
+            slots = torch.arange(seen + tokens.shape[1], device=tokens.device)
+            about |= {"attention_mask": (slots >= filled[:, None]).long(), "position_ids": slots[seen:] - filled[:, None]}
+        made: Tensor = self.causal.base_model(input_ids=tokens, use_cache=True, **about).last_hidden_state
         return made
 
     def _check_length(self, length: int) -> None:
@@ -174,15 +184,27 @@ class HFModel(LanguageModel):
         return []
 
     def reserve(self, state: list[State], num_tokens: int) -> list[State]:
-        return list(state)
+        return [Held(each.cache, each.filled, num_tokens) for each in state if isinstance(each, Held)]
 
     def gathered(self, rows: Sequence[tuple[list[State], int]]) -> list[State]:
-        return [Held(gathered([(state[0].cache, row) for state, row in rows if isinstance(state[0], Held)]))]
+        return [gathered([(state[0], row) for state, row in rows if isinstance(state[0], Held)])]
 
-    @property
+    @functools.cached_property
     def mixes_lengths(self) -> bool:
-        """A cache of transformers has one number of tokens for all sequences."""
-        return False
+        """A cache of transformers has one number of tokens for all sequences, so shorter ones are filled up in front.
+
+        That is for keys and values alone, where a model takes which of them count and where its tokens stand, and steps from
+        states side by side as from each by itself.
+        """
+        if not only_grows(self._first) or not {"attention_mask", "position_ids"} <= self._takes:
+            return False
+        tokens = torch.arange(7, device=self.causal.get_output_embeddings().weight.device).unsqueeze(0) % self.vocab_size
+        with torch.no_grad():
+            states = [self.features(tokens[:, :length])[1] for length in (6, 2)]
+            alone = [self.step(tokens[0, -1:], state)[0] for state in states]
+            joined = self.gathered([(self.reserve(state, 1), 0) for state in states])
+            together = self.step_(tokens[0, -1:].repeat(2), joined)
+        return self._agree(together, torch.cat(alone))
 
     @property
     def goes_on(self) -> bool:
@@ -190,14 +212,20 @@ class HFModel(LanguageModel):
         return not recurrent(self._first)
 
     def step_(self, tokens: Tensor, state: list[State]) -> Tensor:
-        answers, state[:] = self.step(tokens, state)
-        return answers
+        before = state[0] if state else None
+        if not isinstance(before, Held) or not has_room(before.cache, 1):
+            answers, state[:] = self.step(tokens, state)
+            return answers
+        self._check_length(before.cache.get_seq_length() + 1)
+        made = self._read(tokens.unsqueeze(1), before.cache, before.filled)
+        state[:] = [Held(before.cache, before.filled, before.room)]
+        return self.head(made[:, -1])
 
     @property
     def capturable(self) -> bool:
         return False
 
-    @property
+    @functools.cached_property
     def longest(self) -> int | None:
         """The most tokens that the model has learnt positions for; None where positions are computed, or there are none."""
         most = getattr(self.causal.config.get_text_config(decoder=True), "max_position_embeddings", None)

@@ -260,3 +260,58 @@ def test_code_in_the_folder_is_never_run(tmp_path):
     with pytest.raises(RequestError, match="has model_type='foreign'"):
         read(tmp_path)
     assert not ran.exists()
+
+
+GROWING = ("gpt2", "llama", "experts")
+"""Kinds of models that keep the keys and values of all tokens and nothing else."""
+
+
+@torch.no_grad()
+def test_sequences_of_any_lengths_step_together_as_by_themselves(pair):
+    model, theirs = pair
+    lengths = [9, 3, 9, 6]
+    assert model.mixes_lengths == any(theirs.config.model_type == CONFIGS[kind]().model_type for kind in GROWING)
+    if not model.mixes_lengths:
+        lengths = [6, 6, 6, 6]
+    rows = [row[:length] for row, length in zip(tokens(4), lengths, strict=True)]
+    alone = [model.features(row[None])[1] for row in rows]
+    together = model.gathered([(model.reserve(state, 3), 0) for state in alone])
+    left = list(range(4))
+    for t in range(5):
+        if t == 2:
+            # The longest leave: what the others were filled up with goes too. And more tokens come than room was for.
+            left, together = [1, 3], model.gathered([(together, 1), (together, 3)])
+        step = torch.tensor([5 + i + t for i in left])
+        expected = []
+        for i, token in zip(left, step, strict=True):
+            answers, alone[i] = model.step(token[None], alone[i])
+            expected.append(answers)
+        assert_near(model.step_(step, together), torch.cat(expected), "float32")
+    if model.mixes_lengths:
+        assert together[0].cache.get_seq_length() == max(lengths[i] for i in left) + 5
+
+
+@torch.no_grad()
+def test_a_step_that_is_not_in_place_leaves_a_state_with_room(pair):
+    model, _ = pair
+    _, state = model.features(tokens()[:, :9])
+    reserved = model.gathered([(model.reserve(state, 4), row) for row in range(3)])
+    first, once = model.step(tokens()[:, 9], reserved)
+    expected, _ = model.step(tokens()[:, 10], once)
+    model.step(tokens()[:, 0], reserved)
+    after, _ = model.step(tokens()[:, 10], once)
+    again, _ = model.step(tokens()[:, 9], reserved)
+    assert torch.equal(first, again) and torch.equal(expected, after)
+
+
+def test_answers_to_prompts_of_any_lengths_are_those_of_each_by_itself(pair, monkeypatch):
+    model, _ = pair
+    prompts = [Prompt(row[:length].tolist(), [], 7) for row, length in zip(tokens(6), (5, 11, 3, 5, 14, 8), strict=True)]
+    steps = []
+    monkeypatch.setattr(model, "step_", lambda token, state, step_=model.step_: steps.append(len(token)) or step_(token, state))
+    alone = continue_prompts(model, ByteTokenizer(), prompts, batch_size=1, device=torch.device("cpu"))
+    assert set(steps) == {1}
+    steps.clear()
+    together = continue_prompts(model, ByteTokenizer(), prompts, batch_size=4, device=torch.device("cpu"))
+    assert together == alone and len(set(alone)) > 1
+    assert (max(steps) > 2) == model.mixes_lengths
