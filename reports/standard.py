@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ SETTINGS = ("size", "data", "seq_len", "train_steps", "train_tokens", "batch_siz
 
 def standard_page(frames: Frames) -> Page:
     """The page for these frames, as a YAML in conf/report says one."""
-    return Page.read({"name": "runs", "experiment": "runs", "title": title_of(frames), "parts": list(_parts(frames))})
+    return Page.read({"name": "runs", "experiment": "runs", "title": title_of(frames), "parts": list(_named(_parts(frames)))})
 
 
 def title_of(frames: Frames) -> str:
@@ -59,8 +60,11 @@ def _parts(frames: Frames) -> Iterator[Part]:
     if "lm_eval" in stages:
         yield from _benchmarks(frames)
     for stage in sorted(stages.difference(DRAWN_ELSEWHERE)):
-        name = stage.replace("_", " ")
-        yield _part(f"stage_{stage}", "tables.stage", f"Evaluation: {name}", f"What `eval={stage}` measured.", stage=stage)
+        # What a kept checkpoint scores is called test@5000.
+        name, _, step = stage.partition("@")
+        title, asked = f"Evaluation: {name.replace('_', ' ')}", f"eval={name}"
+        title, asked = (f"{title} after step {step}", f"{asked} step={step}") if step else (title, asked)
+        yield _part(f"stage_{stage}", "tables.stage", title, f"What `{asked}` measured.", stage=stage)
     if len(frames.curves):
         tasks = list(dict.fromkeys(frames.cells["task"]))
         caption = (
@@ -75,6 +79,19 @@ def _parts(frames: Frames) -> Iterator[Part]:
     facts = [*SETTINGS, *(axis for axis in axes if fact_label(axis) not in map(fact_label, SETTINGS))]
     caption = "Per task, the value that all runs share, or the range or list over runs."
     yield _part("settings", "tables.settings", "How the runs were made", caption, facts=facts)
+
+
+def _named(parts: Iterable[Part]) -> Iterator[Part]:
+    """The parts under names that a page takes, each once: stages are called as a store says, and settings may end alike."""
+    taken: set[str] = set()
+    for part in parts:
+        name = first = re.sub(r"[^\w-]", "_", part["name"])
+        number = 1
+        while name in taken:
+            number += 1
+            name = f"{first}_{number}"
+        taken.add(name)
+        yield {**part, "name": name}
 
 
 def _part(name: str, kind: str, title: str, caption: str, **arguments: Any) -> Part:

@@ -10,27 +10,30 @@ import pandas as pd
 
 from conf.settings import RequestError, text
 from reports.kit.arguments import Model
+from reports.kit.chosen import validated
 from reports.kit.chosen_runs import line_labels
 from reports.kit.parts import Entry, Frames, NoData, Table
+from reports.kit.protocol import TUNED
 from reports.kit.rows import ids_of, seed_summary
 from reports.kit.tables import Column, mean_entry, notes_on, rows_of, scored_cells
 from reports.kit.verdicts import HOW, verdict
 from suite.metrics import METRICS, axis_label
-from suite.naming import fact_text, natural, task_label
+from suite.naming import fact_label, fact_text, natural, task_label, varying
 
 
 def against(frames: Frames, *, columns: Sequence[Column], reference: Mapping[str, str], across: str = "") -> Table:
     """One row an arm: its score, and the difference to the reference's over the same seeds, at every value of `across`.
 
     reference: what tells its runs, such as {model: mesanet}, one arm at each value. across: a setting, such as
-    "task.num_pairs"; empty for none. Below stands a sentence a comparison, but for scores that a seed has learnt or not.
+    "task.num_pairs"; empty for none. Tasks that are set otherwise besides have values of their own. An arm is at those TUNED
+    settings that validation prefers. Below stands a sentence a comparison, but for scores that a seed has learnt or not.
     """
     parts = [_differences(frames, column, reference, across) for column in columns]
     data = pd.concat(parts, ignore_index=True)
     titles = list(dict.fromkeys(data["title"]))
     header = [name for title in titles for name in (title, f"{title}, less the reference")]
     sentences = [_sentence(row) for row in data.to_dict("records") if _is_judged(row)]
-    return Table(data, ("model", *header), _rows(data, ["arm"]), (*sentences, HOW, *_asked(frames, columns)))
+    return Table(data, ("model", *header), _rows(data, ["arm"]), (*sentences, HOW, *_chosen(data), *_asked(frames, columns)))
 
 
 def _differences(frames: Frames, column: Column, reference: Mapping[str, str], across: str) -> pd.DataFrame:
@@ -38,7 +41,9 @@ def _differences(frames: Frames, column: Column, reference: Mapping[str, str], a
     difference to the reference's, by seed.
     """
     cells = scored_cells(frames, column)
-    cells = cells.assign(arm=line_labels(cells, across), place="" if not across else cells[across].map(_place(across)))
+    places = _places(cells, across)
+    cells = cells.assign(line=line_labels(cells, across), place=places)
+    cells = _at_preferred(cells, ["place", "line"], validated(frames, column)).assign(arm=lambda kept: kept["line"])
     if cells["value"].isna().all():
         raise NoData(f"no run of {task_label(column.task)} has {axis_label(column.metric)} (stage {column.stage})")
     rows = []
@@ -58,10 +63,49 @@ def _differences(frames: Frames, column: Column, reference: Mapping[str, str], a
                     "reference": ", ".join(theirs["arm"].unique()),
                     **seed_summary(own["value"].dropna().to_numpy(), column.metric),
                     **_of_difference((own.set_index("seed")["value"] - base).dropna().to_numpy(), column.metric),
+                    "chosen": own["chosen"].iloc[0],
                     "runs": ids_of(own),
                 }
             )
     return pd.DataFrame(rows)
+
+
+def _places(cells: pd.DataFrame, across: str) -> pd.Series:
+    """Where each cell stands: the value of `across` in words, and what else tells its task apart from that of others there."""
+    if across and across not in cells:
+        raise RequestError(f"across={across} is no setting of these runs, permitted are {', '.join(map(str, cells))}")
+    facts = [across] if across else []
+    for fact in varying(cells):
+        there = cells.groupby(facts, dropna=False)[fact].nunique(dropna=False).max() if facts else 2
+        facts += [fact] if fact.startswith("task.") and fact not in facts and there > 1 else []
+    words = [cells[fact].astype(object).where(cells[fact].notna(), None).map(_place(fact)) for fact in facts]
+    return pd.Series(list(map(", ".join, zip(*words, strict=True))) if words else "", index=cells.index)
+
+
+def _at_preferred(cells: pd.DataFrame, keys: list[str], losses: Mapping[str, float]) -> pd.DataFrame:
+    """The cells of one `arm` for every value of the keys, of several that differ in TUNED settings the one of the least loss.
+
+    losses: by arm. chosen: those settings in words, empty where there is nothing to choose. Two rates are no two seeds.
+    Raises NoData where runs differ in anything else.
+    """
+    parts = []
+    for key, own in cells.groupby(keys, sort=False, dropna=False):
+        scored = own.dropna(subset="value")
+        differ = [fact for fact in ("size", "data", "backend", *varying(scored)) if scored[fact].nunique(dropna=False) > 1]
+        if others := [fact for fact in differ if fact not in TUNED]:
+            told = ", ".join(map(fact_label, others))
+            raise NoData(f"runs of {', '.join(filter(None, map(str, key)))} differ in {told}: which of them are compared?")
+        best = min((arm for arm in own["arm"].unique() if arm in losses), key=lambda arm: losses[arm], default=None)
+        own = own if best is None else own[own["arm"] == best]
+        parts.append(own.assign(chosen=", ".join(fact_text(fact, own[fact].iloc[0]) for fact in differ)))
+    return pd.concat(parts).sort_index()
+
+
+def _chosen(data: pd.DataFrame) -> list[str]:
+    """What was chosen on validation."""
+    rows = data[data["chosen"] != ""].to_dict("records")
+    told = [", ".join(filter(None, (row["arm"], row.get("setting"), row["place"]))) + f": {row['chosen']}" for row in rows]
+    return [f"Chosen on validation: {'; '.join(dict.fromkeys(told))}."] if told else []
 
 
 def interaction(
@@ -78,7 +122,10 @@ def interaction(
     header = [name for title in titles for name in (title, f"{title}, gained beyond {data['reference'].iloc[0]}")]
     sentences = [_sentence(row) for row in data.to_dict("records") if _is_judged(row)]
     return Table(
-        data, ("model", "setting", *header), _rows(data, ["arm", "setting"]), (*sentences, HOW, *_asked(frames, columns))
+        data,
+        ("model", "setting", *header),
+        _rows(data, ["arm", "setting"]),
+        (*sentences, HOW, *_chosen(data), *_asked(frames, columns)),
     )
 
 
@@ -93,6 +140,7 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
     if reference not in set(cells["model"]):
         raise NoData(f"no run of {reference}, which the others are compared with")
     keys = ["model", "family", "setting"]
+    cells = _at_preferred(cells, keys[1:], validated(frames, column))
     values = {key: own.set_index("seed")["value"] for key, own in cells.groupby(keys, sort=False)}
     start, label = cells.loc[is_base, "setting"].iloc[0], cells.loc[cells["model"] == reference, "family"].iloc[0]
     rows = []
@@ -101,6 +149,7 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
             values.get((name, told, setting), np.nan) - values.get((name, told, start), np.nan)
             for name, told in ((model, family), (reference, label))
         )
+        own_cells = (cells["model"] == model) & (cells["setting"] == setting)
         beyond = np.empty(0) if setting == start else pd.Series(gain - theirs, dtype=float).dropna().to_numpy()
         rows.append(
             {
@@ -114,7 +163,8 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
                 "base": start,
                 **seed_summary(own.dropna().to_numpy(), column.metric),
                 **_of_difference(beyond, column.metric),
-                "runs": ids_of(cells[(cells["model"] == model) & (cells["setting"] == setting)]),
+                "chosen": cells.loc[own_cells, "chosen"].iloc[0],
+                "runs": ids_of(cells[own_cells]),
             }
         )
     return pd.DataFrame(rows)

@@ -128,3 +128,45 @@ def test_what_can_not_be_crossed_is_said(store) -> None:
         interaction(frames, columns=[NLL], across=[CONV, WIDTH], base=["input", "4"], reference="gla")
     with pytest.raises(NoData, match="no run of hawk"):
         interaction(frames, columns=[NLL], across=[CONV, WIDTH], base=["none", "4"], reference="hawk")
+
+
+RATE, VOCABULARY = "train.lr", "task.vocab_size"
+
+
+def tuned(store, model: str, losses: dict[float, float], **varied) -> None:
+    """Two seeds at every rate, of which validation prefers the one of the least loss; on the test split all are 1 lower."""
+    for rate, loss in losses.items():
+        for seed in range(2):
+            values = {"train": [store.row("nll", loss, "validation")], "test": [store.row("nll", loss - 1.0 + seed, "test")]}
+            store.run(model, "mqar", seed=seed, stages=values, varied={**varied, RATE: rate})
+
+
+def test_an_arm_is_at_the_rate_that_validation_prefers_and_two_rates_are_no_two_seeds(store) -> None:
+    tuned(store, "mesanet", {0.001: 3.0, 0.004: 2.0})
+    tuned(store, "gla", {0.001: 2.5, 0.004: 4.0})
+    table = against(frames_of(store), columns=[NLL], reference={"model": "mesanet"})
+    assert entries(table) == {("MESANET",): ["1.500 (1.000; 2.000)", ""], ("GLA",): ["2.000 (1.500; 2.500)", "+0.5000"]}
+    assert "Chosen on validation: MESANET: learning rate 0.004; GLA: learning rate 0.001." in table.notes
+    assert sum("over 2 seeds" in note for note in table.notes) == 1
+
+
+def test_tasks_that_are_set_otherwise_are_compared_apart(store) -> None:
+    for vocabulary, gap in ((64, 0.5), (128, 0.25)):
+        tuned(store, "mesanet", {0.001: 3.0}, **{VOCABULARY: vocabulary})
+        tuned(store, "gla", {0.001: 3.0 + gap}, **{VOCABULARY: vocabulary})
+    table = against(frames_of(store), columns=[NLL], reference={"model": "mesanet"})
+    assert [title.rpartition(", ")[2] for title in table.header[1::2]] == ["vocab size 64", "vocab size 128"]
+    assert entries(table)["GLA",][1::2] == ["+0.5000", "+0.2500"]
+
+
+def test_a_gain_is_of_the_rates_that_validation_prefers(store) -> None:
+    for model, gain in (("gla", 0.5), ("mesanet", 0.25)):
+        tuned(store, model, {0.001: 3.0, 0.004: 2.0}, **{CONV: "none"})
+        tuned(store, model, {0.001: 2.0 - gain, 0.004: 2.5}, **{CONV: "input"})
+    arguments = {"columns": [NLL], "across": [CONV], "base": ["none"], "reference": "gla"}
+    table = interaction(frames_of(store), **arguments)
+    assert entries(table)["MESANET", "input convolution"] == ["1.250 (0.750; 1.750)", "+0.2500"]
+    assert any("MESANET, input convolution: learning rate 0.001" in note for note in table.notes)
+    tuned(store, "gla", {0.001: 3.0}, **{CONV: "none", VOCABULARY: 64})
+    with pytest.raises(NoData, match="runs of GLA, no convolution differ in vocab size: which of them are compared"):
+        interaction(frames_of(store), **arguments)

@@ -204,3 +204,18 @@ def test_accuracy_stands_against_the_state_where_what_varies_moves_it(store, tmp
     if drawn:
         assert parts["mqar_by_state"].arguments["panels"] == "num_pairs"
         assert len(bound_part(parts["mqar_by_state"])(found).data) == 2
+
+
+@pytest.mark.usefixtures("no_pictures")
+def test_what_kept_checkpoints_score_has_tables_on_a_page_and_axes_that_end_alike_have_figures(store, tmp_path) -> None:
+    for heads, of_mesa in ((1, 1), (1, 2), (2, 2)):
+        step = {f"test@{step}": [store.row("accuracy", 0.5, "test", step=step)] for step in (1, 20)}
+        stages = {"train": [store.row("accuracy", 0.4, "validation")], **step, "strange": []}
+        varied = {"model.attention.num_heads": heads, "model.mixer.num_heads": of_mesa}
+        store.run("mesanet", "mqar", stages=stages, varied=varied)
+    found = frames(store)
+    page = standard_page(found)
+    titles = {part.name: part.title for part in page.parts}
+    assert {"by_num_heads", "by_num_heads_2"} <= set(titles)
+    assert titles["stage_test_20"] == "Evaluation: test after step 20"
+    assert "What `eval=test step=20` measured." in build_report(page, found, tmp_path / "page").read_text()
