@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+TEXT_DIGITS = 6
+"""Of the digest of a text, where its name alone does not tell it apart."""
+
+
 class NoData(ValueError):
     """The store holds nothing that a part could show; the report prints the reason in its place."""
 
@@ -122,25 +126,47 @@ def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True
     read = reader.of(run_ids) if reader else Reader(root, run_ids)
     runs = read.runs()
     cells = with_settings(asked, runs).fillna({"status": "missing", "reason": ""})
+    texts = texts_apart(cells)
+    cells = texts(cells)
     cells["arm"] = labels(cells, ("model", "size", "data", *varying(cells), "backend", "group_id"))
     cells["family"] = labels(cells, ("model",))
     arms = cells[["run_id", "arm", "family"]]
 
     def asked_for(rows: pd.DataFrame, *more: str) -> pd.DataFrame:
         key = ["run_id", "stage", "metric", "split", "slice", *more]
-        return most_thorough(of_request(rows, request["cells"]), key).merge(arms, on="run_id")
+        return texts(most_thorough(of_request(rows, request["cells"]), key)).merge(arms, on="run_id")
 
     def of(run_ids: Collection[str] | None) -> Reader:
         return read if run_ids is None else read.of(run_ids)
 
     return Frames(
         results=asked_for(read.results(with_facts=with_facts)),
-        runs=runs.merge(arms, on="run_id"),
+        runs=texts(runs).merge(arms, on="run_id"),
         cells=cells,
         request={key: value for key, value in request.items() if key != "cells"},
         read_examples=lambda run_ids=None: asked_for(of(run_ids).examples(), "example"),
-        read_curves=lambda run_ids=None: of(run_ids).curves().merge(arms, on="run_id"),
+        read_curves=lambda run_ids=None: texts(of(run_ids).curves()).merge(arms, on="run_id"),
     )
+
+
+def texts_apart(cells: pd.DataFrame) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    """What names, in the column `data` of a frame of these runs, texts apart that share a name: "text 91e51d" by their digest.
+
+    Whatever is read by data=text is called text, and so is a text before and after it grew. Scores on different texts would
+    stand beside each other, and their examples would be compared in pairs.
+    """
+    if "data_fingerprint" not in cells:
+        return lambda table: table
+    # A run that was never begun has the text of the other seeds of it.
+    digests = cells["data_fingerprint"].fillna(cells.groupby("group_id")["data_fingerprint"].transform("first"))
+    several = (digests.groupby(cells["data"]).transform("nunique") > 1) & digests.notna()
+    told = cells["data"][several] + " " + digests[several].map(str).str[:TEXT_DIGITS]
+    names = dict(zip(cells["run_id"][several], told, strict=True))
+
+    def named(table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(data=table["run_id"].map(names).fillna(table["data"])) if names else table
+
+    return named
 
 
 def with_settings(asked: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:

@@ -47,7 +47,8 @@ def difference_by_position(
     """
     rows = _rows(frames.examples, metric, reading, context, whole=False)
     is_baseline = rows["model"] == baseline
-    on = ["size", "data", "text"]
+    # A result is named after its documents: those of a text that has changed are others.
+    on = ["size", "data", "text", "evaluation"]
     if rows[is_baseline].groupby(on, dropna=False)["arm"].nunique().max() > 1:
         raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
     done = f"the baseline {baseline}, read so (stage {STAGE})"
@@ -174,7 +175,8 @@ def perplexities(frames: Frames) -> Table:
         rows.append((Entry(arm), *entries))
     documents = data.groupby("column")["documents"].max()
     counts = "; ".join(f"{counted(documents[column], 'document')} of {column}" for column in columns)
-    notes = [f"In brackets the 95 % t interval over documents, seeds averaged: {counts}.", *_short(frames), *_failed(frames)]
+    notes = [f"In brackets the 95 % t interval over documents, seeds averaged: {counts}."]
+    notes += [*_other_documents(data), *_short(frames), *_failed(frames)]
     return Table(data, ("model", *columns), tuple(rows), tuple(notes))
 
 
@@ -184,15 +186,21 @@ _ALL = ["run=all", f"eval={STAGE}"]
 def _of_documents(nll: pd.DataFrame, tokens: pd.DataFrame, part: list[str]) -> Iterator[dict[str, Any]]:
     """One row an arm and part: the perplexity and its interval over documents."""
     keys = ["arm", "model", *part]
-    weights = tokens.groupby([*keys, "example"], dropna=False)["value"].mean()
-    for key, own in nll.groupby(keys, sort=False, dropna=False):
-        each = own.groupby("example")["value"].mean()
-        weight = weights.loc[key].reindex(each.index)
-        found = mean_of_documents(each.to_numpy(), weight.to_numpy())
+    # A merge finds the stride of what has none, NaN, which a lookup does not.
+    told = nll.merge(tokens[["run_id", *part, "example", "value"]], on=["run_id", *part, "example"], suffixes=("", "_tokens"))
+    for key, own in told.groupby(keys, sort=False, dropna=False):
+        # A result is named after its documents, and seeds of an arm may have been evaluated before and after the text changed.
+        of_runs = own.groupby("evaluation")["run_id"].nunique()
+        left_out = ", ".join(own.loc[own["evaluation"] != of_runs.idxmax(), "run_id"].astype(str).unique())
+        own = own[own["evaluation"] == of_runs.idxmax()]
+        means = own.groupby("example")[["value", "value_tokens"]].mean()
+        each = means["value"]
+        found = mean_of_documents(each.to_numpy(), means["value_tokens"].to_numpy())
         row = dict(zip(keys, key, strict=True))
         ends = dict(zip(("mean", "low", "high"), np.exp(found), strict=True))
         runs = " ".join(dict.fromkeys(own["run_id"].astype(str)))
-        yield row | {"metric": "perplexity", **ends, "documents": len(each), "column": _column(row), "runs": runs}
+        whose = {"evaluation": of_runs.idxmax(), "left_out": left_out, "runs": runs}
+        yield row | {"metric": "perplexity", **ends, "documents": len(each), "column": _column(row), **whose}
 
 
 def mean_of_documents(nll: np.ndarray, tokens: np.ndarray) -> Interval:
@@ -218,6 +226,17 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     low, high = (number(row[end], "perplexity") for end in ("low", "high"))
     interval = "" if np.isnan(row["low"]) else f" [{low}, {high}]"
     return Entry(number(row["mean"], "perplexity") + interval, row["mean"], runs=opened(row))
+
+
+def _other_documents(data: pd.DataFrame) -> Iterator[str]:
+    """Whose values are of other documents than the rest of a column: the text, or eval.study_tokens, was changed in between."""
+    for column, own in data.groupby("column", sort=False):
+        others = own[own["evaluation"] != own["evaluation"].mode().iloc[0]]
+        if len(others):
+            told = ", ".join(f"{row.arm} ({counted(row.documents, 'document')})" for row in others.itertuples())
+            yield f"{column}: not of the same documents as the others, which can't be compared: {told}."
+    for row in data[data["left_out"] != ""].itertuples():
+        yield f"{row.arm}, {row.column}: without {row.left_out}, which read other documents than the other seeds."
 
 
 def _short(frames: Frames) -> Iterator[str]:

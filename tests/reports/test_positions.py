@@ -118,3 +118,61 @@ def test_what_was_read_otherwise_and_a_missing_baseline_are_said(store) -> None:
         difference_by_position(frames, baseline="transformer", reading="reset", context=2048)
     with pytest.raises(NoData, match="the baseline mamba2"):
         difference_by_position(frames, baseline="mamba2", reading="carried", context=0)
+
+
+def read_by(store, model: str, *, seed: int, evaluation: str, text: str = "books", digest: str = "a" * 64, **asked) -> None:
+    """A run whose texts were read in the evaluation of this name: results are named after their documents."""
+    rows = perplexity_rows(store, seed=seed, offset=MODELS[model][0], state=MODELS[model][1], text=text, **asked)
+    facts = {"seq_len": 1024, "data_fingerprint": digest}
+    folder = store.run(model, "language", seed=seed, stages={"perplexity": rows}, facts=facts, group=digest[:2])
+    (folder / "eval" / "perplexity-00000000.json").rename(folder / "eval" / f"perplexity-{evaluation}.json")
+
+
+def loaded(store) -> Frames:
+    store.request()
+    return load_frames(store.root, "quick")
+
+
+def test_windows_that_slide_stand_beside_readings_without_a_stride(store) -> None:
+    for model in ("mesanet", "gla"):
+        rows = []
+        for reading, stride in (("reset", {}), ("sliding", {"stride": 128})):
+            made = perplexity_rows(store, seed=0, offset=MODELS[model][0], state=STATE, reading=reading, context=256)
+            rows += [{**row, "slice": row["slice"] | stride} for row in made]
+        store.run(model, "language", stages={"perplexity": rows}, facts={"seq_len": 1024})
+    made = perplexities(loaded(store))
+    assert made.header == ("model", "books, 256 tokens, reset", "books, 256 tokens, sliding by 128")
+    assert all("[" in entry.text for row in made.rows for entry in row[1:])
+
+
+def test_documents_of_a_text_that_changed_are_not_compared_in_pairs(store) -> None:
+    for seed, model, evaluation in ((0, "transformer", "0"), (1, "transformer", "0"), (0, "gla", "0"), (0, "mesanet", "1")):
+        read_by(store, model, seed=seed, evaluation=8 * evaluation)
+    read_by(store, "transformer", seed=2, evaluation="11111111", lengths=LENGTHS[:4])
+    frames = loaded(store)
+    assert set(difference_by_position(frames, **WHOLE).data["model"]) == {"gla", "mesanet"}
+    store.cells = [cell for cell in store.cells if cell["seed"] != 2]
+    store.request()
+    made, drawn = (
+        part(load_frames(store.root, "quick")) for part in (perplexities, lambda each: difference_by_position(each, **WHOLE))
+    )
+    assert set(drawn.data["model"]) == {"gla"}
+    assert any(
+        "not of the same documents as the others, which can't be compared: MESANET (6 documents)" in each for each in made.notes
+    )
+    left = [each for each in perplexities(frames).notes if "without transformer-tiny-languageaa-2" in each]
+    assert len(left) == 1
+
+
+def test_texts_of_one_name_are_told_apart_by_their_digest(store) -> None:
+    for model, digest in (("transformer", "a1"), ("mesanet", "a1"), ("gla", "b2")):
+        read_by(store, model, seed=0, evaluation="00000000", digest=32 * digest)
+    frames = loaded(store)
+    for frame in (frames.cells, frames.runs, frames.results, frames.examples):
+        assert dict(zip(frame["model"], frame["data"], strict=True)) == {
+            "transformer": "stdlib a1a1a1",
+            "mesanet": "stdlib a1a1a1",
+            "gla": "stdlib b2b2b2",
+        }
+    # Of another text there is no baseline.
+    assert set(difference_by_position(frames, **WHOLE).data["model"]) == {"mesanet"}
