@@ -215,7 +215,15 @@ def outcome_notes(cells: pd.DataFrame) -> list[str]:
     for cell in cells[cells["status"] != "done"].itertuples():
         reason = f" ({cell.reason})" if cell.reason else ""
         notes.append(f"{cell.status.replace('_', ' ')}: {cell.arm}, {cell.task}, seed {cell.seed}{reason}.")
-    return notes
+    return [*notes, *_texts_notes(cells)]
+
+
+def _texts_notes(cells: pd.DataFrame) -> Iterator[str]:
+    """Which arms are of which text, where a task has several: a label names it only where it tells arms of one model apart."""
+    for task, own in cells.dropna(subset="data").groupby("task"):
+        if own["data"].nunique() > 1:
+            told = (f"{data} ({', '.join(dict.fromkeys(each['arm']))})" for data, each in own.groupby("data", sort=False))
+            yield f"Runs of {task_label(str(task))} are on several texts, whose scores are no comparison: {'; '.join(told)}."
 
 
 def state_notes(runs: pd.DataFrame) -> list[str]:

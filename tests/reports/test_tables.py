@@ -9,7 +9,7 @@ import pytest
 from reports.kit.latex import to_latex
 from reports.kit.parts import NoData, Table, load_frames
 from reports.kit.render import scientific, signed, to_html, to_markdown
-from reports.kit.tables import Column
+from reports.kit.tables import Column, outcome_notes
 from reports.pages.tables import comparison
 from tests.reports.conftest import write
 
@@ -201,3 +201,12 @@ def test_studies_that_another_experiment_asked_for_of_the_same_run_are_left_out(
     store.request("asks")
     assert set(load_frames(store.root, "before_there_were_studies").results["value"]) == {0.5, 1.0, 2.0}
     assert set(load_frames(store.root, "asks").results["value"]) == {0.5, 1.0}
+
+
+def test_arms_on_different_texts_are_named_with_their_text(store) -> None:
+    for model, digest in (("mesanet", "a1"), ("gla", "b2")):
+        rows = [store.row("bits_per_byte", 2.0, "validation")]
+        store.run(model, "language", stages={"train": rows}, facts={"data_fingerprint": 32 * digest})
+    store.request()
+    (note,) = (note for note in outcome_notes(load_frames(store.root, "quick").cells) if "several texts" in note)
+    assert note.endswith("no comparison: stdlib a1a1a1 (MESANET); stdlib b2b2b2 (GLA).")
