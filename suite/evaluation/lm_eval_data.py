@@ -158,7 +158,7 @@ def rows(path: Path, state: tuple[int, ...]) -> Any:
         return datasets.Dataset.from_list([row for _, row in numbered])
     except MissingData:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise MissingData(f"cannot be read: {' '.join(str(error).split())}") from error
 
 

@@ -263,7 +263,7 @@ def _read(directory: RunDirectory, path: Path, model: nn.Module) -> tuple[dict[s
                 raise ValueError(f"it belongs to run {about['run_id']!r}")
         elif set(metadata) <= {"progress"}:
             # Written before there were digests.
-            about = {"progress": json.loads(metadata.get("progress", "null"))}
+            about = parse_json(f'{{"progress": {metadata.get("progress", "null")}}}'.encode())
         else:
             raise ValueError("its header is not what was written")
         progress = about["progress"]

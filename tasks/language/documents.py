@@ -63,12 +63,13 @@ def _line_texts(unit: LinesUnit) -> Iterator[str]:
             continue
         try:
             yield decoder.decode(line).text
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             said = f"line {number if whole else _line_number(Path(unit.file), start)}"
             if isinstance(error, msgspec.ValidationError):
                 reason = str(error).replace(" - at `$.text`", "").replace("`", "")
                 raise ValueError(f"{said} has no text in the field {unit.field!r}: {reason}") from error
-            raise ValueError(f"{said} is not JSON in UTF-8: {error}") from error
+            reason = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise ValueError(f"{said} is not JSON in UTF-8: {reason}") from error
 
 
 def _lines(file: Path, begin: int) -> Iterator[tuple[int, bytes]]:

@@ -200,6 +200,7 @@ FAULTS: dict[str, tuple[dict[str, str], str, int | None, str]] = {
         "has no field 'text'; it has goal",
     ),
     "mixed values": ({PIQA: FULL + FULL.replace('"a"', "[1]")}, "piqa", None, f"{PIQA} cannot be read: "),
+    "a row that is nested too deeply": ({PIQA: FULL + 10**5 * "["}, "piqa", None, f"{PIQA} cannot be read: maximum recursion"),
     "no UTF-8": ({PIQA: FULL.replace("g", "\udcff")}, "piqa", None, f"{PIQA} cannot be read: 'utf-8' codec"),
     "no examples": ({PIQA: FULL}, "piqa", 2, "baber/piqa/train.jsonl is not in eval.data_root, and num_fewshot=2"),
     "too few examples": (

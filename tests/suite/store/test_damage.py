@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from suite.cli import main
 from suite.compute.optimization import build_optimizer
@@ -322,6 +323,18 @@ def test_a_header_that_lost_its_own_name_is_no_old_checkpoint(store, finished, c
     path.write_bytes(path.read_bytes().replace(b'"about"', b'"abouu"'))
     assert load_checkpoint(directory, model, optimizer, told.append)[0] == Progress()
     assert told and "header" in told[0]
+
+
+def test_an_old_checkpoint_whose_progress_is_nested_too_deeply_is_passed_over(store, finished):
+    run = plan(request(store))[0]
+    directory, told = RunDirectory(store, run.run_id), []
+    model = new_model(run, torch.device("cpu"))
+    optimizer = build_optimizer(model, run.config.train)
+    directory.checkpoints.mkdir(exist_ok=True)
+    deep = 10**5 * "["
+    save_file({"x": torch.zeros(1)}, directory.checkpoints / "step-000000005.safetensors", {"progress": deep})
+    assert load_checkpoint(directory, model, optimizer, told.append)[0] == Progress()
+    assert told and "it is nested too deeply" in told[0]
 
 
 def test_a_reader_of_the_progress_that_has_gone_ends_nothing(store, tmp_path):

@@ -116,12 +116,13 @@ LINES = [
     (b'{"text": "a"}\n\n{"text": 7}\n', "line 3 has no text in the field 'text': Expected str, got int"),
     (b'{"text": "a"}\n{"text": "b"\n', "line 2 is not JSON in UTF-8: Input data was truncated"),
     (b'{"text": "\xff\xff"}\n', "line 1 is not JSON in UTF-8"),
+    (b'{"text": "a"}\n{"text": "b", "x": ' + 10**5 * b"[" + b"\n", "line 2 is not JSON in UTF-8: it is nested too deeply"),
     (b'["text"]\n', "line 1 has no text in the field 'text': Expected object, got array"),
 ]
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-@pytest.mark.parametrize(("content", "message"), LINES)
+@pytest.mark.parametrize(("content", "message"), LINES, ids=range(len(LINES)))
 def test_a_line_without_text_is_named_with_its_number(tmp_path, monkeypatch, name, content, message):
     monkeypatch.setattr(units, "LEAST_BYTES", 16)
     (tmp_path / name).write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
