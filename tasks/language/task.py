@@ -122,13 +122,13 @@ class Language(Task):
     def measure(self, split: str, scored: Iterable[Scored]) -> list[Measurement]:
         """nll and perplexity per token, and bits_per_byte: the sum of all nll in bits over the UTF-8 bytes that are predicted.
 
-        These bytes are not known of files of ids, which have no bits_per_byte.
+        The nll of an example that asks nothing is NaN. These bytes are not known of files of ids, which have no bits_per_byte.
         """
         nll, asked = _gather(scored)
         count, nats = int(asked.sum()), float(nll.sum())
-        examples = tuple((nll.sum(axis=1) / np.maximum(asked.sum(axis=1), 1)).tolist())
+        each = np.divide(nll.sum(axis=1), asked.sum(axis=1), out=np.full(len(nll), math.nan), where=asked.any(axis=1))
         rows = [
-            Measurement("nll", nats / count, split, {}, count, examples, self.groups(split)),
+            Measurement("nll", nats / count, split, {}, count, tuple(each.tolist()), self.groups(split)),
             Measurement("perplexity", math.exp(nats / count), split, {}, count),
         ]
         part = self._parts[split]

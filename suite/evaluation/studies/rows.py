@@ -36,9 +36,10 @@ def mean_row(metric: str, values: Tensor, split: str, place: Place) -> Measureme
 
 
 def nll_row(metric: str, losses: Tensor, asked: Tensor, split: str, place: Place) -> Measurement:
-    """The mean over all positions that ask something, and that of every example; both tensors are [N, ...]."""
+    """The mean over all positions that ask something, and that of every example, NaN where it asks nothing; both are [N, ...]."""
     counts, sums = asked.flatten(1).sum(1), torch.where(asked, losses.double(), 0.0).flatten(1).sum(1)
-    examples = sums / counts.clamp_min(1)
+    # A range of few positions may hold BOS alone, which is never asked.
+    examples = sums / counts
     return Measurement(metric, (sums.sum() / counts.sum()).item(), split, place, int(counts.sum()), tuple(examples.tolist()))
 
 

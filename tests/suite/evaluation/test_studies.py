@@ -308,6 +308,9 @@ def test_an_unasked_position_counts_for_nothing():
     losses, asked = torch.tensor([[1.0, 9.0, 3.0], [5.0, 9.0, 9.0]]), torch.tensor([[True, False, True], [True, False, False]])
     found = nll_row("nll", losses, asked, "validation", {})
     assert (found.value, found.count, found.examples) == (3.0, 3, (2.0, 5.0))
+    # At the first position of a range of one, where the second example has BOS, its loss is not known, and is not 0.
+    found = nll_row("nll", losses[:, 2:], asked[:, 2:], "validation", {})
+    assert (found.value, found.count, found.examples[0]) == (3.0, 1, 3.0) and math.isnan(found.examples[1])
 
 
 def test_signed_gates_have_no_sherman_morrison_decoder() -> None:

@@ -96,6 +96,8 @@ def test_a_text_that_asks_nothing_is_refused(make_task, tmp_path):
     assert "\n" not in str(caught.value)
     nll = torch.ones(task.num_examples("validation"), 2)
     rows = task.measure("validation", scored(task, "validation", nll))
+    # An example that asks nothing has no loss, which is another thing than a loss of 0.
+    assert math.isnan(rows[0].examples[0]) and set(rows[0].examples[1:]) >= {1.0}
     rows += task.measure_positions("validation", scored(task, "validation", nll)) + task.references("validation", reach=None)
     assert all(math.isfinite(row.value) for row in rows)
 
