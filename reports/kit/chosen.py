@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from numbers import Real
 
@@ -9,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from conf.settings import unknown
-from reports.kit.parts import Frames
+from reports.kit.parts import Frames, NoData
+from reports.kit.protocol import TUNED
 from reports.kit.tables import Column, rows_of, scored_cells, summarise
 from suite.metrics import METRICS
-from suite.naming import fact_text, labels, natural, varying
+from suite.naming import fact_label, fact_text, labels, natural, varying
 from suite.scores import main_scores
 
 
@@ -57,6 +59,25 @@ def along(frames: Frames, column: Column, fact: str, *, by: str = "", chosen: st
     least = summary.groupby([name for name in point if name != "place"], dropna=False)["selected_by"].transform("min")
     summary["best"] = np.isfinite(summary["selected_by"]) & (summary["selected_by"] == least)
     return summary.reset_index(drop=True)
+
+
+def at_preferred(cells: pd.DataFrame, keys: Sequence[str], losses: Mapping[str, float]) -> pd.DataFrame:
+    """The cells of one `arm` for every value of the keys, of several that differ in TUNED settings the one of the least loss.
+
+    cells: of `scored_cells`. losses: by arm, see `validated`. chosen: those settings in words, empty where there is nothing to
+    choose. Two rates are no two seeds. Raises NoData where runs differ in anything else.
+    """
+    parts = []
+    for _, own in cells.groupby(list(keys), sort=False, dropna=False):
+        scored = own.dropna(subset="value")
+        differ = [fact for fact in ("size", "data", "backend", *varying(scored)) if scored[fact].nunique(dropna=False) > 1]
+        if others := [fact for fact in differ if fact not in TUNED]:
+            told = ", ".join(map(fact_label, others))
+            raise NoData(f"runs of {own['family'].iloc[0]} differ in {told}: which of them are compared?")
+        best = min((arm for arm in own["arm"].unique() if arm in losses), key=lambda arm: losses[arm], default=None)
+        own = own if best is None else own[own["arm"] == best]
+        parts.append(own.assign(chosen=", ".join(fact_text(fact, own[fact].iloc[0]) for fact in differ)))
+    return pd.concat(parts).sort_index()
 
 
 def places(values: pd.Series) -> pd.DataFrame:

@@ -10,15 +10,14 @@ import pandas as pd
 
 from conf.settings import RequestError, text
 from reports.kit.arguments import Model
-from reports.kit.chosen import validated
+from reports.kit.chosen import at_preferred, validated
 from reports.kit.chosen_runs import line_labels
 from reports.kit.parts import Entry, Frames, NoData, Table
-from reports.kit.protocol import TUNED
 from reports.kit.rows import ids_of, seed_summary
 from reports.kit.tables import Column, mean_entry, notes_on, rows_of, scored_cells
 from reports.kit.verdicts import HOW, verdict
 from suite.metrics import METRICS, axis_label
-from suite.naming import fact_label, fact_text, natural, task_label, varying
+from suite.naming import fact_text, natural, task_label, varying
 
 
 def against(frames: Frames, *, columns: Sequence[Column], reference: Mapping[str, str], across: str = "") -> Table:
@@ -43,7 +42,7 @@ def _differences(frames: Frames, column: Column, reference: Mapping[str, str], a
     cells = scored_cells(frames, column)
     places = _places(cells, across)
     cells = cells.assign(line=line_labels(cells, across), place=places)
-    cells = _at_preferred(cells, ["place", "line"], validated(frames, column)).assign(arm=lambda kept: kept["line"])
+    cells = at_preferred(cells, ["place", "line"], validated(frames, column)).assign(arm=lambda kept: kept["line"])
     if cells["value"].isna().all():
         raise NoData(f"no run of {task_label(column.task)} has {axis_label(column.metric)} (stage {column.stage})")
     rows = []
@@ -80,25 +79,6 @@ def _places(cells: pd.DataFrame, across: str) -> pd.Series:
         facts += [fact] if fact.startswith("task.") and fact not in facts and there > 1 else []
     words = [cells[fact].astype(object).where(cells[fact].notna(), None).map(_place(fact)) for fact in facts]
     return pd.Series(list(map(", ".join, zip(*words, strict=True))) if words else "", index=cells.index)
-
-
-def _at_preferred(cells: pd.DataFrame, keys: list[str], losses: Mapping[str, float]) -> pd.DataFrame:
-    """The cells of one `arm` for every value of the keys, of several that differ in TUNED settings the one of the least loss.
-
-    losses: by arm. chosen: those settings in words, empty where there is nothing to choose. Two rates are no two seeds.
-    Raises NoData where runs differ in anything else.
-    """
-    parts = []
-    for key, own in cells.groupby(keys, sort=False, dropna=False):
-        scored = own.dropna(subset="value")
-        differ = [fact for fact in ("size", "data", "backend", *varying(scored)) if scored[fact].nunique(dropna=False) > 1]
-        if others := [fact for fact in differ if fact not in TUNED]:
-            told = ", ".join(map(fact_label, others))
-            raise NoData(f"runs of {', '.join(filter(None, map(str, key)))} differ in {told}: which of them are compared?")
-        best = min((arm for arm in own["arm"].unique() if arm in losses), key=lambda arm: losses[arm], default=None)
-        own = own if best is None else own[own["arm"] == best]
-        parts.append(own.assign(chosen=", ".join(fact_text(fact, own[fact].iloc[0]) for fact in differ)))
-    return pd.concat(parts).sort_index()
 
 
 def _chosen(data: pd.DataFrame) -> list[str]:
@@ -140,7 +120,7 @@ def _interactions(frames: Frames, column: Column, across: Sequence[str], base: S
     if reference not in set(cells["model"]):
         raise NoData(f"no run of {reference}, which the others are compared with")
     keys = ["model", "family", "setting"]
-    cells = _at_preferred(cells, keys[1:], validated(frames, column))
+    cells = at_preferred(cells, keys[1:], validated(frames, column))
     values = {key: own.set_index("seed")["value"] for key, own in cells.groupby(keys, sort=False)}
     start, label = cells.loc[is_base, "setting"].iloc[0], cells.loc[cells["model"] == reference, "family"].iloc[0]
     rows = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from reports.kit.arguments import Metric, Task
+from reports.kit.chosen import at_preferred, validated
 from reports.kit.lines import banded_lines, lines_of
 from reports.kit.marks import marks, marks_notes
 from reports.kit.panels import row_of_panels, with_legend
@@ -17,7 +19,7 @@ from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import counted
 from reports.kit.rows import over_runs
 from reports.kit.style import arms_in_order
-from reports.kit.tables import entries_by, notes_on, spread
+from reports.kit.tables import Column, entries_by, notes_on, scored_cells, spread
 from suite.metrics import METRICS, axis_label
 
 VARIANT = ["task.noise", "task.drift", "task.segment_len", "task.restarts_told"]
@@ -39,7 +41,8 @@ MARKED_POSITIONS = 12
 
 def error_by_position(frames: Frames, *, task: Task) -> Drawing:
     """Squared error by position, a panel a variant: models with 95 % t bands over seeds, ridge regression, and the op."""
-    data = errors(frames.results, task=task)
+    chosen, told = _chosen(frames, task)
+    data = errors(chosen, task=task)
     variants = variants_of(data)
     figure, panels = row_of_panels(len(variants), width=3.3, beside=2.4, height=3.9, sharey=True)
     for axes, (title, shown) in zip(panels, variants.items(), strict=True):
@@ -53,8 +56,31 @@ def error_by_position(frames: Frames, *, task: Task) -> Drawing:
         axes.margins(x=0.01)
     panels[0].set_ylabel(axis_label("squared_error"))
     lines = f"n={counted(data['seeds'].max(), 'seed')}: lines are means, bands 95 % t intervals."
-    notes = f"{lines} The op is not trained: its keys are the inputs.", *_decays(frames.results, task)
+    notes = f"{lines} The op is not trained: its keys are the inputs.", *_decays(chosen, task), *told
     return with_legend(data, figure, *notes, better=METRICS["squared_error"].better)
+
+
+def _chosen(frames: Frames, task: str) -> tuple[pd.DataFrame, list[str]]:
+    """The results of every model at those TUNED settings that validation prefers, and what was chosen of several.
+
+    Raises NoData where runs of a model differ in anything else but the variant.
+    """
+    column = Column(metric="squared_error", task=task, stage="test", split="test")
+    cells = scored_cells(frames, column).dropna(subset="value")
+    cells = cells.reindex(columns=[*cells, *(name for name in VARIANT if name not in cells)])
+    numbers = {name: pd.to_numeric(cells[name], errors="coerce") for name in VARIANT[:-1]}
+    cells = cells.assign(**numbers, **{VARIANT[-1]: cells[VARIANT[-1]].eq(True)})
+    if cells.empty:
+        return frames.results, []
+    kept = at_preferred(cells, [*VARIANT, "family"], validated(frames, column))
+    said = [f"{row['family']}, {variant_title(*(row[name] for name in VARIANT))}: {row['chosen']}" for row in _told(kept)]
+    notes = [f"Chosen on validation: {'; '.join(dict.fromkeys(said))}."] if said else []
+    others = frames.results["task"] != task
+    return frames.results[others | frames.results["run_id"].isin(kept["run_id"])], notes
+
+
+def _told(kept: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in kept[kept["chosen"] != ""].to_dict("records")]
 
 
 def errors(results: pd.DataFrame, *, task: str) -> pd.DataFrame:
@@ -127,7 +153,8 @@ def error_over_ridge(frames: Frames, *, task: Task, reference: Metric) -> Table:
 
     reference: the metric whose error is 1, `ridge_error` or `bayes_error`. Mean over seeds, best and second best marked.
     """
-    data = ratios(frames.results, task=task, reference=reference)
+    chosen, told = _chosen(frames, task)
+    data = ratios(chosen, task=task, reference=reference)
     named = data.assign(title=[variant_title(*key) for key in data[VARIANT].itertuples(index=False)])
     models = named[named["metric"] == "squared_error"]
     compared = models.assign(arm=models["family"] + models["title"])
@@ -146,7 +173,7 @@ def error_over_ridge(frames: Frames, *, task: Task, reference: Metric) -> Table:
     rows = tuple((Entry(label), *found[family]) for family, label in lines.items())
     notes = (f"1 is the {METRICS[reference].label}.", *notes_on(frames.cells[frames.cells["task"] == task]))
     notes += tuple(marks_notes([(METRICS["squared_error"].label, compared, "squared_error")], within="title"))
-    return Table(data, ("model", *variants), rows, notes)
+    return Table(data, ("model", *variants), rows, (*notes, *told))
 
 
 def ratios(results: pd.DataFrame, *, task: str, reference: str) -> pd.DataFrame:

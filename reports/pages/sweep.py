@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.arguments import Model
-from reports.kit.chosen import along
+from reports.kit.chosen import along, at_preferred, validated
 from reports.kit.hover import remember
 from reports.kit.lines import lines_of, seed_points, shaded
 from reports.kit.marks import marks_notes
@@ -137,12 +137,15 @@ def scale_of(axes: Axes, fact: str, table: pd.DataFrame) -> None:
 def differences(frames: Frames, column: Column, fact: str, models: Sequence[str]) -> pd.DataFrame:
     """One row a value of the fact: the first model's score less the second's, paired by seed, with its 95 % t interval.
 
+    Each is at those TUNED settings that validation prefers.
     ahead: the label of the model that the interval puts ahead, or "undecided". Raises NoData where no value has both.
     """
     cells = scored_cells(frames, column).dropna(subset="value")
     names = cells.drop_duplicates("model").set_index("model")["family"]
+    asked = cells[cells["model"].isin(models)]
     rows = []
-    for value, group in cells.groupby(fact) if fact in cells else ():
+    for value, group in asked.groupby(fact) if fact in cells else ():
+        group = at_preferred(group, ["model"], validated(frames, column))
         by_seed = group.pivot_table(index="seed", columns="model", values="value").reindex(columns=list(models)).dropna()
         if len(by_seed):
             found = seed_summary((by_seed[models[0]] - by_seed[models[1]]).to_numpy(), column.metric, difference=True)

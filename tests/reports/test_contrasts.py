@@ -168,5 +168,5 @@ def test_a_gain_is_of_the_rates_that_validation_prefers(store) -> None:
     assert entries(table)["MESANET", "input convolution"] == ["1.250 (0.750; 1.750)", "+0.2500"]
     assert any("MESANET, input convolution: learning rate 0.001" in note for note in table.notes)
     tuned(store, "gla", {0.001: 3.0}, **{CONV: "none", VOCABULARY: 64})
-    with pytest.raises(NoData, match="runs of GLA, no convolution differ in vocab size: which of them are compared"):
+    with pytest.raises(NoData, match="runs of GLA differ in vocab size: which of them are compared"):
         interaction(frames_of(store), **arguments)

@@ -105,3 +105,25 @@ def test_titles_name_what_varies():
     assert variant_title(0.5, 0.0, np.nan, False) == "constant W, noise 0.5"
     assert variant_title(0.25, 0.1, 16, False) == "W redrawn every 16, drifting by 0.1, noise 0.25"
     assert variant_title(0.5, 0.0, 32, True) == "W redrawn every 32 and told, noise 0.5"
+
+
+def test_a_model_is_at_the_rate_that_validation_prefers_and_of_one_size(store):
+    for seed in (0, 1):
+        for rate, error in ((0.001, 3.0), (0.004, 2.0)):
+            stages = {
+                "train": [store.row("squared_error", error, "validation")],
+                "test": rows(store, ERRORS | {"squared_error": error}),
+            }
+            varied = VARIANTS[0] | {"train.lr": rate}
+            store.run("gla", "regression", seed=seed, stages=stages, facts={"seq_len": 8, **VARIANTS[0]}, varied=varied)
+    store.request("regression")
+    table = error_over_ridge(frames(store), task="regression", reference="ridge_error")
+    assert [row[1].text for row in table.rows if row[0].text == "GLA"] == ["1.000"]
+    drawing = error_by_position(frames(store), task="regression")
+    for notes in (table.notes, drawing.notes):
+        assert "Chosen on validation: GLA, constant W, noise 0.5: learning rate 0.004." in notes
+    stages = {"test": rows(store, ERRORS)}
+    store.run("gla", "regression", stages=stages, size="small", facts={"seq_len": 8, **VARIANTS[0]}, varied=VARIANTS[0])
+    store.request("regression")
+    with pytest.raises(NoData, match="runs of GLA differ in size: which of them are compared?"):
+        error_by_position(frames(store), task="regression")

@@ -63,3 +63,12 @@ def test_the_axis_is_logarithmic_in_the_tokens_remembered(store) -> None:
 def test_values_that_only_one_model_has_are_no_comparison(store) -> None:
     with pytest.raises(NoData, match="no value of initial gamma has runs of mesanet and gated_deltanet"):
         ranking(frames(store, {0.5: 1.4}, {0.98: 1.5}), **ARGUMENTS)
+
+
+def test_models_are_compared_at_the_rates_that_validation_prefers(store) -> None:
+    for seed in (0, 1):
+        worse = {"train": [store.row("nll", 9.0 + seed, "validation")]}
+        varied = {"model.mixer.forget_gate_init": 0.5, "train.lr": 0.5}
+        store.run("mesanet", "language", seed=seed, stages=worse, varied=varied)
+    made = ranking(frames(store, {0.5: 1.6}, {0.5: 1.5}), **ARGUMENTS)
+    assert made.rows[0][3].text == "+0.1005 [+0.0941, +0.1069]"
