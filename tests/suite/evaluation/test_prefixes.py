@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 import suite.evaluation.prefixes as prefixes
 from conf.groups import whole
@@ -50,16 +51,25 @@ def pairs() -> list[tuple[list[int], list[int]]]:
     return [*made, ([256, *text(20)], text(2)), made[3]]
 
 
-def plain(model: LanguageModel, read: Sequence[int], targets: Sequence[int]) -> tuple[float, bool]:
-    with torch.no_grad():
-        logits = model(torch.tensor([read]))[0][0, len(read) - len(targets) :].double().log_softmax(-1)
-    chosen = logits[range(len(targets)), list(targets)].sum().item()
-    return chosen, logits.argmax(-1).tolist() == list(targets)
+@torch.no_grad()
+def plain_logits(model: LanguageModel, sequences: Sequence[Sequence[int]]) -> Tensor:
+    """By one forward pass [B, T, V]. What fills up a shorter sequence stands behind it, where it changes nothing."""
+    longest = max(map(len, sequences))
+    return model(torch.tensor([[*tokens, *[0] * (longest - len(tokens))] for tokens in sequences]))[0]
+
+
+def plain(model: LanguageModel, asked: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[tuple[float, bool]]:
+    scores = []
+    for (read, targets), logits in zip(asked, plain_logits(model, [read for read, _ in asked]), strict=True):
+        behind = logits[len(read) - len(targets) : len(read)].double().log_softmax(-1)
+        chosen = behind[range(len(targets)), list(targets)].sum().item()
+        scores.append((chosen, behind.argmax(-1).tolist() == list(targets)))
+    return scores
 
 
 @functools.cache
 def plain_scores(name: str) -> list[tuple[float, bool]]:
-    return [plain(model_of(name), *pair) for pair in pairs()]
+    return plain(model_of(name), pairs())
 
 
 def nodes_of(roots: Sequence[Node]) -> list[Node]:
@@ -83,7 +93,7 @@ def test_choices_that_begin_alike_ask_for_logits_once():
     found = score_continuations(model, [(context + choice[:-1], choice) for choice in choices], batch_size=8, device=CPU)
     # Behind the context, and "1", "1 2", "1 2 3" and "1 2 4" behind it.
     assert sum(asked) == 5
-    expected = [plain(model, context + choice[:-1], choice)[0] for choice in choices]
+    expected = [score for score, _ in plain(model, [(context + choice[:-1], choice) for choice in choices])]
     assert [total for total, _ in found] == pytest.approx(expected, abs=1e-5)
 
 
@@ -96,12 +106,13 @@ def test_answers_by_the_state_are_those_of_whole_passes(name):
     model = model_of(name)
     # Prompts of different lengths, past a window's end and before it, of which some end early.
     prompts = [Prompt(pairs()[i][0][-n:], ["\0\0"], 1 + 2 * (i % 3)) for i, n in enumerate((2, 9, 80, 80, 3, 31))]
+    read = [list(prompt.tokens) for prompt in prompts]
+    for _ in range(max(prompt.max_tokens for prompt in prompts)):
+        for tokens, logits in zip(read, plain_logits(model, read), strict=True):
+            tokens.append(int(logits[len(tokens) - 1].argmax()))
     expected = []
-    for prompt in prompts:
-        answer: list[int] = []
-        for _ in range(prompt.max_tokens):
-            with torch.no_grad():
-                answer.append(int(model(torch.tensor([prompt.tokens + answer]))[0][0, -1].argmax()))
+    for prompt, tokens in zip(prompts, read, strict=True):
+        answer = tokens[len(prompt.tokens) :][: prompt.max_tokens]
         answer = answer[: answer.index(TOKENIZER.bos)] if TOKENIZER.bos in answer else answer
         expected.append(TOKENIZER.decode(answer))
     assert answers(model, prompts, 8) == answers(model, prompts, 1) == expected
@@ -118,7 +129,7 @@ def test_a_checkpoint_of_transformers_has_the_scores_of_its_plain_forward_pass(t
     # From a state, recurrences of transformers read a token at a time.
     assert model.goes_on == (kind != "mamba")
     asked = [([token % 61 for token in read[-40:]], [token % 61 for token in targets]) for read, targets in pairs()]
-    wanted = [plain(model, *pair) for pair in asked]
+    wanted = plain(model, asked)
     for batch_size in (1, 7):
         found = score_continuations(model, asked, batch_size=batch_size, device=CPU)
         for (total, is_greedy), expected in zip(found, wanted, strict=True):
