@@ -34,13 +34,38 @@ def chunk_decays(log_decay: Tensor) -> ChunkDecays:
     A sum of log-decays stands for their product, in float64, since a difference of two sums must be exact even behind a
     strong decay. -inf - -inf is not a number, so a factor is at least exp(FORGOTTEN), which is already 0.
     """
-    size = log_decay.shape[-1]
-    future = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu(1)
-    total = log_decay.clamp(min=FORGOTTEN).double().cumsum(-1)
-    difference = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(log_decay.dtype)
-    # Masked before the exponential: above the diagonal it would overflow, and its gradient would be NaN.
-    within = difference.masked_fill(future, float("-inf")).exp()
-    return ChunkDecays(within, total.to(log_decay.dtype).exp(), within[..., -1, :])
+    within, from_start, to_end = _ChunkDecays.apply(log_decay)
+    return ChunkDecays(within, from_start, to_end)
+
+
+class _ChunkDecays(torch.autograd.Function):
+    """`chunk_decays` with one sum per row and column for a gradient: fresh memory costs a CPU more than the arithmetic."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size, dtype = log_decay.shape[-1], log_decay.dtype
+        future = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu(1)
+        total = log_decay.clamp(min=FORGOTTEN).double().cumsum(-1)
+        # Masked before the exponential, which would overflow above the diagonal.
+        within = (total.unsqueeze(-1) - total.unsqueeze(-2)).to(dtype).masked_fill_(future, float("-inf")).exp_()
+        from_start, to_end = total.to(dtype).exp(), within[..., -1, :].clone()
+        ctx.save_for_backward(log_decay, within, from_start, to_end)
+        return within, from_start, to_end
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, into_within: Tensor, into_from_start: Tensor, into_to_end: Tensor) -> Tensor:
+        log_decay, within, from_start, to_end = ctx.saved_tensors
+        into_difference, last = into_within * within, into_to_end * to_end
+        into_total = into_difference.sum(-1, dtype=torch.float64) - into_difference.sum(-2, dtype=torch.float64)
+        into_total += into_from_start * from_start - last
+        into_total[..., -1] += last.sum(-1, dtype=torch.float64)
+        return before_every_sum(into_total).to(log_decay.dtype).masked_fill(log_decay < FORGOTTEN, 0.0)
+
+
+def before_every_sum(into_total: Tensor, dim: int = -1) -> Tensor:
+    """The gradient into x of one into x.cumsum(dim)."""
+    return into_total.flip(dim).cumsum(dim).flip(dim)
 
 
 def over_time(*tensors: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
@@ -91,11 +116,11 @@ def states_before(written: Tensor, kept: Tensor, state: Tensor, *, dim: int) -> 
 def scan_states(written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """`states_before` for states that are matrices, in less memory.
 
-    written: [M, R, K] with M = B H N, what each chunk adds; kept: [M], what it leaves; state: [B, H, R, K].
+    written: [M, R, K] with M = B H N, what each chunk adds; kept: [M, 1, 1 or K], what it leaves; state: [B, H, R, K].
     Returns [M, R, K] and the state after the last chunk [B, H, R, K].
     """
-    written = written.unflatten(0, (*state.shape[:2], -1))
-    before, after = _ScanStates.apply(written, kept.view(*written.shape[:3], 1, 1), state)
+    written, kept = (x.unflatten(0, (*state.shape[:2], -1)) for x in (written, kept))
+    before, after = _ScanStates.apply(written, kept, state)
     return before.flatten(0, 2), after
 
 
@@ -121,5 +146,11 @@ class _ScanStates(torch.autograd.Function):
         slots[-1].copy_(into_after)
         for n in reversed(range(len(slots) - 1)):
             torch.addcmul(into_before[:, :, n], kept[:, :, n], slots[n + 1], out=slots[n])
-        into_kept = torch.linalg.vecdot(into_written.flatten(3), before.flatten(3)).view_as(kept)
-        return into_written, into_kept, into_state
+        return into_written, of_kept(into_written, before, kept), into_state
+
+
+def of_kept(into: Tensor, before: Tensor, kept: Tensor) -> Tensor:
+    """The gradient into kept [..., 1, 1 or K], which multiplies `before` [..., R, K] where `into` arrives."""
+    if kept.shape[-1] == 1:
+        return torch.linalg.vecdot(into.flatten(-2), before.flatten(-2)).view_as(kept)
+    return torch.linalg.vecdot(into, before, dim=-2).view_as(kept)

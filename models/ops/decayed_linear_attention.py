@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, split_heads, states_before
+from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, scan_states, split_heads
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,9 +33,9 @@ def chunked(
     decays = chunk_decays(log_decay)
     kept = decays.from_start[:, -1, None, None]
     written = torch.bmm(v.mT, k * (decays.to_end * beta).unsqueeze(-1))  # [M, V, K]
-    before, state = states_before(*(x.unflatten(0, (*state.shape[:2], -1)) for x in (written, kept)), state, dim=2)
+    before, state = scan_states(written, kept, state)
     weights = torch.bmm(q, k.mT) * (decays.within * beta.unsqueeze(-2))
-    o = read_out(q=q, v=v, weights=weights, decays=decays, before=before.flatten(0, 2))
+    o = read_out(q=q, v=v, weights=weights, decays=decays, before=before)
     return join_heads(o, shape), state
 
 

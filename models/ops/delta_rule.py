@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.ops.corrections import scan_corrections
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
 from models.ops.decayed_linear_attention import read_out
 
@@ -36,7 +37,7 @@ def chunked(
     In a chunk that starts from the state S they solve (I + A) u_t = beta_t (v_t - zeta_t0 S k_t), where
     A_ts = beta_t zeta_ts k_t^T k_s for s < t: u is what it is from S = 0, less S times the erasing keys.
     """
-    shape, heads = v.shape, state.shape[:2]
+    shape = v.shape
     q, k, v, log_decay, beta = split_heads(q, k, v, log_decay, beta, chunk_size=chunk_size, dtype=state.dtype)
     decays = chunk_decays(log_decay)
     # The solve reads only below the diagonal. A product of powers of A, exact on paper, cancels badly for equal keys.
@@ -45,12 +46,6 @@ def chunked(
     from_zero = torch.bmm(inverse, v)
     erasing = torch.bmm(inverse * decays.from_start.unsqueeze(-2), k)
     kept, k_end = decays.from_start[:, -1, None, None], k * decays.to_end.unsqueeze(-1)
-    state, before, corrections = state.flatten(0, 1), [], []
-    chunks = (x.unflatten(0, (len(state), -1)).unbind(1) for x in (from_zero, erasing, kept, k_end))
-    for from_zero_n, erasing_n, kept_n, k_end_n in zip(*chunks, strict=True):
-        before.append(state)
-        corrections.append(torch.baddbmm(from_zero_n, erasing_n, state.mT, alpha=-1.0))
-        state = torch.baddbmm(kept_n * state, corrections[-1].mT, k_end_n)
-    before, u = (torch.stack(x, dim=1).flatten(0, 1) for x in (before, corrections))
+    before, u, state = scan_corrections(from_zero, erasing, kept, k_end, None, state)
     o = read_out(q=q, v=u, weights=torch.bmm(q, k.mT) * decays.within, decays=decays, before=before)
-    return join_heads(o, shape), state.unflatten(0, heads)
+    return join_heads(o, shape), state

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.ops.corrections import scan_corrections
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
 
 
@@ -83,7 +84,7 @@ def chunked(
     chunk that starts from the state S they solve (I + L) w = u - (what is left of S at i) e_i, where L_ij for j < i is the
     product of e_i and a_j with the decays between them: w is what it is from S = 0, less S times the erasing keys.
     """
-    shape, heads, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), state.shape[:2], e.shape[1] // q.shape[1]
+    shape, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), e.shape[1] // q.shape[1]
     e, u, log_decay = gated(e, erase), gated(u, write), by_micro_step(log_decay, e.shape[1])
     (q,) = split_heads(q, chunk_size=chunk_size, dtype=state.dtype)
     e, a, u, log_decay = split_heads(e, a, u, log_decay, chunk_size=micro_steps * chunk_size, dtype=state.dtype)
@@ -92,14 +93,8 @@ def chunked(
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
     inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
     from_zero, erasing = torch.bmm(inverse, u), torch.bmm(inverse, pairs.e)
-    state, starts, corrections = state.flatten(0, 1), [], []
-    chunks = (x.unflatten(0, (len(state), -1)).unbind(1) for x in (from_zero, erasing, pairs.kept, pairs.a))
-    for from_zero_n, erasing_n, kept_n, a_n in zip(*chunks, strict=True):
-        starts.append(state)
-        corrections.append(torch.baddbmm(from_zero_n, erasing_n, state.mT, alpha=-1.0))
-        state = torch.baddbmm(kept_n * state, corrections[-1].mT, a_n)
-    before, w = (torch.stack(x, dim=1).flatten(0, 1) for x in (starts, corrections))
-    return join_heads(torch.baddbmm(torch.bmm(pairs.read, w), pairs.q, before.mT), shape), state.unflatten(0, heads)
+    before, w, state = scan_corrections(from_zero, erasing, pairs.kept, pairs.a, None, state)
+    return join_heads(torch.baddbmm(torch.bmm(pairs.read, w), pairs.q, before.mT), shape), state
 
 
 class Pairs(NamedTuple):

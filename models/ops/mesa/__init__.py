@@ -157,7 +157,7 @@ def _split(inputs: Inputs, state: MesaState, chunk_size: int) -> tuple[Tensor, C
     if sign is not None:
         decays = _with_sign(decays, *split_heads(sign, chunk_size=chunk_size, dtype=dtype))
     written = torch.bmm(values.mT, k * (beta * decays.to_end).unsqueeze(-1))
-    before, after = scan_states(written, decays.from_start[:, -1], torch.cat([state.G, state.H], dim=-2))
+    before, after = scan_states(written, decays.from_start[:, -1, None, None], torch.cat([state.G, state.H], dim=-2))
     num_chunks = len(k) // (batch_size * num_heads)
     if regularizer.ndim == 2:
         per_chunk = regularizer.to(dtype)[:, None, None].expand(batch_size, num_heads, num_chunks, 1, key_dim).flatten(0, 2)
