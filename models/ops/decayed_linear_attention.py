@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, scan_states, split_heads
+from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+from models.ops.scan import scan_chunks
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,14 +32,9 @@ def chunked(
     shape = v.shape
     q, k, v, log_decay, beta = split_heads(q, k, v, log_decay, beta, chunk_size=chunk_size, dtype=state.dtype)
     decays = chunk_decays(log_decay)
-    kept = decays.from_start[:, -1, None, None]
-    written = torch.bmm(v.mT, k * (decays.to_end * beta).unsqueeze(-1))  # [M, V, K]
-    before, state = scan_states(written, kept, state)
+    decayed, written = decays.from_start.unsqueeze(-1), decays.to_end * beta
+    read, _, state = scan_chunks(
+        q=q * decayed, values=v, erasing=None, kept=decayed[:, -1:], a=k * written.unsqueeze(-1), state=state
+    )
     weights = torch.bmm(q, k.mT) * (decays.within * beta.unsqueeze(-2))
-    o = read_out(q=q, v=v, weights=weights, decays=decays, before=before)
-    return join_heads(o, shape), state
-
-
-def read_out(*, q: Tensor, v: Tensor, weights: Tensor, decays: ChunkDecays, before: Tensor) -> Tensor:
-    """What M chunks read, [M, C, V]: of their own tokens by weights [M, C, C], and of the state before, [M, V, K]."""
-    return torch.baddbmm(torch.bmm(weights, v), q * decays.from_start.unsqueeze(-1), before.mT)
+    return join_heads(torch.baddbmm(read, weights, v), shape), state

@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.corrections import scan_corrections
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
-from models.ops.decayed_linear_attention import read_out
+from models.ops.scan import scan_chunks
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,7 +44,9 @@ def chunked(
     inverse = torch.linalg.solve_triangular(interaction, torch.diag_embed(beta), upper=False, unitriangular=True)
     from_zero = torch.bmm(inverse, v)
     erasing = torch.bmm(inverse * decays.from_start.unsqueeze(-2), k)
-    kept, k_end = decays.from_start[:, -1, None, None], k * decays.to_end.unsqueeze(-1)
-    before, u, state = scan_corrections(from_zero, erasing, kept, k_end, None, state)
-    o = read_out(q=q, v=u, weights=torch.bmm(q, k.mT) * decays.within, decays=decays, before=before)
+    decayed = decays.from_start.unsqueeze(-1)
+    read, u, state = scan_chunks(
+        q=q * decayed, values=from_zero, erasing=erasing, kept=decayed[:, -1:], a=k * decays.to_end.unsqueeze(-1), state=state
+    )
+    o = torch.baddbmm(read, torch.bmm(q, k.mT) * decays.within, u)
     return join_heads(o, shape), state

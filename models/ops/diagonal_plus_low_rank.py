@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.ops import generalized_delta_rule
-from models.ops.decay import over_time
+from models.ops.channel_decay import Side, channel_products, safe_chunk_size
+from models.ops.decay import join_heads, over_time, split_heads
+from models.ops.scan import scan_chunks
 
 FLOOR = -40.0
 """A stronger decay leaves nothing beside what is erased, in float64 as well, and `chunked` would divide by it."""
@@ -33,6 +36,42 @@ def recurrent(
 
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, floor: float, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """The recurrence as matrix products: directly, in chunks short enough for the gates, or else as a generalised delta rule."""
+    inputs = {"q": q, "k": k, "v": v, "e": e, "a": a, "log_decay": log_decay, "state": state}
+    safe = safe_chunk_size(log_decay, chunk_size)
+    return _by_micro_steps(**inputs, chunk_size=chunk_size) if safe is None else _by_factors(**inputs, chunk_size=safe)
+
+
+def _by_factors(
+    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
+) -> tuple[Tensor, Tensor]:
+    """The corrections w_t = -G_{t-1} e_t, which are written along a as v is along k, solve one triangular system a chunk.
+
+    In a chunk that starts from S it is (I + A) w_t = -(B v)_t - (what is left of S before t) e_t, where A_ts and B_ts for s < t are
+    the products of e_t with a_s and k_s and the decays between s and the token before t.
+    """
+    shape = v.shape
+    tensors = (q, k, v, forgetting(e, log_decay), a, log_decay)
+    q, k, v, e, a, log_decay = split_heads(*tensors, chunk_size=chunk_size, dtype=state.dtype)
+    after = slice(1, None)
+    products = channel_products([Side(e, slice(-1)), Side(q, after)], [Side(a, after), Side(k, after)], log_decay)
+    (erased, met), (read, attended) = products.pairs
+    e, q = products.rows
+    a, k = products.columns
+    identity = torch.eye(e.shape[1], dtype=e.dtype, device=e.device).expand_as(erased)
+    inverse = torch.linalg.solve_triangular(erased, identity, upper=False, unitriangular=True)
+    # What is written along k whatever the state follows the corrections, as if it were as many tokens more.
+    values = torch.cat([-torch.bmm(inverse, torch.bmm(met, v)), v], dim=1)
+    erasing = F.pad(torch.bmm(inverse, e), (0, 0, 0, e.shape[1]))
+    written = torch.cat([a, k], dim=1)
+    before, w, state = scan_chunks(q=q, values=values, erasing=erasing, kept=products.kept, a=written, state=state)
+    o = torch.baddbmm(before, torch.cat([read, attended], dim=2), w)
+    return join_heads(o, shape), state
+
+
+def _by_micro_steps(
+    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
     """Two micro-steps a token of the generalised delta rule: e / decay erases what has decayed, along a, and k writes."""
     erased = e * torch.exp(-log_decay.masked_fill(log_decay.isneginf(), 0.0))

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops.corrections import scan_corrections
+from models.ops.channel_decay import Side, channel_products, safe_chunk_size
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+from models.ops.scan import scan_chunks
 
 
 def recurrent(
@@ -86,15 +87,19 @@ def chunked(
     """
     shape, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), e.shape[1] // q.shape[1]
     e, u, log_decay = gated(e, erase), gated(u, write), by_micro_step(log_decay, e.shape[1])
+    channels = log_decay.ndim == 4
+    safe = safe_chunk_size(log_decay, chunk_size, micro_steps=micro_steps) if channels else None
+    chunk_size = safe or chunk_size
     (q,) = split_heads(q, chunk_size=chunk_size, dtype=state.dtype)
     e, a, u, log_decay = split_heads(e, a, u, log_decay, chunk_size=micro_steps * chunk_size, dtype=state.dtype)
-    pairs = _scalar_pairs(q, e, a, log_decay) if log_decay.ndim == 2 else _channel_pairs(q, e, a, log_decay)
+    form = _scalar_pairs if not channels else _channel_pairs if safe is None else _factored_pairs
+    pairs = form(q, e, a, log_decay)
     # The solve reads only below the diagonal. A product of powers of L, exact on paper, cancels badly for equal keys.
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
     inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
     from_zero, erasing = torch.bmm(inverse, u), torch.bmm(inverse, pairs.e)
-    before, w, state = scan_corrections(from_zero, erasing, pairs.kept, pairs.a, None, state)
-    return join_heads(torch.baddbmm(torch.bmm(pairs.read, w), pairs.q, before.mT), shape), state
+    read, w, state = scan_chunks(q=pairs.q, values=from_zero, erasing=erasing, kept=pairs.kept, a=pairs.a, state=state)
+    return join_heads(torch.baddbmm(read, pairs.read, w), shape), state
 
 
 class Pairs(NamedTuple):
@@ -127,6 +132,16 @@ def _scalar_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
         a=a * decays.to_end.unsqueeze(-1),
         kept=from_start[:, -1:],
     )
+
+
+def _factored_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
+    """Products whose K terms have decays of their own, where these allow it: log_decay [M, N, K] of a `safe_chunk_size`."""
+    micro_steps, steps = e.shape[1] // q.shape[1], slice(1, None)
+    rows = [Side(e, steps, strict=True), Side(q, slice(micro_steps, None, micro_steps))]
+    products = channel_products(rows, [Side(a, steps)], log_decay)
+    (erased,), (read,) = products.pairs
+    e, q = products.rows
+    return Pairs(erased=erased, read=read, q=q, e=e, a=products.columns[0], kept=products.kept)
 
 
 class _Blocks(NamedTuple):
