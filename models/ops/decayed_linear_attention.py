@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
-from models.ops.scan import scan_chunks
+from models.ops.scan import Writes, scan_linear
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,9 +32,7 @@ def chunked(
     shape = v.shape
     q, k, v, log_decay, beta = split_heads(q, k, v, log_decay, beta, chunk_size=chunk_size, dtype=state.dtype)
     decays = chunk_decays(log_decay)
-    decayed, written = decays.from_start.unsqueeze(-1), decays.to_end * beta
-    read, _, state = scan_chunks(
-        q=q * decayed, values=v, erasing=None, kept=decayed[:, -1:], a=k * written.unsqueeze(-1), state=state
-    )
+    decayed, writes = decays.from_start.unsqueeze(-1), Writes(v, k * (decays.to_end * beta).unsqueeze(-1))
+    read, state = scan_linear(q=q * decayed, writes=writes, kept=decayed[:, -1:], state=state)
     weights = torch.bmm(q, k.mT) * (decays.within * beta.unsqueeze(-2))
     return join_heads(torch.baddbmm(read, weights, v), shape), state

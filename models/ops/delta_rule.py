@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
-from models.ops.scan import scan_chunks
+from models.ops.scan import Corrections, scan_corrected
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,8 +45,7 @@ def chunked(
     from_zero = torch.bmm(inverse, v)
     erasing = torch.bmm(inverse * decays.from_start.unsqueeze(-2), k)
     decayed = decays.from_start.unsqueeze(-1)
-    read, u, state = scan_chunks(
-        q=q * decayed, values=from_zero, erasing=erasing, kept=decayed[:, -1:], a=k * decays.to_end.unsqueeze(-1), state=state
-    )
+    corrections = Corrections(from_zero, erasing, k * decays.to_end.unsqueeze(-1))
+    read, u, state = scan_corrected(q=q * decayed, corrections=corrections, writes=None, kept=decayed[:, -1:], state=state)
     o = torch.baddbmm(read, torch.bmm(q, k.mT) * decays.within, u)
     return join_heads(o, shape), state

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.ops import generalized_delta_rule
 from models.ops.channel_decay import Side, channel_products, safe_chunk_size
 from models.ops.decay import join_heads, over_time, split_heads
-from models.ops.scan import scan_chunks
+from models.ops.scan import Corrections, Writes, scan_corrected
 
 FLOOR = -40.0
 """A stronger decay leaves nothing beside what is erased, in float64 as well, and `chunked` would divide by it."""
@@ -61,12 +60,9 @@ def _by_factors(
     a, k = products.columns
     identity = torch.eye(e.shape[1], dtype=e.dtype, device=e.device).expand_as(erased)
     inverse = torch.linalg.solve_triangular(erased, identity, upper=False, unitriangular=True)
-    # What is written along k whatever the state follows the corrections, as if it were as many tokens more.
-    values = torch.cat([-torch.bmm(inverse, torch.bmm(met, v)), v], dim=1)
-    erasing = F.pad(torch.bmm(inverse, e), (0, 0, 0, e.shape[1]))
-    written = torch.cat([a, k], dim=1)
-    before, w, state = scan_chunks(q=q, values=values, erasing=erasing, kept=products.kept, a=written, state=state)
-    o = torch.baddbmm(before, torch.cat([read, attended], dim=2), w)
+    corrections = Corrections(-torch.bmm(inverse, torch.bmm(met, v)), torch.bmm(inverse, e), a)
+    before, w, state = scan_corrected(q=q, corrections=corrections, writes=Writes(v, k), kept=products.kept, state=state)
+    o = torch.baddbmm(torch.baddbmm(before, read, w), attended, v)
     return join_heads(o, shape), state
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from models.ops.channel_decay import Side, channel_products, safe_chunk_size
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
-from models.ops.scan import scan_chunks
+from models.ops.scan import Corrections, scan_corrected
 
 
 def recurrent(
@@ -98,7 +98,8 @@ def chunked(
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
     inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
     from_zero, erasing = torch.bmm(inverse, u), torch.bmm(inverse, pairs.e)
-    read, w, state = scan_chunks(q=pairs.q, values=from_zero, erasing=erasing, kept=pairs.kept, a=pairs.a, state=state)
+    corrections = Corrections(from_zero, erasing, pairs.a)
+    read, w, state = scan_corrected(q=pairs.q, corrections=corrections, writes=None, kept=pairs.kept, state=state)
     return join_heads(torch.baddbmm(read, pairs.read, w), shape), state
 
 

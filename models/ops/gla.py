@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.ops.channel_decay import Side, channel_products, safe_chunk_size
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
-from models.ops.scan import scan_chunks
+from models.ops.scan import Writes, scan_linear
 
 
 def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,7 +35,7 @@ def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor
     shape, safe = v.shape, safe_chunk_size(log_decay, chunk_size)
     q, k, v, log_decay = split_heads(q, k, v, log_decay, chunk_size=safe or chunk_size, dtype=state.dtype)
     weights, q, k, kept = _by_pairs(q, k, log_decay) if safe is None else _by_factors(q, k, log_decay)
-    read, _, state = scan_chunks(q=q, values=v, erasing=None, kept=kept, a=k, state=state)
+    read, state = scan_linear(q=q, writes=Writes(v, k), kept=kept, state=state)
     return join_heads(torch.baddbmm(read, weights, v), shape), state
 
 

@@ -1,13 +1,15 @@
 """What goes from chunk to chunk of a linear recurrence: the state, what a chunk reads of it, and what it writes.
 
-With S_n the state before chunk n, tokens read q_n S_n^T, and a chunk writes w_n along a_n, where
+With S_n the state before chunk n, tokens read q_n S_n^T, and a chunk writes w_n along a_n and v_n along k_n, where
 
-    w_n = values_n - erasing_n S_n^T,   S_{n+1} = S_n Diag(kept_n) + w_n^T a_n
+    w_n = from_zero_n - erasing_n S_n^T,   S_{n+1} = S_n Diag(kept_n) + w_n^T a_n + v_n^T k_n
 
-Delta rules erase; linear attention does not.
+Delta rules write what they have corrected, w, and linear attention v.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,59 +18,102 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from models.ops.decay import of_kept
 
 
-def scan_chunks(
-    *, q: Tensor, values: Tensor, erasing: Tensor | None, kept: Tensor, a: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What chunks read of the states before them [M, C, V], what they write w [M, N, V], and the state after the last [B, H, V, K].
+class Corrections(NamedTuple):
+    """from_zero [M, N, V], what a chunk would write if it started from 0; erasing and a [M, N, K], a decayed to its end."""
 
-    M = B H N chunks. q [M, C, K]: decayed from the start of the chunk. values [M, N, V]; erasing [M, N, K], None for nothing;
-    a [M, N, K], decayed to the end of the chunk; kept [M, 1, 1 or K], what a chunk leaves; state [B, H, V, K].
+    from_zero: Tensor
+    erasing: Tensor
+    a: Tensor
+
+
+class Writes(NamedTuple):
+    """v [M, N, V] and k [M, N, K], decayed to the end of the chunk."""
+
+    v: Tensor
+    k: Tensor
+
+
+def scan_linear(*, q: Tensor, writes: Writes, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """What chunks read of the states before them [M, C, V], and the state after the last [B, H, V, K].
+
+    M = B H N chunks. q [M, C, K]: decayed from the start of the chunk. kept [M, 1, 1 or K]: what a chunk leaves. state
+    [B, H, V, K].
     """
+    read, _, after = _scan(q, None, writes, kept, state)
+    return read, after
+
+
+def scan_corrected(
+    *, q: Tensor, corrections: Corrections, writes: Writes | None, kept: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What chunks read of the states before them, the corrections w [M, N, V], and the state after the last, see `scan_linear`."""
+    return _scan(q, corrections, writes, kept, state)
+
+
+def _scan(
+    q: Tensor, corrections: Corrections | None, writes: Writes | None, kept: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     state, heads = state.flatten(0, 1), state.shape[:2]
-    inputs = (None if x is None else x.unflatten(0, (len(state), -1)) for x in (q, values, erasing, kept, a))
+    tensors = (q, *(corrections or (None, None, None)), *(writes or (None, None)), kept)
+    inputs = (None if x is None else x.unflatten(0, (len(state), -1)) for x in tensors)
     read, w, after = _ScanChunks.apply(*inputs, state)
-    return read.flatten(0, 1), values if erasing is None else w.flatten(0, 1), after.unflatten(0, heads)
+    return read.flatten(0, 1), w.flatten(0, 1), after.unflatten(0, heads)
 
 
 class _ScanChunks(torch.autograd.Function):
-    """The loop on [B H, N, ...], of which no more is done chunk after chunk, forward and backward, than has to be.
+    """The loop on [B H, N, ...], forward and backward, in which products of a chunk are read while the cache still has them.
 
-    Results of a chunk are small, stay in the cache and are copied to where they are kept: a product that is written into a
-    part of a tensor is worked out matrix by matrix.
+    What comes of a chunk is copied to where it is kept: PyTorch works products out matrix by matrix when they are to be
+    written into a part of a tensor.
     """
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q: Tensor, values: Tensor, erasing: Tensor | None, kept: Tensor, a: Tensor, state: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        before = state.new_empty(*values.shape[:2], *state.shape[1:])
-        w = values if erasing is None else torch.empty_like(values)
-        for n in range(values.shape[1]):
+        ctx: FunctionCtx,
+        q: Tensor,
+        from_zero: Tensor | None,
+        erasing: Tensor | None,
+        a: Tensor | None,
+        v: Tensor | None,
+        k: Tensor | None,
+        kept: Tensor,
+        state: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        before = state.new_empty(*q.shape[:2], *state.shape[1:])
+        w = q.new_empty(*q.shape[:2], 0, 0) if from_zero is None else torch.empty_like(from_zero)
+        for n in range(q.shape[1]):
             before[:, n] = state
-            w_n = values[:, n]
-            if erasing is not None:
-                w_n = torch.baddbmm(w_n, erasing[:, n], state.mT, alpha=-1.0)
+            after = kept[:, n] * state
+            if from_zero is not None:
+                w_n = torch.baddbmm(from_zero[:, n], erasing[:, n], state.mT, alpha=-1.0)
+                after.baddbmm_(w_n.mT, a[:, n])
                 w[:, n] = w_n
-            state = torch.baddbmm(kept[:, n] * state, w_n.mT, a[:, n])
-        ctx.save_for_backward(q, erasing, kept, a, before, w)
-        return torch.matmul(q, before.mT), None if erasing is None else w, state
+            if v is not None:
+                after.baddbmm_(v[:, n].mT, k[:, n])
+            state = after
+        ctx.save_for_backward(q, erasing, a, v, k, kept, before, w)
+        return torch.matmul(q, before.mT), w, state
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, into_read: Tensor, into_w: Tensor | None, into_after: Tensor) -> tuple[Tensor | None, ...]:
-        q, erasing, kept, a, before, w = ctx.saved_tensors
-        # `into` has the gradient into the state behind each chunk.
-        into, into_values, state = torch.empty_like(before), torch.empty_like(w), into_after
-        for n in reversed(range(before.shape[1])):
-            into[:, n] = state
-            kept_n = kept[:, n] * state
-            if erasing is not None:
-                into_values_n = torch.baddbmm(into_w[:, n], a[:, n], state.mT)
-                into_values[:, n] = into_values_n
-                kept_n.baddbmm_(into_values_n.mT, erasing[:, n], alpha=-1.0)
-            state = kept_n.baddbmm_(into_read[:, n].mT, q[:, n])
-        into_q, into_a, into_kept = torch.matmul(into_read, before), torch.matmul(w, into), of_kept(into, before, kept)
-        if erasing is None:
-            return into_q, torch.matmul(a, into.mT), None, into_kept, into_a, state
-        into_erasing = torch.matmul(into_values, before).neg_()
-        return into_q, into_values, into_erasing, into_kept, into_a, state
+    def backward(ctx: FunctionCtx, into_read: Tensor, into_w: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
+        q, erasing, a, v, k, kept, before, w = ctx.saved_tensors
+        into_from_zero, into_a, into_v, into_k = (
+            None if x is None else torch.empty_like(x) for x in (None if a is None else w, a, v, k)
+        )
+        into_kept, state = torch.empty_like(kept), into_after
+        for n in reversed(range(q.shape[1])):
+            earlier = kept[:, n] * state
+            into_kept[:, n] = of_kept(state, before[:, n], kept[:, n])
+            if a is not None:
+                into_w_n = torch.baddbmm(into_w[:, n], a[:, n], state.mT)
+                into_a[:, n] = torch.bmm(w[:, n], state)
+                earlier.baddbmm_(into_w_n.mT, erasing[:, n], alpha=-1.0)
+                into_from_zero[:, n] = into_w_n
+            if v is not None:
+                into_v[:, n] = torch.bmm(k[:, n], state.mT)
+                into_k[:, n] = torch.bmm(v[:, n], state)
+            state = earlier.baddbmm_(into_read[:, n].mT, q[:, n])
+        into_q = torch.matmul(into_read, before)
+        into_erasing = None if a is None else torch.matmul(into_from_zero, before).neg_()
+        return into_q, into_from_zero, into_erasing, into_a, into_v, into_k, into_kept, state
