@@ -80,9 +80,11 @@ class _ScanChunks(torch.autograd.Function):
         state: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         before = state.new_empty(*q.shape[:2], *state.shape[1:])
+        read = q.new_empty(*q.shape[:3], state.shape[1])
         w = q.new_empty(*q.shape[:2], 0, 0) if from_zero is None else torch.empty_like(from_zero)
         for n in range(q.shape[1]):
             before[:, n] = state
+            read[:, n] = torch.bmm(q[:, n], state.mT)
             after = kept[:, n] * state
             if from_zero is not None:
                 w_n = torch.baddbmm(from_zero[:, n], erasing[:, n], state.mT, alpha=-1.0)
@@ -92,28 +94,28 @@ class _ScanChunks(torch.autograd.Function):
                 after.baddbmm_(v[:, n].mT, k[:, n])
             state = after
         ctx.save_for_backward(q, erasing, a, v, k, kept, before, w)
-        return torch.matmul(q, before.mT), w, state
+        return read, w, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, into_read: Tensor, into_w: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
         q, erasing, a, v, k, kept, before, w = ctx.saved_tensors
-        into_from_zero, into_a, into_v, into_k = (
-            None if x is None else torch.empty_like(x) for x in (None if a is None else w, a, v, k)
+        into_from_zero, into_erasing, into_a, into_v, into_k = (
+            None if x is None else torch.empty_like(x) for x in (None if a is None else w, erasing, a, v, k)
         )
-        into_kept, state = torch.empty_like(kept), into_after
+        into_q, into_kept, state = torch.empty_like(q), torch.empty_like(kept), into_after
         for n in reversed(range(q.shape[1])):
             earlier = kept[:, n] * state
+            into_q[:, n] = torch.bmm(into_read[:, n], before[:, n])
             into_kept[:, n] = of_kept(state, before[:, n], kept[:, n])
             if a is not None:
                 into_w_n = torch.baddbmm(into_w[:, n], a[:, n], state.mT)
                 into_a[:, n] = torch.bmm(w[:, n], state)
                 earlier.baddbmm_(into_w_n.mT, erasing[:, n], alpha=-1.0)
+                into_erasing[:, n] = torch.bmm(into_w_n, before[:, n]).neg_()
                 into_from_zero[:, n] = into_w_n
             if v is not None:
                 into_v[:, n] = torch.bmm(k[:, n], state.mT)
                 into_k[:, n] = torch.bmm(v[:, n], state)
             state = earlier.baddbmm_(into_read[:, n].mT, q[:, n])
-        into_q = torch.matmul(into_read, before)
-        into_erasing = None if a is None else torch.matmul(into_from_zero, before).neg_()
         return into_q, into_from_zero, into_erasing, into_a, into_v, into_k, into_kept, state
