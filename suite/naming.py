@@ -8,6 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -29,9 +30,15 @@ def varying(table: pd.DataFrame) -> list[str]:
     TELLING orders them, those that are LATE behind all others. A setting of a size or a mixer that repeats an earlier one of
     the size is left out, such as the key size of a mixer where the size of heads is told.
     """
-    # Most settings have one value in all runs, which is quickly seen.
-    settings = [name for name in table if "." in name and not UNTOLD.match(name) and table[name].nunique(dropna=False) > 1]
-    differ = [name for name in settings if (table.groupby(ALIKE, dropna=False)[name].nunique(dropna=False) > 1).any()]
+    alike = table.groupby(ALIKE, dropna=False).ngroup().to_numpy()
+    # Where there are more pairs of a kind of run and a value than kinds, one of these has several values.
+    kinds = len(np.unique(alike))
+    differ = []
+    for name in (name for name in table if "." in name and not UNTOLD.match(name)):
+        value = pd.factorize(table[name])[0]
+        # Most settings have one value in all runs.
+        if value.size and (value != value[0]).any() and len(np.unique(alike * (value.max() + 2) + value)) > kinds:
+            differ.append(name)
     rank = {group: i for i, group in enumerate(TELLING)}
     ordered = sorted(differ, key=lambda name: (bool(LATE.match(name)), rank.get(name.partition(".")[0], len(rank))))
     told: list[str] = []

@@ -114,8 +114,10 @@ def _page(values: dict[str, Any], stem: str) -> Page:
 def _checked(part: Part) -> Part:
     """The part with a caption. Raises RequestError."""
     bound_part(part, named=True)
+    if part.caption:
+        return part
     first = (inspect.getdoc(part_function(part.type)) or "").split("\n")[0].replace("`", "")
-    return part if part.caption else msgspec.structs.replace(part, caption=first)
+    return msgspec.structs.replace(part, caption=first)
 
 
 def bound_part(part: Part, *, named: bool = False) -> Callable[[Frames], Drawing | Table]:

@@ -28,7 +28,8 @@ CONF = Path(__file__).parents[2] / "conf"
 # A model that is read from a folder has weights of its own: tests/models/test_hf.py.
 MODELS = whole("model")
 VARIANTS = {
-    "mesanet starting at the previous token": ("solver.initial=previous_token",),
+    # Token by token, which takes long: with keys as short as they may be, and as many steps as they need.
+    "mesanet starting at the previous token": ("solver.initial=previous_token", "key_dim=8", "solver.max_steps=12"),
     "mesanet by preconditioned_cg": ("solver.name=preconditioned_cg",),
     "mesanet by chebyshev": ("solver.name=chebyshev",),
     "mesanet by richardson": ("solver.name=richardson", "solver.gradient=unrolled"),
@@ -157,8 +158,8 @@ def test_steps_equal_forward_at_every_length(name: str) -> None:
             assert_states_near(state, expected_state)
 
 
-# As far as a window of 4 or 16 tokens and a chunk of 64 need to come round.
-@pytest.mark.parametrize(("prefilled", "steps"), [(1, 20), (2, 5), (33, 17), (63, 2)])
+# As far as a window of 4 or 16 tokens and a chunk of 64 need to come round: 29 tokens leave 3 places of a second window of 16.
+@pytest.mark.parametrize(("prefilled", "steps"), [(1, 20), (2, 5), (29, 5), (63, 2)])
 @torch.no_grad()
 def test_steps_in_place_equal_forward(name: str, prefilled: int, steps: int) -> None:
     """The tensors given are those written, in their shapes; those of an RNN, which reserves nothing, hold the same state."""
@@ -271,7 +272,7 @@ def uncounted_flops_per_token(model: LanguageModel) -> float:
     return convolutions + sum(2.0 * mixer.num_heads * mixer.key_dim**3 / mixer.settings.refresh for mixer in inverting)
 
 
-@pytest.mark.parametrize("length", [1, 9])
+@pytest.mark.parametrize("length", [1, 6])
 @torch.no_grad()
 def test_flops_are_those_counted(name: str, length: int) -> None:
     """Counted token by token, which is the recurrent form; attention by plain products, as its kernel escapes the counter.
