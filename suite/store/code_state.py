@@ -118,12 +118,17 @@ def _state(mixers: tuple[str, ...], task: str, backend: str) -> str:
 def _reached(mixers: tuple[str, ...], task: str, backend: str | None) -> set[str]:
     """Digests of all that training reaches by name; backend: whose kernels are among it, None for no one's."""
 
+    extended = folders()
+
     def find(name: str, importer: Path) -> Path | None:
+        is_ours, is_own = name.startswith(("models.", "tasks.")), any(folder in importer.parents for folder in extended)
+        if not (is_ours or is_own):
+            return None
         stem = ROOT / name.replace(".", "/")
         path = next((path for path in (stem.with_suffix(".py"), stem / "__init__.py") if path.is_file()), None)
-        if path is None and any(folder in importer.parents for folder in folders()):
+        if path is None and is_own:
             return module_file(name, importer)
-        if path is None or not name.startswith(("models.", "tasks.")):
+        if path is None or not is_ours:
             return None
         return path if backend or path == KERNELS or BACKENDS not in path.parents else None
 

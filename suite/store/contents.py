@@ -104,13 +104,24 @@ def module_digest(module: Path) -> str:
 
 def sources(roots: Iterable[Path], find: Callable[[str, Path], Path | None]) -> list[Path]:
     """The roots and whatever they import, at any depth, wherever find(dotted name, folder of the importer) has a file."""
-    found = [path.resolve() for path in roots]
-    for path in found:
-        for name, folder in _imports(parsed(path), path.parent):
-            target = find(name, folder)
-            if target is not None and target.resolve() not in found:
-                found.append(target.resolve())
-    return found
+    found = dict.fromkeys(path.resolve() for path in roots)
+    left, asked = list(found), set[tuple[str, Path]]()
+    for path in left:
+        for imported in _imported(path, file_digest(path)):
+            if imported in asked:
+                continue
+            asked.add(imported)
+            target = find(*imported)
+            if target is not None and (whole := target.resolve()) not in found:
+                found[whole] = None
+                left.append(whole)
+    return left
+
+
+@functools.cache
+def _imported(path: Path, content: str) -> tuple[tuple[str, Path], ...]:
+    """What a source file imports: see `_imports`. content: its digest."""
+    return tuple(dict.fromkeys(_imports(_parsed(path, content), path.parent)))
 
 
 def parsed(path: Path) -> ast.Module:

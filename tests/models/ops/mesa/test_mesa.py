@@ -37,6 +37,13 @@ cg = partial(built, "cg")
 SOLVERS = [EXACT, built("preconditioned_cg", 60), built("chebyshev", 400, 1e-13), built("cholesky", 0)]
 
 
+@functools.cache
+def exact(variant: str, length: int) -> tuple[Tensors, tuple[list[torch.Tensor], list[torch.Tensor]]]:
+    """Inputs, and what the recurrence gives of them with its gradients."""
+    inputs = VARIANTS[variant](draw(length))
+    return inputs, with_gradients(recurrent, inputs)
+
+
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda x: type(x).__name__)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("length", [1, 7, 8, 19])
@@ -45,11 +52,10 @@ def test_both_forms_equal_the_exact_recurrence(
     form: Callable[[Tensors, Solver], list[Tensor]], length: int, variant: str, solver: Solver
 ) -> None:
     """Outputs, final states, and the gradients of all of them into every input."""
-    inputs, solved = VARIANTS[variant](draw(length)), partial(form, solver=solver)
-    for actual, expected in zip(solved(inputs), recurrent(inputs), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
-    for actual, expected in zip(gradients(solved, inputs), gradients(recurrent, inputs), strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10)
+    inputs, (expected, into_expected) = exact(variant, length)
+    actual, into = with_gradients(partial(form, solver=solver), inputs)
+    for ours, theirs in zip((*actual, *into), (*expected, *into_expected), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
