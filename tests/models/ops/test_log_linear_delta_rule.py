@@ -124,13 +124,23 @@ def test_it_is_the_sum_over_all_tokens(form: Form, length: int, ages: tuple[int,
     assert_same(form, draw(length, ages=ages), sums(length, ages))
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("begins", [[(0, 0), (1, 8)], [(0, 5), (0, 6), (1, 15)], [(0, 7), (0, 9), (1, 20)]])
-def test_a_reset_begins_a_sequence(form: Form, begins: list[tuple[int, int]]) -> None:
+def draw_reset(begins: tuple[tuple[int, int], ...]) -> Tensors:
     inputs = draw(21, ages=(6, 11))
     for b, t in begins:
         inputs["log_decay"][b, t] = RESET
-    assert_same(form, inputs)
+    return inputs
+
+
+@functools.cache
+def reset_sums(begins: tuple[tuple[int, int], ...]) -> tuple[list[Tensor], Tensors]:
+    return gradients(written_out, draw_reset(begins))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("begins", [[(0, 0), (1, 8)], [(0, 5), (0, 6), (1, 15)], [(0, 7), (0, 9), (1, 20)]])
+def test_a_reset_begins_a_sequence(form: Form, begins: list[tuple[int, int]]) -> None:
+    inputs = draw_reset(tuple(begins))
+    assert_same(form, inputs, reset_sums(tuple(begins)))
     # And what came before the last one has no part in what follows.
     o, after = run(form, inputs)
     b, t = begins[-1]
