@@ -76,7 +76,8 @@ def _references(cells: pd.DataFrame) -> np.ndarray:
 
     The reference is the model of match.reference or, where that is not known or is not among the runs, the first model.
     """
-    named = cells["match_reference"].where(cells["match_reference"].isin(set(cells["model"])))
+    # Where no run says one, the column is one of numbers.
+    named = cells["match_reference"].astype(object).where(cells["match_reference"].isin(set(cells["model"])))
     wanted = named.fillna(next(iter(named.dropna()), cells["model"].iloc[0]))
     alike = [name for name in cells if name == "data" or name.startswith("task.")]
     others = [name for name in cells if name in ("size", "seed") or name.startswith(("size.", "train."))]

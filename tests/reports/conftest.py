@@ -62,9 +62,8 @@ class Store:
         (folder / "eval").mkdir(parents=True)
         own = {key: value for key, value in self.cells[-1].items() if key not in ("run_id", "group_id")}
         known = {"backend": "torch", "parameters": 1000, "state_bytes": 4096, "flops_per_token": 5000}
-        write(
-            folder / "run.json", schema=1, run_id=run_id, group_id=self.cells[-1]["group_id"], facts=known | own | (facts or {})
-        )
+        names = {"run_id": run_id, "group_id": self.cells[-1]["group_id"], "facts": known | own | (facts or {})}
+        write(folder / "run.json", schema=1, **names, settings={key: value for key, value in own.items() if "." in key})
         write(folder / "environment.json", python="3.11.7", packages={"torch": "2.13"})
         write(folder / "status.json", status=status, reason=reason, stage="train", step=None)
         for stage, rows in stages.items():
