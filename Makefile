@@ -21,8 +21,10 @@ check: $(VENV)/.installed-dev
 types: $(VENV)/.installed-dev
 	found=$$($(COUNT)) && echo "$$found" > .ci/mypy.txt
 
+# Python keeps what it compiles, whatever the environment says: every worker, and every process of a test, would compile all
+# sources again.
 test: $(VENV)/.installed-dev
-	$(RUN) -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu"
+	PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu"
 
 # pip finds torch as it is set up to: a local build, an index of your own, or PyPI.
 $(VENV)/.installed: pyproject.toml constraints.txt
