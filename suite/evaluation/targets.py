@@ -51,9 +51,14 @@ def answered(model: LanguageModel, batches: Iterable[tuple[Tensor, Sequence[Aske
             placed += [_Placed(numbers[each.row, each.column], each.target, each.sequence) for each in every]
             count += len(numbers)
         if count >= PLACES_AT_ONCE:
-            yield from _answers(model, torch.cat(held), sorted(placed))
-            held, placed, count = [], [], 0
-    if held:
+            # The rest waits for others: a pass of few places takes nearly as long as one of many.
+            whole, every_feature = count - count % PLACES_AT_ONCE, torch.cat(held)
+            placed.sort()
+            first = bisect_left(placed, whole, key=lambda each: each.place)
+            yield from _answers(model, every_feature[:whole], placed[:first])
+            held, count = [every_feature[whole:]], count - whole
+            placed = [each._replace(place=each.place - whole) for each in placed[first:]]
+    if count:
         yield from _answers(model, torch.cat(held), sorted(placed))
 
 
@@ -73,16 +78,22 @@ def log_likelihoods(model: LanguageModel, features: Tensor, at: Tensor, targets:
     most = torch.full((len(features),), torch.finfo(torch.float32).min, device=features.device)
     total, own = torch.zeros_like(most), torch.empty(len(targets), device=features.device)
     leads = torch.zeros(len(targets), dtype=torch.bool, device=features.device)
-    first = 0
+    # In their order the targets of a part are one piece.
+    ids, order = targets.sort(stable=True)
+    known = ids.tolist()
+    first, begin = 0, bisect_left(known, 0)
     for part in model.head_parts(features):
         logits = part.float()
         largest = logits.amax(-1)
-        here = ((targets >= first) & (targets < first + logits.shape[1])).nonzero().squeeze(1)
-        rows, columns = at[here], targets[here] - first
-        own[here] = logits[rows, columns]
-        # Ahead of all ids before, as likely as any of the part; of several that are equal the first counts.
-        ahead = (own[here] > most[rows]) & (own[here] == largest[rows])
-        leads[here[ahead]] = logits[rows[ahead]].argmax(-1) == columns[ahead]
+        end = bisect_left(known, first + logits.shape[1], begin)
+        if begin < end:
+            here = order[begin:end]
+            rows, columns = at[here], ids[begin:end] - first
+            own[here] = found = logits[rows, columns]
+            # Ahead of all ids before, as likely as any of the part; of several that are equal the first counts.
+            ahead = (found > most[rows]) & (found == largest[rows])
+            leads[here[ahead]] = logits[rows[ahead]].argmax(-1) == columns[ahead]
+        begin = end
         now = torch.maximum(most, largest)
         total = total * (most - now).exp() + logits.sub_(now.unsqueeze(1)).exp_().sum(-1)
         most, first = now, first + logits.shape[1]

@@ -65,6 +65,17 @@ def test_targets_of_many_batches_come_back_to_their_sequences(monkeypatch, most:
     assert found == {10 * i + row: pytest.approx(whole[i, row].item(), abs=1e-3) for i in range(5) for row in (0, 1)}
 
 
+def test_passes_of_the_head_are_full_but_for_the_last(monkeypatch) -> None:
+    monkeypatch.setattr(targets, "PLACES_AT_ONCE", 6)
+    model, passes = Logits(6), []
+    parts = model.head_parts
+    monkeypatch.setattr(model, "head_parts", lambda features: passes.append(len(features)) or parts(features))
+    # Batches of 8, 5 and 3 places.
+    every = logits(0).reshape(1, PLACES, VOCABULARY)
+    batches = [(every, [Asked(0, 4, 0, column) for column in range(count)]) for count in (8, 5, 3)]
+    assert len(list(answered(model, batches))) == 16 and passes == [6, 6, 4]
+
+
 @pytest.mark.parametrize("target", [-1, VOCABULARY])
 def test_a_target_outside_of_the_vocabulary_has_no_likelihood(target: int) -> None:
     with pytest.raises(IndexError, match=f"target {target} of a vocabulary of 23"):
