@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from conf.settings import unknown
+from reports.kit.narrow import with_diverged
 from reports.kit.parts import Frames, NoData
 from reports.kit.protocol import TUNED
 from reports.kit.tables import Column, rows_of, scored_cells, summarise
@@ -19,12 +20,16 @@ from suite.scores import main_scores
 
 
 def validated(frames: Frames, column: Column) -> dict[str, float]:
-    """By arm the mean score on validation, as a loss: of the column's metric where training wrote it, else the column itself."""
+    """By arm the mean score on validation, as a loss: of the column's metric where training wrote it, else the column itself.
+
+    An arm of which a seed diverged comes behind all arms without one, see `with_diverged`.
+    """
     on_validation = column.replace({"stage": "train", "split": "validation", "slice": "", "bound": ""})
-    scored = scored_cells(frames, on_validation).dropna(subset="value")
-    scored = scored if len(scored) else scored_cells(frames, column).dropna(subset="value")
+    cells = scored_cells(frames, on_validation)
+    cells = cells if cells["value"].notna().any() else scored_cells(frames, column)
     sign = -1.0 if METRICS[column.metric].better == "higher" else 1.0
-    return (sign * scored.groupby("arm")["value"].mean()).to_dict()
+    losses = with_diverged(sign * cells["value"], cells["status"], cells["arm"])
+    return losses.groupby(cells["arm"]).mean().dropna().to_dict()
 
 
 def line_labels(cells: pd.DataFrame, *without: str) -> pd.Series:

@@ -100,11 +100,13 @@ def amount(number: float) -> str:
 def one_arm_a_model(runs: pd.DataFrame, losses: pd.Series, *, by: str, apart: Sequence[str] = ()) -> tuple[list[str], list[str]]:
     """The ids of the runs of one way to set each model, that of the least mean loss, and a note on those of several ways.
 
-    losses: by run_id, see `validation_losses`; runs without one come last, then those of fewer seeds. by: what the loss is, in
-    words. apart: settings of which a model may show several values.
+    losses: by run_id, see `validation_losses`; behind come ways with a run that diverged, see `with_diverged`, those without a
+    loss, and those of fewer seeds. by: what the loss is, in words. apart: settings of which a model may show several values.
     """
     keys = ["model", *(name for name in apart if name in runs)]
-    ways = runs.assign(loss=runs["run_id"].map(losses)).groupby([*keys, "group_id"], dropna=False, as_index=False)
+    loss = runs["run_id"].map(losses)
+    loss = with_diverged(loss, runs["status"], runs["group_id"]) if "status" in runs else loss
+    ways = runs.assign(loss=loss).groupby([*keys, "group_id"], dropna=False, as_index=False)
     found = ways.agg(loss=("loss", "mean"), seeds=("run_id", "size"))
     ranked = found.sort_values(["loss", "seeds"], ascending=[True, False], na_position="last", kind="stable")
     best = ranked.drop_duplicates(keys)["group_id"]
@@ -113,6 +115,17 @@ def one_arm_a_model(runs: pd.DataFrame, losses: pd.Series, *, by: str, apart: Se
     several = {f"{names[row.model]} ({counted(row.ways, 'setting')})": None for row in tried.itertuples()}
     notes = [f"Models of several settings are shown at that of the best {by}: {', '.join(several)}."] if several else []
     return list(runs.loc[runs["group_id"].isin(best), "run_id"]), notes
+
+
+def with_diverged(losses: pd.Series, status: pd.Series, arms: pd.Series) -> pd.Series:
+    """The losses of runs with a number for those that diverged, so large that the mean of an arm with one is above all losses.
+
+    Two of three seeds that are left must not win over three. An arm that has no loss has none: its runs, and all others that
+    did not diverge, stay NaN.
+    """
+    left = losses.notna().groupby(arms).transform("any")
+    worst = losses.max() + arms.value_counts().max() * (losses.max() - losses.min() + 1.0)
+    return losses.mask(losses.isna() & (status == "diverged") & left, worst)
 
 
 @functools.lru_cache(maxsize=2)

@@ -41,7 +41,7 @@ def stored(frames: Frames, name: str) -> Stored:
     study = read_study(name)
     tried = _trained(frames, study)
     kept, notes = one_arm_a_model(tried, validation_losses(frames, "nll"), by="validation loss", apart=["size", "train_tokens"])
-    runs = tried[tried["run_id"].isin(kept)].drop(columns="group_id")
+    runs = tried[tried["run_id"].isin(kept)].drop(columns=["group_id", "status"])
     if runs.empty:
         return Stored(pd.DataFrame(columns=[*runs.columns, *COLUMN, "value"]).astype(NUMBERS), runs, tried, ())
     rows = frames.results[frames.results["run_id"].isin(runs["run_id"])].dropna(subset="value")
@@ -58,7 +58,7 @@ def _trained(frames: Frames, study: Study) -> pd.DataFrame:
     titles = {size: study.size_of(str(size)) or size_title(str(size)) for size in runs["size"].unique()}
     amounts = {each: study.tokens_of(each) or amount(each) for each in runs["tokens"].unique()}
     runs = runs.assign(size=runs["size"].map(titles), train_tokens=runs["tokens"].map(amounts))
-    return runs[[*CELL, "model_label", "group_id", "seed", "run_id"]]
+    return runs[[*CELL, "model_label", "group_id", "seed", "run_id", "status"]]
 
 
 def _benchmarks(rows: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reports.kit.narrow import one_arm_a_model, validation_losses
 from reports.kit.parts import Frames, NoData, Table, load_frames
 from reports.kit.tables import Column
 from reports.pages.rates import chosen
@@ -50,3 +51,23 @@ def test_a_setting_without_numbers_has_no_grid(store):
     store.request()
     with pytest.raises(NoData, match="has a number for train.schedule"):
         chosen(load_frames(store.root, "quick"), column=LOSS, fact="train.schedule")
+
+
+def test_two_seeds_that_are_left_do_not_win_over_three(store):
+    for rate, losses in ((1e-3, (2.1, 2.1, 2.1)), (2e-3, (1.0, 1.0, None)), (4e-3, (0.5, None, None))):
+        for seed, loss in enumerate(losses):
+            rows = {} if loss is None else {"train": [store.row("nll", loss, "validation")]}
+            status = "diverged" if loss is None else "done"
+            store.run("gla", "language", seed=seed, stages=rows, status=status, varied={"train.lr": rate})
+            if rate > 1e-3:
+                store.run("mesanet", "language", seed=seed, stages=rows, status=status, varied={"train.lr": rate})
+    store.request()
+    frames = load_frames(store.root, "quick")
+    assert {row[0]: row[1:3] for row in texts(chosen(frames, column=LOSS, fact="train.lr"))} == {
+        "GLA": ("0.001", "2.100"),
+        # Of rates that all have lost a seed it is the one with the fewest.
+        "MESANET": ("0.002", "1.000"),
+    }
+    kept, _ = one_arm_a_model(frames.runs, validation_losses(frames, "nll"), by="NLL")
+    found = frames.runs[frames.runs["run_id"].isin(kept)].groupby("model")["train.lr"].unique().map(list).to_dict()
+    assert found == {"gla": [1e-3], "mesanet": [2e-3]}
