@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.kit.intervals import RESAMPLES
+from reports.kit.intervals import RESAMPLES, Z, student_t
 
 LEAST, WITH_OFFSET = 3, 5
 """Points from which a law is fitted: without an offset c, which is then 0, and with one."""
@@ -45,7 +45,9 @@ def fit(x: np.ndarray, each: list[np.ndarray]) -> Law | None:
     """The law through the means of the seeds at every x; None for fewer than LEAST values of x.
 
     x [N]: different, above 0. each: the losses of the seeds at each x. The interval draws seeds again where every x has two or
-    more, and whole points otherwise; draws with fewer different points than the law has parameters are left out.
+    more, and whole points otherwise; draws with fewer different points than the law has parameters are left out. What is drawn
+    of few seeds differs less than they do, by sqrt(1 - 1 / n), and no more than a normal variable: both are made good, by
+    Student's t with the degrees of freedom of all points together (Hesterberg 2015, sec. 5.3).
     """
     x = np.asarray(x, dtype=float)
     if len(x) < LEAST:
@@ -66,7 +68,9 @@ def _draws(each: list[np.ndarray], means: np.ndarray, parameters: int) -> tuple[
     generator, count = np.random.default_rng(SEED), len(each)
     if all(len(values) > 1 for values in each):
         drawn = np.stack([generator.choice(values, (RESAMPLES, len(values))).mean(1) for values in each], axis=1)
-        return np.ones((RESAMPLES, count)), drawn, "seeds"
+        counts = np.array([len(values) for values in each])
+        wider = np.sqrt(counts / (counts - 1)) * student_t(int((counts - 1).sum())) / Z
+        return np.ones((RESAMPLES, count)), means + wider * (drawn - means), "seeds"
     weights = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES).astype(float)
     weights = weights[(weights > 0).sum(1) >= parameters]
     return weights, np.broadcast_to(means, weights.shape), "points"

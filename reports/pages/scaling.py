@@ -83,6 +83,9 @@ def _points(frames: Frames, column: Column, axes: Sequence[Axis]) -> pd.DataFram
     if cells.empty:
         raise NoData(f"no run of {column.runs} has {axis_label(column.metric)} and says what it cost")
     cells = cells.assign(train_flops=FORWARDS_PER_STEP * cells["flops_per_token"] * cells["train_tokens"])
+    if cells["data"].nunique() > 1:
+        # The least loss of several texts is that of the easiest one, and no point of a law.
+        cells = cells.assign(family=cells["family"] + ", " + cells["data"].fillna(""))
     parts = []
     for name in axes:
         table = summarised(cells.assign(x=cells[name]), ["arm", "family", "model", "x"], column.metric)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from reports.kit import power_law
 from reports.kit.parts import Frames, NoData, load_frames
 from reports.kit.power_law import LEAST, WITH_OFFSET, fit
 from reports.kit.tables import Column
@@ -41,6 +42,13 @@ def test_an_interval_over_seeds_holds_the_truth_and_is_wider_with_more_noise():
         assert law is not None and law.resampled == "seeds" and law.b_ends[0] <= law.b <= law.b_ends[1]
         widths.append(law.b_ends[1] - law.b_ends[0])
     assert widths[1] > 3 * widths[0]
+
+
+def test_an_interval_over_two_seeds_covers_about_as_often_as_it_says(monkeypatch):
+    monkeypatch.setattr(power_law, "RESAMPLES", 300)
+    x, generator = np.geomspace(1e6, 1e8, 4), np.random.default_rng(0)
+    laws = [fit(x, [3.0 * (each / 1e7) ** -0.3 + generator.normal(0, 0.02, 2) for each in x]) for _ in range(80)]
+    assert np.mean([law is not None and law.b_ends[0] <= 0.3 <= law.b_ends[1] for law in laws]) > 0.85
 
 
 def test_losses_that_rise_are_no_power_law():
@@ -117,3 +125,16 @@ def test_without_scores_or_of_what_rises_there_is_nothing(store):
         curves(frames, column=LOSS, axes=AXES)
     with pytest.raises(NoData, match="is no loss"):
         fits(frames, column=LOSS.replace({"metric": "accuracy"}), axes=AXES)
+
+
+def test_every_text_has_a_line_of_its_own(store) -> None:
+    for digest, easier in (("a1", 0.0), ("b2", 1.0)):
+        for tokens in TOKENS[:3]:
+            facts = {"train_tokens": tokens, "parameters": 1e5, "state_bytes": 1e4, "flops_per_token": 2e5}
+            rows = [store.row("nll", 3.0 * (tokens / 1e6) ** -0.3 + 2.0 - easier, "validation")]
+            varied = {"train.steps": tokens}
+            known = facts | {"data_fingerprint": 32 * digest}
+            store.run("gla", "language", stages={"train": rows}, facts=known, varied=varied, group=digest)
+    store.request()
+    table = fits(load_frames(store.root, "quick"), column=LOSS, axes=["train_tokens"])
+    assert {(row[0].text, row[2].text) for row in table.rows} == {("GLA, stdlib a1a1a1", "3"), ("GLA, stdlib b2b2b2", "3")}
