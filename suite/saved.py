@@ -33,6 +33,9 @@ CLEAN = "clean"
 """The protocol of runs from before there were others."""
 
 
+ANOTHER = "its text or tokenizer is another one than it was trained on; data.path and data.tokenizer tell where that one lies now"
+
+
 class Undeclared(RequestError):
     """A saved run has a mixer or a task that neither this package nor a folder of the user's own declares."""
 
@@ -105,9 +108,7 @@ def saved_task(run: Run) -> Task:
     """
     try:
         task = task_of(run.config)
-        reason = (
-            "" if task.fingerprint() == run.data_fingerprint else "its text or tokenizer is another one than it was trained on"
-        )
+        reason = "" if task.fingerprint() == run.data_fingerprint else ANOTHER
     except ValueError as error:
         reason = str(error)
     if reason:

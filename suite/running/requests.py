@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,9 @@ from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
 from suite.machine.peaks import named
 from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task, told_apart
-from suite.request.compose import Composer
+from suite.request.compose import Composer, compose_one
 from suite.request.identity import digest
-from suite.request.overrides import read_request
+from suite.request.overrides import Request, read_request, values
 from suite.request.schema import Composed
 from suite.running.execute import Command, as_yaml
 from suite.running.launch import launcher_of
@@ -109,13 +110,13 @@ def add_evaluations(arguments: Sequence[str]) -> int:
         if key.split(".")[0] not in ("eval", "paths", "compute") and key not in MOVED:
             permitted = f"eval, paths, compute, {', '.join(MOVED)}"
             raise RequestError(f"{override.input_line!r} can't be changed in a finished run, permitted are {permitted}")
-    composer = Composer(request.cells)
-    asked = [composer.compose(cell) for cell in request.cells]
+    of_these = read_request([each for each in cells if each.partition("=")[0] not in MOVED]).cells
+    composer = Composer(of_these)
+    asked = [composer.compose(cell) for cell in of_these]
     results = Path(asked[0].paths.results)
     for composed in asked:
         check_one_place(asked[0].compute, composed.compute)
-    moved = [key.partition(".")[2] for key in MOVED if any(a.startswith(f"{key}=") for a in arguments)]
-    places = {"cache": asked[0].paths.cache, **{key: getattr(asked[0].data, key) for key in moved}}
+    places = {"cache": asked[0].paths.cache, **_moved(request)}
     every = ids == ["all"]
     runs: list[Run] = []
     refused: dict[str, list[str]] = {}
@@ -138,6 +139,18 @@ def add_evaluations(arguments: Sequence[str]) -> int:
     status = work_off(runs, results, Command(uuid.uuid4().hex, trains=False, force=forced == ["true"]), alone(CPU))
     print_evaluations(runs, results, arguments)
     return FAILURE if refused else status
+
+
+def _moved(request: Request) -> dict[str, Any]:
+    """Where the text and the tokenizer of a run lie now, by the keys of its data. Raises RequestError."""
+    typed = {each.key_or_group: each for each in request.overrides if each.key_or_group in MOVED}
+    for key, override in typed.items():
+        if len(values(override)) > 1:
+            raise RequestError(f"{override.input_line}: permitted is one value; several files are a list, '{key}=[A,B]'")
+    # What kind of text it is the run says itself: any that is read from files takes these keys.
+    lines = {"data.path": "data.path=text.txt"} | {key: override.input_line for key, override in typed.items()}
+    data = compose_one(["data=text", *lines.values()]).data
+    return {name: getattr(data, name) for name in (key.partition(".")[2] for key in typed)}
 
 
 def _own(arguments: Sequence[str], *keys: str) -> tuple[list[list[str]], list[str]]:

@@ -127,6 +127,26 @@ def test_a_text_is_found_whatever_its_name(name, tmp_path, capsys):
     assert "parameters" in capsys.readouterr().out
 
 
+def test_a_text_that_has_moved_is_found_where_an_evaluation_says(tmp_path, capsys):
+    places = [f"paths.results={tmp_path / 'results'}", f"paths.cache={tmp_path / 'cache'}"]
+    there, new, other = (tmp_path / name for name in ("there.txt", "moved here.txt", "other.txt"))
+    there.write_text(" ".join(f"{i} sheep and {i * i} goats" for i in range(900)))
+    other.write_text(there.read_text() + " more")
+    small = [each for each in SMALL if not each.startswith("task")]
+    asked = ["run", *small, "data=text", f"data.path={there}", "task.seq_len=16"]
+    assert main([*asked, "eval=none", *places]) == 0
+    there.rename(new)
+    (tmp_path / "cache").rename(tmp_path / "no cache")
+    evaluate = ["evaluate", "run=all", "eval=length", "eval.length_factors=[1]", "eval.study_tokens=64", *places]
+    for path, said in (
+        ([f"data.path={other}"], "another one than it was trained on; data.path and data.tokenizer tell where that one lies"),
+        ([f"data.path={other},{new}"], f"data.path={other},{new}: permitted is one value; several files are a list"),
+    ):
+        capsys.readouterr()
+        assert main([*evaluate, *path]) == 2 and said in capsys.readouterr().err
+    assert main([*evaluate, f"data.path={new}"]) == 0 and list(tmp_path.glob("results/runs/*/eval/length-*.json"))
+
+
 def test_help_and_an_unknown_verb(capsys):
     assert main(["--help"]) == 0 and "usage: python -m suite" in capsys.readouterr().out
     assert main([]) == 2
