@@ -9,6 +9,7 @@ Delta rules write what they have corrected, w, and linear attention v.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -53,11 +54,41 @@ def scan_corrected(
 def _scan(
     q: Tensor, corrections: Corrections | None, writes: Writes | None, kept: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    state, heads = state.flatten(0, 1), state.shape[:2]
     tensors = (q, *(corrections or (None, None, None)), *(writes or (None, None)), kept)
-    inputs = (None if x is None else x.unflatten(0, (len(state), -1)) for x in tensors)
-    read, w, after = _ScanChunks.apply(*inputs, state)
-    return read.flatten(0, 1), w.flatten(0, 1), after.unflatten(0, heads)
+    read, w, after = _ScanChunks.apply(*_by_head(tensors, state), state.flatten(0, 1))
+    return read.flatten(0, 1), w.flatten(0, 1), after.view_as(state)
+
+
+def states(writes: Writes, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The states before all chunks [M, V, K] and that after the last [B, H, V, K], see `scan_linear`; nothing is recorded."""
+    (v, k, kept), memory = _by_head((*writes, kept), state), state.flatten(0, 1)
+    before = state.new_empty(*v.shape[:2], *memory.shape[1:])
+    for n in range(v.shape[1]):
+        before[:, n] = memory
+        memory = (kept[:, n] * memory).baddbmm_(v[:, n].mT, k[:, n])
+    return before.flatten(0, 1), memory.view_as(state)
+
+
+def gradients_of_linear(
+    *, into_read: Tensor, into_after: Tensor, q: Tensor, writes: Writes, kept: Tensor, before: Tensor
+) -> tuple[Tensor, ...]:
+    """The gradients of `scan_linear` into q, v, k, kept and state, from those into what it returns and the states `before`."""
+    tensors = _by_head((into_read, q, *writes, kept, before), into_after)
+    into_read, q, v, k, kept, before = tensors
+    into_q, into_v, into_k, into_kept = (torch.empty_like(x) for x in (q, v, k, kept))
+    state = into_after.flatten(0, 1)
+    for n in reversed(range(q.shape[1])):
+        into_q[:, n] = torch.bmm(into_read[:, n], before[:, n])
+        into_v[:, n] = torch.bmm(k[:, n], state.mT)
+        into_k[:, n] = torch.bmm(v[:, n], state)
+        into_kept[:, n] = of_kept(state, before[:, n], kept[:, n])
+        state = (kept[:, n] * state).baddbmm_(into_read[:, n].mT, q[:, n])
+    return *(x.flatten(0, 1) for x in (into_q, into_v, into_k, into_kept)), state.view_as(into_after)
+
+
+def _by_head(tensors: Iterable[Tensor | None], state: Tensor) -> list[Tensor | None]:
+    """[M, ...] as [B H, N, ...], for a state [B, H, V, K]."""
+    return [None if x is None else x.unflatten(0, (state.shape[0] * state.shape[1], -1)) for x in tensors]
 
 
 class _ScanChunks(torch.autograd.Function):

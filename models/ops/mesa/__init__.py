@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from models.ops.decay import ChunkDecays, chunk_decays, join_heads, over_time, scan_states, split_heads
 from models.ops.mesa.operators import ChunkOperator, TokenOperator
-from models.ops.mesa.readout import MesaOperator, read, solve_and_read
+from models.ops.mesa.readout import Chunks, MesaOperator, read, solve_and_read, solve_and_read_chunks
 from models.ops.solvers import Solver
 
 
@@ -99,9 +99,13 @@ def chunked(inputs: Inputs, *, state: MesaState, solver: Solver, chunk_size: int
             o, state = decode(token, state=state, solver=solver)
             outputs.append(o)
         return torch.cat(outputs, dim=1), state
-    q, operator, state = _split(inputs, state, chunk_size)
-    o, _ = solve_and_read(operator, q, solver, None)
-    return join_heads(o, inputs.v.shape), state
+    chunks = _split(inputs, state, chunk_size)
+    if solver.gradient == "implicit":
+        o, after = solve_and_read_chunks(chunks, solver)
+    else:
+        operator, after = _scan(chunks)
+        o, _ = solve_and_read(operator, chunks.q, solver, None)
+    return join_heads(o, inputs.v.shape), _halves(after, inputs)
 
 
 def decode(inputs: Inputs, *, state: MesaState, solver: Solver) -> tuple[Tensor, MesaState]:
@@ -121,8 +125,8 @@ def trace(inputs: Inputs, *, state: MesaState, solver: Solver, chunk_size: int, 
     """
     batch_size, length, num_heads, _ = inputs.q.shape
     if solver.initial != "previous_token" and length > 1:
-        q, operator, _ = _split(inputs, state, chunk_size)
-        observed, _ = _observe(operator, q, solver, None, spectrum)
+        chunks = _split(inputs, state, chunk_size)
+        observed, _ = _observe(_scan(chunks)[0], chunks.q, solver, None, spectrum)
         return SolverTrace(*(x if x is None else join_heads(x.unsqueeze(-1), inputs.k.shape).squeeze(-1) for x in observed))
     traces = []
     for token in _tokens(inputs):
@@ -138,7 +142,7 @@ def frobenius_norm(*, k: Tensor, log_decay: Tensor, beta: Tensor, sign: Tensor |
     """|H_t|_F at every token [B, T, H], with no K x K matrix a token; H is the state before, the rest as in `chunked`."""
     nothing, penalty = k[..., :0], torch.zeros_like(k[0, 0])
     inputs = Inputs(k, k, nothing, log_decay, beta, penalty, sign)
-    _, operator, _ = _split(inputs, MesaState(H[..., :0, :], H), chunk_size)
+    operator, _ = _scan(_split(inputs, MesaState(H[..., :0, :], H), chunk_size))
     return join_heads(operator.frobenius_norm(), k.shape).squeeze(-1)
 
 
@@ -146,18 +150,27 @@ def _signed(x: Tensor, sign: Tensor | None) -> Tensor:
     return x if sign is None else x * sign
 
 
-def _split(inputs: Inputs, state: MesaState, chunk_size: int) -> tuple[Tensor, ChunkOperator, MesaState]:
-    """The sequence as M = B H N independent chunks: q [M, C, K], the matrices of every token, and the state at the end."""
+def _scan(chunks: Chunks) -> tuple[ChunkOperator, Tensor]:
+    """The matrices of every token, and the state behind the last chunk, [B, H, V + K, K]."""
+    before, after = scan_states(torch.bmm(chunks.values.mT, chunks.ends), chunks.kept, chunks.state)
+    return chunks.operator(before), after
+
+
+def _halves(memory: Tensor, inputs: Inputs) -> MesaState:
+    """G and H, which [B, H, V + K, K] holds one above the other."""
+    return MesaState(*memory.split([inputs.v.shape[-1], inputs.k.shape[-1]], dim=-2))
+
+
+def _split(inputs: Inputs, state: MesaState, chunk_size: int) -> Chunks:
+    """The sequence as chunks."""
     q, k, v, log_decay, beta, regularizer, sign = inputs
     batch_size, length, num_heads, key_dim = k.shape
-    dtype, sizes = state.H.dtype, (v.shape[-1], key_dim)
+    dtype = state.H.dtype
     values = torch.cat([v, k], dim=-1)
     q, k, values, log_decay, beta = split_heads(q, k, values, log_decay, beta, chunk_size=chunk_size, dtype=dtype)
     decays = chunk_decays(log_decay)
     if sign is not None:
         decays = _with_sign(decays, *split_heads(sign, chunk_size=chunk_size, dtype=dtype))
-    written = torch.bmm(values.mT, k * (beta * decays.to_end).unsqueeze(-1))
-    before, after = scan_states(written, decays.from_start[:, -1, None, None], torch.cat([state.G, state.H], dim=-2))
     num_chunks = len(k) // (batch_size * num_heads)
     if regularizer.ndim == 2:
         per_chunk = regularizer.to(dtype)[:, None, None].expand(batch_size, num_heads, num_chunks, 1, key_dim).flatten(0, 2)
@@ -165,9 +178,18 @@ def _split(inputs: Inputs, state: MesaState, chunk_size: int) -> tuple[Tensor, C
         # 1 in the padding, where H may be 0 and A must not be.
         padded = F.pad(regularizer, (0, 0, 0, 0, 0, num_chunks * k.shape[1] - length), value=1.0)
         (per_chunk,) = split_heads(padded, chunk_size=k.shape[1], dtype=dtype)
-    weights = decays.within * beta.unsqueeze(-2)
-    operator = ChunkOperator(k, values, weights, decays.from_start.unsqueeze(-1), before, per_chunk)
-    return q, operator, MesaState(*after.split(sizes, dim=-2))
+    from_start = decays.from_start.unsqueeze(-1)
+    return Chunks(
+        q=q,
+        keys=k,
+        values=values,
+        weights=decays.within * beta.unsqueeze(-2),
+        from_start=from_start,
+        regularizer=per_chunk,
+        ends=k * (beta * decays.to_end).unsqueeze(-1),
+        kept=from_start[:, -1:],
+        state=torch.cat([state.G, state.H], dim=-2),
+    )
 
 
 def _with_sign(decays: ChunkDecays, sign: Tensor) -> ChunkDecays:

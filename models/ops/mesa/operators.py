@@ -95,13 +95,18 @@ class ChunkOperator(NamedTuple):
         return self._attend(y, self.values[..., :value_dim], self.keys, self.memory[:, :value_dim])
 
     def gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        into_keys, into_values, into_weights, into_regularizer = self.gradients_within(x, y)
+        into_from_start = (torch.bmm(y, self.memory) * x).sum(-1, keepdim=True)
+        into_memory = torch.bmm((y * self.from_start).mT, x)
+        return into_keys, into_values, into_weights, into_from_start, into_memory, into_regularizer
+
+    def gradients_within(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`gradients` into keys, values, weights and the regularizer, which the state before a chunk has no part in."""
         scores, into_weighted = torch.bmm(x, self.keys.mT), torch.bmm(y, self.values.mT)
         into_keys = torch.bmm((into_weighted * self.weights).mT, x)
         into_values = torch.bmm((scores * self.weights).mT, y)
-        into_from_start = (torch.bmm(y, self.memory) * x).sum(-1, keepdim=True)
-        into_memory = torch.bmm((y * self.from_start).mT, x)
         into_regularizer = (y[..., -x.shape[-1] :] * x).sum_to_size(self.regularizer.shape)
-        return into_keys, into_values, into_weighted.mul_(scores), into_from_start, into_memory, into_regularizer
+        return into_keys, into_values, into_weighted.mul_(scores), into_regularizer
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         return _bounds(self.regularizer, self.frobenius_norm())

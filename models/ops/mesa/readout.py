@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from models.ops.mesa.operators import ChunkOperator, TokenOperator
+from models.ops.scan import Writes, gradients_of_linear, states
 from models.ops.solvers import Solver
+from models.ops.solvers.iteration import dot
 from models.ops.solvers.operator import Solution, select, widened
 
 MesaOperator = TokenOperator | ChunkOperator
@@ -34,6 +38,73 @@ def read(operator: MesaOperator, solution: Solution) -> Tensor:
     part = remainder[chosen]
     exact = widened(select(operator, chosen)).read(solution.x[chosen].double() + part).to(o.dtype)
     return o.index_copy(0, chosen, torch.where(part.any(-1, keepdim=True), exact, o[chosen]))
+
+
+class Chunks(NamedTuple):
+    """A sequence in M = B H N chunks, whose states are not known yet; the names are those of `ChunkOperator`.
+
+    q [M, C, K]. ends [M, C, K]: keys times what they weigh at the end of the chunk. kept [M, 1, 1]: what is left there of the
+    state before. state: [B, H, V + K, K], G above H, before the first chunk.
+    """
+
+    q: Tensor
+    keys: Tensor
+    values: Tensor
+    weights: Tensor
+    from_start: Tensor
+    regularizer: Tensor
+    ends: Tensor
+    kept: Tensor
+    state: Tensor
+
+    def operator(self, before: Tensor) -> ChunkOperator:
+        """The matrices of all tokens, given the states before their chunks [M, V + K, K]."""
+        return ChunkOperator(self.keys, self.values, self.weights, self.from_start, before, self.regularizer)
+
+
+def solve_and_read_chunks(chunks: Chunks, solver: Solver) -> tuple[Tensor, Tensor]:
+    """o_t = G_t x_t [M, C, V] at x_t = (H_t + Lambda)^-1 q_t, with an implicit gradient, and the state after the last chunk."""
+    return _ImplicitGradientOfChunks.apply(solver, *chunks)
+
+
+class _ImplicitGradientOfChunks(torch.autograd.Function):
+    """`_ImplicitGradient` and the states that the chunks start from, whose gradient is that of a read-out by x as well.
+
+    Apart, the gradient into every state would be a tensor of its own, the largest of all.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, solver: Solver, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = Chunks(*tensors)
+        before, after = states(Writes(chunks.values, chunks.ends), chunks.kept, chunks.state)
+        operator = chunks.operator(before)
+        solution = solver.solve(operator, chunks.q, None)
+        ctx.solver = solver
+        ctx.save_for_backward(solution.x, before, *tensors)
+        return read(operator, solution), after
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, y: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
+        x, before, *tensors = ctx.saved_tensors
+        chunks = Chunks(*tensors)
+        operator = chunks.operator(before)
+        with torch.autocast(y.device.type, enabled=False):
+            e = ctx.solver.solve(operator, operator.read_transposed(y)).x
+            y = torch.cat([y, -e], dim=-1)
+            into_keys, into_values, into_weights, into_regularizer = operator.gradients_within(x, y)
+            into_read, written, into_ends, into_kept, into_state = gradients_of_linear(
+                into_read=y,
+                into_after=into_after,
+                q=x * chunks.from_start,
+                writes=Writes(chunks.values, chunks.ends),
+                kept=chunks.kept,
+                before=before,
+            )
+            into_from_start = dot(into_read, x)
+            into_values = into_values.add_(written)
+        into_matrices = into_keys, into_values, into_weights, into_from_start, into_regularizer
+        return None, e, *into_matrices, into_ends, into_kept, into_state
 
 
 class _ImplicitGradient(torch.autograd.Function):

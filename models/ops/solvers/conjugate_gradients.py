@@ -35,7 +35,7 @@ class ConjugateGradients(IterativeSolver):
 
 def advance(p: Tensor, factor: Tensor, r: Tensor) -> Tensor:
     """factor p + r, in place where no gradient is recorded."""
-    return torch.addcmul(r, factor, p) if torch.is_grad_enabled() else p.mul_(factor).add_(r)
+    return torch.addcmul(r, factor, p) if torch.is_grad_enabled() else torch.addcmul(r, factor, p, out=p)
 
 
 def bounds_of_definite(rr: Tensor) -> tuple[float, Tensor]:

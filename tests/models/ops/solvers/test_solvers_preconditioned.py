@@ -17,8 +17,8 @@ from tests.models.ops.solvers.solver_cases import CASES, Case, draw_case
 def chunk_operator(inputs: Tensors, chunk_size: int) -> tuple[Tensor, ChunkOperator]:
     inputs = {"sign": None, **inputs}
     rest = mesa.Inputs(*(inputs[name] for name in mesa.Inputs._fields))
-    q, operator, _ = mesa._split(rest, mesa.MesaState(inputs["G"], inputs["H"]), chunk_size)
-    return q, operator
+    chunks = mesa._split(rest, mesa.MesaState(inputs["G"], inputs["H"]), chunk_size)
+    return chunks.q, mesa._scan(chunks)[0]
 
 
 def corrections(name: str, q: Tensor, operator: ChunkOperator, x: Tensor) -> Tensor:
