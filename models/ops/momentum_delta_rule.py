@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+from models.ops.scan import Corrections, scan_corrected
 
 
 class MomentumState(NamedTuple):
@@ -68,7 +69,7 @@ def chunked(
     numbers from 0 to 1, and no quotient of gates is formed, so that any decay is safe.
     """
     p, log_momentum = _forgetting(p, log_decay, log_momentum)
-    shape, heads, size = v.shape, state.G.shape[:2], state.G.shape[-1]
+    shape, size = v.shape, state.G.shape[-1]
     tensors = (q, p, k, v, log_decay, log_momentum, beta)
     q, p, k, v, log_decay, log_momentum, beta = split_heads(*tensors, chunk_size=chunk_size, dtype=state.G.dtype)
     decays, momenta = chunk_decays(log_decay), chunk_decays(log_momentum)
@@ -81,20 +82,19 @@ def chunked(
     inverse = _unit_inverse(torch.bmm(p, k.mT) * _before(moved))
     from_zero = torch.bmm(inverse, v)
     reading = torch.bmm(inverse, torch.cat([_before(kept, first=1.0) * p, -_before(carried) * p], dim=-1))
-    written = torch.cat([-moved[:, -1, :, None] * k, momenta.to_end.unsqueeze(-1) * k], dim=-1)
-    ends = kept[:, -1:], carried[:, -1:], momenta.from_start[:, -1, None, None]
-
-    both, before, errors = torch.cat(state, dim=-1).flatten(0, 1), [], []  # G and M side by side
-    chunks = (x.unflatten(0, (len(both), -1)).unbind(1) for x in (from_zero, reading, written, *ends))
-    for from_zero_n, reading_n, written_n, kept_n, carried_n, momentum_n in zip(*chunks, strict=True):
-        before.append(both)
-        errors.append(torch.baddbmm(from_zero_n, reading_n, both.mT, beta=-1.0))
-        G, M = both.split(size, dim=-1)
-        unmoved = torch.cat([kept_n * G - carried_n * M, momentum_n * M], dim=-1)
-        both = torch.baddbmm(unmoved, errors[-1].mT, written_n)
-    inherited = torch.bmm(torch.cat([kept * q, -carried * q], dim=-1), torch.stack(before, dim=1).flatten(0, 1).mT)
-    o = torch.baddbmm(inherited, torch.bmm(q, k.mT) * moved, torch.stack(errors, dim=1).flatten(0, 1), alpha=-1.0)
-    return join_heads(o, shape), MomentumState(*both.unflatten(0, heads).split(size, dim=-1))
+    # The scan's corrections are the errors with a minus.
+    written = torch.cat([moved[:, -1, :, None] * k, -momenta.to_end.unsqueeze(-1) * k], dim=-1)
+    ends = torch.cat([kept[:, -1:].expand(-1, -1, size), momenta.from_start[:, -1, None, None].expand(-1, -1, size)], dim=-1)
+    inherited, errors, both = scan_corrected(
+        q=torch.cat([kept * q, -carried * q], dim=-1),
+        corrections=Corrections(from_zero, reading, written),
+        writes=None,
+        kept=ends,
+        moved=-carried[:, -1:],
+        state=torch.cat(state, dim=-1),  # G and M side by side
+    )
+    o = torch.baddbmm(inherited, torch.bmm(q, k.mT) * moved, errors)
+    return join_heads(o, shape), MomentumState(*both.split(size, dim=-1))
 
 
 def _before(x: Tensor, *, first: float = 0.0) -> Tensor:

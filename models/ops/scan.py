@@ -4,7 +4,8 @@ With S_n the state before chunk n, tokens read q_n S_n^T, and a chunk writes w_n
 
     w_n = from_zero_n - erasing_n S_n^T,   S_{n+1} = S_n Diag(kept_n) + w_n^T a_n + v_n^T k_n
 
-Delta rules write what they have corrected, w, and linear attention v.
+Delta rules write what they have corrected, w, and linear attention v. With momentum, S has two halves of columns, of which the
+first also gets `moved` times the second.
 """
 
 from __future__ import annotations
@@ -40,21 +41,24 @@ def scan_linear(*, q: Tensor, writes: Writes, kept: Tensor, state: Tensor) -> tu
     M = B H N chunks. q [M, C, K]: decayed from the start of the chunk. kept [M, 1, 1 or K]: what a chunk leaves. state
     [B, H, V, K].
     """
-    read, _, after = _scan(q, None, writes, kept, state)
+    read, _, after = _scan(q, None, writes, kept, state, None)
     return read, after
 
 
 def scan_corrected(
-    *, q: Tensor, corrections: Corrections, writes: Writes | None, kept: Tensor, state: Tensor
+    *, q: Tensor, corrections: Corrections, writes: Writes | None, kept: Tensor, state: Tensor, moved: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What chunks read of the states before them, the corrections w [M, N, V], and the state after the last, see `scan_linear`."""
-    return _scan(q, corrections, writes, kept, state)
+    """What chunks read of the states before them, the corrections w [M, N, V], and the state after the last, see `scan_linear`.
+
+    moved: [M, 1, 1], None where a state has no halves.
+    """
+    return _scan(q, corrections, writes, kept, state, moved)
 
 
 def _scan(
-    q: Tensor, corrections: Corrections | None, writes: Writes | None, kept: Tensor, state: Tensor
+    q: Tensor, corrections: Corrections | None, writes: Writes | None, kept: Tensor, state: Tensor, moved: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    tensors = (q, *(corrections or (None, None, None)), *(writes or (None, None)), kept)
+    tensors = (q, *(corrections or (None, None, None)), *(writes or (None, None)), kept, moved)
     read, w, after = _ScanChunks.apply(*_by_head(tensors, state), state.flatten(0, 1))
     return read.flatten(0, 1), w.flatten(0, 1), after.view_as(state)
 
@@ -108,8 +112,10 @@ class _ScanChunks(torch.autograd.Function):
         v: Tensor | None,
         k: Tensor | None,
         kept: Tensor,
+        moved: Tensor | None,
         state: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        half = state.shape[2] // 2
         before = state.new_empty(*q.shape[:2], *state.shape[1:])
         read = q.new_empty(*q.shape[:3], state.shape[1])
         w = q.new_empty(*q.shape[:2], 0, 0) if from_zero is None else torch.empty_like(from_zero)
@@ -117,6 +123,8 @@ class _ScanChunks(torch.autograd.Function):
             before[:, n] = state
             read[:, n] = torch.bmm(q[:, n], state.mT)
             after = kept[:, n] * state
+            if moved is not None:
+                after[..., :half].addcmul_(moved[:, n], state[..., half:])
             if from_zero is not None:
                 w_n = torch.baddbmm(from_zero[:, n], erasing[:, n], state.mT, alpha=-1.0)
                 after.baddbmm_(w_n.mT, a[:, n])
@@ -124,21 +132,24 @@ class _ScanChunks(torch.autograd.Function):
             if v is not None:
                 after.baddbmm_(v[:, n].mT, k[:, n])
             state = after
-        ctx.save_for_backward(q, erasing, a, v, k, kept, before, w)
+        ctx.save_for_backward(q, erasing, a, v, k, kept, moved, before, w)
         return read, w, state
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, into_read: Tensor, into_w: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
-        q, erasing, a, v, k, kept, before, w = ctx.saved_tensors
-        into_from_zero, into_erasing, into_a, into_v, into_k = (
-            None if x is None else torch.empty_like(x) for x in (None if a is None else w, erasing, a, v, k)
+        q, erasing, a, v, k, kept, moved, before, w = ctx.saved_tensors
+        into_from_zero, into_erasing, into_a, into_v, into_k, into_moved = (
+            None if x is None else torch.empty_like(x) for x in (None if a is None else w, erasing, a, v, k, moved)
         )
-        into_q, into_kept, state = torch.empty_like(q), torch.empty_like(kept), into_after
+        into_q, into_kept, state, half = torch.empty_like(q), torch.empty_like(kept), into_after, into_after.shape[2] // 2
         for n in reversed(range(q.shape[1])):
             earlier = kept[:, n] * state
             into_q[:, n] = torch.bmm(into_read[:, n], before[:, n])
             into_kept[:, n] = of_kept(state, before[:, n], kept[:, n])
+            if moved is not None:
+                earlier[..., half:].addcmul_(moved[:, n], state[..., :half])
+                into_moved[:, n] = of_kept(state[..., :half], before[:, n, :, half:], moved[:, n])
             if a is not None:
                 into_w_n = torch.baddbmm(into_w[:, n], a[:, n], state.mT)
                 into_a[:, n] = torch.bmm(w[:, n], state)
@@ -149,4 +160,4 @@ class _ScanChunks(torch.autograd.Function):
                 into_v[:, n] = torch.bmm(k[:, n], state.mT)
                 into_k[:, n] = torch.bmm(v[:, n], state)
             state = earlier.baddbmm_(into_read[:, n].mT, q[:, n])
-        return into_q, into_from_zero, into_erasing, into_a, into_v, into_k, into_kept, state
+        return into_q, into_from_zero, into_erasing, into_a, into_v, into_k, into_kept, into_moved, state
