@@ -6,11 +6,11 @@ zeta_ts = prod_{s < r <= t} exp(log_decay_r) is how much of what was written at 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 FORGOTTEN = -1000.0
@@ -42,7 +42,7 @@ class _ChunkDecays(torch.autograd.Function):
     """`chunk_decays` with one sum per row and column for a gradient: fresh memory costs a CPU more than the arithmetic."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, log_decay: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         size, dtype = log_decay.shape[-1], log_decay.dtype
         future = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).triu(1)
         total = log_decay.clamp(min=FORGOTTEN).double().cumsum(-1)
@@ -54,18 +54,14 @@ class _ChunkDecays(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, into_within: Tensor, into_from_start: Tensor, into_to_end: Tensor) -> Tensor:
+    def backward(ctx: Any, into_within: Tensor, into_from_start: Tensor, into_to_end: Tensor) -> Tensor:
         log_decay, within, from_start, to_end = ctx.saved_tensors
         into_difference, last = into_within * within, into_to_end * to_end
         into_total = into_difference.sum(-1, dtype=torch.float64) - into_difference.sum(-2, dtype=torch.float64)
         into_total += into_from_start * from_start - last
         into_total[..., -1] += last.sum(-1, dtype=torch.float64)
-        return before_every_sum(into_total).to(log_decay.dtype).masked_fill(log_decay < FORGOTTEN, 0.0)
-
-
-def before_every_sum(into_total: Tensor, dim: int = -1) -> Tensor:
-    """The gradient into x of one into x.cumsum(dim)."""
-    return into_total.flip(dim).cumsum(dim).flip(dim)
+        into_decay = into_total.flip(-1).cumsum(-1).flip(-1)
+        return into_decay.to(log_decay.dtype).masked_fill(log_decay < FORGOTTEN, 0.0)
 
 
 def over_time(*tensors: Tensor, dtype: torch.dtype) -> Iterator[tuple[Tensor, ...]]:
@@ -128,7 +124,7 @@ class _ScanStates(torch.autograd.Function):
     """`scan_states` on [B, H, N, R, K], without the copies that recording the loop would cost."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, written: Tensor, kept: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         before, after = torch.empty_like(written), torch.empty_like(state)
         slots = [*before.unbind(2), after]
         slots[0].copy_(state)
@@ -139,7 +135,7 @@ class _ScanStates(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, into_before: Tensor, into_after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, into_before: Tensor, into_after: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         kept, before = ctx.saved_tensors
         into_written, into_state = torch.empty_like(before), torch.empty_like(into_after)
         slots = [into_state, *into_written.unbind(2)]

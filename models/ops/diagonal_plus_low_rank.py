@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.ops import generalized_delta_rule
-from models.ops.channel_decay import Side, channel_products, safe_chunk_size
+from models.ops.channel_decay import Products, Side, channel_products
 from models.ops.decay import join_heads, over_time, split_heads
 from models.ops.scan import Corrections, Writes, scan_corrected
 
@@ -36,46 +36,44 @@ def recurrent(
 def chunked(
     *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, floor: float, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The recurrence as matrix products: directly, in chunks short enough for the gates, or else as a generalised delta rule."""
-    inputs = {"q": q, "k": k, "v": v, "e": e, "a": a, "log_decay": log_decay, "state": state}
-    safe = safe_chunk_size(log_decay, chunk_size)
-    return _by_micro_steps(**inputs, chunk_size=chunk_size) if safe is None else _by_factors(**inputs, chunk_size=safe)
+    """The recurrence as matrix products (the UT transform of arXiv 2406.06484, section 3.2).
 
-
-def _by_factors(
-    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """The corrections w_t = -G_{t-1} e_t, which are written along a as v is along k, solve one triangular system a chunk.
-
-    In a chunk that starts from S it is (I + A) w_t = -(B v)_t - (what is left of S before t) e_t, where A_ts and B_ts for s < t are
-    the products of e_t with a_s and k_s and the decays between s and the token before t.
+    The corrections w_t = -G_{t-1} e_t are written along a as v is along k. In a chunk that starts from S they solve (I + A) w_t =
+    -(B v)_t - (what is left of S before t) e_t, where A_ts and B_ts for s < t are the products of e_t with a_s and k_s and the
+    decays between s and the token before t.
     """
     shape = v.shape
     tensors = (q, k, v, forgetting(e, log_decay), a, log_decay)
     q, k, v, e, a, log_decay = split_heads(*tensors, chunk_size=chunk_size, dtype=state.dtype)
     after = slice(1, None)
-    products = channel_products([Side(e, slice(-1)), Side(q, after)], [Side(a, after), Side(k, after)], log_decay)
+    rows, columns = (Side(e, slice(-1)), Side(q, after)), (Side(a, after), Side(k, after))
+    products = channel_products(rows, columns, log_decay, lambda: _by_micro_steps(q, k, e, a, log_decay))
     (erased, met), (read, attended) = products.pairs
-    e, q = products.rows
-    a, k = products.columns
+    e_start, q_start = products.rows
+    a_end, k_end = products.columns
     identity = torch.eye(e.shape[1], dtype=e.dtype, device=e.device).expand_as(erased)
     inverse = torch.linalg.solve_triangular(erased, identity, upper=False, unitriangular=True)
-    corrections = Corrections(-torch.bmm(inverse, torch.bmm(met, v)), torch.bmm(inverse, e), a)
-    before, w, state = scan_corrected(q=q, corrections=corrections, writes=Writes(v, k), kept=products.kept, state=state)
+    corrections = Corrections(-torch.bmm(inverse, torch.bmm(met, v)), torch.bmm(inverse, e_start), a_end)
+    before, w, state = scan_corrected(
+        q=q_start, corrections=corrections, writes=Writes(v, k_end), kept=products.kept, state=state
+    )
     o = torch.baddbmm(torch.baddbmm(before, read, w), attended, v)
     return join_heads(o, shape), state
 
 
-def _by_micro_steps(
-    *, q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
-) -> tuple[Tensor, Tensor]:
-    """Two micro-steps a token of the generalised delta rule: e / decay erases what has decayed, along a, and k writes."""
+def _by_micro_steps(q: Tensor, k: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Products:
+    """The products whatever the gates, by two micro-steps of the generalised delta rule a token.
+
+    e / decay erases what has decayed, along a, and k writes.
+    """
     erased = e * torch.exp(-log_decay.masked_fill(log_decay.isneginf(), 0.0))
     nothing = torch.zeros_like(k)
-    pairs = {"e": (erased, nothing), "a": (a, k), "u": (torch.zeros_like(v), v)}
-    inputs = {name: torch.stack(pair, dim=2).flatten(1, 2) for name, pair in pairs.items()}
-    inputs |= {"q": q, "log_decay": log_decay, "state": state}
-    return generalized_delta_rule.chunked(**inputs, erase=None, write=None, chunk_size=chunk_size)
+    steps = (torch.stack(pair, dim=2).flatten(1, 2) for pair in ((erased, nothing), (a, k), (log_decay, nothing)))
+    pairs = generalized_delta_rule.channel_pairs(q, *steps)
+    met = pairs.erased[:, ::2]
+    columns = pairs.a[:, ::2], pairs.a[:, 1::2]
+    products = [[x[..., ::2], x[..., 1::2]] for x in (met, pairs.read)]
+    return Products(products, [pairs.e[:, ::2], pairs.q], [*columns], pairs.kept)
 
 
 def forgetting(e: Tensor, log_decay: Tensor) -> Tensor:

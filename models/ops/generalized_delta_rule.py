@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops.channel_decay import Side, channel_products, safe_chunk_size
+from models.ops.channel_decay import Products, Side, channel_products
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
 from models.ops.scan import Corrections, scan_corrected
 
@@ -87,13 +87,9 @@ def chunked(
     """
     shape, micro_steps = torch.Size((*q.shape[:3], u.shape[3])), e.shape[1] // q.shape[1]
     e, u, log_decay = gated(e, erase), gated(u, write), by_micro_step(log_decay, e.shape[1])
-    channels = log_decay.ndim == 4
-    safe = safe_chunk_size(log_decay, chunk_size, micro_steps=micro_steps) if channels else None
-    chunk_size = safe or chunk_size
     (q,) = split_heads(q, chunk_size=chunk_size, dtype=state.dtype)
     e, a, u, log_decay = split_heads(e, a, u, log_decay, chunk_size=micro_steps * chunk_size, dtype=state.dtype)
-    form = _scalar_pairs if not channels else _channel_pairs if safe is None else _factored_pairs
-    pairs = form(q, e, a, log_decay)
+    pairs = _scalar_pairs(q, e, a, log_decay) if log_decay.ndim == 2 else _channel_pairs(q, e, a, log_decay)
     # The solve reads only below the diagonal. A product of powers of L, exact on paper, cancels badly for equal keys.
     identity = torch.eye(u.shape[1], dtype=u.dtype, device=u.device).expand_as(pairs.erased)
     inverse = torch.linalg.solve_triangular(pairs.erased, identity, upper=False, unitriangular=True)
@@ -135,14 +131,18 @@ def _scalar_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
     )
 
 
-def _factored_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
-    """Products whose K terms have decays of their own, where these allow it: log_decay [M, N, K] of a `safe_chunk_size`."""
+def _channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
+    """Products whose K terms have decays of their own, log_decay [M, N, K]."""
     micro_steps, steps = e.shape[1] // q.shape[1], slice(1, None)
-    rows = [Side(e, steps, strict=True), Side(q, slice(micro_steps, None, micro_steps))]
-    products = channel_products(rows, [Side(a, steps)], log_decay)
+    rows = Side(e, steps, strict=True), Side(q, slice(micro_steps, None, micro_steps))
+
+    def whatever() -> Products:
+        pairs = channel_pairs(q, e, a, log_decay)
+        return Products([[pairs.erased], [pairs.read]], [pairs.e, pairs.q], [pairs.a], pairs.kept)
+
+    products = channel_products(rows, [Side(a, steps)], log_decay, whatever)
     (erased,), (read,) = products.pairs
-    e, q = products.rows
-    return Pairs(erased=erased, read=read, q=q, e=e, a=products.columns[0], kept=products.kept)
+    return Pairs(erased, read, q=products.rows[1], e=products.rows[0], a=products.columns[0], kept=products.kept)
 
 
 class _Blocks(NamedTuple):
@@ -176,8 +176,8 @@ def _joined(first: _Blocks, second: _Blocks) -> _Blocks:
     )
 
 
-def _channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
-    """Products whose K terms have decays of their own, log_decay [M, N, K], in memory of T K log(C) numbers a head.
+def channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
+    """`_channel_pairs` whatever the decays, in memory of T K log(C) numbers a head.
 
     Micro-steps are joined to tokens, and these to blocks of 2, 4, ... tokens. Decays are multiplied and never divided, so none
     is too strong: a product of a decay from the chunk's start and an inverse one, which needs no blocks, overflows.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from models.ops.mesa.operators import ChunkOperator, TokenOperator
 from models.ops.scan import Writes, gradients_of_linear, states
@@ -74,7 +74,7 @@ class _ImplicitGradientOfChunks(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, solver: Solver, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, solver: Solver, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         chunks = Chunks(*tensors)
         before, after = states(Writes(chunks.values, chunks.ends), chunks.kept, chunks.state)
         operator = chunks.operator(before)
@@ -85,7 +85,7 @@ class _ImplicitGradientOfChunks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, y: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, y: Tensor, into_after: Tensor) -> tuple[Tensor | None, ...]:
         x, before, *tensors = ctx.saved_tensors
         chunks = Chunks(*tensors)
         operator = chunks.operator(before)
@@ -120,7 +120,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, q: Tensor, guess: Tensor | None, solver: Solver, kind: type[MesaOperator], *tensors: Tensor
+        ctx: Any, q: Tensor, guess: Tensor | None, solver: Solver, kind: type[MesaOperator], *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         operator = kind(*tensors)
         solution = solver.solve(operator, q, guess)
@@ -132,7 +132,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors
         operator = ctx.kind(*tensors)
         with torch.autocast(y.device.type, enabled=False):
