@@ -14,24 +14,24 @@ from models.ops.channel_decay import RANGE
 
 B, T, H, K, V, CHUNK_SIZE = 2, 40, 3, 5, 4, 16
 
-Form = Callable[[dict[str, Tensor]], tuple[Tensor, Tensor]]
+Form = Callable[..., tuple[Tensor, Tensor]]
+IN_CHUNKS = {"chunk_size": CHUNK_SIZE}
 
 
-def by_gla(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def by_gla(x: dict[str, Tensor], *, form: str = "chunked") -> tuple[Tensor, Tensor]:
     inputs = {name: x[name] for name in ("q", "k", "v", "log_decay", "state")}
-    return gla.chunked(**inputs, chunk_size=CHUNK_SIZE)
+    return getattr(gla, form)(**inputs, **(IN_CHUNKS if form == "chunked" else {}))
 
 
-def by_general(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def by_general(x: dict[str, Tensor], *, form: str = "chunked") -> tuple[Tensor, Tensor]:
     inputs = {"q": x["q"], "e": x["k"], "a": x["a"], "u": x["v"], "log_decay": x["log_decay"], "state": x["state"]}
-    return generalized_delta_rule.chunked(**inputs, erase=None, write=None, chunk_size=CHUNK_SIZE)
+    op = getattr(generalized_delta_rule, form)
+    return op(**inputs, erase=None, write=None, **(IN_CHUNKS if form == "chunked" else {}))
 
 
-def by_low_rank(x: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    # No stronger than the decay by which the way for any gates divides.
-    bounded = {**x, "log_decay": x["log_decay"].clamp(min=diagonal_plus_low_rank.FLOOR)}
-    bounded["log_decay"] = torch.where(x["log_decay"].isneginf(), x["log_decay"], bounded["log_decay"])
-    return diagonal_plus_low_rank.chunked(**bounded, e=0.3 * x["k"], floor=diagonal_plus_low_rank.FLOOR, chunk_size=CHUNK_SIZE)
+def by_low_rank(x: dict[str, Tensor], *, form: str = "chunked") -> tuple[Tensor, Tensor]:
+    op, floor = getattr(diagonal_plus_low_rank, form), diagonal_plus_low_rank.FLOOR
+    return op(**x, e=0.3 * x["k"], floor=floor, **(IN_CHUNKS if form == "chunked" else {}))
 
 
 each_op = pytest.mark.parametrize("form", [by_gla, by_general, by_low_rank])
@@ -77,7 +77,8 @@ def test_float32_keeps_its_digits_near_the_range(form: Form, share: float) -> No
     """share: of RANGE, how far the sums of a chunk come."""
     inputs = draw()
     inputs["log_decay"] = torch.full_like(inputs["log_decay"], -share * RANGE / CHUNK_SIZE)
-    for x, y in zip(form(inputs), form({name: x.double() for name, x in inputs.items()}), strict=True):
+    expected = form({name: x.double() for name, x in inputs.items()}, form="recurrent")
+    for x, y in zip(form(inputs), expected, strict=True):
         torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=5e-6)
 
 
