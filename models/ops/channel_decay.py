@@ -52,8 +52,8 @@ def channel_products(
 ) -> Products:
     """The products of every row and column in chunks with log_decay [M, C, K] <= 0.
 
-    whatever: gives the same for any decay, where `pairs` need not be 0. It alone is asked where a device works ahead of the host,
-    or a compiler does, as what there is to do follows from numbers.
+    whatever: gives the same for any decay. It alone is asked where a device works ahead of the host, or a compiler does, as what
+    there is to do follows from numbers.
     """
     if log_decay.device.type != "cpu" or torch.compiler.is_compiling():
         return whatever()
