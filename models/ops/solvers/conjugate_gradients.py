@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops.solvers.iteration import IterativeSolver, dot, square, step
+from models.ops.solvers.iteration import IterativeSolver, dot, step
 from models.ops.solvers.operator import Operator
 
 
@@ -16,7 +16,7 @@ class ConjugateGradients(IterativeSolver):
     """
 
     def _descend(self, operator: Operator, prepared: None, x: Tensor, r: Tensor, limit: Tensor, steps: Tensor) -> Tensor:
-        p, rr, infinity = r.clone(), square(r), r.new_tensor(float("inf"))
+        p, rr, infinity = r.clone(), dot(r, r), r.new_tensor(float("inf"))
         least, most = bounds_of_definite(rr)
         active = (rr > limit) & (steps < self.max_steps)
         while active.any():
@@ -26,7 +26,7 @@ class ConjugateGradients(IterativeSolver):
             # Divided by infinity, a step is 0, and so is its gradient.
             alpha = rr / torch.where(active, curvature, infinity)
             x, r = step(x, r, alpha, p, ap)
-            rr_before, rr = rr, square(r)
+            rr_before, rr = rr, dot(r, r)
             steps += active
             p = advance(p, rr / torch.where(active, rr_before, infinity), r)
             active = active & (rr > limit) & (rr < most) & (steps < self.max_steps)
@@ -35,7 +35,7 @@ class ConjugateGradients(IterativeSolver):
 
 def advance(p: Tensor, factor: Tensor, r: Tensor) -> Tensor:
     """factor p + r, in place where no gradient is recorded."""
-    return torch.addcmul(r, factor, p) if torch.is_grad_enabled() else torch.addcmul(r, factor, p, out=p)
+    return torch.addcmul(r, factor, p) if torch.is_grad_enabled() else p.mul_(factor).add_(r)
 
 
 def bounds_of_definite(rr: Tensor) -> tuple[float, Tensor]:

@@ -146,11 +146,6 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(-1, keepdim=True)
 
 
-def square(a: Tensor) -> Tensor:
-    """dot(a, a), in one reading of a."""
-    return torch.linalg.vector_norm(a, dim=-1, keepdim=True).square()
-
-
 def step(x: Tensor, r: Tensor, length: Tensor, p: Tensor, ap: Tensor) -> tuple[Tensor, Tensor]:
     """x + length p and its residual r - length A p, in place where no gradient is recorded: fresh memory costs a CPU much."""
     if torch.is_grad_enabled():
