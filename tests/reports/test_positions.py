@@ -174,5 +174,5 @@ def test_texts_of_one_name_are_told_apart_by_their_digest(store) -> None:
             "mesanet": "stdlib a1a1a1",
             "gla": "stdlib b2b2b2",
         }
-    # Of another text there is no baseline.
+    # Another text has no baseline.
     assert set(difference_by_position(frames, **WHOLE).data["model"]) == {"mesanet"}

@@ -65,7 +65,7 @@ def test_two_seeds_that_are_left_do_not_win_over_three(store):
     frames = load_frames(store.root, "quick")
     assert {row[0]: row[1:3] for row in texts(chosen(frames, column=LOSS, fact="train.lr"))} == {
         "GLA": ("0.001", "2.100"),
-        # Of rates that all have lost a seed it is the one with the fewest.
+        # Where all rates have lost a seed, the one that lost the fewest is chosen.
         "MESANET": ("0.002", "1.000"),
     }
     kept, _ = one_arm_a_model(frames.runs, validation_losses(frames, "nll"), by="NLL")
