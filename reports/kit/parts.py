@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 TEXT_DIGITS = 6
-"""Of the digest of a text, where its name alone does not tell it apart."""
+"""So many digits of a text's digest are shown where its name alone does not tell it apart."""
 
 
 class NoData(ValueError):
