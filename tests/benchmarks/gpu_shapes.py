@@ -3,8 +3,9 @@
     python -m tests.benchmarks.gpu_shapes [--shapes A B ...] [--ops mesa fla_mesa ...] [--out FILE] [--dry-run]
 
 SHAPES, in bfloat16: unit queries and keys, gates about a logit of 4, beta uniform in (0, 1), Lambda 0.25. Forward, and forward
-and backward: medians of `triton.testing.do_bench`, and the most memory that both passes hold beyond their inputs. All of a shape
-in one process, after every op has been compiled in a process of its own, all side by side. Then the table, in Markdown:
+and backward: medians of `triton.testing.do_bench`, and the most memory that both passes hold beyond their inputs. Every shape has
+a process, after every op has been compiled in one of its own, all side by side. fla's Mesa comes first and has the launches that
+fla tunes; our adapters, and the calls of fla's that they adapt, have those of the suite's table. Then the table, in Markdown:
 
     times fla     fla's Mesa of 30 steps by the op, both passes
     bare call     our adapter's both passes by those of the call of fla's that it adapts
@@ -66,6 +67,9 @@ def bare(name: str, *gates: str) -> Run:
     def run(x: Tensors) -> Tensor:
         from fla import ops
 
+        from models.backends.fla_launches import pin
+
+        pin()
         return getattr(ops, name)(x["q"], x["k"], x["v"], *(x[gate] for gate in gates), scale=1.0)[0]
 
     return run
@@ -79,8 +83,9 @@ class Op(NamedTuple):
 
 
 OPS = {
-    "mesa": Op(triton_mesa(30, 1e-4), None),
+    # before a table of launches is handed to fla
     "fla_mesa": Op(fla_mesa(30), None),
+    "mesa": Op(triton_mesa(30, 1e-4), None),
     "delta_rule": Op(fla_op("delta_rule", "beta"), adapts="fla_delta_rule"),
     "fla_delta_rule": Op(bare("chunk_gated_delta_rule", "log_decay", "beta"), None),
     "decayed_linear_attention": Op(fla_op("decayed_linear_attention", "beta"), adapts="fla_simple_gla"),
@@ -89,6 +94,7 @@ OPS = {
 }
 TOY_OPS = {"mesa": Op(torch_mesa(30, 1e-4), None), "attention": Op(softmax, None)}
 MESA, PEER = "mesa", "fla_mesa"
+MODULE = (sys.executable, "-m", "tests.benchmarks.gpu_shapes")
 
 
 class Row(NamedTuple):
@@ -160,9 +166,8 @@ def warm(name: str, shapes: Mapping[str, Shape]) -> None:
 def compiled(names: Sequence[str], shapes: Sequence[str]) -> dict[str, str]:
     """Why an op can't be timed, of those that can't; all are tried side by side."""
     os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    module = [sys.executable, "-m", "tests.benchmarks.gpu_shapes", "--shapes", *shapes, "--warm"]
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    started = {name: subprocess.Popen([*module, name], **pipes) for name in names}
+    started = {name: subprocess.Popen([*MODULE, "--shapes", *shapes, "--warm", name], **pipes) for name in names}
     wrong = {}
     for name, process in started.items():
         try:
@@ -184,27 +189,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on a CPU")
     parser.add_argument("--warm", choices=OPS, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    ops, shapes = {name: OPS[name] for name in options.ops}, {label: SHAPES[label] for label in options.shapes}
+    shapes = {label: SHAPES[label] for label in options.shapes}
     if options.warm:
         warm(options.warm, shapes)
         return
-    device, wrong = torch.device("cuda"), dict[str, str]()
+    ops = {name: op for name, op in OPS.items() if name in options.ops}
+    device, toys = torch.device("cuda"), list[str]()
     if options.dry_run:
-        device, ops, shapes = torch.device("cpu"), TOY_OPS, TOY
-    else:
-        wrong = compiled(list(ops), list(shapes))
+        device, toys, ops, shapes = torch.device("cpu"), ["--dry-run"], TOY_OPS, TOY
+    if options.measure:
+        for label, shape in shapes.items():
+            for name, op in ops.items():
+                print(json.dumps(timed(name, op, label, shape, device)._asdict()), flush=True)
+        return
+    wrong = {} if options.dry_run else compiled(list(ops), list(shapes))
     for name, why in wrong.items():
         print(f"{name} is left out: {why}", flush=True)
     rows: list[Row] = []
-    for label, shape in shapes.items():
-        for name, op in ops.items():
-            if name in wrong:
-                continue
-            rows.append(timed(name, op, label, shape, device))
-            print(json.dumps(rows[-1]._asdict()), flush=True)
-            if options.out:
-                options.out.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
+    for label in shapes:
+        words = ["--shapes", label, "--measure", *toys, "--ops", *(name for name in ops if name not in wrong)]
+        done = subprocess.run([*MODULE, *words], stdout=subprocess.PIPE, text=True, check=True)
+        print(done.stdout, end="", flush=True)
+        rows += [Row(**json.loads(line)) for line in done.stdout.splitlines()]
+        if options.out:
+            options.out.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
     print(f"\n{machine(device)}\n\n{table(rows, ops, shapes)}")
 
 
