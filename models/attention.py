@@ -151,8 +151,9 @@ class Attention(SequenceMixer):
         cache, position = state["cache"], state["position"]
         q, k, v = self._rotated(x_t.unsqueeze(1), position.unsqueeze(1))
         slot = position if self.window is None else position % self.window
-        written = torch.stack([k, v], dim=1).transpose(2, 3).to(cache.dtype)  # [B, 2, H, 1, K]
-        cache.scatter_(3, slot.view(-1, 1, 1, 1, 1).expand_as(written), written)
+        # By an index: a compiler makes a copy of the whole cache for a scatter, and back.
+        sequence = torch.arange(cache.shape[0], device=cache.device)
+        cache[sequence, :, :, slot] = torch.cat([k, v], dim=1).to(cache.dtype)  # [B, 2, H, K]
         visible = torch.arange(cache.shape[3], device=cache.device) <= position.unsqueeze(1)
         o = softmax_attention.decode(q=q.squeeze(1).to(cache.dtype), k=cache[:, 0], v=cache[:, 1], visible=visible)
         position.add_(1)

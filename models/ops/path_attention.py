@@ -90,12 +90,12 @@ def decode_(
 
     q, k, w [B, H, K], v [B, H, V], beta, log_forget [B, H]. slot: [B] int64, where the token goes; it sees the slots up to that.
     """
-    q, k, w = (x.to(cache.k.dtype).unsqueeze(2) for x in (q, k, w))
+    q, w = (x.to(cache.k.dtype).unsqueeze(2) for x in (q, w))
     cache.k.copy_(_turned(cache.k, w, beta.to(w.dtype)[..., None, None]))
-    place = slot.view(-1, 1, 1, 1)
-    cache.k.scatter_(2, place.expand_as(k), k)
-    written = v.to(cache.v.dtype).unsqueeze(2)
-    cache.v.scatter_(2, place.expand_as(written), written)
+    # By an index: a compiler makes a copy of the whole cache for a scatter, and back.
+    sequence = torch.arange(len(slot), device=slot.device)
+    cache.k[sequence, :, slot] = k.to(cache.k.dtype)
+    cache.v[sequence, :, slot] = v.to(cache.v.dtype)
     scores = q @ cache.k.mT / math.sqrt(q.shape[-1])
     if cache.decay is not None and log_forget is not None:
         cache.decay.add_(log_forget.to(scores.dtype).unsqueeze(-1))

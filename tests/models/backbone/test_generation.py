@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import re
+import shutil
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from models.backbone.generation import captured, compile_step, draw, generate, narrow
 from models.backbone.language_model import LanguageModel
@@ -85,6 +89,23 @@ def test_a_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     # One for every batch size and size of a cache, where torch's own limit is 8.
     assert torch._dynamo.config.recompile_limit >= 64
     assert torch.equal(generate(model, PROMPT, num_tokens=9, temperature=0.0, top_k=None, seed=0), expected)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("name", ["transformer", "swa4"])
+@torch.no_grad()
+def test_a_compiled_step_writes_its_own_slot_of_a_cache(name: str) -> None:
+    """Not a copy of the cache, which is what is made of a `scatter_`: no memory of its size is asked for."""
+    model = stirred(name).eval()
+    prompt = PROMPT[:, :2].repeat(8, 1)
+    _, state = model(prompt)
+    state = model.reserve(state, 250 if name == "transformer" else 2)
+    compile_step(model)
+    _, (code, *_) = run_and_get_code(
+        model.blocks[0].step_, torch.zeros(len(prompt), model.d_model, dtype=torch.float64), state[0]
+    )
+    sizes = [math.prod(map(int, size.split(","))) for size in re.findall(r"= empty_strided_cpu\(\(([\d, ]+?),?\)", code)]
+    assert sizes and max(sizes) < state[0]["cache"].numel()
 
 
 @pytest.mark.parametrize("narrowed", [lambda model: narrow(model, torch.bfloat16), lambda model: model.to(torch.bfloat16)])
