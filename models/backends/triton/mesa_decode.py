@@ -13,6 +13,9 @@ from torch import Tensor
 
 from models.backends.triton.mesa import refuse_dtypes
 
+TALL, WIDE = tl.constexpr(8), tl.constexpr(16)
+"""Rows and columns of the tile that a warp reads at once: 16 bytes a thread."""
+
 ELEMENTS_PER_WARP = 2048
 """Numbers of H, or of G where that is larger: 64 registers a thread. With 128 in all, two programs share a multiprocessor."""
 
@@ -59,7 +62,7 @@ def _decode(
 ) -> Tensor:
     batch_size, num_heads, value_dim, key_dim = G.shape
     rows, o = [_dense_token(x) for x in (q, k, v)], _empty_readout(G)
-    block_k, block_v = triton.next_power_of_2(key_dim), triton.next_power_of_2(value_dim)
+    block_k, block_v = (max(WIDE.value, triton.next_power_of_2(size)) for size in (key_dim, value_dim))
     decode_kernel[(batch_size * num_heads,)](
         *rows, log_decay.contiguous(), beta.contiguous(), regularizer.contiguous(), G, H, o, *(x.stride(0) for x in rows),
         num_heads, tolerance, max_steps, K=key_dim, V=value_dim, BLOCK_K=block_k, BLOCK_V=block_v, INITIAL=initial,
@@ -102,11 +105,15 @@ def decode_kernel(
 ):  # fmt: skip
     """G and H after the token, and o = G x with (H + Lambda) x = q.
 
-    H counts as symmetric: a sum over rows, which needs no shuffle within a warp, stands for one over columns.
+    H counts as symmetric. A matrix is [rows / TALL, columns / WIDE, TALL, WIDE], which Triton lays out so that a warp has columns
+    of its own and all rows of these: a product then sums over rows within a warp. Sums over warps go through shared memory in
+    an order in which all threads of a warp meet in one bank, so only single numbers take that way. A vector is one over
+    columns, [columns / WIDE, WIDE].
     """
     head = tl.program_id(0).to(tl.int64)
     batch, h = head // heads, head % heads
-    i = tl.arange(0, BLOCK_K)
+    i = tl.arange(0, BLOCK_K // TALL)[:, None] * TALL + tl.arange(0, TALL)[None, :]
+    j = tl.arange(0, BLOCK_K // WIDE)[:, None] * WIDE + tl.arange(0, WIDE)[None, :]
     q += batch * q_stride + h * K
     k += batch * k_stride + h * K
     v += batch * v_stride + h * V
@@ -114,15 +121,16 @@ def decode_kernel(
     G += head * V * K
     decay = tl.exp(tl.load(log_decay + head).to(tl.float32))
     strength = tl.load(beta + head).to(tl.float32)
-    key = tl.load(k + i, mask=i < K, other=0.0).to(tl.float32)
-    square = (i[:, None] < K) & (i[None, :] < K)
-    places = i[:, None] * K + i[None, :]
-    memory = tl.load(H + places, mask=square, other=0.0) * decay + strength * (key[:, None] * key[None, :])
+    key = tl.load(k + j, mask=j < K, other=0.0).to(tl.float32)
+    row = tl.load(k + i, mask=i < K, other=0.0).to(tl.float32)
+    square = _down(i < K) & _across(j < K)
+    places = _down(i) * K + _across(j)
+    memory = tl.load(H + places, mask=square, other=0.0) * decay + strength * (_down(row) * _across(key))
     tl.store(H + places, memory, mask=square)
 
-    penalty = tl.load(regularizer + h * K + i, mask=i < K, other=1.0).to(tl.float32)
-    b = tl.load(q + i, mask=i < K, other=0.0).to(tl.float32)
-    largest = tl.max(tl.abs(b))
+    penalty = tl.load(regularizer + h * K + j, mask=j < K, other=1.0).to(tl.float32)
+    b = tl.load(q + j, mask=j < K, other=0.0).to(tl.float32)
+    largest = tl.max(tl.max(tl.abs(b), 1), 0)
     size = tl.where(largest > 0.0, largest, 1.0)
     b /= size
     if INITIAL == "zero":
@@ -130,41 +138,64 @@ def decode_kernel(
     elif INITIAL == "query":
         x = b
     else:
-        x = b / (tl.sum(tl.where(i[:, None] == i[None, :], memory, 0.0), 0) + penalty)
+        x = b / (_over_rows(tl.where(_down(i) == _across(j), memory, 0.0)) + penalty)
     # Below 1e-7 of the right-hand side, float32 has nothing left to solve.
-    goal = tl.maximum(tolerance * tolerance, 1e-14) * tl.sum(b * b)
+    goal = tl.maximum(tolerance * tolerance, 1e-14) * _dot(b, b)
     step = 0
     # Twice, as the residual of the recursion drifts from the true one, from which the second goes on.
     for _ in range(2):
         r = b - _product(memory, penalty, x)
         p = r
-        rr = tl.sum(r * r)
+        rr = _dot(r, r)
         is_open = rr > goal
         while is_open & (step < max_steps):
             w = _product(memory, penalty, p)
-            pw = tl.sum(p * w)
+            pw = _dot(p, w)
             is_open = pw > 0.0
             alpha = tl.where(is_open, rr / tl.where(is_open, pw, 1.0), 0.0)
             x += alpha * p
             r -= alpha * w
             rr_before = rr
-            rr = tl.sum(r * r)
+            rr = _dot(r, r)
             p = r + (rr / rr_before) * p
             is_open = is_open & (rr > goal)
             step += 1
     x *= size
 
     # Only now, in the registers that H has left.
-    rows = tl.arange(0, BLOCK_V)
-    value = strength * tl.load(v + rows, mask=rows < V, other=0.0).to(tl.float32)
-    inside = (rows[:, None] < V) & (i[None, :] < K)
-    places = rows[:, None] * K + i[None, :]
-    memory = tl.load(G + places, mask=inside, other=0.0) * decay + value[:, None] * key[None, :]
+    i = tl.arange(0, BLOCK_V // TALL)[:, None] * TALL + tl.arange(0, TALL)[None, :]
+    value = strength * tl.load(v + i, mask=i < V, other=0.0).to(tl.float32)
+    inside = _down(i < V) & _across(j < K)
+    places = _down(i) * K + _across(j)
+    memory = tl.load(G + places, mask=inside, other=0.0) * decay + _down(value) * _across(key)
     tl.store(G + places, memory, mask=inside)
-    tl.store(o + head * V + rows, tl.sum(memory * x[None, :], 1), mask=rows < V)
+    tl.store(o + head * V + i, tl.sum(tl.sum(memory * _across(x), 3), 1), mask=i < V)
+
+
+@triton.jit
+def _down(x):
+    """A vector over rows, for a matrix."""
+    return x[:, None, :, None]
+
+
+@triton.jit
+def _across(x):
+    """A vector over columns, for a matrix."""
+    return x[None, :, None, :]
+
+
+@triton.jit
+def _over_rows(matrix):
+    return tl.sum(tl.sum(matrix, 0), 1)
+
+
+@triton.jit
+def _dot(x, y):
+    return tl.sum(tl.sum(x * y, 1), 0)
 
 
 @triton.jit
 def _product(memory, penalty, x):
     """(H + Lambda) x."""
-    return tl.sum(memory * x[:, None], 0) + penalty * x
+    rows = tl.reshape(x, [memory.shape[0], memory.shape[2]])
+    return _over_rows(memory * _down(rows)) + penalty * x
