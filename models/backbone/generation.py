@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from models.backbone import Backbone
 from models.backbone.blocks import Block
+from models.backbone.joint_products import join_products
 from models.backbone.language_model import LanguageModel
 from models.backends.flex_attention import allow_many_shapes
 from models.components import linear_maps
@@ -123,14 +125,22 @@ def compile_step(model: Backbone) -> None:
     """Lets torch.compile fuse the step of every block and the head, in place: one compilation serves all blocks of a kind.
 
     It takes up to a minute at the first step of every batch size and, for attention, of every size of its cache, so it
-    pays for many tokens. A block that is not capturable stays as it is.
+    pays for many tokens. A block that is not capturable stays as it is. Weights that are read together lie together from
+    now on: they may be loaded anew, but neither moved nor narrowed.
     """
     allow_many_shapes()
     step, answer = (torch.compile(f, fullgraph=True, dynamic=False) for f in (Block.step_, Backbone.answer))
     model.answer = types.MethodType(answer, model)
     for block in model.blocks:
-        if block.mixer.capturable:
+        if isinstance(block, Block) and block.mixer.capturable:
+            join_products(block, partial(_step_once, block))
             block.step_ = types.MethodType(step, block)
+
+
+def _step_once(block: Block) -> None:
+    mixer = block.mixer
+    weight = mixer.output_projection.weight
+    block.step_(weight.new_zeros(1, weight.shape[0]), mixer.reserve(mixer.init_state(1), 1))
 
 
 def _check(prompt: Tensor, *, num_tokens: int, temperature: float, top_k: int | None) -> None:
