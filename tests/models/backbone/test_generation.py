@@ -82,7 +82,7 @@ def test_the_solver_steps_of_a_mesanet_are_a_value() -> None:
 def test_a_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Captured whole (fullgraph), what it writes in place included, by a compiler that generates no code."""
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiler(f, backend="aot_eager", **settings))
+    monkeypatch.setattr(torch, "compile", lambda f, options, **settings: compiler(f, backend="aot_eager", **settings))
     model = stirred(name).eval()
     expected = generate(model, PROMPT, num_tokens=9, temperature=0.0, top_k=None, seed=0)
     compile_step(model)

@@ -50,7 +50,7 @@ def test_products_of_a_block(name: str, products: int, monkeypatch: pytest.Monke
         return module.forward
 
     compiler = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiler(f, backend=keep, **settings))
+    monkeypatch.setattr(torch, "compile", lambda f, options, **settings: compiler(f, backend=keep, **settings))
     model, reference = stirred(name).eval(), kept(name).eval()
     compile_step(model)
     torch.testing.assert_close(step(model), step(reference), rtol=1e-9, atol=1e-9)
