@@ -10,32 +10,23 @@ from torch.nn import functional as F
 
 
 class Joint:
-    """The weights of several linear maps behind each other, [sum of out_features, in_features], and their biases or zeros.
+    """The weights of several linear maps behind each other, [sum of out_features, in_features].
 
-    The maps keep their names and parameters, which from then on are parts of this memory.
+    The maps keep their names and parameters, whose weights are from then on parts of this memory.
     """
 
     @torch.no_grad()
     def __init__(self, maps: Sequence[nn.Linear]) -> None:
         self.sizes = [each.out_features for each in maps]
         self.weight = torch.cat([each.weight for each in maps])
-        self.bias: Tensor | None = None
-        if any(each.bias is not None for each in maps):
-            self.bias = torch.cat([self.weight.new_zeros(len(each.weight)) if each.bias is None else each.bias for each in maps])
         for each, weight in zip(maps, self.weight.split(self.sizes), strict=True):
             each.weight.data = weight
-        if self.bias is not None:
-            for each, bias in zip(maps, self.bias.split(self.sizes), strict=True):
-                if each.bias is not None:
-                    each.bias.data = bias
         self.waiting: list[Tensor] = []
 
     def next(self, x: Tensor) -> Tensor:
-        """What the next map in turn makes of x: the first one computes all."""
+        """The product of x with the weight of the next map in turn: the first one computes all."""
         if not self.waiting:
-            y = F.linear(x, self.weight)
-            # Added, since a compiler that makes a sum of a single row's product leaves one with a bias alone.
-            self.waiting = list((y if self.bias is None else y + self.bias).split(self.sizes, dim=-1))
+            self.waiting = list(F.linear(x, self.weight).split(self.sizes, dim=-1))
         return self.waiting.pop(0)
 
 
@@ -45,7 +36,10 @@ class Part(nn.Linear):
     joint: Joint
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.joint.next(x) if torch.compiler.is_compiling() else super().forward(x)
+        if not torch.compiler.is_compiling():
+            return super().forward(x)
+        y = self.joint.next(x)
+        return y if self.bias is None else y + self.bias
 
 
 @torch.no_grad()
