@@ -17,8 +17,9 @@ from models.backbone.language_model import LanguageModel
 from models.backends.flex_attention import allow_many_shapes
 from models.components import linear_maps
 
-COMPILED_AS: dict[str, str | int | bool | Callable[..., Any]] = {"coordinate_descent_tuning": True}
-"""Launches are tuned, and on a GPU the products of a single sequence become sums, which then read weights at full speed."""
+COMPILED_AS: dict[str, str | int | bool | Callable[..., Any]] = {"coordinate_descent_tuning": True, "combo_kernels": True}
+"""Launches are tuned, and with that the products of a single sequence become sums on a GPU, which read weights at full speed.
+Kernels that do not wait for each other are launched as one."""
 
 
 @torch.no_grad()
