@@ -123,8 +123,10 @@ def test_stops_by_tolerance_or_steps_and_at_once_for_nothing():
     assert (tight.steps[:, 3] == 0).all() and (tight.o[:, 3] == 0).all()
 
 
-def test_decode_is_the_step_of_the_op():
-    inputs = draw(length=2, key_dim=20, value_dim=48, dtype=F32)
+# One fills its tiles in neither direction, one is smaller than a tile, and one has as many columns as there are.
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(20, 48), (5, 3), (128, 8)])
+def test_decode_is_the_step_of_the_op(key_dim, value_dim):
+    inputs = draw(length=2, key_dim=key_dim, value_dim=value_dim, dtype=F32)
     inputs["log_decay"][0, 1, 0] = float("-inf")
     G, H = inputs.pop("G"), inputs.pop("H")
     for initial in ("zero", "diagonal", "query"):
