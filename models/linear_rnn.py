@@ -172,8 +172,7 @@ class LinearRNN(SequenceMixer):
     def recurrence_inputs(self, x: Tensor, state: State, *, starts: Tensor | None) -> Read:
         """q, k, v and the gates as `recurrence` takes them, the gate of the output and the new state of the convolution."""
         x, query_key, v, held = self._projected(x, state, starts)
-        q_and_k = self._features(query_key).unflatten(-1, (-1, self.num_heads, self.settings.key_dim))
-        q, k = q_and_k[:, :, 0], q_and_k[:, :, 1:].flatten(1, 2)
+        q, k = self._queries_and_keys(query_key)
         if self.settings.affine_keys:
             q, k = (F.pad(each, (0, 1), value=1.0) for each in (q, k))
         v = v.unflatten(-1, (-1, self.num_heads, self.value_dim)).flatten(1, 2)
@@ -199,6 +198,17 @@ class LinearRNN(SequenceMixer):
             query_key, v = both.split([query_key.shape[-1], v.shape[-1]], dim=-1)
             v = v if self.settings.feature_map == "identity" else F.silu(v)
         return x, query_key, v, {"conv": conv}
+
+    def _queries_and_keys(self, query_key: Tensor) -> tuple[Tensor, Tensor]:
+        """q [B, T, H, K] and k [B, n T, H, K] of what passed the convolution, [B, T, (1 + n) H K]."""
+        heads, width = (-1, self.num_heads, self.settings.key_dim), self.num_heads * self.settings.key_dim
+        if query_key.shape[1] == 1:
+            # Apart, a compiler makes each in one kernel, dense as the kernel of a token takes it.
+            parts = query_key.tensor_split([width], dim=-1)
+            q, k = (self._features(part).unflatten(-1, heads).flatten(1, 2) for part in parts)
+            return q, k
+        q_and_k = self._features(query_key).unflatten(-1, heads)
+        return q_and_k[:, :, 0], q_and_k[:, :, 1:].flatten(1, 2)
 
     def _features(self, query_key: Tensor) -> Tensor:
         if self.settings.feature_map == "identity":

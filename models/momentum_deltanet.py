@@ -78,13 +78,14 @@ class MomentumDeltaNet(LinearRNN):
         log_alpha, beta = self.log_decay(x) - torch.log1p(coupled), self.beta(x) * (coupled / (1.0 + coupled))
         return {"log_decay": torch.stack([log_alpha, log_mu], dim=-1), "beta": torch.stack([beta, eta], dim=-1)}
 
-    def _features(self, query_key: Tensor) -> Tensor:
+    def _queries_and_keys(self, query_key: Tensor) -> tuple[Tensor, Tensor]:
         if self.log_correction is None:
-            return super()._features(query_key)
+            return super()._queries_and_keys(query_key)
         activated = query_key if self.settings.feature_map == "identity" else F.silu(query_key)
         q, k = activated.unflatten(-1, (2, self.num_heads, -1)).unbind(2)
         both = torch.stack([q - (self.log_correction.exp().unsqueeze(-1) * k).to(q.dtype), k], dim=2)
-        return (F.normalize(both, dim=-1) if self.settings.feature_map == "silu_l2" else both).flatten(2)
+        q, k = (F.normalize(both, dim=-1) if self.settings.feature_map == "silu_l2" else both).unbind(2)
+        return q, k
 
     def recurrence(
         self, *, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: State
