@@ -156,17 +156,19 @@ def test_a_gpu_graph_gives_the_tokens_of_the_cpu(name: str) -> None:
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
+# A single sequence, whose products are sums, and several.
 @pytest.mark.gpu
+@pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize(("name", "backend"), [("mesanet", "triton"), ("gated_deltanet", "fla"), ("transformer", "torch")])
 @torch.no_grad()
-def test_a_compiled_and_captured_step_is_the_eager_one(name: str, backend: str) -> None:
+def test_a_compiled_and_captured_step_is_the_eager_one(name: str, backend: str, batch_size: int) -> None:
     """With bfloat16 weights: rounding at other places, eight bits each, moves a logit by a per cent or so."""
     mixer = {**config(name)["model"]["mixer"], "key_dim": 64} | ({"value_dim": 64} if name != "transformer" else {})
     with torch.device("cuda"):
         model = build_model(*built.uniform(mixer, config(name)["size"]), vocab_size=VOCAB_SIZE, backend=backend)
     model.reset_parameters(0)
     narrow(model.eval(), torch.bfloat16)
-    tokens = draw_tokens(0).cuda()
+    tokens = draw_tokens(0)[:batch_size].cuda()
     _, state = model(tokens[:, :40])
     reserved = model.reserve([{key: value.clone() for key, value in block.items()} for block in state], 25)
     compile_step(model)
