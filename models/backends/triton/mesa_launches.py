@@ -31,21 +31,19 @@ FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
 MOST_PIECES = 4
-BYTES_OF_A_PIECE = 192 * 2**20
+BYTES_OF_A_PIECE = 384 * 2**20
 """States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 SOLVE = {"num_warps": 4, "num_stages": 1}
-# Heads up to 64: three programs a multiprocessor. Between its products a program waits for sums of rows.
-SOLVE_NARROW = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
-G_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 128}
-H_GRADIENTS = {"num_warps": 4, "num_stages": 1, "maxnreg": 168}
+G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
+H_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
-# Heads up to 64: their tiles are whole. Triton 3.6 miscompiles INPUTS on Hopper for float16 or float32 with a dim below 64: dv
-# was wrong.
-INPUTS_NARROW = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
+# Heads up to 64, whose tiles are then whole, and two parts: by INPUTS, with Triton 3.6 and 3.7.1 on Hopper, dv of float16 and
+# float32 was wrong, with NaN in some columns.
+INPUTS_WHOLE = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 NONE = -1
 """No segment: there is no such end to write."""
 
@@ -194,7 +192,7 @@ def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
     size = sizes(k)
     constants: dict[str, Any] = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
     constants |= {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1}
-    return constants | (SOLVE_NARROW if size.block_k == BLOCK and size.parts == 1 else SOLVE)
+    return constants | SOLVE
 
 
 def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor) -> None:
@@ -261,12 +259,11 @@ def input_gradients(
     """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
     k, v, log_decay, beta, _ = tokens
     size, key_dim = sizes(k), k.shape[-1]
-    dims = (key_dim, v.shape[-1])
-    is_narrow = max(dims) <= BLOCK or (size.parts > 1 and min(dims) < BLOCK)
+    whole = size.parts > 1 or max(key_dim, v.shape[-1]) <= BLOCK
     arguments = (
         k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip
     constants = {"K": key_dim, "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "CROSSINGS": len(crossing)}
-    constants |= {"PARTS": size.parts, "LOW": tl.bfloat16} | (INPUTS_NARROW if is_narrow else INPUTS)
+    constants |= {"PARTS": size.parts, "LOW": tl.bfloat16} | (INPUTS_WHOLE if whole else INPUTS)
     launch(gradient_kernels.input_gradients_kernel, (size.num_chunks, len(heads), 1), arguments, constants)

@@ -93,6 +93,34 @@ def test_equals_recurrent_form(key_dim, value_dim, dtype):
         )
 
 
+@gpu
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, F32])
+@pytest.mark.parametrize(("key_dim", "value_dim"), [(128, 128), (64, 64), (128, 32)])
+def test_gradients_of_what_is_read_from_no_state(key_dim, value_dim, dtype):
+    from tests.models.backends import mesa_kernel_cases as cases
+
+    # What a kernel reads and has not written is NaN.
+    left_behind = torch.full((4096, 4096), float("nan"), dtype=BF16, device="cuda")
+    inputs = cases.draw(length=1000, key_dim=key_dim, value_dim=value_dim, dtype=dtype, device="cuda", batch_size=2)
+    states = [torch.zeros_like(inputs.pop(name)).double() for name in ("G", "H")]
+    names, cotangents = (
+        (*cases.OVER_TIME, "regularizer"),
+        cases.draw_cotangents(inputs | dict(zip("GH", states, strict=True)))[:1],
+    )
+
+    def from_nothing(tensors):
+        return cases.kernel(tensors | {"G": None, "H": None}, tolerance=cases.SOLVE_TOLERANCE[dtype], max_steps=60)
+
+    def exact(tensors):
+        return cases.recurrent(tensors | dict(zip("GH", states, strict=True)))
+
+    expected = cases.results(exact, {name: x.double() for name, x in inputs.items()}, cotangents, names)
+    for _ in range(3):
+        left_behind @ left_behind
+        found = cases.errors(cases.results(from_nothing, inputs, cotangents, names), expected)
+        assert max(found.values()) < cases.TOLERANCE[dtype], found
+
+
 def _all_cases(length: int, dim: int) -> dict[str, torch.Tensor]:
     """Every case as one sequence of a batch, as bfloat16 holds it; the state before is none."""
     drawn = [draw_case(case, length=length, dim=dim) for case in CASES]
