@@ -14,16 +14,15 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 
-from models.backends.differentiable import differentiate
+from models.backends.differentiable import differentiable
 from models.backends.fla_launches import on_device
 from models.backends.fla_operators import CHUNK_SIZE, _summed
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-@custom_op("linear_rnn_suite::fla_kda", mutates_args=())
+@differentiable("linear_rnn_suite::fla_kda")
 def kda(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Kept:
     """The delta rule with a decay a channel; also returns its sum, and products inside chunks [B, T, H, CHUNK_SIZE]."""
     from fla.ops.kda.chunk_fwd import chunk_kda_fwd
@@ -45,7 +44,7 @@ def kda_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tens
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, dbeta, before
 
 
-@custom_op("linear_rnn_suite::fla_gdn2", mutates_args=())
+@differentiable("linear_rnn_suite::fla_gdn2")
 def gdn2(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, erase: Tensor, write: Tensor, state: Tensor) -> Kept:
     """`kda` with gates [B, T, H, K] of what is erased and [B, T, H, V] of what is written, in the dtype of v."""
     from fla.ops.gdn2.chunk_fwd import chunk_gdn2_fwd
@@ -68,7 +67,7 @@ def gdn2_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Ten
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, *gates, before
 
 
-@custom_op("linear_rnn_suite::fla_apart_by_channel", mutates_args=())
+@differentiable("linear_rnn_suite::fla_apart_by_channel")
 def apart_by_channel(q: Tensor, e: Tensor, v: Tensor, a: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor) -> Kept:
     """`kda` with two keys."""
     from fla.ops.common.chunk_delta_h import chunk_gated_delta_rule_fwd_h
@@ -123,7 +122,7 @@ def apart_by_channel_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) 
     return dq.to(q.dtype), de.to(e.dtype), dv.to(v.dtype), da.to(a.dtype), dlog_decay, dbeta, before
 
 
-@custom_op("linear_rnn_suite::fla_apart", mutates_args=())
+@differentiable("linear_rnn_suite::fla_apart")
 def apart(
     q: Tensor, e: Tensor, v: Tensor, a: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +170,7 @@ def apart_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Te
     return *keys, dlog_decay, dbeta.to(beta.dtype), before
 
 
-@custom_op("linear_rnn_suite::fla_delta_product", mutates_args=())
+@differentiable("linear_rnn_suite::fla_delta_product")
 def delta_product(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -241,13 +240,8 @@ def _with_sums(place: int) -> Callable[..., Kept]:
     return returned
 
 
-kda.register_fake(_with_sums(3))
-gdn2.register_fake(_with_sums(3))
-apart_by_channel.register_fake(_with_sums(4))
-apart.register_fake(_as_returned)
-delta_product.register_fake(_as_returned)
-differentiate(kda, kda_backward, num_inputs=6)
-differentiate(gdn2, gdn2_backward, num_inputs=7)
-differentiate(apart_by_channel, apart_by_channel_backward, num_inputs=7)
-differentiate(apart, apart_backward, num_inputs=7)
-differentiate(delta_product, delta_product_backward, num_inputs=6)
+kda.differentiate(kda_backward, num_inputs=6, fake=_with_sums(3))
+gdn2.differentiate(gdn2_backward, num_inputs=7, fake=_with_sums(3))
+apart_by_channel.differentiate(apart_by_channel_backward, num_inputs=7, fake=_with_sums(4))
+apart.differentiate(apart_backward, num_inputs=7, fake=_as_returned)
+delta_product.differentiate(delta_product_backward, num_inputs=6, fake=_as_returned)

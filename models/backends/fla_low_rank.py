@@ -7,16 +7,14 @@ decays from the middle of a chunk; elsewhere a chunk has 16 tokens, with the dec
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
 from torch.nn import functional as F
 
-from models.backends.differentiable import differentiate
+from models.backends.differentiable import DifferentiableOp, differentiable
 from models.backends.fla import ALIGNED, SMALLEST, _finite, _operands
 from models.backends.fla_delta import _padded
 from models.backends.fla_launches import on_device
@@ -44,13 +42,13 @@ class _Context:
     _dtype: None = None
 
 
-def _operator(name: str, *, chunk_size: int, safe_gate: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+def _operator(name: str, *, chunk_size: int, safe_gate: bool) -> DifferentiableOp:
     """An operator on contiguous q, k, e, a [B, T, H, K], v [B, T, H, V] of one dtype, float32 log_decay and state [B, H, V, K].
 
     It returns o in the dtype of v and the state after the last token. fla's states are [B, H, K, V], and its e has a minus.
     """
 
-    @custom_op(f"linear_rnn_suite::fla_{name}", mutates_args=())
+    @differentiable(f"linear_rnn_suite::fla_{name}")
     def forward(q: Tensor, k: Tensor, v: Tensor, e: Tensor, a: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         from fla.ops.generalized_delta_rule.dplr.chunk import chunk_dplr_fwd
 
@@ -71,8 +69,9 @@ def _operator(name: str, *, chunk_size: int, safe_gate: bool) -> Callable[..., t
         dq, dk, dv, de, da, dlog_decay, _, before, *_ = ChunkDPLRDeltaRuleFunction.backward(context, do, after)
         return dq, dk, dv, -de, da, dlog_decay, before.mT.contiguous()
 
-    forward.register_fake(lambda *inputs: (torch.empty_like(inputs[2]), torch.empty_like(inputs[-1])))
-    differentiate(forward, backward, num_inputs=7)
+    forward.differentiate(
+        backward, num_inputs=7, fake=lambda *inputs: (torch.empty_like(inputs[2]), torch.empty_like(inputs[-1]))
+    )
     return forward
 
 

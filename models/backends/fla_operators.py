@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from models.backends.differentiable import differentiate
+from models.backends.differentiable import differentiable
 from models.backends.fla_launches import on_device
 
 CHUNK_SIZE = 64
@@ -29,7 +29,7 @@ def _summed(log_decay: Tensor) -> Tensor:
     return chunk_local_cumsum(log_decay, chunk_size=CHUNK_SIZE, scale=RCP_LN2)
 
 
-@custom_op("linear_rnn_suite::fla_simple_gla", mutates_args=())
+@differentiable("linear_rnn_suite::fla_simple_gla")
 def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma."""
     from fla.ops.simple_gla.chunk import chunk_simple_gla_fwd
@@ -51,7 +51,7 @@ def simple_gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tup
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, before
 
 
-@custom_op("linear_rnn_suite::fla_gla", mutates_args=())
+@differentiable("linear_rnn_suite::fla_gla")
 def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`simple_gla` with a gamma a key dimension; also returns weights inside chunks [B, T, H, CHUNK_SIZE], not all set."""
     from fla.ops.gla.chunk import chunk_gla_fwd
@@ -73,7 +73,7 @@ def gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tens
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay.to(log_decay.dtype), before
 
 
-@custom_op("linear_rnn_suite::fla_gated_delta_rule", mutates_args=())
+@differentiable("linear_rnn_suite::fla_gated_delta_rule")
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -161,11 +161,10 @@ def _as_kept(k: Tensor, dtype: torch.dtype) -> Tensor:
     return k.new_empty((*k.shape[:3], CHUNK_SIZE), dtype=dtype)
 
 
-simple_gla.register_fake(_as_returned)
-gla.register_fake(lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], torch.float32)))
-gated_delta_rule.register_fake(lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], inputs[1].dtype)))
+simple_gla.differentiate(simple_gla_backward, num_inputs=5, fake=_as_returned)
+gla.differentiate(gla_backward, num_inputs=5, fake=lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], torch.float32)))
+gated_delta_rule.differentiate(
+    gated_delta_rule_backward, num_inputs=6, fake=lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], inputs[1].dtype))
+)
 recurrent.register_fake(lambda *inputs: (torch.empty_like(inputs[2], dtype=torch.float32), torch.empty_like(inputs[-1])))
 delta_rule_.register_fake(lambda *inputs: torch.empty_like(inputs[2]))
-differentiate(simple_gla, simple_gla_backward, num_inputs=5)
-differentiate(gla, gla_backward, num_inputs=5)
-differentiate(gated_delta_rule, gated_delta_rule_backward, num_inputs=6)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.library import custom_op
 
 from models.backends import version
-from models.backends.differentiable import differentiate
+from models.backends.differentiable import differentiable
 
 INSTALL = (
     "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps 'mamba-ssm>=2.3.2,<2.4' einops"
@@ -64,10 +64,11 @@ def ssd(*, q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, starts: Tenso
     """
     # The kernels cut a sequence where its number changes, and count the state before it to number 0.
     document = None if starts is None else starts.cumsum(1, dtype=torch.int32)
-    return _scan(q, k, v, dt, A, state, document)
+    y, last = _scan(q, k, v, dt, A, state, document)
+    return y, last
 
 
-@custom_op("linear_rnn_suite::mamba_ssm_scan", mutates_args=())
+@differentiable("linear_rnn_suite::mamba_ssm_scan")
 def _scan(
     q: Tensor, k: Tensor, v: Tensor, dt: Tensor, A: Tensor, state: Tensor, document: Tensor | None
 ) -> tuple[Tensor, Tensor]:
@@ -87,8 +88,11 @@ def _scan_backward(into_y: Tensor, into_last: Tensor | None, *kept: Tensor | Non
     return into_q, into_k, into_v, into_dt, into_A, into_state.to(state.dtype)
 
 
-_scan.register_fake(lambda q, k, v, dt, A, state, document: (v.new_empty(v.shape), state.new_empty(state.shape)))
-differentiate(_scan, _scan_backward, num_inputs=6)
+_scan.differentiate(
+    _scan_backward,
+    num_inputs=6,
+    fake=lambda q, k, v, dt, A, state, document: (v.new_empty(v.shape), state.new_empty(state.shape)),
+)
 
 
 @custom_op("linear_rnn_suite::mamba_ssm_step", mutates_args=("state",))

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx, once_differentiable
 
+from models.backends.differentiable import is_traced
 from models.backends.triton import mesa_launches as launches
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -77,16 +78,8 @@ def mesa_chunked(
     dtype = reduce(torch.promote_types, (k.dtype, v.dtype), q.dtype)
     inputs = [x.to(dtype).contiguous() for x in (q, k, v)] + [x.contiguous() for x in (log_decay, beta, regularizer)]
     states = [None if S is None else S.contiguous() for S in (G, H)]
-    form = _forward if _is_traced() else _Mesa.apply
+    form = _forward if is_traced() else _Mesa.apply
     return MesaResult(*form(*inputs, *states, tolerance, max_steps, initial)[:4])
-
-
-def _is_traced() -> bool:
-    """Whether a compiler, a mode or a transform looks on, which takes an operator; Python takes twice as long for one."""
-    # first, as a compiler would stumble over the others
-    if torch.compiler.is_compiling():
-        return True
-    return torch._C._len_torch_dispatch_stack() > 0 or torch._C._are_functorch_transforms_active()
 
 
 def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
