@@ -86,6 +86,14 @@ class Measurement:
     groups: tuple[int, ...] | None = None
 
 
+def perplexity(nll: float) -> float:
+    """exp(nll); infinite where that is above what a float64 holds, from an nll of 709.8 on."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
+
+
 class Scored(NamedTuple):
     """What a model made of a batch; loss and prediction are meaningless where nothing is asked.
 

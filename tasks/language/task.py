@@ -18,7 +18,7 @@ from tasks.language.parts import open_parts
 from tasks.language.settings import DataSettings as DataSettings
 from tasks.language.vocabulary import Vocabulary
 from tasks.positions import position_bands
-from tasks.task import IGNORE, Batch, Measurement, Scored, Task
+from tasks.task import IGNORE, Batch, Measurement, Scored, Task, perplexity
 
 TRIGRAM_TOKENS = 2**22  # training tokens counted for the trigram floor, from the start: bounds its time and memory
 CHUNK_IDS = 2**22  # ids of examples that are looked at together: bounds memory where all of a split are
@@ -129,7 +129,7 @@ class Language(Task):
         each = np.divide(nll.sum(axis=1), asked.sum(axis=1), out=np.full(len(nll), math.nan), where=asked.any(axis=1))
         rows = [
             Measurement("nll", nats / count, split, {}, count, tuple(each.tolist()), self.groups(split)),
-            Measurement("perplexity", math.exp(nats / count), split, {}, count),
+            Measurement("perplexity", perplexity(nats / count), split, {}, count),
         ]
         part = self._parts[split]
         if part.stream.knows_bytes:

@@ -17,7 +17,7 @@ from suite.evaluation.settings import Asked
 from suite.evaluation.studies.layers import Observations, joined, observed, traced, traced_with_spectrum
 from suite.evaluation.studies.rows import Place, mean_of_layers, nll_row, placed, places, row
 from suite.evaluation.studies.subject import Sample, Subject
-from tasks.task import IGNORE, Batch, Measurement, Task
+from tasks.task import IGNORE, Batch, Measurement, Task, perplexity
 
 # The eigenvalues take longer than all else: they are computed of one in so many sequences.
 SPECTRUM_EVERY = 4
@@ -80,7 +80,7 @@ def _cut(task: Task, batch: Batch, length: int) -> Batch:
 def _score_rows(nll: Tensor, asked: Tensor, place: Place) -> list[Measurement]:
     """From the nll of [window, sequence, position]."""
     mean = nll_row("nll", nll, asked, "validation", place)
-    return [mean, Measurement("perplexity", math.exp(mean.value), "validation", place, mean.count)]
+    return [mean, Measurement("perplexity", perplexity(mean.value), "validation", place, mean.count)]
 
 
 def _layer_rows(layers: Observations, where: slice, place: Place) -> list[Measurement]:

@@ -27,7 +27,7 @@ from suite.request.schema import Config
 from suite.store.foreign import say
 from tasks.language.settings import DataSettings
 from tasks.positions import position_bands
-from tasks.task import Measurement
+from tasks.task import Measurement, perplexity
 
 Reading = Literal["reset", "sliding", "carried"]
 WHOLE = 0
@@ -168,7 +168,7 @@ def rows(sums: Sums, place: Place, text: Text, states: Sequence[int]) -> list[Me
     tokens, documents = sums.counts.sum(1), len(text.documents)
     found = [
         whole,
-        Measurement("perplexity", math.exp(whole.value), text.split, place, whole.count),
+        Measurement("perplexity", perplexity(whole.value), text.split, place, whole.count),
         Measurement("scored_tokens", float(tokens.mean()), text.split, place, documents, tuple(tokens.tolist()), whole.groups),
         Measurement("short_documents", float(text.short), text.split, place, documents + text.short),
     ]

@@ -20,6 +20,7 @@ from suite.cli import main
 from suite.evaluation import segments
 from suite.evaluation.segments import read, windows_of
 from suite.evaluation.stages import planned_stages
+from suite.evaluation.studies.length import _score_rows
 from suite.evaluation.studies.perplexity import Sums, rows
 from suite.evaluation.texts import Text, read_text, text_name
 from suite.plan import plan, task_of
@@ -159,6 +160,15 @@ def test_rows_are_the_sums_over_documents_and_ranges() -> None:
             row = banded[metric]
             assert row.value == pytest.approx(np.concatenate([nll[first:high] for nll in reached]).mean(), abs=1e-5)
             assert [math.isnan(value) for value in row.examples] == [len(nll) <= low for nll in each]
+
+
+def test_a_perplexity_that_no_float_holds_is_infinite_beside_its_nll() -> None:
+    sums, place = Sums(1, [(0, 4)], of_windows=False), {"text": "t", "reading": "carried", "context": 0}
+    sums.nats[:], sums.counts[:] = 3200, 4
+    found = rows(sums, place, Text("t", "test", (np.arange(4),), 0, BOS, ""), [8])
+    values = {row.metric: row.value for row in found if row.slice == place}
+    assert values["nll"] == 800 and values["perplexity"] == math.inf
+    assert _score_rows(torch.full((1, 1, 4), 800.0), torch.ones(1, 1, 4, dtype=torch.bool), {})[1].value == math.inf
 
 
 @pytest.fixture

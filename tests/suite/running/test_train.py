@@ -26,10 +26,11 @@ from suite.cli import main
 from suite.compute.optimization import build_optimizer, learning_rate
 from suite.compute.order import example_indices
 from suite.plan import plan
-from suite.running import book, trainee
+from suite.running import book, train, trainee
 from suite.saved import new_model
 from suite.store.checkpoint import Progress, load_checkpoint, save_checkpoint, training_state
 from suite.store.run_directory import RunDirectory
+from tasks.task import Measurement
 
 CPU = torch.device("cpu")
 TIMES = {"train_seconds", "tokens_per_second", "overhead"}
@@ -114,6 +115,17 @@ def test_a_learning_rate_that_diverges_ends_as_such_and_the_sweep_goes_on(small,
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("runs/*/metrics.jsonl")}
     assert main(["run", *request]) == 1
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_a_run_of_infinite_perplexity_is_done_and_one_of_infinite_nll_has_diverged(small, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    for seed, nll in enumerate((800.0, math.inf)):
+        scores = [Measurement("nll", nll, "validation", {}, 1), Measurement("perplexity", math.inf, "validation", {}, 1)]
+        monkeypatch.setattr(train, "validate", lambda *_, scores=scores, **__: scores)
+        assert main(["run", *small, "compute.jobs=1", f"seed={seed}"]) == seed
+    assert sorted(json.loads(path.read_text())["status"] for path in results.glob("runs/*/status.json")) == ["diverged", "done"]
+    written = [(row["metric"], row["value"]) for rows in numbers(results).values() for row in rows]
+    assert {("nll", 800), ("perplexity", None)} <= set(written)
 
 
 def run_saying(path: Path, request: list[str]) -> None:

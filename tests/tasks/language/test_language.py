@@ -147,6 +147,13 @@ def test_bits_per_byte_of_a_fair_coin_over_bytes(make_task):
     assert rows["perplexity"].value == pytest.approx(2)
 
 
+def test_a_perplexity_that_no_float_holds_is_infinite_beside_its_nll(make_task):
+    task = make_task()
+    nll = torch.full((task.num_examples("validation"), task.seq_len), 800.0, dtype=torch.float64)
+    rows = {row.metric: row.value for row in task.measure("validation", scored(task, "validation", nll))}
+    assert rows["nll"] == 800 and rows["perplexity"] == math.inf
+
+
 def test_positions_are_all_there_and_add_up(make_task):
     task = make_task()
     nll = random_nll(task)
