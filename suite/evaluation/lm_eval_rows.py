@@ -20,23 +20,28 @@ PER_TOKEN = "accuracy_per_token"
 
 
 def rows_of(task: Task, results: Mapping[str, Any], lm: BackboneLM, reasons: Mapping[int, str]) -> Iterator[Measurement]:
-    """A row a metric. results: of lm-eval for this task. reasons: why documents were left out, by their numbers."""
+    """A row a metric. results: of lm-eval for this task. reasons: why documents were left out, by their numbers.
+
+    Documents that were left out are NaN among the examples, so that those behind them keep their numbers.
+    """
     name = task.task_name
     where = {"benchmark": name, "shots": int(task.get_config("num_fewshot"))}
     samples = results["samples"][name]
     documents = {sample["doc_id"]: sample["doc"] for sample in samples}
+    numbers = range(len(documents) + len(reasons))
     for key, value in results["results"][name].items():
         metric, _, chosen = key.partition(",")
         if not chosen or metric.endswith("_stderr"):
             continue
         if not isinstance(value, int | float) or math.isnan(value):
             raise ValueError(f"its metric {key!r} is {value!r}, not a number")
-        scores = [sample[metric] for sample in samples if sample["filter"] == chosen and metric in sample]
+        scores = {sample["doc_id"]: sample[metric] for sample in samples if sample["filter"] == chosen and metric in sample}
         piece = where if chosen == "none" else {**where, "metric_filter": chosen}
         count = len(scores) or len(documents)
-        yield Measurement(METRIC_NAMES.get(metric, metric), float(value), "test", piece, count, _examples(scores, value))
+        yield Measurement(METRIC_NAMES.get(metric, metric), float(value), "test", piece, count, _examples(scores, value, numbers))
     if scores := per_token(task, samples, lm):
-        yield Measurement(PER_TOKEN, sum(scores) / len(scores), "test", where, len(scores), tuple(scores))
+        mean = sum(scores.values()) / len(scores)
+        yield Measurement(PER_TOKEN, mean, "test", where, len(scores), _examples(scores, mean, numbers))
     if task.OUTPUT_TYPE == "multiple_choice":
         chances = [1 / len(task.doc_to_choice(doc)) for doc in documents.values()]
         yield Measurement("chance", sum(chances) / len(chances), "test", where, len(chances))
@@ -50,20 +55,20 @@ def rows_of(task: Task, results: Mapping[str, Any], lm: BackboneLM, reasons: Map
         yield Measurement("left_out", len(reasons) / count, "test", {**where, "missing": missing}, count)
 
 
-def per_token(task: Task, samples: Sequence[Mapping[str, Any]], lm: BackboneLM) -> list[float]:
-    """Per document of multiple choice whether the right choice has the greatest log-likelihood per token.
+def per_token(task: Task, samples: Sequence[Mapping[str, Any]], lm: BackboneLM) -> dict[int, float]:
+    """By number of a document of multiple choice whether the right choice has the greatest log-likelihood per token.
 
     What is right the task itself decides, from log-likelihoods that are divided before it compares them. Nothing for a task
     that has no accuracy, or more than one filter.
     """
     if task.OUTPUT_TYPE != "multiple_choice" or len({sample["filter"] for sample in samples}) != 1:
-        return []
-    made = []
+        return {}
+    made = {}
     for sample in samples:
         answers = zip(sample["arguments"], sample["filtered_resps"], strict=True)
         divided = [(total / lm.num_tokens[given], is_greedy) for given, (total, is_greedy) in answers]
-        made.append(task.process_results(sample["doc"], divided).get("acc"))
-    return [float(each) for each in made] if None not in made else []
+        made[sample["doc_id"]] = task.process_results(sample["doc"], divided).get("acc")
+    return {number: float(each) for number, each in made.items()} if None not in made.values() else {}
 
 
 def group_rows(
@@ -125,9 +130,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _examples(scores: Sequence[Any], value: float) -> tuple[float, ...] | None:
-    """The scores of the documents where the value is their mean; a perplexity or a corpus score has none."""
-    if not scores or not all(isinstance(score, (int, float)) for score in scores):
+def _examples(scores: Mapping[int, Any], value: float, numbers: range) -> tuple[float, ...] | None:
+    """The scores of the documents of these numbers, NaN where there is none, where the value is their mean.
+
+    A perplexity or a corpus score has none.
+    """
+    if not scores or not all(isinstance(score, (int, float)) for score in scores.values()):
         return None
-    examples = tuple(float(score) for score in scores)
-    return examples if math.isclose(math.fsum(examples) / len(examples), value, rel_tol=1e-9, abs_tol=1e-12) else None
+    is_mean = math.isclose(math.fsum(scores.values()) / len(scores), value, rel_tol=1e-9, abs_tol=1e-12)
+    return tuple(float(scores.get(number, math.nan)) for number in numbers) if is_mean else None
