@@ -78,11 +78,22 @@ def seed_summary(values: np.ndarray, metric: str, *, difference: bool = False) -
     return interval._asdict() | {"half_width": interval.half_width, "n": len(each), "each": each}
 
 
+def check_one_arm(table: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raises NoData where rows of several arms have the same value of the keys: two learning rates are no two seeds."""
+    if "arm" not in table or "arm" in keys:
+        return
+    pairs = table[[*keys, "arm"]].drop_duplicates()
+    several = pairs[pairs.duplicated(list(keys), keep=False)]
+    if len(several):
+        raise NoData(f"{', '.join(several['arm'].unique())} would be averaged as if they were seeds: which of them is asked for?")
+
+
 def over_runs(table: pd.DataFrame, keys: Sequence[str], *, metric: str = "") -> pd.DataFrame:
     """One row a value of the keys: the `seed_summary` of a metric, or of its `difference`, over runs, worst (in size), runs.
 
-    runs: their ids, see `ids_of`.
+    runs: their ids, see `ids_of`. Raises NoData where a value of the keys has runs of several arms.
     """
+    check_one_arm(table, keys)
     differs, rows = "difference" in table, []
     value = "difference" if differs else "value"
     # A group of all settings, which are hundreds, takes longer to cut out than to summarise.
@@ -112,7 +123,9 @@ def position_differences(
 
     The reference of a row has the same `on`, BAND and window. low and high are a 95 % bootstrap over documents, or over
     windows, with `documents` NaN, where it is not known of which document a window is a part. done: see `less`.
+    Raises NoData where a value of the keys has runs of several arms.
     """
+    check_one_arm(rows[~is_reference], keys)
     pair = rows.groupby([*on, *BAND, "example"], dropna=False, sort=False).ngroup()
     reference = rows.loc[is_reference, "value"].groupby(pair[is_reference]).mean()
     if reference.empty:

@@ -73,6 +73,8 @@ def verdict(frames: Frames, *, task: str, steps: int, tolerance: float, bound: f
         setting_scores(frames, task=task, metric=SPENT),
     )
     at = [table[is_stopped(table) & np.isclose(table["tolerance"], tolerance, rtol=1e-6, atol=0)] for table in tables]
+    # Where a run was stopped at several numbers of steps too, the tolerance decides most at the largest.
+    at = [table.sort_values("max_steps", kind="stable").drop_duplicates("run_id", keep="last") for table in at]
     if any(table.empty for table in at):
         return f"No run was evaluated with eps {scientific(tolerance)}."
     difference, used = (

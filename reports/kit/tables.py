@@ -15,7 +15,7 @@ from reports.kit.intervals import share_interval
 from reports.kit.marks import SETTING, marks
 from reports.kit.parts import Entry, Frames
 from reports.kit.render import counted, scientific, signed
-from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, ids_of, seed_summary
+from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, check_one_arm, ids_of, seed_summary
 from suite.metrics import METRICS, axis_label, short_label
 from suite.naming import task_label
 
@@ -100,7 +100,11 @@ def outcomes(statuses: pd.Series) -> str:
 
 
 def summarised(cells: pd.DataFrame, keys: Sequence[str], metric: str) -> pd.DataFrame:
-    """One row a value of the keys: the `seed_summary` of the cells' `value`, asked, what became of those without one, runs."""
+    """One row a value of the keys: the `seed_summary` of the cells' `value`, asked, what became of those without one, runs.
+
+    Raises NoData where a value of the keys has cells of several arms.
+    """
+    check_one_arm(cells, keys)
     rows = []
     # A group of all settings, which are hundreds, takes longer to cut out than to summarise.
     needed = cells[list(dict.fromkeys([*keys, "value", "seed", "status", "run_id"]))]

@@ -22,7 +22,7 @@ from reports.kit.lines import FIXED_COLOR, STOPPED_COLOR
 from reports.kit.panels import grid_of_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import scientific, signed
-from reports.kit.rows import drawn_from, of_stage, slice_names
+from reports.kit.rows import check_one_arm, drawn_from, of_stage, slice_names
 from reports.kit.solver import SETTING, is_fixed, is_stopped, setting_label
 from suite.metrics import METRICS, axis_label
 
@@ -41,9 +41,13 @@ class Evaluated(NamedTuple):
 
 
 def evaluated(frames: Frames, *, task: str, cost: str) -> Evaluated:
-    """The losses and costs of the settings from the diagonal start, of the runs that have all of them."""
+    """The losses and costs of the settings from the diagonal start, of the runs that have all of them.
+
+    Raises NoData where there are none, and for runs of several arms.
+    """
     rows = of_stage(frames.examples, stage="solver", task=task, metric="nll")
     rows = rows[(rows["slice"].map(slice_names) == set(SETTING)) & (is_fixed(rows) | is_stopped(rows))]
+    check_one_arm(rows, SETTING)
     costs = of_stage(frames.examples, stage="solver", task=task, metric=cost)
     key = [*SETTING, "run_id", "example"]
     both = rows[[*key, "value", "document"]].merge(costs[[*key, "value"]], on=key, suffixes=("", "_cost"))

@@ -52,17 +52,15 @@ def after_runs(frames: Frames, column: Column, metric: str) -> pd.DataFrame:
     # The store keeps what is not finite as nothing; here it was measured, and is as bad as can be.
     values["value"] = values["value"].fillna(np.inf)
     lengths = pd.DataFrame({"run_length": sorted(values["run_length"].unique())})
-    asked = cells_of(frames, column)[["run_id", FLOOR, "cap", "seed", "status"]].merge(lengths, how="cross")
+    asked = cells_of(frames, column)[["run_id", "arm", FLOOR, "cap", "seed", "status"]].merge(lengths, how="cross")
     asked = asked.merge(values, on=["run_id", "run_length"], how="left")
     return pd.concat([by_floor_and_cap(own, metric).assign(run_length=length) for length, own in asked.groupby("run_length")])
 
 
 def by_floor_and_cap(cells: pd.DataFrame, metric: str) -> pd.DataFrame:
     """`summarised` by floor and cap, with the value of every seed."""
-    needed = cells[[FLOOR, "cap", "seed", "value"]]
-    scored = [group.dropna(subset="value") for _, group in needed.groupby([FLOOR, "cap"], sort=False)]
-    by_seed = [dict(zip(group["seed"], group["value"], strict=True)) for group in scored]
-    return summarised(cells, [FLOOR, "cap"], metric).assign(by_seed=by_seed)
+    table = summarised(cells, [FLOOR, "cap"], metric)
+    return table.assign(by_seed=[dict(zip(*each, strict=True)) for each in zip(table["of_seeds"], table["each"], strict=True)])
 
 
 def title_of(metric: str) -> str:

@@ -50,15 +50,16 @@ def by_setting(frames: Frames, *, scores: Sequence[Score], steps: int, tolerance
     """
     first = scores[0].task
     asked = [(score.task, score.metric) for score in scores]
-    parts = {}
+    tables, parts = {}, {}
     for task, metric in (*asked, *((first, metric) for metric in COSTS)):
-        is_score = (task, metric) in asked
         with suppress(NoData):
             table = quiet_times(frames, task) if metric == TIME else setting_scores(frames, task=task, metric=metric)
-            summary = over_runs(less_fixed(table, steps=steps) if is_score else table, SETTING, metric=metric)
-            parts[task, metric] = summary.assign(task=task, metric=metric, less_steps=steps if is_score else np.nan)
-    if not parts:
+            tables[task, metric] = less_fixed(table, steps=steps) if (task, metric) in asked else table
+    if not tables:
         raise NoData(f"no run of {', '.join(task for task, _ in asked)} was evaluated at other settings (stage solver)")
+    for (task, metric), table in tables.items():
+        about = {"task": task, "metric": metric, "less_steps": steps if (task, metric) in asked else np.nan}
+        parts[task, metric] = over_runs(table, SETTING, metric=metric).assign(**about)
     data = pd.concat(parts.values(), ignore_index=True)
     settings = entries_by(setting_order(data), SETTING, ["task", "metric"], parts, _entry)
     rows = tuple((Entry(setting_label(*setting)), *entries) for setting, entries in settings)
