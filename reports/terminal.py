@@ -133,7 +133,7 @@ def benchmark_table(frames: Frames) -> Table:
     from reports.pages.benchmarks import reading_order, score_table
 
     windows, full = _windows(frames.runs)
-    data = score_table(frames, metrics=PRIMARY, windows=windows, full=full)
+    data, told = score_table(frames, metrics=PRIMARY, windows=windows, full=full)
     arms = [arm for arm, _ in arms_in_order(data)]
     rows = []
     for _, own in data.sort_values(["verdict", *BENCHMARK], key=reading_order).groupby(BENCHMARK, sort=False, dropna=False):
@@ -142,7 +142,7 @@ def benchmark_table(frames: Frames) -> Table:
         scored = (_score(of_arm.loc[arm]) if arm in of_arm.index else Entry("–") for arm in arms)
         split = [Entry(first["verdict"])] if windows else []
         rows.append((Entry(first["title"]), Entry(METRICS[first["metric"]].label), *split, chance, *scored))
-    notes = ["± is the standard error over examples."]
+    notes = ["± is the standard error over examples.", *told]
     if not windows:
         notes.append(
             "The split into global and local takes runs of two models with windows, as swa4 and swa16, and of the transformer."

@@ -70,16 +70,21 @@ def at_preferred(cells: pd.DataFrame, keys: Sequence[str], losses: Mapping[str, 
     """The cells of one `arm` for every value of the keys, of several that differ in TUNED settings the one of the least loss.
 
     cells: of `scored_cells`. losses: by arm, see `validated`. chosen: those settings in words, empty where there is nothing to
-    choose. Two rates are no two seeds. Raises NoData where runs differ in anything else.
+    choose. Two rates are no two seeds. Raises NoData where runs differ in anything else, and where none of several has a loss.
     """
     parts = []
     for _, own in cells.groupby(list(keys), sort=False, dropna=False):
         scored = own.dropna(subset="value")
-        differ = [fact for fact in ("size", "data", "backend", *varying(scored)) if scored[fact].nunique(dropna=False) > 1]
+        differ = [
+            fact for fact in ("size", "task", "data", "backend", *varying(scored)) if scored[fact].nunique(dropna=False) > 1
+        ]
         if others := [fact for fact in differ if fact not in TUNED]:
             told = ", ".join(map(fact_label, others))
             raise NoData(f"runs of {own['family'].iloc[0]} differ in {told}: which of them are compared?")
         best = min((arm for arm in own["arm"].unique() if arm in losses), key=lambda arm: losses[arm], default=None)
+        if differ and best is None:
+            told = ", ".join(map(fact_label, differ))
+            raise NoData(f"runs of {own['family'].iloc[0]} differ in {told}, and none has a score on validation to choose by")
         own = own if best is None else own[own["arm"] == best]
         parts.append(own.assign(chosen=", ".join(fact_text(fact, own[fact].iloc[0]) for fact in differ)))
     return pd.concat(parts).sort_index()

@@ -66,7 +66,9 @@ def seed_interval(values: np.ndarray, metric: str, *, difference: bool = False) 
         return Interval(found.mean, math.nan, math.nan)
     if known is None or difference:
         return found
-    return Interval(found.mean, *(float(np.clip(end, *known.bounds)) for end in found[1:]))
+    # A mean that is beyond the limits, if only by rounding, stays within its interval.
+    low, high = np.clip(found[1:], *known.bounds)
+    return Interval(found.mean, float(np.minimum(low, found.mean)), float(np.maximum(high, found.mean)))
 
 
 def share_interval(successes: int, count: int) -> tuple[float, float]:

@@ -13,11 +13,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.arguments import Metric, Model
-from reports.kit.benchmarks import BENCHMARK, benchmark_title, chance_of, classify, primary_scores
+from reports.kit.benchmarks import (
+    BENCHMARK,
+    at_preferred_rates,
+    benchmark_title,
+    chance_of,
+    classify,
+    other_documents,
+    primary_scores,
+)
 from reports.kit.hover import remember
 from reports.kit.intervals import standard_error
 from reports.kit.panels import new_figure, used
-from reports.kit.parts import Drawing, Entry, Frames, Table
+from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import counted
 from reports.kit.sheet import current
 from reports.kit.split import VERDICTS
@@ -35,7 +43,8 @@ def reading_order(column: pd.Series) -> pd.Series:
 
 def verdicts(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model], full: Model) -> Table:
     """The table of the split: one row a benchmark, with what settled it or what did not."""
-    found = classify(primary_scores(frames.examples, metrics), windows=windows, full=full, chance=chance_of(frames))
+    examples, chosen = at_preferred_rates(frames, primary_scores(frames.examples, metrics), [*windows, full])
+    found = classify(examples, windows=windows, full=full, chance=chance_of(frames))
     found = found.sort_values(["verdict", "benchmark", "shots"], key=reading_order, ignore_index=True)
     rows = []
     for row in found.itertuples():
@@ -43,7 +52,7 @@ def verdicts(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Mod
         rows.append((*what, Entry(f"{row.examples:,}", row.examples), Entry(row.verdict), Entry(row.reason)))
     counts = ", ".join(f"{int((found['verdict'] == verdict).sum())} {verdict}" for verdict in VERDICTS)
     header = ("benchmark", "score", "examples", "verdict", "why")
-    return Table(found, header, tuple(rows), (f"{counted(len(found), 'benchmark')}: {counts}.",))
+    return Table(found, header, tuple(rows), (f"{counted(len(found), 'benchmark')}: {counts}.", *chosen))
 
 
 def scores(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model], full: Model) -> Drawing:
@@ -51,7 +60,7 @@ def scores(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model
 
     metrics: a benchmark shows the first of these that it has. windows, full: what decides the split, see `classify`.
     """
-    data = score_table(frames, metrics=metrics, windows=windows, full=full)
+    data, told = score_table(frames, metrics=metrics, windows=windows, full=full)
     titles = {verdict: list(data[data["verdict"] == verdict]["title"].unique()) for verdict in VERDICTS}
     sheet = current()
     # Beside the names of the arms.
@@ -69,7 +78,7 @@ def scores(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model
             axes.set_title(plain(title), fontsize=8)
         grid[0].set(yticks=range(len(arms)), yticklabels=[plain(arm) for arm, _ in arms], xlim=(-0.03 * top, top))
         grid[0].set_ylim(len(arms) - 0.4, -0.6)
-    notes = ["Bars are one standard error over examples; the dotted line is chance."]
+    notes = ["Bars are one standard error over examples; the dotted line is chance.", *told]
     measured = frames.results[frames.results["stage"] == "lm_eval"]["benchmark"].dropna()
     without = sorted(set(measured) - set(data["benchmark"]))
     if without:
@@ -77,12 +86,19 @@ def scores(frames: Frames, *, metrics: Sequence[Metric], windows: Sequence[Model
     return Drawing(data, figure, tuple(notes))
 
 
-def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> pd.DataFrame:
-    """One row an arm and benchmark: mean, standard_error, examples, seeds, chance, and the benchmark's verdict."""
+def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str], full: str) -> tuple[pd.DataFrame, list[str]]:
+    """One row an arm and benchmark: mean, standard_error, examples, seeds, chance, and the benchmark's verdict; and notes."""
     examples = primary_scores(frames.examples, metrics)
-    found = classify(examples, windows=windows, full=full, chance=chance_of(frames)).groupby(BENCHMARK, dropna=False)["verdict"]
+    try:
+        compared, notes = at_preferred_rates(frames, examples, [*windows, full])
+        found = classify(compared, windows=windows, full=full, chance=chance_of(frames))
+    except NoData as refused:
+        found, notes = examples[BENCHMARK].drop_duplicates().assign(verdict="undecided"), [f"Undecided, since {refused}."]
+    notes += other_documents(examples)
     # Sizes that disagree leave a benchmark undecided in a figure that shows them side by side.
-    verdict = found.agg(lambda verdicts: verdicts.iloc[0] if verdicts.nunique() == 1 else "undecided").rename("verdict")
+    verdict = found.groupby(BENCHMARK, dropna=False)["verdict"].agg(
+        lambda verdicts: verdicts.iloc[0] if verdicts.nunique() == 1 else "undecided"
+    )
     per_example = examples.groupby(["arm", "model", "metric", *BENCHMARK, "example"], dropna=False)["value"].mean()
     of_arm = examples.groupby(["arm", *BENCHMARK], dropna=False)
     seeds = of_arm.agg(seeds=("seed", "nunique"), runs=("run_id", lambda ids: " ".join(dict.fromkeys(ids))))
@@ -91,7 +107,7 @@ def score_table(frames: Frames, *, metrics: Sequence[str], windows: Sequence[str
     table = table.merge(verdict.reset_index(), on=BENCHMARK).merge(seeds.reset_index(), on=["arm", *BENCHMARK])
     table = table.merge(chance_of(frames).rename("chance").reset_index(), on=BENCHMARK, how="left")
     table["title"] = [benchmark_title(*key) for key in table[BENCHMARK].itertuples(index=False)]
-    return table.sort_values(["benchmark", "shots", "arm"], key=reading_order, ignore_index=True)
+    return table.sort_values(["benchmark", "shots", "arm"], key=reading_order, ignore_index=True), notes
 
 
 def _score_panel(axes: Axes, data: pd.DataFrame, arms: Sequence[tuple[str, str]]) -> None:
@@ -100,7 +116,9 @@ def _score_panel(axes: Axes, data: pd.DataFrame, arms: Sequence[tuple[str, str]]
     low, high = metric.bounds
     for y, (arm, model) in enumerate(arms):
         point = data[data["arm"] == arm]
-        bars = [np.minimum(point["standard_error"], room) for room in (point["mean"] - low, high - point["mean"])]
+        # A mean beyond the limits, of a benchmark's own metric by that name, leaves a bar no room.
+        rooms = (np.maximum(room, 0.0) for room in (point["mean"] - low, high - point["mean"]))
+        bars = [np.minimum(point["standard_error"], room) for room in rooms]
         look = line_style(model, 0.8) | {"linewidth": 1.1}
         drawn = axes.errorbar(point["mean"], [y] * len(point), xerr=bars, **look)
         told = point.assign(low=point["mean"] - bars[0], high=point["mean"] + bars[1], n=point["seeds"])

@@ -32,6 +32,13 @@ def test_one_value_has_no_interval() -> None:
     assert np.isnan(standard_error(np.array([0.5])))
 
 
+@pytest.mark.parametrize("values", [[1.0, 1.0, 1.0000003], [1.2, 1.3, 1.4], [0.99, 1.0, 1.02]])
+def test_a_mean_beyond_its_limits_lies_within_its_interval(values: list[float]) -> None:
+    # Rounding puts a cosine above 1, and a bar of a negative length cannot be drawn.
+    mean, low, high = seed_interval(np.array(values), "readout_cosine")
+    assert low < mean <= high == max(mean, 1.0)
+
+
 def test_bootstrap_covers_the_truth_at_its_level() -> None:
     generator = np.random.default_rng(0)
     repeats, documents = 300, 60
