@@ -137,6 +137,13 @@ def validation_losses(frames: Frames, metric: str) -> pd.Series:
     return sign * rows.drop_duplicates("run_id").set_index("run_id")["value"]
 
 
+def task_setting(cells: pd.DataFrame) -> pd.Series:
+    """How the task of every cell is set and on which text, as far as that varies: where it differs, examples of one number do."""
+    names = [name for name in cells if name == "data" or name.startswith("task.")]
+    differ = [name for name in names if cells[name].nunique(dropna=False) > 1]
+    return cells[differ].map(str).agg(", ".join, axis=1) if differ else pd.Series("", index=cells.index)
+
+
 def of_one_setting(runs: pd.DataFrame, without: Sequence[str] = ()) -> pd.DataFrame:
     """The runs of one size whose task is set in one way but for `without`: the way of the most models, then of the most FLOPs.
 

@@ -193,6 +193,12 @@ def _intervals(parts: Sequence[_Windows]) -> list[pd.DataFrame]:
     return [tables[i] for i in range(len(parts))]
 
 
+def unpaired_note(rows: pd.DataFrame, data: pd.DataFrame, baseline: str) -> list[str]:
+    """Which arms of the rows `position_differences` has nothing of, since no baseline is of their size, text and task."""
+    arms = rows.loc[(rows["model"] != baseline) & ~rows["arm"].isin(data["arm"]), "arm"].unique()
+    return [f"Without a {baseline} of the same size and documents, and so not drawn: {', '.join(arms)}."] if len(arms) else []
+
+
 def bands_note(data: pd.DataFrame) -> str:
     """What the bands of `position_differences` are."""
     drawn = drawn_from(*data[["windows", "documents"]].max(skipna=False))

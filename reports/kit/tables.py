@@ -13,6 +13,7 @@ from conf.settings import Settings
 from reports.kit.arguments import Metric, Split, Stage, Task
 from reports.kit.intervals import share_interval
 from reports.kit.marks import SETTING, marks
+from reports.kit.narrow import task_setting
 from reports.kit.parts import Entry, Frames
 from reports.kit.render import counted, scientific, signed
 from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, check_one_arm, ids_of, seed_summary
@@ -131,11 +132,7 @@ def summarise(frames: Frames, column: Column) -> pd.DataFrame:
 def task_settings(frames: Frames, column: Column) -> dict[str, str]:
     """By arm of the column how its task was set and on which text, as far as that varies: scores of two such are not compared."""
     cells = rows_of(frames.cells, column)
-    names = [name for name in cells if name == "data" or name.startswith("task.")]
-    varying = [name for name in names if cells[name].nunique(dropna=False) > 1]
-    if not varying:
-        return dict.fromkeys(cells["arm"], "")
-    return dict(zip(cells["arm"], cells[varying].map(str).agg(", ".join, axis=1), strict=True))
+    return dict(zip(cells["arm"], task_setting(cells), strict=True))
 
 
 def number(value: float, metric: str) -> str:

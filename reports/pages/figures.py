@@ -16,6 +16,7 @@ from reports.kit.chosen import at_best
 from reports.kit.hover import of_each, remember
 from reports.kit.lines import banded_lines, enlarged_range, lines_of
 from reports.kit.medians import bytes_axis
+from reports.kit.narrow import task_setting
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import (
@@ -30,6 +31,7 @@ from reports.kit.rows import (
     position_differences,
     seeds_note,
     slice_names,
+    unpaired_note,
 )
 from reports.kit.sheet import current
 from reports.kit.style import arms_in_order
@@ -47,9 +49,11 @@ def nll_difference_by_position(
     """
     rows = measured(frames.examples, stage="position", metric=metric, split=split, whole=False)
     is_baseline = rows["model"] == baseline
-    if rows[is_baseline].groupby(["size", "data"], dropna=False)["arm"].nunique().max() > 1:
+    # Windows of another length begin elsewhere in the text.
+    rows = rows.assign(set_as=rows["run_id"].map(dict(zip(frames.cells["run_id"], task_setting(frames.cells), strict=True))))
+    on, done = ["size", "data", "set_as"], f"the baseline {baseline}, by position"
+    if rows[is_baseline].groupby(on, dropna=False)["arm"].nunique().max() > 1:
         raise NoData(f"more than one {baseline} of the same size: which is the baseline?")
-    on, done = ["size", "data"], f"the baseline {baseline}, by position"
     data = position_differences(rows, is_baseline, ["arm", "model"], on=on, done=done)
     near = data[~data["model"].isin(zoom_without)]
     low, high = enlarged_range(near) if len(near) else (0.0, 0.0)
@@ -71,6 +75,7 @@ def nll_difference_by_position(
     notes = (
         f"Below zero: better than {baseline}. {bands_note(data)}",
         *(["The grey strip is what is enlarged."] * (len(panels) - 1)),
+        *unpaired_note(rows, data, baseline),
     )
     return with_legend(data, figure, *notes, better=METRICS[metric].better)
 

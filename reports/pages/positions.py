@@ -17,7 +17,7 @@ from reports.kit.lines import banded_lines, lines_of
 from reports.kit.panels import row_of_panels, with_legend, zero_line
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import counted
-from reports.kit.rows import BAND, bands_note, by_metric, measured, position_differences, seeds_note
+from reports.kit.rows import BAND, bands_note, by_metric, measured, position_differences, seeds_note, unpaired_note
 from reports.kit.style import arms_in_order, line_style
 from reports.kit.tables import entries_by, number, opened
 from suite.metrics import METRICS, axis_label
@@ -56,7 +56,7 @@ def difference_by_position(
     states = _rows(frames.results, "state_bytes", reading, context, whole=False)
     texts = list(dict.fromkeys(data["text"]))
     figure, panels = row_of_panels(len(texts), width=4.6, beside=1.8, height=3.5)
-    notes = [f"Below zero: better than {baseline}. {bands_note(data)}"]
+    notes = [f"Below zero: better than {baseline}. {bands_note(data)}", *unpaired_note(rows, data, baseline)]
     for axes, text in zip(panels, texts, strict=True):
         own, found = data[data["text"] == text], list(crossings(states[states["text"] == text], baseline))
         zero_line(axes)

@@ -118,6 +118,15 @@ def test_without_windows_there_is_one_panel(store) -> None:
     assert len(figures.nll_difference_by_position(frames(store), **POSITION).figure.axes) == 1
 
 
+def test_windows_of_another_length_are_not_paired(store) -> None:
+    for model, seq_len in (("transformer", 64), ("mesanet", 64), ("gla", 128)):
+        row = store.row("nll", 0.0, "validation", examples=[float(seq_len)] * 40, position_low=0, position_high=1)
+        store.run(model, "language", stages={"position": [row]}, varied={"task.seq_len": seq_len})
+    drawing = figures.nll_difference_by_position(frames(store), **POSITION)
+    assert drawing.data["arm"].tolist() == ["MESANET"] and drawing.data["mean"].tolist() == [0]
+    assert "Without a transformer of the same size and documents, and so not drawn: GLA." in drawing.notes
+
+
 def test_position_difference_needs_its_baseline(store) -> None:
     add_position(store, "mesanet", 0.1)
     with pytest.raises(NoData, match="baseline transformer"):

@@ -67,6 +67,15 @@ def test_costs_are_six_flops_a_weight_and_token() -> None:
     assert "nothing is trained" in Missing(command="x").words(EMPTY)
 
 
+def test_windows_of_another_length_are_not_paired(store) -> None:
+    for model, seq_len in (("transformer", 2048), ("mesanet", 2048), ("gla", 1024)):
+        stages = {"position": position_rows(store, model, last=seq_len)}
+        add_language(store, model, stages=stages, **{"task.seq_len": seq_len})
+    drawing = drawn("figure_3", frames_of(store))
+    assert set(drawing.data["model"]) == {"mesanet"}
+    assert "1B, 50B tokens: Trained on other windows than transformer, and so not drawn: GLA." in drawing.notes
+
+
 def test_what_was_trained_is_to_be_evaluated_alone(store) -> None:
     add_language(store, "mesanet")
     trained = {"study": "mesanet", "cells": {"1B": ["50B"]}, "models": ["mesanet"], "evaluation": ["eval=position"]}

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from reports.kit.arguments import Model, Split
 from reports.kit.claims import Missing, claim, majority
 from reports.kit.lines import banded_lines, enlarged_range, lines_of
-from reports.kit.narrow import Cell, cells_of, having, of_runs, one_arm_a_model, validation_losses
+from reports.kit.narrow import Cell, cells_of, having, of_runs, one_arm_a_model, task_setting, validation_losses
 from reports.kit.panels import row_of_panels, ticks_at, with_legend, zero_line
 from reports.kit.parts import Drawing, Frames, NoData
 from reports.kit.rows import BAND, bands_note, measured, position_differences
@@ -120,7 +120,12 @@ def _rows(
         raise NoData(f"no size and number of tokens has both {baseline} and another model, with the loss by position: {titles}")
     notes, kept, losses = [], {}, validation_losses(frames, "nll")
     for cell in comparable[:MOST]:
-        kept[cell], told = one_arm_a_model(runs[runs["run_id"].isin(cell.run_ids)], losses, by="NLL on validation")
+        chosen, told = one_arm_a_model(runs[runs["run_id"].isin(cell.run_ids)], losses, by="NLL on validation")
+        own = runs[runs["run_id"].isin(chosen)]
+        ways = task_setting(own)
+        alike = own[ways.isin(ways[own["model"] == baseline])]
+        kept[cell], others = list(alike["run_id"]), own.loc[~own.index.isin(alike.index), "model_label"].unique()
+        told += [f"Trained on other windows than {baseline}, and so not drawn: {', '.join(others)}."] if len(others) else []
         notes += [f"{cell.title}: {note}" for note in told]
     without = [cell.title for cell in found if cell not in comparable]
     notes += [f"Without {baseline}, and so not drawn: {', '.join(without)}."] if without else []
