@@ -202,9 +202,14 @@ def of_request(rows: pd.DataFrame, cells: Sequence[Mapping[str, Any]]) -> pd.Dat
 
 
 def most_thorough(rows: pd.DataFrame, key: list[str]) -> pd.DataFrame:
-    """One row a key: where a run was evaluated more than once, the evaluation over most units, of the newest version."""
+    """One row a key: where a run was evaluated more than once, the evaluation over most units, of the newest version.
+
+    Of two over as many units it is the one that more runs have, so that runs are compared by the same.
+    """
     # The columns that decide alone: there are dozens of others, whose rows would be put in order too.
     deciding = rows.loc[~rows["superseded"].astype(bool), list(dict.fromkeys([*key, "count", "evaluation"]))]
-    ordered = deciding.sort_values(["count", "evaluation"], kind="stable")
+    shared = deciding[["run_id", "evaluation"]].drop_duplicates()["evaluation"].value_counts()
+    deciding = deciding.assign(shared=deciding["evaluation"].map(shared))
+    ordered = deciding.sort_values(["count", "shared", "evaluation"], kind="stable")
     kept = ordered.index[~ordered.duplicated(key, keep="last")]
     return rows.loc[kept.sort_values()].reset_index(drop=True)

@@ -63,10 +63,13 @@ def at_position(table: pd.DataFrame) -> pd.DataFrame:
 def less(rows: pd.DataFrame, reference: pd.DataFrame, *, on: Sequence[str], done: str) -> pd.DataFrame:
     """The rows with `difference`: the value less that of the reference with the same `on`.
 
-    done: what gives a reference, "trained at 30 fixed steps". Raises NoData where nothing was.
+    done: what gives a reference, "trained at 30 fixed steps". Raises NoData where nothing was, or more than one of the same `on`.
     """
     if reference.empty:
         raise NoData(f"no run was {done}, against which the others are compared")
+    if (several := reference.duplicated(list(on), keep=False)).any():
+        told = ", ".join(reference.loc[several, "arm"].unique()) if "arm" in reference else ids_of(reference[several])
+        raise NoData(f"more than one run was {done}, against which the others are compared: {told}")
     paired = rows.merge(reference[[*on, "value"]], on=list(on), suffixes=("", "_reference"))
     return paired.assign(difference=paired["value"] - paired["value_reference"]).drop(columns="value_reference")
 

@@ -16,11 +16,13 @@ from reports.kit.marks import SETTING, marks
 from reports.kit.narrow import task_setting
 from reports.kit.parts import Entry, Frames
 from reports.kit.render import counted, scientific, signed
-from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, check_one_arm, ids_of, seed_summary
+from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, check_one_arm, ids_of, seed_summary, slice_names
 from suite.metrics import METRICS, axis_label, short_label
 from suite.naming import task_label
 
 Keys = str | list[str]
+PARTED = ("train", "test")
+"""Stages of which the slices of one kind are parts of the split; those of a study are settings."""
 TINY = ("solver_residual", "readout_error", "readout_error_worst")
 """Metrics of any size, printed as a power of ten."""
 
@@ -80,8 +82,10 @@ def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
     asked = rows[rows["slice"] == column.slice].set_index("run_id")["value"]
     if column.slice:
         return asked
-    # References may come by slice alone; the whole split's is their mean over examples.
-    sliced = rows[~rows["run_id"].isin(asked.index)]
+    # References may come by slice alone; the whole split's is their mean over examples, which slices of two kinds share.
+    sliced = rows[~rows["run_id"].isin(asked.index) & (rows["stage"].isin(PARTED))]
+    kinds = sliced["slice"].map(lambda text: ", ".join(sorted(slice_names(text)))).groupby(sliced["run_id"])
+    sliced = sliced[kinds.transform("nunique") == 1]
     sums = sliced.assign(value=sliced["value"] * sliced["count"]).groupby("run_id")[["value", "count"]].sum()
     return pd.concat([asked, sums["value"] / sums["count"]])
 

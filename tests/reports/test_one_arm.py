@@ -7,6 +7,8 @@ import pytest
 
 from reports.kit.page import bound_part
 from reports.kit.parts import NoData, load_frames
+from reports.kit.tables import Column
+from reports.pages.mesa.curvature import FLOPS, SOLVER, compared
 from suite.reporting import page_of
 
 FLOOR = {"model.mixer.regularizer_floor": 0.25, "model.mixer.forget_cap": None}
@@ -44,3 +46,13 @@ def test_two_learning_rates_are_not_averaged_as_seeds(store, report) -> None:
     for part in parts:
         with pytest.raises(NoData, match=r"learning rate 0\.001, .*learning rate 0\.002 would be averaged as if they were seeds"):
             bound_part(part)(frames)
+
+
+def test_a_difference_has_one_reference_a_seed(store) -> None:
+    solver = {f"model.mixer.solver.{name}": value for name, value in zip(SOLVER, ("cg", "diagonal", 30, 1e-4), strict=True)}
+    for rate in (1e-3, 2e-3):
+        scores = {"test": [store.row("nll", 2.0, "test")], "cost": [store.row(FLOPS, 100, "validation")]}
+        store.run("mesanet", "mqar", stages=scores, varied={"train.lr": rate, **solver})
+    store.request()
+    with pytest.raises(NoData, match=r"more than one run was trained with eps 1e-4, .*learning rate 0\.002"):
+        compared(load_frames(store.root, "quick"), Column(metric="nll", task="mqar", stage="test", split="test"), 1e-4)

@@ -9,7 +9,7 @@ import pytest
 from reports.kit.latex import to_latex
 from reports.kit.parts import NoData, Table, load_frames
 from reports.kit.render import scientific, signed, to_html, to_markdown
-from reports.kit.tables import Column, outcome_notes
+from reports.kit.tables import Column, outcome_notes, per_run
 from reports.pages.tables import comparison
 from tests.reports.conftest import write
 
@@ -19,6 +19,7 @@ COLUMNS = [
     Column(metric="accuracy", task="mqar", stage="test", split="test", bound="reachable_accuracy"),
 ]
 FLOORS = {"bits_per_byte": ["unigram_bits_per_byte", "trigram_bits_per_byte"], "accuracy": ["chance"]}
+PLACES = (("test", "test"), ("solver", "validation"))
 HOSTILE = '<script>alert("x")</script> \\input{/etc/passwd} $x$ 50%_a|b'
 
 
@@ -210,3 +211,27 @@ def test_arms_on_different_texts_are_named_with_their_text(store) -> None:
     store.request()
     (note,) = (note for note in outcome_notes(load_frames(store.root, "quick").cells) if "several texts" in note)
     assert note.endswith("no comparison: stdlib a1a1a1 (MESANET); stdlib b2b2b2 (GLA).")
+
+
+def test_of_two_evaluations_over_as_much_that_counts_which_more_runs_have(store) -> None:
+    for model, evaluations in (("mesanet", (0, 1)), ("gla", (0,))):
+        folder = store.run(model, "language", stages={})
+        for number in evaluations:
+            rows = [store.row("accuracy", 0.5 + number / 10, "test", benchmark="recall", shots=1)]
+            path = folder / "eval" / f"lm_eval-{8 * str(number)}.json"
+            write(path, schema=1, stage="lm_eval", settings={"fewshot_seed": number}, rows=rows)
+    store.request()
+    assert load_frames(store.root, "quick").results["value"].tolist() == [0.5, 0.5]
+
+
+def test_what_is_not_known_of_the_whole_is_the_mean_of_its_parts_and_not_of_settings_or_of_parts_twice(store) -> None:
+    by_pairs = [store.row("chance", value, "test", num_pairs=pairs) for pairs, value in ((4, 0.25), (8, 0.125))]
+    by_length = [store.row("chance", 0.5, "test", length=length) for length in (16, 32)]
+    solver = [store.row("chance", 0.5, "validation", max_steps=steps) for steps in (1, 2)]
+    store.run("mesanet", "mqar", stages={"test": by_pairs, "solver": solver})
+    store.run("gla", "mqar", stages={"test": [*by_pairs, *by_length]})
+    store.request()
+    frames = load_frames(store.root, "quick")
+    test, solved = (Column(metric="chance", task="mqar", stage=stage, split=split) for stage, split in PLACES)
+    assert per_run(frames, test, "chance").to_dict() == {"mesanet-tiny-mqar-0": 0.1875}
+    assert per_run(frames, solved, "chance").empty

@@ -28,7 +28,7 @@ REFERENCE_LINE: dict[str, Any] = {"color": "#666666", "linestyle": "--", "linewi
 
 
 def trained(frames: Frames, column: Column) -> pd.DataFrame:
-    """One row a run of the column's task that has the metric: run_id, seed, WAY, FLOPS and value.
+    """One row a run of the column's task that has the metric: run_id, arm, seed, WAY, FLOPS and value.
 
     way: the solver in words, of a model that has none its label. solved: whether it has one. FLOPS: the mean over the seeds of
     what a token took on validation (stage cost).
@@ -40,7 +40,7 @@ def trained(frames: Frames, column: Column) -> pd.DataFrame:
     records = cells.to_dict("records")
     cells = cells.assign(way=[_way(cell) for cell in records], solved=[_solver(cell) is not None for cell in records])
     cells[FLOPS] = spent["value"].groupby(cells["way"]).transform("mean")
-    runs = cells[["run_id", "seed", *WAY, FLOPS, "value"]].dropna(subset=["value", FLOPS])
+    runs = cells[["run_id", "arm", "seed", *WAY, FLOPS, "value"]].dropna(subset=["value", FLOPS])
     if runs.empty:
         raise NoData(f"no run of {task_label(column.task)} has {axis_label(column.metric)} and {axis_label(FLOPS)}")
     return runs
