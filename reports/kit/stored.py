@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from reports.kit.benchmarks import BENCHMARK, other_documents
 from reports.kit.narrow import amount, one_arm_a_model, size_title, validation_losses
 from reports.kit.parts import Frames
 from reports.kit.rows import by_band
@@ -47,7 +48,10 @@ def stored(frames: Frames, name: str) -> Stored:
     rows = frames.results[frames.results["run_id"].isin(runs["run_id"])].dropna(subset="value")
     parts = [_benchmarks(rows, name), _perplexities(rows, name), _validated(frames, runs, study)]
     found = pd.concat(parts, ignore_index=True).drop_duplicates(["run_id", *COLUMN])
-    return Stored(found.merge(runs, on="run_id"), runs, tried, (*notes, *_substitutes(found)))
+    asked = rows[rows["stage"] == "lm_eval"].reindex(columns=["run_id", "arm", "evaluation", "metric", *BENCHMARK, "count"])
+    asked = asked[asked["benchmark"].isin(_names(name))].rename(columns={"count": "asked"})
+    others = other_documents(asked[~asked["metric"].isin(["truncated", "left_out"])])
+    return Stored(found.merge(runs, on="run_id"), runs, tried, (*notes, *_substitutes(found), *others))
 
 
 def _trained(frames: Frames, study: Study) -> pd.DataFrame:
@@ -71,6 +75,11 @@ def _benchmarks(rows: pd.DataFrame, name: str) -> pd.DataFrame:
     found = found[found["names_shots"] | found["shots"].isna() | (shots == found["shots"])]
     found = found.assign(value=found["value"] * found["metric"].map(SCALES).astype(float)).sort_values("rank", kind="stable")
     return found[["run_id", *COLUMN, "value", "scored_by", "rank"]]
+
+
+def _names(name: str) -> set[str]:
+    """Of lm-eval, the benchmarks of a study."""
+    return {str(row["benchmark"]) for row in _wanted(name)}
 
 
 def _wanted(name: str) -> Iterator[dict[str, object]]:

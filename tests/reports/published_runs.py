@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from zlib import crc32
 
 import numpy as np
 import pandas as pd
@@ -43,11 +44,13 @@ def add_model(
         ]
     varied = {"train.lr": lr, "train.tokens": facts["train_tokens"], **settings}
     folder = store.run(model, "language", size=size, seed=seed, stages=stages, facts=facts, varied=varied)
-    for i, (name, score) in enumerate((scores or {}).items()):
+    for name, score in (scores or {}).items():
         # A stage each, of the version that asks RACE with the text of its cloze questions.
         settings = {"benchmark": name, "version": "0.4.13-00000000"}
         rows = benchmark_rows(store, name, score)
-        write(folder / "eval" / f"lm_eval-{i:08x}.json", schema=1, stage="lm_eval", settings=settings, rows=rows)
+        write(
+            folder / "eval" / f"lm_eval-{crc32(name.encode()):08x}.json", schema=1, stage="lm_eval", settings=settings, rows=rows
+        )
     return folder
 
 

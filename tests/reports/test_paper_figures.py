@@ -222,3 +222,18 @@ def test_perplexity_so_far_is_beside_the_printed_one(store, models, verdict: str
     assert ours["mean"].iloc[-1] == pytest.approx(
         np.mean([np.exp(2.5 + 3 / 16 + each + seed * 0.006) for seed in (0, 1) for each in (0, 0.1)])
     )
+
+
+def test_models_are_compared_at_the_longest_context_that_all_were_read_to(store) -> None:
+    for model in ("transformer", "mesanet", "gla"):
+        rows = perplexity_rows(store, model)
+        longer = [{**row, "value": 9.0, "slice": {**row["slice"], "context": 65536}} for row in rows]
+        if model == "gla":
+            for row in rows:
+                row["slice"]["context"] = 4096
+        add_language(store, model, stages={"perplexity": [*rows, *(longer if model == "mesanet" else [])]})
+    drawing = drawn("figure_4", frames_of(store))
+    ours = drawing.data[drawing.data["panel"].str.startswith("ours")]
+    # MesaNet alone was read to 65,536 tokens.
+    assert set(ours["model"]) == {"transformer", "mesanet"} and ours["mean"].max() < np.exp(8.0)
+    assert "Read to other lengths alone, or other texts, and so not drawn: GLA." in drawing.notes

@@ -210,6 +210,17 @@ def test_scores_are_ranked_the_highest_first_and_an_unknown_measure_is_refused(s
         ranks(nothing(), study="mesanet", measures=["globl"])
 
 
+def test_an_order_is_not_drawn_from_documents_that_are_not_the_same(store) -> None:
+    for model, share in (("mesanet", 0.7), ("gla", 0.5)):
+        scores = {NAMES[name]: answers(share, seed=len(model)) for name in STUDY.split["global"]}
+        folder = add_model(store, model, tokens="50B", scores=scores)
+    for path in folder.glob("eval/lm_eval-*.json"):
+        path.rename(path.with_name("lm_eval-1" + path.name[9:]))
+    rows = [[entry.text for entry in row] for row in ranks(frames(store), study="mesanet", measures=["global"]).rows]
+    # Nothing else is known of chance: there is one seed of each.
+    assert [row[3] for row in rows[:2]] == ["MesaNet", "GLA"] and rows[0][6] == "–"
+
+
 def test_every_member_of_the_printed_split_is_a_benchmark_with_a_name() -> None:
     members = [name for names in STUDY.split.values() for name in names]
     assert len(members) == 12 and set(members) <= set(NAMES)

@@ -145,11 +145,21 @@ def test_a_perplexity_on_the_validation_split_stands_in_where_no_other_is(store)
 
 def test_lm_evals_own_accuracy_stands_in_where_the_papers_scoring_is_not_stored(store) -> None:
     folder = add_model(store, "gla", scores={"piqa": 0.66})
-    path = folder / "eval" / "lm_eval-00000000.json"
+    (path,) = folder.glob("eval/lm_eval-*.json")
     path.write_text(path.read_text().replace("accuracy_per_token", "accuracy"))
     table = printed_table(frames(store), study="mesanet", table="14", sizes=["400M"])
     assert cell(table, "GLA", "PIQA").startswith("66.00 / ")
     assert any("no run has the paper's scoring: PIQA" in note for note in table.notes)
+
+
+def test_scores_on_other_documents_are_named(store) -> None:
+    for model in ("gla", "mesanet", "hawk"):
+        folder = add_model(store, model, scores={"piqa": 0.66})
+    (path,) = folder.glob("eval/lm_eval-*.json")
+    path.write_text(path.read_text().replace('"count": 10', '"count": 7'))
+    notes = printed_table(frames(store), study="mesanet", table="14", sizes=["400M"]).notes
+    (note,) = [note for note in notes if note.startswith("piqa, 0-shot")]
+    assert note.endswith("settings of the benchmark than most, which can't be compared: HAWK (7 documents).")
 
 
 def test_shots_and_contexts_are_columns_of_their_own(store) -> None:

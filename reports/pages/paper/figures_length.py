@@ -80,8 +80,16 @@ def so_far(frames: Frames, *, task: str, models: Sequence[str]) -> tuple[pd.Data
     kept, notes = one_arm_a_model(runs, validation_losses(frames, "nll"), by="NLL on validation")
     rows = of_runs(frames, kept).results
     rows = rows[(rows["stage"] == "perplexity") & (rows["metric"] == "nll_so_far") & (rows["reading"] == "carried")]
-    # A context of 0 is the whole document: the documents become fewer with the position.
-    rows = rows[rows["context"] == rows["context"].max()] if len(rows) else rows
+    read_at_all = dict.fromkeys(rows["family"])
+    if len(rows):
+        # A context of 0 is the whole document: the documents become fewer with the position.
+        arms = rows.groupby("context")["family"].nunique()
+        rows = rows[rows["context"] == arms.index[arms == arms.max()].max()]
+        # A result is named after its documents: those of a text that has changed are others.
+        same = rows.groupby("text")["evaluation"].agg(lambda names: names.mode().iloc[0])
+        rows = rows[rows["evaluation"] == rows["text"].map(same)]
+    without = [family for family in read_at_all if family not in set(rows["family"])]
+    notes += [f"Read to other lengths alone, or other texts, and so not drawn: {', '.join(without)}."] if without else []
     rows = rows.dropna(subset="value").assign(position=rows.get("position_high"), arm=rows.get("family"))[[*PLACE, "value"]]
     texts = rows.groupby("text")["arm"].nunique()
     texts = sorted(texts.index[texts == rows["arm"].nunique()])

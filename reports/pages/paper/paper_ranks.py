@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from conf.settings import unknown
-from reports.kit.benchmarks import primary_scores
+from reports.kit.benchmarks import of_same_documents, primary_scores
 from reports.kit.beside import amount_of
 from reports.kit.intervals import student_t, t_interval
 from reports.kit.narrow import validation_losses
@@ -109,11 +109,14 @@ def _examples(frames: Frames, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def _by_example(examples: pd.DataFrame, own: pd.DataFrame, names: list[str], models: pd.Index) -> Iterator[pd.DataFrame]:
-    """A table a benchmark: a row an example, a column a model, seeds averaged; nothing where one of them has none."""
+    """A table a benchmark: a row an example, a column a model, seeds averaged; nothing where one of them has none.
+
+    Runs that are not `of_same_documents` have none.
+    """
     of_cell = examples[examples["run_id"].isin(own["run_id"])]
-    tables = [
-        of_cell[of_cell["benchmark"] == name].pivot_table(index="example", columns="model", values="value") for name in names
-    ]
+    parts = [of_cell[of_cell["benchmark"] == name] for name in names]
+    alike = [part[of_same_documents(part)] if len(part) else part for part in parts]
+    tables = [part.pivot_table(index="example", columns="model", values="value") for part in alike]
     if all(set(models) <= set(table) for table in tables):
         yield from (table[models] for table in tables)
 
