@@ -144,6 +144,17 @@ def line_labels(cells: pd.DataFrame, *without: str) -> pd.Series:
     return labels(cells, ["model", "size", "data", *own, "backend", *(["protocol"] if "protocol" in cells else [])])
 
 
+def check_one_setting(cells: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raises NoData where runs that are no seeds of one another, of `chosen_runs`, have the same value of the keys."""
+    groups = cells.groupby(list(keys), dropna=False)
+    number, mixed = groups.ngroup(), groups["arm_number"].transform("nunique") > 1
+    if mixed.any():
+        first = cells[number == number[mixed].iloc[0]]
+        facts = [name for name in first if "." in name and name not in TUNED and first[name].nunique(dropna=False) > 1]
+        told = ", ".join(dict.fromkeys(map(fact_label, varying(first[[*ALIKE, *facts]]) or facts)))
+        raise NoData(f"runs of {first['family'].iloc[0]} differ in {told}: which of them are compared?")
+
+
 def over_seeds(cells: pd.DataFrame, keys: Sequence[str], threshold: float) -> pd.DataFrame:
     """One row a value of the keys: median, q1 and q3 (quartiles, interpolated), n, each, succeeded, counted, share, runs.
 

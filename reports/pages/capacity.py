@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from reports.kit.arguments import Model, Task
-from reports.kit.chosen_runs import SUCCESS, Chosen, chosen_runs, line_labels, over_seeds, placed
+from reports.kit.chosen_runs import SUCCESS, Chosen, check_one_setting, chosen_runs, line_labels, over_seeds, placed
 from reports.kit.lines import lines_of
 from reports.kit.medians import SHOWN, accuracy_axis, doubling_axis, median_lines, numbers_of, small_multiples
 from reports.kit.panels import with_legend
@@ -127,7 +127,9 @@ def _measured(frames: Frames, task: str) -> tuple[Chosen, pd.DataFrame]:
 
 
 def _by_pairs(cells: pd.DataFrame) -> pd.DataFrame:
-    return over_seeds(cells, ["arm", "model", "family", PAIRS], SUCCESS)
+    keys = ["arm", "model", "family", PAIRS]
+    check_one_setting(cells, keys)
+    return over_seeds(cells, keys, SUCCESS)
 
 
 def _curve(own: pd.DataFrame) -> tuple[pd.Series, pd.Series]:

@@ -26,7 +26,8 @@ def summary(frames: Frames, *, task: str, metrics: Sequence[str]) -> pd.DataFram
         tables[metric] = rows = measured(frames.results, stage="length", task=task, metric=metric, whole=True)
         trained = rows[rows["length_factor"] == 1]
         if metric == "nll" and len(trained):
-            tables["nll_difference"] = less(rows, trained, on=["run_id"], done="evaluated at the training length")
+            # Lengths that another command asked for are of other windows, and so of other tokens.
+            tables["nll_difference"] = less(rows, trained, on=["run_id", "count"], done="evaluated at the training length")
     return by_metric(tables, ["arm", "model", *FACTOR])
 
 
@@ -93,8 +94,7 @@ def finding(own: pd.DataFrame, arm: str) -> str:
     longest = own["length_factor"].max()
     ends = own.pivot_table(index="metric", columns="length_factor", values="mean")
     said = []
-    if "nll_difference" in ends.index:
-        row = own[(own["metric"] == "nll_difference") & (own["length_factor"] == longest)].iloc[0]
+    for row in own[(own["metric"] == "nll_difference") & (own["length_factor"] == longest)].to_dict("records"):
         interval = signed_interval(row["low"], row["high"], 4) if row["half_width"] > 0 else ""
         said.append(f"the NLL changes by {signed(row['mean'], 4)} nats{interval}")
     for metric, name in (("solver_steps", "solver steps"), ("condition", "the median condition number")):

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from reports.kit.arguments import Metric, Task
-from reports.kit.chosen_runs import SUCCESS, chosen_runs, line_labels, over_seeds, placed
+from reports.kit.chosen_runs import SUCCESS, check_one_setting, chosen_runs, line_labels, over_seeds, placed
 from reports.kit.medians import (
     SHOWN,
     accuracy_axis,
@@ -47,7 +47,9 @@ def accuracy_against(
     cells = numbers_of(placed(frames, chosen.cells, fact, panels), fact)
     cells = cells.assign(arm=line_labels(cells, fact, panels))
     keys = ["arm", "model", "family", fact, *([panels] if panels else []), "task.seq_len"]
-    data = over_seeds(cells, list(dict.fromkeys(keys)), SUCCESS)
+    keys = list(dict.fromkeys(keys))
+    check_one_setting(cells, keys)
+    data = over_seeds(cells, keys, SUCCESS)
     parts = list(panels_of(data, panels))
     figure, drawn = _panels(len(parts))
     known = []
@@ -86,8 +88,9 @@ def accuracy_by_state(frames: Frames, *, task: Task, panels: str = "") -> Drawin
         raise NoData(f"no run of {task_label(task)} carries a state")
     cells = cells.assign(arm=line_labels(cells, *sizes))
     varied = {arm: _varied(own, sizes) for arm, own in cells.groupby("arm", sort=False)}
-    cells = cells.assign(size_of_arm=[row[varied[row["arm"]]] for row in cells.to_dict("records")])
+    cells = cells.assign(size_of_arm=[row.get(varied[row["arm"]]) for row in cells.to_dict("records")])
     keys = ["arm", "model", "family", "state_bytes", "size_of_arm", *([panels] if panels else [])]
+    check_one_setting(cells, [*keys, "task.seq_len"])
     data = over_seeds(cells, [*keys, "task.seq_len"], SUCCESS)
     parts = list(panels_of(data, panels))
     figure, drawn = _panels(len(parts))

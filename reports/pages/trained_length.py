@@ -8,7 +8,7 @@ import pandas as pd
 
 from conf.settings import Count
 from reports.kit.arguments import Task
-from reports.kit.chosen_runs import SUCCESS, chosen_runs, line_labels, over_seeds
+from reports.kit.chosen_runs import SUCCESS, check_one_setting, chosen_runs, line_labels, over_seeds
 from reports.kit.medians import SHOWN, accuracy_axis, median_lines, small_multiples
 from reports.kit.panels import with_legend
 from reports.kit.parts import Drawing, Frames, NoData
@@ -27,7 +27,9 @@ def accuracy_by_length(frames: Frames, *, tasks: Sequence[Task], window: Count) 
     chosen = chosen_runs(frames, present or tasks)
     cells = chosen.cells.assign(arm=line_labels(chosen.cells))
     scored = length_scores(frames.results, cells, window=window)
-    data = over_seeds(scored, ["task", "arm", "model", "family", "length"], SUCCESS)
+    keys = ["task", "arm", "model", "family", "length"]
+    check_one_setting(scored, keys)
+    data = over_seeds(scored, keys, SUCCESS)
     present = [task for task in present if (data["task"] == task).any()]
     figure, drawn = small_multiples(len(present))
     for axes, task in zip(drawn, present, strict=True):

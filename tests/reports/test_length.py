@@ -30,6 +30,17 @@ def test_the_loss_is_less_that_of_the_training_length(longer) -> None:
     assert [text.get_text() for text in drawing.figure.axes[0].get_xticklabels()] == ["1×", "2×", "4×"]
 
 
+def test_lengths_of_other_windows_are_not_compared(store) -> None:
+    rows = length_rows(store, seed=0)
+    others = [{**row, "count": 5} for row in rows if row["slice"]["length_factor"] == 4]
+    kept = [row for row in rows if row["slice"]["length_factor"] < 4]
+    store.run("mesanet", "language", stages={"length": [*kept, *others]})
+    store.request()
+    found = table(load_frames(store.root, "quick"), task="language", metrics=METRICS).data
+    assert found.loc[found["metric"] == "nll_difference", "length_factor"].tolist() == [1, 2]
+    assert found.loc[found["metric"] == "nll", "length_factor"].tolist() == [1, 2, 4]
+
+
 def test_one_line_a_length_and_the_training_length_marked(longer) -> None:
     drawing = by_position(longer, task="language", metrics=["nll"], model="mesanet")
     (axes,) = drawing.figure.axes

@@ -12,6 +12,7 @@ from conf.settings import RequestError
 from reports.kit.chosen_runs import chosen_runs, placed
 from reports.kit.parts import Frames, NoData
 from reports.kit.protocol import read_protocol
+from reports.pages.capacity import curve
 from reports.pages.success import heat_map, scores
 from reports.pages.synthetic import accuracy_against, accuracy_by_state, protocol
 from reports.pages.trained_length import accuracy_by_length, length_scores
@@ -28,6 +29,21 @@ def with_pairs(store, *, state=1024) -> Frames:
                 settings = {"size.d_model": width, "size.head_dim": width}
                 ask(store, model, value, seed=seed, slices=slices, status=status, state=state * width, **settings)
     return frames_of(store)
+
+
+def test_runs_whose_task_is_set_otherwise_are_no_seeds(store):
+    for words, seed in ((64, 0), (64, 1), (128, 0)):
+        for pairs in (4, 8):
+            places = {"task.vocab_size": words, "task.num_pairs": pairs, "size.head_dim": 8}
+            ask(store, "gla", 1 / pairs, seed=seed, slices=[({"num_pairs": pairs}, 1 / pairs)], **places)
+    frames, said = frames_of(store), "runs of GLA differ in vocab size: which of them are compared?"
+    for draw in (accuracy_against, accuracy_by_state):
+        with pytest.raises(NoData) as raised:
+            draw(frames, task="mqar", panels="num_pairs", **({"fact": "task.num_pairs"} if draw is accuracy_against else {}))
+        assert str(raised.value) == said
+    with pytest.raises(NoData) as raised:
+        curve(frames, task="mqar")
+    assert str(raised.value) == said
 
 
 def test_a_run_without_scores_is_missing_in_every_slice_that_others_have(store):

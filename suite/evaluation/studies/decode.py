@@ -98,7 +98,9 @@ def measure(subject: Subject, asked: Mapping[str, Any]) -> list[Measurement]:
         rows.append(row("readout_error_worst", error[:, where], torch.max, sample.split, place))
         rows.append(mean_row("solver_steps", step[:, where], sample.split, place))
     rows += _times(subject, sample, asked)
-    name = decoder["decode"] if decoder["decode"] != "solver" else f"solver, {decoder['initial']} start"
+    # Another solver than the model's own, at the same steps and tolerance, is another decoder.
+    solver = "solver" if decoder["name"] == asked["fresh"]["name"] else decoder["name"]
+    name = decoder["decode"] if decoder["decode"] != "solver" else f"{solver}, {decoder['initial']} start"
     stopping = {key: decoder[key] for key in ("max_steps", "tolerance")}
     return placed(rows, {"decode": name, "refresh": decoder["refresh"] or 0, **stopping}, sample.task)
 

@@ -16,6 +16,7 @@ from models.mesa.layers import mesa_layers
 from suite.cli import main
 from suite.evaluation.settings import Asked
 from suite.evaluation.stages import planned_stages, read_eval, studies_by_name
+from suite.evaluation.studies import decode
 from suite.evaluation.studies.length import _cut
 from suite.evaluation.studies.repeats import _with_run, commonest_space
 from suite.evaluation.studies.rows import nll_row
@@ -147,6 +148,14 @@ def test_decode_has_error_steps_and_time_for_every_decoder(store):
         assert slices(run, "decode", metric, *keys) == decoders, metric
     for metric in ("nll", "readout_error", "readout_error_worst", "solver_steps"):
         assert len(slices(run, "decode", metric, *keys, *POSITIONS)) == 2 * len(position_bands(SEQ_LEN)), metric
+
+
+def test_another_solver_than_the_models_own_is_another_decoder(store):
+    subject = subject_of(store, "mesanet", "language")
+    own = decode.Settings.read({"decoders": [{}, {"name": "chebyshev"}]}, "eval")
+    stages = decode.planned(Asked(subject.config, subject.compute, subject.task, 48, own))
+    names = [{row.slice["decode"] for row in decode.measure(subject, {**stage, "tokens": 48})} for stage in stages]
+    assert names == [{"solver, diagonal start"}, {"chebyshev, diagonal start"}]
 
 
 def test_repeats_have_a_row_for_every_run_length(store):
