@@ -53,15 +53,18 @@ def ahead_of_next(means: pd.Series, spreads: Sequence[Spread], *, better: str) -
     """One row a model, the best first: `model`, `mean`, `rank` from 1, and the shares of draws `ahead` and `held`.
 
     ahead: in which it is before the next, NaN for the last. held: in which it has its rank. Both are NaN where nothing is
-    known of chance. means: by model, in the order of the spreads' columns. better: "lower" or "higher".
+    known of chance. Equal means have one rank.
+
+    means: by model, in the order of the spreads' columns. better: "lower" or "higher".
     """
     sign = -1.0 if better == "higher" else 1.0
     drawn = sign * drawn_means(means.to_numpy(), spreads, seed=0)
     order = np.argsort(sign * means.to_numpy(), kind="stable")
     ranks = np.argsort(np.argsort(drawn, axis=1, kind="stable"), axis=1, kind="stable")
     rows = []
-    for rank, i in enumerate(order):
-        behind = order[rank + 1] if rank + 1 < len(order) else None
+    for place, i in enumerate(order):
+        behind = order[place + 1] if place + 1 < len(order) else None
+        rank = int((sign * means < sign * means.iloc[i]).sum())
         ahead = np.nan if behind is None or not spreads else float((drawn[:, i] < drawn[:, behind]).mean())
         held = float((ranks[:, i] == rank).mean()) if spreads else np.nan
         rows.append({"model": means.index[i], "mean": means.iloc[i], "rank": rank + 1, "ahead": ahead, "held": held})

@@ -14,6 +14,7 @@ from reports.kit.arguments import Metric, Task
 from reports.kit.chosen import at_preferred, validated
 from reports.kit.lines import banded_lines, lines_of
 from reports.kit.marks import marks, marks_notes
+from reports.kit.narrow import task_setting
 from reports.kit.panels import row_of_panels, with_legend
 from reports.kit.parts import Drawing, Entry, Frames, NoData, Table
 from reports.kit.render import counted
@@ -63,7 +64,7 @@ def error_by_position(frames: Frames, *, task: Task) -> Drawing:
 def _chosen(frames: Frames, task: str) -> tuple[pd.DataFrame, list[str]]:
     """The results of every model at those TUNED settings that validation prefers, and what was chosen of several.
 
-    Raises NoData where runs of a model differ in anything else but the variant.
+    Raises NoData where runs of a model differ in anything else but the variant, and models in how their task is set.
     """
     column = Column(metric="squared_error", task=task, stage="test", split="test")
     cells = scored_cells(frames, column).dropna(subset="value")
@@ -73,6 +74,10 @@ def _chosen(frames: Frames, task: str) -> tuple[pd.DataFrame, list[str]]:
     if cells.empty:
         return frames.results, []
     kept = at_preferred(cells, [*VARIANT, "family"], validated(frames, column))
+    ways = task_setting(kept).groupby([kept[name] for name in VARIANT], dropna=False).nunique()
+    if (ways > 1).any():
+        title = variant_title(*ways.index[ways > 1][0])
+        raise NoData(f"models are compared on tasks that are set otherwise, {title}: which of them is asked for?")
     said = [f"{row['family']}, {variant_title(*(row[name] for name in VARIANT))}: {row['chosen']}" for row in _told(kept)]
     notes = [f"Chosen on validation: {'; '.join(dict.fromkeys(said))}."] if said else []
     others = frames.results["task"] != task

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ VARIANTS = (
     {"task.noise": 0.5, "task.drift": 0.0, "task.segment_len": None},
     {"task.noise": 0.25, "task.drift": 0.2, "task.segment_len": None},
 )
+RATIO = functools.partial(error_over_ridge, task="regression", reference="ridge_error")
 ERRORS = {"squared_error": 3.0, "ridge_error": 2.0, "bayes_error": 2.0}
 
 
@@ -36,6 +39,7 @@ def fill(store, *, with_op: bool = True) -> None:
 def rows(store, values):
     made = []
     for metric, value in values.items():
+        made.append(store.row(metric, value, "test"))
         made += [store.row(metric, value / (t + 1), "test", position=t) for t in range(8)]
         made.append(store.row(metric, value, "test", position_low=6, position_high=8))
     return made
@@ -105,6 +109,16 @@ def test_titles_name_what_varies():
     assert variant_title(0.5, 0.0, np.nan, False) == "constant W, noise 0.5"
     assert variant_title(0.25, 0.1, 16, False) == "W redrawn every 16, drifting by 0.1, noise 0.25"
     assert variant_title(0.5, 0.0, 32, True) == "W redrawn every 32 and told, noise 0.5"
+
+
+def test_models_on_tasks_that_are_set_otherwise_are_not_compared(store):
+    for model, width in (("gla", 16), ("mesanet", 32)):
+        varied = VARIANTS[0] | {"task.input_dim": width}
+        store.run(model, "regression", stages={"test": rows(store, ERRORS)}, facts={"seq_len": 8, **VARIANTS[0]}, varied=varied)
+    store.request("regression")
+    for draw in (lambda made: error_by_position(made, task="regression"), RATIO):
+        with pytest.raises(NoData, match="on tasks that are set otherwise, constant W, noise 0.5: which of them is asked for"):
+            draw(frames(store))
 
 
 def test_a_model_is_at_the_rate_that_validation_prefers_and_of_one_size(store):

@@ -161,6 +161,11 @@ def test_an_order_holds_as_often_as_its_chance_leaves_it() -> None:
     assert ahead_of_next(means, [], better="lower")[["ahead", "held"]].isna().all(axis=None)
 
 
+def test_models_that_are_equal_have_one_rank() -> None:
+    found = ahead_of_next(pd.Series({"a": 1.0, "b": 2.0, "c": 2.0}), [], better="higher").set_index("model")
+    assert found["rank"].to_dict() == {"b": 1, "c": 1, "a": 3}
+
+
 def test_seeds_in_common_and_examples_are_sources_of_chance() -> None:
     values = pd.DataFrame({"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0, np.nan]})
     (found,) = of_seeds(values)

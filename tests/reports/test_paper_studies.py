@@ -117,6 +117,16 @@ def test_parity_without_one_of_the_two_is_undecided(store) -> None:
     assert "undecided here: no run of mesanet_signed" in said(drawn("figure_8", frames_of(store)), "The paper's claim")
 
 
+def test_two_settings_of_a_model_are_not_averaged_in_a_claim(store) -> None:
+    for model in ("mesanet", "gla", "transformer"):
+        for norm in ("none", "rms") if model == "gla" else ("none",):
+            stages = {split: [store.row("accuracy", 0.5, name)] for split, name in (("train", "validation"), ("test", "test"))}
+            settings = {"task.num_train": 1000, "task.seq_len": 960, "model.mixer.norm": norm}
+            store.run(model, "regbench", stages=stages, varied=settings)
+    note = said(drawn("figure_9", frames_of(store)), "The paper's claim")
+    assert "is undecided here: which of the settings of GLA is compared" in note
+
+
 @pytest.mark.parametrize(
     ("others", "seeds", "verdict"),
     [

@@ -87,6 +87,9 @@ def regbench(
 
 def _ahead(cells: pd.DataFrame, ours: str, attention: str, where: str) -> str:
     """Whether our accuracy is above that of every other RNN and not below attention's, by paired 95 % t intervals over seeds."""
+    ways = cells.groupby("family", sort=False)["arm_number"].nunique()
+    if several := list(ways.index[ways > 1]):
+        return claim(None, f"which of the settings of {', '.join(several)} is compared {where} is not known")
     values = cells.pivot_table(index="seed", columns="model", values="value")
     if ours not in values or values.shape[1] < 2:
         return claim(None, f"{ours} has no other model beside it {where}")
