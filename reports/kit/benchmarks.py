@@ -48,7 +48,7 @@ def at_preferred_rates(frames: Frames, scores: pd.DataFrame, models: Sequence[st
 
     scores: `primary_scores`. Raises NoData where runs of one of the models, of one size and text, differ in anything else.
     """
-    cells = frames.cells[frames.cells["model"].isin(models)]
+    cells = frames.cells[frames.cells["model"].isin(models) & frames.cells["task"].isin(scores["task"])]
     cells = cells.assign(value=np.where(cells["run_id"].isin(scores["run_id"]), 1.0, np.nan))
     cells = cells[cells["value"].notna().groupby(cells["arm"]).transform("any")]
     if cells.empty:

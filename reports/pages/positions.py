@@ -75,7 +75,7 @@ def so_far(frames: Frames, *, baseline: Model, reading: Reading, context: Natura
     rows = _rows(frames.results, SO_FAR, reading, context, whole=False)
     data = _at_end(by_metric({SO_FAR: rows}, ["text", "arm", "model", *BAND]), SO_FAR)
     states = _rows(frames.results, "state_bytes", reading, context, whole=False)
-    texts, notes = list(dict.fromkeys(data["text"])), [seeds_note(data, "Bands")]
+    texts, notes = list(dict.fromkeys(data["text"])), [seeds_note(data, "Bands"), *_lines_of_other_documents(rows)]
     figure, panels = row_of_panels(len(texts), width=4.6, beside=1.8, height=3.5)
     for axes, text in zip(panels, texts, strict=True):
         banded_lines(axes, (line[1:] for line in lines_of(data[data["text"] == text], "position", marker=0.75)))
@@ -226,6 +226,15 @@ def _entry(row: Mapping[str, Any]) -> Entry:
     low, high = (number(row[end], "perplexity") for end in ("low", "high"))
     interval = "" if np.isnan(row["low"]) else f" [{low}, {high}]"
     return Entry(number(row["mean"], "perplexity") + interval, row["mean"], runs=opened(row))
+
+
+def _lines_of_other_documents(rows: pd.DataFrame) -> Iterator[str]:
+    """Which arms have runs that read other documents of a text than most: a result is named after its documents."""
+    runs = rows.drop_duplicates(["text", "run_id", "evaluation"])
+    for text, own in runs.groupby("text", sort=False):
+        others = own.loc[own["evaluation"] != own["evaluation"].mode().iloc[0], "arm"].unique()
+        if len(others):
+            yield f"{text}: not of the same documents as the others, which can't be compared: {', '.join(others)}."
 
 
 def _other_documents(data: pd.DataFrame) -> Iterator[str]:

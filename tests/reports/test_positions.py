@@ -51,6 +51,14 @@ def test_the_difference_of_the_mean_so_far_stands_at_the_end_of_a_range(store) -
     assert mesa[4096] == pytest.approx(-0.2 * 3584 / 4096)
 
 
+def test_a_mean_so_far_of_other_documents_is_named(store) -> None:
+    frames_of(store)
+    for path in store.root.glob("runs/gla-*/eval/perplexity-*.json"):
+        path.rename(path.with_name("perplexity-11111111.json"))
+    notes = so_far(load_frames(store.root, "quick"), **WHOLE).notes
+    assert "books: not of the same documents as the others, which can't be compared: GLA." in notes
+
+
 def test_the_mean_so_far_has_a_line_a_model(store) -> None:
     drawing = so_far(frames_of(store), **WHOLE)
     (axes,) = drawing.figure.axes
