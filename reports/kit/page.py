@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from conf.extensions import Module, modules
-from conf.groups import options
+from conf.groups import find, options
 from conf.settings import Line, Name, Refusal, RequestError, Settings, near, unknown
 from reports.kit.arguments import read_arguments
 from reports.kit.parts import Drawing, Frames, Table
@@ -74,9 +74,17 @@ class Page(Settings, kw_only=True):
 
 
 def read_page(path: Path) -> Page:
-    """The report in a YAML file, every part of it checked. Raises RequestError: one line that names the file and the part."""
+    """The report in a YAML file, every part of it checked. Raises RequestError: one line that names the file and the part.
+
+    `defaults` names another report, of which it has the keys that the file does not say itself.
+    """
     try:
-        return _page(_loaded(path), path.stem)
+        values = _loaded(path)
+        if (other := values.pop("defaults", None)) is not None:
+            if other not in (known := options("report")):
+                raise Refusal("defaults", other, ", ".join(known), near(str(other), known))
+            values = {key: value for key, value in _loaded(find("report", other)).items() if key != "defaults"} | values
+        return _page(values, path.stem)
     except RequestError as error:
         raise RequestError(f"{os.path.relpath(path)}: {error}") from error
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conf.groups import find
 from conf.settings import RequestError
 from reports.kit.page import read_page
 
@@ -37,6 +38,13 @@ def test_what_is_not_said_follows_from_the_names_and_the_function(tmp_path: Path
     assert only.caption == "Training loss by tokens seen, mean over seeds as far as each of them went, as a centred running mean."
 
 
+def test_what_a_report_does_not_say_is_that_of_another(tmp_path: Path) -> None:
+    page, other = read_page(written(tmp_path, "defaults: regbench\ntitle: In small\n")), read_page(find("report", "regbench"))
+    assert (page.name, page.experiment, page.title) == ("quick", "quick", "In small")
+    assert page.parts == other.parts and other.experiment == "regbench"
+    assert len(read_page(written(tmp_path, "defaults: regbench\nparts:\n" + part({}))).parts) == 1
+
+
 def test_anchors_stand_for_what_they_mark(tmp_path: Path) -> None:
     both = part({"arguments": "&both {tasks: [mqar], smoothing: 0}"}) + part({"name": "again", "arguments": "*both"})
     first, second = read_page(written(tmp_path, "parts:\n" + both)).parts
@@ -49,6 +57,8 @@ MISTAKES = {
     "no parts": ("title: Quick\n", ["parts is needed"]),
     "an empty list of parts": ("parts: []\n", ["parts=[]", "one part or more"]),
     "an empty file": ("", ["parts is needed"]),
+    "another report": ("defaults: regbnch\n", ["defaults=regbnch", "did you mean regbench?"]),
+    "several reports": ("defaults: [regbench]\n", ["defaults=[regbench]", "permitted are"]),
     "a list": ("- quick\n", ["it holds a list", "parts"]),
     "a part that is a word": ("parts: [training]\n", ["parts[0]=training", "name, type"]),
     "a key of a part": ("parts:\n" + part({"argument": "{}"}), ["part 'training'", "'argument'", "did you mean arguments?"]),
