@@ -73,7 +73,12 @@ def test_windows_of_another_length_are_not_paired(store) -> None:
         add_language(store, model, stages=stages, **{"task.seq_len": seq_len})
     drawing = drawn("figure_3", frames_of(store))
     assert set(drawing.data["model"]) == {"mesanet"}
-    assert "1B, 50B tokens: Trained on other windows than transformer, and so not drawn: GLA." in drawing.notes
+    said_of_gla = "1B, 50B tokens: Trained on other windows than transformer, and so not drawn: GLA."
+    assert said_of_gla in drawing.notes
+    frames = frames_of(store)
+    alone = of_runs(frames, frames.runs.loc[frames.runs["model"] != "mesanet", "run_id"])
+    with pytest.raises(NoData, match=f"no model was trained on the same windows as transformer: {said_of_gla}"):
+        drawn("figure_3", alone)
 
 
 def test_what_was_trained_is_to_be_evaluated_alone(store) -> None:

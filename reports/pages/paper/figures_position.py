@@ -118,15 +118,18 @@ def _rows(
     if not comparable:
         titles = "; ".join(cell.title for cell in found[:MOST])
         raise NoData(f"no size and number of tokens has both {baseline} and another model, with the loss by position: {titles}")
-    notes, kept, losses = [], {}, validation_losses(frames, "nll")
+    notes, kept, losses = list[str](), dict[Cell, list[str]](), validation_losses(frames, "nll")
     for cell in comparable[:MOST]:
-        chosen, told = one_arm_a_model(runs[runs["run_id"].isin(cell.run_ids)], losses, by="NLL on validation")
-        own = runs[runs["run_id"].isin(chosen)]
+        ids, told = one_arm_a_model(runs[runs["run_id"].isin(cell.run_ids)], losses, by="NLL on validation")
+        own = runs[runs["run_id"].isin(ids)]
         ways = task_setting(own)
         alike = own[ways.isin(ways[own["model"] == baseline])]
-        kept[cell], others = list(alike["run_id"]), own.loc[~own.index.isin(alike.index), "model_label"].unique()
+        kept |= {cell: list(alike["run_id"])} if alike["model"].nunique() > 1 else {}
+        others = own.loc[~own.index.isin(alike.index), "model_label"].unique()
         told += [f"Trained on other windows than {baseline}, and so not drawn: {', '.join(others)}."] if len(others) else []
         notes += [f"{cell.title}: {note}" for note in told]
+    if not kept:
+        raise NoData(f"no model was trained on the same windows as {baseline}: {'; '.join(notes)}")
     without = [cell.title for cell in found if cell not in comparable]
     notes += [f"Without {baseline}, and so not drawn: {', '.join(without)}."] if without else []
     smaller = [cell.title for cell in comparable[MOST:]]
