@@ -16,7 +16,7 @@ from reports.kit.marks import SETTING, marks
 from reports.kit.narrow import task_setting
 from reports.kit.parts import Entry, Frames
 from reports.kit.render import counted, scientific, signed
-from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, check_one_arm, ids_of, seed_summary, slice_names
+from reports.kit.rows import NO_INTERVAL, SEEDS_SHOWN, by_band, check_one_arm, ids_of, seed_summary, slice_names
 from suite.metrics import METRICS, axis_label, short_label
 from suite.naming import task_label
 
@@ -83,9 +83,9 @@ def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
     if column.slice:
         return asked
     # References may come by slice alone; the whole split's is their mean over examples, which slices of two kinds share.
-    sliced = rows[~rows["run_id"].isin(asked.index) & (rows["stage"].isin(PARTED))]
-    kinds = sliced["slice"].map(lambda text: ", ".join(sorted(slice_names(text)))).groupby(sliced["run_id"])
-    sliced = sliced[kinds.transform("nunique") == 1]
+    sliced = by_band(rows[~rows["run_id"].isin(asked.index) & (rows["stage"].isin(PARTED))], whole=True)
+    kinds = sliced["slice"].map(lambda text: ", ".join(sorted(slice_names(text))))
+    sliced = sliced[kinds == kinds.groupby(sliced["run_id"]).transform("first")]
     sums = sliced.assign(value=sliced["value"] * sliced["count"]).groupby("run_id")[["value", "count"]].sum()
     return pd.concat([asked, sums["value"] / sums["count"]])
 
