@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.ops import generalized_delta_rule
+from models.ops.channel_blocks import block_products
 from models.ops.channel_decay import Products, Side, channel_products
 from models.ops.decay import join_heads, over_time, split_heads
 from models.ops.scan import Corrections, Writes, scan_corrected
@@ -47,7 +47,7 @@ def chunked(
     q, k, v, e, a, log_decay = split_heads(*tensors, chunk_size=chunk_size, dtype=state.dtype)
     after = slice(1, None)
     rows, columns = (Side(e, slice(-1)), Side(q, after)), (Side(a, after), Side(k, after))
-    products = channel_products(rows, columns, log_decay, lambda: _by_micro_steps(q, k, e, a, log_decay))
+    products = channel_products(rows, columns, log_decay, lambda: _by_blocks(q, k, e, a, log_decay))
     (erased, met), (read, attended) = products.pairs
     e_start, q_start = products.rows
     a_end, k_end = products.columns
@@ -61,19 +61,14 @@ def chunked(
     return join_heads(o, shape), state
 
 
-def _by_micro_steps(q: Tensor, k: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Products:
-    """The products whatever the gates, by two micro-steps of the generalised delta rule a token.
-
-    e / decay erases what has decayed, along a, and k writes.
-    """
-    erased = e * torch.exp(-log_decay.masked_fill(log_decay.isneginf(), 0.0))
-    nothing = torch.zeros_like(k)
-    steps = (torch.stack(pair, dim=2).flatten(1, 2) for pair in ((erased, nothing), (a, k), (log_decay, nothing)))
-    pairs = generalized_delta_rule.channel_pairs(q, *steps)
-    met = pairs.erased[:, ::2]
-    columns = pairs.a[:, ::2], pairs.a[:, 1::2]
-    products = [[x[..., ::2], x[..., 1::2]] for x in (met, pairs.read)]
-    return Products(products, [pairs.e[:, ::2], pairs.q], [*columns], pairs.kept)
+def _by_blocks(q: Tensor, k: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Products:
+    """The products whatever the gates."""
+    decay = log_decay.exp()
+    products = block_products([e, q * decay], [a, k], decay)
+    # What a query reads of its own token has not decayed.
+    met, attended = products.pairs
+    attended = [x + torch.diag_embed(torch.linalg.vecdot(q, own)) for x, own in zip(attended, (a, k), strict=True)]
+    return products._replace(pairs=[met, attended])
 
 
 def forgetting(e: Tensor, log_decay: Tensor) -> Tensor:

@@ -18,14 +18,13 @@ erase.
 
 from __future__ import annotations
 
-from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops.channel_decay import Products, Side, channel_products
+from models.ops.channel_blocks import block_products
 from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
 from models.ops.scan import Corrections, scan_corrected
 
@@ -133,74 +132,13 @@ def _scalar_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
 
 def _channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
     """Products whose K terms have decays of their own, log_decay [M, N, K]."""
-    micro_steps, steps = e.shape[1] // q.shape[1], slice(1, None)
-    rows = Side(e, steps, strict=True), Side(q, slice(micro_steps, None, micro_steps))
-
-    def whatever() -> Products:
-        pairs = channel_pairs(q, e, a, log_decay)
-        return Products([[pairs.erased], [pairs.read]], [pairs.e, pairs.q], [pairs.a], pairs.kept)
-
-    products = channel_products(rows, [Side(a, steps)], log_decay, whatever)
+    micro_steps, decay = e.shape[1] // q.shape[1], log_decay.exp()
+    last = slice(micro_steps - 1, None, micro_steps)
+    # Every micro-step has a query, of which only that behind the last of a token counts.
+    query = q if micro_steps == 1 else F.pad(q.unsqueeze(2), (0, 0, micro_steps - 1, 0)).flatten(1, 2)
+    products = block_products([e * decay, query * decay], [a], decay)
     (erased,), (read,) = products.pairs
-    return Pairs(erased, read, q=products.rows[1], e=products.rows[0], a=products.columns[0], kept=products.kept)
-
-
-class _Blocks(NamedTuple):
-    """Neighbouring blocks of R rows, which read and are the e and q of a token in turn, and N columns, the a of micro-steps.
-
-    rows: [.., R, K], decayed from the start of the block to the row. columns: [.., N, K], decayed from the column to the end of
-    the block. products: [.., R, N] of rows and columns with the decays between them, 0 where the column is not before the row.
-    kept: [.., 1, K], the decay of the whole block.
-    """
-
-    rows: Tensor
-    columns: Tensor
-    products: Tensor
-    kept: Tensor
-
-
-def _joined(first: _Blocks, second: _Blocks) -> _Blocks:
-    """Every block of `first` and the one of `second` that follows it, as one block.
-
-    A decay between both is that to the end of the first times that from the start of the second, so that products over K
-    channels, each with a decay of its own, are a matrix product.
-    """
-    across = torch.bmm(second.rows, first.columns.mT)
-    return _Blocks(
-        rows=torch.cat([first.rows, second.rows * first.kept], dim=1),
-        columns=torch.cat([first.columns * second.kept, second.columns], dim=1),
-        products=torch.cat(
-            [F.pad(first.products, (0, second.columns.shape[1])), torch.cat([across, second.products], dim=2)], dim=1
-        ),
-        kept=first.kept * second.kept,
-    )
-
-
-def channel_pairs(q: Tensor, e: Tensor, a: Tensor, log_decay: Tensor) -> Pairs:
-    """`_channel_pairs` whatever the decays, in memory of T K log(C) numbers a head.
-
-    Micro-steps are joined to tokens, and these to blocks of 2, 4, ... tokens. Decays are multiplied and never divided, so none
-    is too strong: a product of a decay from the chunk's start and an inverse one, which needs no blocks, overflows.
-    """
-    (chunks, tokens, _), micro_steps = q.shape, e.shape[1] // q.shape[1]
-    missing = (1 << (tokens - 1).bit_length()) - tokens
-    padded = [F.pad(e, (0, 0, 0, micro_steps * missing)), F.pad(a, (0, 0, 0, micro_steps * missing))]
-    decay = F.pad(log_decay, (0, 0, 0, micro_steps * missing)).exp()
-    steps = (x.unflatten(1, (-1, micro_steps)).flatten(0, 1).split(1, dim=1) for x in (*padded, decay))
-    query = F.pad(q, (0, 0, 0, missing)).flatten(0, 1).unsqueeze(1)
-    none = query.new_zeros(len(query), 1, 1)
-    parts = [_Blocks(e_i * decay_i, a_i, none, decay_i) for e_i, a_i, decay_i in zip(*steps, strict=True)]
-    parts.append(_Blocks(query, query[:, :0], none[:, :, :0], torch.ones_like(query)))
-    blocks = reduce(_joined, parts)
-    while len(blocks.rows) > chunks:
-        blocks = _joined(_Blocks(*(x[0::2] for x in blocks)), _Blocks(*(x[1::2] for x in blocks)))
-    rows, products = (x.unflatten(1, (-1, micro_steps + 1))[:, :tokens] for x in (blocks.rows, blocks.products))
-    products = products[..., : e.shape[1]]
-    return Pairs(
-        erased=products[:, :, :-1].flatten(1, 2),
-        read=products[:, :, -1],
-        q=rows[:, :, -1],
-        e=rows[:, :, :-1].flatten(1, 2),
-        a=blocks.columns[:, : e.shape[1]],
-        kept=blocks.kept,
-    )
+    # What a query reads of its own micro-step has not decayed.
+    read = read + torch.diag_embed(torch.linalg.vecdot(query, a))
+    e_start, q_start = products.rows
+    return Pairs(erased, read[:, last], q=q_start[:, last], e=e_start, a=products.columns[0], kept=products.kept)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from models.ops.channel_blocks import block_products
 from models.ops.channel_decay import Products, Side, channel_products
-from models.ops.decay import chunk_decays, join_heads, over_time, split_heads
+from models.ops.decay import join_heads, over_time, split_heads
 from models.ops.scan import Writes, scan_linear
 
 
@@ -29,22 +30,21 @@ def recurrent(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tens
 def chunked(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int) -> tuple[Tensor, Tensor]:
     """The recurrence in chunks: attention inside one, the state from chunk to chunk.
 
-    The decays between pairs of tokens are products of two factors each, where the gates permit. Where they do not, every pair has
-    K decays, held as [C, C, K], so that memory is that of T C K numbers a head, and chunks are short.
+    The decays between pairs of tokens are products of two factors each, where the gates permit, and of blocks where they do not.
     """
     shape = v.shape
     q, k, v, log_decay = split_heads(q, k, v, log_decay, chunk_size=chunk_size, dtype=state.dtype)
     tokens = slice(1, None)
-    products = channel_products([Side(q, tokens)], [Side(k, tokens)], log_decay, lambda: _by_pairs(q, k, log_decay))
+    products = channel_products([Side(q, tokens)], [Side(k, tokens)], log_decay, lambda: _by_blocks(q, k, log_decay))
     ((weights,),), (q_start,), (k_end,) = products.pairs, products.rows, products.columns
     read, state = scan_linear(q=q_start, writes=Writes(v, k_end), kept=products.kept, state=state)
     return join_heads(torch.baddbmm(read, weights, v), shape), state
 
 
-def _by_pairs(q: Tensor, k: Tensor, log_decay: Tensor) -> Products:
+def _by_blocks(q: Tensor, k: Tensor, log_decay: Tensor) -> Products:
     """The products of q and k whatever the gates."""
-    decays = chunk_decays(log_decay.mT)  # [M, K, C, C] and [M, K, C]
-    from_start, to_end = decays.from_start.mT, decays.to_end.mT
-    # The weight of s at t: the sum over d of q_td k_sd and what is left at t of d as s wrote it.
-    weights = torch.einsum("mtd,mdts,msd->mts", q, decays.within, k)
-    return Products([[weights]], [q * from_start], [k * to_end], from_start[:, -1:])
+    decay = log_decay.exp()
+    products = block_products([q * decay], [k], decay)
+    ((weights,),) = products.pairs
+    # What a query reads of its own token has not decayed.
+    return products._replace(pairs=[[weights + torch.diag_embed(torch.linalg.vecdot(q, k))]])

@@ -84,8 +84,8 @@ def test_float32_keeps_its_digits_near_the_range(form: Form, share: float) -> No
 
 def test_any_decays_are_asked_for_only_where_some_are_strong(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    original = gla._by_pairs
-    monkeypatch.setattr(gla, "_by_pairs", lambda *inputs: asked.append(True) or original(*inputs))
+    original = gla._by_blocks
+    monkeypatch.setattr(gla, "_by_blocks", lambda *inputs: asked.append(True) or original(*inputs))
     inputs = draw()
     by_gla(inputs)
     assert not asked
