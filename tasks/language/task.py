@@ -59,6 +59,8 @@ class Language(Task):
             split: packing(stream, seq_len=settings.seq_len, bos=self.vocabulary.bos) for split, stream in streams.items()
         }
         held_out = self._parts["validation"].count
+        # Counting takes as long as ten steps, and every run of a request asks for the same.
+        self._floors: dict[str, list[Measurement]] = {}
         self._scored = min(held_out, settings.max_validation_examples or held_out)
         for split in self.splits:
             if not any(self._asks(split, i) for i in range(self.num_examples(split))):
@@ -169,6 +171,11 @@ class Language(Task):
         unigram: from the counts of the training text's ids, smoothed as in `unigram_bits`. trigram: from Witten-Bell trigram
         counts of at most TRIGRAM_TOKENS training tokens, given the two tokens before, which the models see too.
         """
+        if split not in self._floors:
+            self._floors[split] = self._counted(split)
+        return list(self._floors[split])
+
+    def _counted(self, split: str) -> list[Measurement]:
         part = self._parts[split]
         if not part.stream.knows_bytes:
             return []

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conf.settings import Refusal, with_neutral
+from tasks.language.ngram import trigram_bits
 from tasks.language.task import Language, WithoutText
 from tasks.task import IGNORE, Scored
 from tests.tasks.composed import build, settings
@@ -199,6 +200,14 @@ def test_references_bracket_what_counting_can_do(make_task):
     constant = make_task(["x" * 4000])
     rows = {row.metric: row.value for row in constant.references("validation", reach=None)}
     assert 0 < rows["unigram_bits_per_byte"] < 0.01 and 0 < rows["trigram_bits_per_byte"] < 0.2
+
+
+def test_references_are_counted_once_a_task(make_task, monkeypatch):
+    counted = []
+    monkeypatch.setattr("tasks.language.task.trigram_bits", lambda *given: counted.append(True) or trigram_bits(*given))
+    task = make_task()
+    assert task.references("validation", reach=None) == task.references("validation", reach=4)
+    assert len(counted) == 1
 
 
 def test_unigram_floor_of_two_letters_is_one_bit(make_task):
