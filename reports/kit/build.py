@@ -22,7 +22,7 @@ from reports.kit.document import document
 from reports.kit.hover import points_of
 from reports.kit.latex import to_latex
 from reports.kit.page import Page, Part, bound_part
-from reports.kit.parts import Drawing, Frames, NoData, Table
+from reports.kit.parts import PLAIN_STRINGS, Drawing, Frames, NoData, Table
 from reports.kit.render import counted, to_html, to_markdown
 from reports.kit.save import save_drawing, svg_of, write_csv
 from reports.kit.sheet import SCREEN, Sheet
@@ -59,6 +59,7 @@ class Linked:
         return replace(table, rows=tuple(rows))
 
 
+@PLAIN_STRINGS
 def build_report(page: Page, frames: Frames, out_dir: Path, sheet: Sheet = SCREEN) -> Path:
     """Writes index.html, readable offline and alone, and the png, pdf, csv, md and tex of its parts; returns its path.
 

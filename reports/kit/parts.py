@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# As pandas holds text where pyarrow is not installed: taking a few rows apart, which pages do all day, costs Arrow's strings more.
+PLAIN_STRINGS = pd.option_context("mode.string_storage", "python")
+
 TEXT_DIGITS = 6
 """So many digits of a text's digest are shown where its name alone does not tell it apart."""
 
@@ -114,6 +117,7 @@ def no_frames(request: Mapping[str, Any]) -> Frames:
     return Frames(rows, runs, runs, request, lambda run_ids=None: examples, lambda run_ids=None: curves)
 
 
+@PLAIN_STRINGS
 def frames_of(root: Path, request: Mapping[str, Any], *, with_facts: bool = True, reader: Reader | None = None) -> Frames:
     """The frames of a request, whether or not the store keeps it: see `Frames`, with its "cells".
 
