@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# As pandas holds text where pyarrow is not installed: taking a few rows apart, which pages do all day, costs Arrow's strings more.
+# As pandas holds text where pyarrow is not installed: Arrow's strings take longer where a few rows are taken at a time.
 PLAIN_STRINGS = pd.option_context("mode.string_storage", "python")
 
 TEXT_DIGITS = 6

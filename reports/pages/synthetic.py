@@ -120,7 +120,7 @@ def _label_points(axes: Axes, data: pd.DataFrame) -> None:
         row, below = records[i], data["median"].iloc[i] > 0.5
         place = places[i] + np.array(BESIDE) * [1, -1 if below else 1]
         others = np.concatenate([np.delete(places, i, axis=0), taken])
-        if row["size_of_arm"] is None or np.isnan(row["median"]) or (np.abs(others - place) < CLEAR).all(axis=1).any():
+        if pd.isna(row["size_of_arm"]) or np.isnan(row["median"]) or (np.abs(others - place) < CLEAR).all(axis=1).any():
             continue
         taken = np.concatenate([taken, [place]])
         beside: dict[str, Any] = {"xytext": (4, -8 if below else 3), "textcoords": "offset points"}

@@ -172,3 +172,12 @@ def test_the_protocol_and_what_it_does_not_take_over_is_a_table(store):
     assert table.header == ("protocol", "zoology_fig2") and ("rates are chosen on", "the test split") in cells
     told = [text for name, text in cells if name == "deviates"]
     assert told == list(read_protocol("zoology_fig2").deviations) and len(told) > 1
+
+
+@pytest.mark.parametrize("others", [(), (32, 64)])
+def test_the_only_point_of_a_model_has_no_size_beside_it(store, others):
+    ask(store, "gla", 0.6, state=2048, **{"size.d_model": 32, "size.head_dim": 32})
+    for width in others:
+        ask(store, "mesanet", width / 100, state=512 * width, **{"size.d_model": width, "size.head_dim": width})
+    (axes,) = accuracy_by_state(frames_of(store), task="mqar").figure.axes
+    assert [text.get_text() for text in axes.texts] == [str(width) for width in reversed(others)]
