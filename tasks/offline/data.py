@@ -29,17 +29,13 @@ Document = dict[str, object]
 
 def last_word(**metadata: object) -> dict[str, datasets.Dataset]:
     """LAMBADA's form: a passage whose last word has occurred in it before."""
-
-    def accept(words: Sequence[str]) -> bool:
-        return words[-1].isalpha() and len(words[-1]) > 4 and words[-1] in words[:-3]
-
-    passages = _sample(120, 104, 114, accept)
+    passages = _sample(120, 104, 114, _ends_with_a_word_again)
     return _splits([{"prompt": " ".join(words[:-1]), "target": " " + words[-1]} for words in passages])
 
 
 def continuation(**metadata: object) -> dict[str, datasets.Dataset]:
     """HellaSwag's form: which of four continuations is the passage's own; the other three belong to other passages."""
-    passages = [" ".join(words) for words in _sample(100, 100, 108, lambda words: True)]
+    passages = [" ".join(words) for words in _sample(100, 100, 108)]
     halves = [_halve(passage, 68) for passage in passages]
     documents = []
     for i, (context, _) in enumerate(halves):
@@ -53,7 +49,7 @@ def continuation(**metadata: object) -> dict[str, datasets.Dataset]:
 def key_value(**metadata: object) -> dict[str, datasets.Dataset]:
     """FDA's form: a passage, then two consecutive words of it; the answer is the word that followed them."""
     documents = []
-    for words in _sample(100, 80, 88, lambda words: bool(_keys(words))):
+    for words in _sample(100, 80, 88, _keys):
         key = min(_keys(words), key=lambda i: _digest(" ".join(words[i:])))
         documents.append({"prompt": " ".join(words) + "\n" + " ".join(words[key : key + 2]), "target": words[key + 2]})
     return _splits(documents)
@@ -101,6 +97,10 @@ def _scrambled(scramble: Callable[[str], str]) -> dict[str, datasets.Dataset]:
     return _splits(documents[:100], documents[100:])
 
 
+def _ends_with_a_word_again(words: Sequence[str]) -> bool:
+    return words[-1].isalpha() and len(words[-1]) > 4 and words[-1] in words[:-3]
+
+
 def _keys(words: Sequence[str]) -> list[int]:
     """Where two words stand that occur together once, before a word of more than four letters that occurs once."""
     pairs = list(itertools.pairwise(words))
@@ -120,14 +120,18 @@ def _halve(passage: str, length: int) -> tuple[str, str]:
     return passage[:cut], passage[cut + 1 :]
 
 
-def _sample(count: int, low: int, high: int, accept: Callable[[Sequence[str]], bool]) -> list[list[str]]:
-    """Passages of low to high bytes that are accepted and do not overlap: `count` of them, drawn and ordered by content."""
+@functools.cache
+def _sample(count: int, low: int, high: int, accept: Callable[[Sequence[str]], object] = len) -> tuple[Sequence[str], ...]:
+    """Passages of low to high bytes that are accepted and do not overlap: `count` of them, drawn and ordered by content.
+
+    Every run of a request is asked about them again.
+    """
     passages = {" ".join(words): words for run in _prose() for words in _passages(run, low, high, accept)}
     unseen = (text for text in sorted(passages, key=_digest) if text not in _training_text())
-    return [passages[text] for text in itertools.islice(unseen, count)]
+    return tuple(passages[text] for text in itertools.islice(unseen, count))
 
 
-def _passages(words: Sequence[str], low: int, high: int, accept: Callable[[Sequence[str]], bool]) -> Iterator[Sequence[str]]:
+def _passages(words: Sequence[str], low: int, high: int, accept: Callable[[Sequence[str]], object]) -> Iterator[Sequence[str]]:
     ends = list(itertools.accumulate((len(word) + 1 for word in words), initial=0))
     start = 0
     while start < len(words):

@@ -34,8 +34,15 @@ def test_there_are_enough_documents_none_twice_and_always_the_same(benchmark, pr
     found = documents(benchmark)
     assert 50 <= len(found) <= 200
     assert len({str(document) for document in found}) == len(found)
-    data._prose.cache_clear()
+    for kept in (data._prose, data._sample):
+        kept.cache_clear()
     assert documents(benchmark) == found
+
+
+def test_passages_are_drawn_once_for_all_runs_of_a_request(monkeypatch):
+    found = documents(data.last_word)
+    monkeypatch.delattr(data, "_passages")
+    assert documents(data.last_word) == found
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS[:3])
