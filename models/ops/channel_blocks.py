@@ -83,8 +83,8 @@ class _BlockProducts(torch.autograd.Function):
             into_after = torch.addcmul((first * written).sum(1, keepdim=True), into_kept, before)
             into_kept = torch.stack([into_before, into_after], 1)
             across = _across(into_pairs, size, half).flatten(0, 1)
-            torch.addcmul(torch.bmm(across, written), second, before, out=second)
-            torch.addcmul(torch.bmm(across.mT, read), first, after, out=first)
+            second.mul_(before).add_(torch.bmm(across, written))
+            first.mul_(after).add_(torch.bmm(across.mT, read))
         return None, into_kept.reshape(-1, size, width), *into_rows.unbind(2), *into_columns.unbind(2)
 
 
