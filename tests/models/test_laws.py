@@ -306,6 +306,24 @@ def test_gradients_reach_every_parameter(name: str) -> None:
         assert gradient.count_nonzero() > 0, parameter_name
 
 
+@pytest.mark.slow
+def test_a_compiled_block_computes_what_it_does_uncompiled(name: str) -> None:
+    """As `compute.compile` compiles it, by all of torch.compile but its last stage, which makes code of what is traced here."""
+    found = []
+    for compiled in (False, True):
+        model, tokens = stirred(name, torch.float64, solver_steps=5), draw_tokens(0)
+        if compiled:
+            torch._dynamo.reset()
+            for block in model.blocks:
+                block.compile(backend="aot_eager_decomp_partition")
+        logits = model(tokens)[0]
+        into = {key: gradient for key, gradient in gradients(logits.square().mean(), model).items() if gradient is not None}
+        found.append({"logits": logits.detach()} | into)
+    assert found[0].keys() == found[1].keys()
+    for key, expected in found[0].items():
+        assert_near(found[1][key], expected, "float64")
+
+
 def test_gradients_stay_finite_across_starts(name: str) -> None:
     model, tokens = kept(name, torch.float32), draw_tokens(0)
     starts = torch.rand(tokens.shape, generator=torch.Generator().manual_seed(0)) < 0.2
