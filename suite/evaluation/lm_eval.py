@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +19,11 @@ import datasets
 import torch
 from lm_eval import evaluator
 from lm_eval.api.group import Group
-from lm_eval.api.task import Task
+from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.evaluator_utils import get_sample_size
 from lm_eval.tasks import TaskManager
 
+from conf.settings import text
 from models.backbone.language_model import LanguageModel
 from suite.evaluation.lm_eval_adapter import BackboneLM, TooLong, check_generation
 from suite.evaluation.lm_eval_blame import Blame, quiet
@@ -91,6 +93,7 @@ def _scored(lm: BackboneLM, name: str, task: Task, asked: Benchmarks) -> tuple[M
     """lm-eval's results, and why documents were left out, by their numbers. Raises TooLong where none can be read."""
     kept: Sequence[int] = range(min(len(task.eval_docs), get_sample_size(task, asked.limit) or sys.maxsize))
     reasons: dict[int, str] = {}
+    _check_choices(name, task, len(kept))
     while True:
         given = {"samples": {name: kept}} if reasons else {"limit": asked.limit}
         try:
@@ -102,6 +105,26 @@ def _scored(lm: BackboneLM, name: str, task: Task, asked: Benchmarks) -> tuple[M
                 raise
             lm.truncated.clear()
             task.set_fewshot_seed(seed=asked.fewshot_seed)
+
+
+def _check_choices(name: str, task: Task, count: int) -> None:
+    """Raises ValueError, naming the document, where one of the first `count` has no choices or a target that is none of them.
+
+    lm-eval counts such a target as answered wrongly, as the hidden ones (-1) of a public test split.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    # A task with a way of its own to score may keep what is right elsewhere.
+    is_own = callable(task.config.process_results) or type(task).process_results is not ConfigurableTask.process_results
+    for number, document in enumerate(itertools.islice(task.eval_docs, count)):
+        with Blame(name, f"cannot be scored: document {number}"):
+            choices = task.doc_to_choice(document)
+            if not all(isinstance(choice, str) for choice in choices):
+                raise ValueError(f"its choices {text(choices)} are not all text")
+            target = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+            permitted = {*choices, *range(len(choices))}
+            if not is_own and not permitted.issuperset(target if isinstance(target, list) else [target]):
+                raise ValueError(f"its target {text(target)} is none of its {len(choices)} choices")
 
 
 def _gap(task: str, manager: TaskManager, line: str) -> Measurement:

@@ -109,6 +109,28 @@ def test_a_failure_is_one_line_that_names_the_task(tmp_path, kind):
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("doc_to_target: '{{a - 1}}'", "document 0 .its target -1 is none of its 2 choices"),
+        ("doc_to_target: '{{a + 1}}'", "document 1 .its target 3 is none of its 3 choices"),
+        ("doc_to_target: q", "document 0 .its target A is none of its 2 choices"),
+        ('doc_to_target: \'{{["A", "C"].index(q)}}\'', "document 1 .'B' is not in list"),
+        ("doc_to_target: 0\ndoc_to_choice: '{{[q, none] if a else c}}'", "document 1 .its choices .B,null. are not all text"),
+    ],
+)
+def test_a_document_without_a_right_choice_is_named_and_not_counted_as_wrong(tmp_path, line, said):
+    others = [each for each in CHOICE.splitlines() if not any(each.startswith(key.split(":")[0]) for key in line.split("\n"))]
+    write(tmp_path, {"toy": "\n".join([*others, line, ""])})
+    with pytest.raises(ValueError, match=f"^lm-eval task 'toy' cannot be scored: {said}"):
+        rows_of(tmp_path, "toy")
+
+
+def test_documents_beyond_the_limit_need_no_right_choice(tmp_path):
+    write(tmp_path, {"toy": CHOICE.replace("target: a", "target: '{{a + 1}}'")})
+    rows_of(tmp_path, "toy", limit=1)
+
+
 @pytest.mark.parametrize("kind", ["an exit", "an exit at import", "too many shots"])
 def test_the_failing_member_of_a_group_is_named(tmp_path, kind):
     text, code, _ = FAILURES[kind]
