@@ -95,7 +95,8 @@ class DataRoot:
             return f"{self.last} has no field {absent!r}; {has}"
         if isinstance(error, UndefinedError):
             return f"{self.last} has not all fields: {error}; {has}"
-        return f"{self.last}: {type(error).__name__}: {' '.join(str(error).split())}"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return f"{self.last}: {kind}{' '.join(str(error).split())}"
 
 
 class Splits(datasets.DatasetDict):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -268,6 +269,14 @@ def test_the_rest_of_a_group_goes_on_and_a_row_says_what_is_missing(letters, mod
     laid(root, {"some/numbers/test.jsonl": lines(ROWS)})
     rows = evaluate_benchmarks(model, ByteTokenizer(), asked("both", root, include_path=include), device="cpu")
     assert {row.slice["benchmark"] for row in rows if row.metric == "accuracy"} == {"one", "two", "both"}
+
+
+def test_a_document_without_a_right_choice_is_named_with_its_file(letters, model):
+    include, root = str(letters / "tasks"), letters / "root"
+    laid(root, {"some/letters/test.jsonl": lines([*ROWS, ROWS[0] | {"a": -1}])})
+    said = "some/letters/test.jsonl: lm-eval task 'one' cannot be scored: document 4 (its target -1 is none of its 2 choices)"
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        evaluate_benchmarks(model, ByteTokenizer(), asked("one", root, include_path=include), device="cpu")
 
 
 def test_a_group_that_changes_its_tasks_is_not_scored_in_parts(letters, model):
