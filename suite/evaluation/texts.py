@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -109,10 +108,10 @@ def _data_of(name: str, own: DataSettings) -> DataSettings:
     if name == own.name:
         return own
     try:
-        read: dict[str, Any] = {**compose_one([f"data={name}"]).data}
+        read = compose_one([f"data={name}"]).data
     except RequestError as error:
         raise ValueError(f"it is a way to read files: name the files themselves, e.g. eval.texts=FILE ({error})") from error
-    return DataSettings.read(read | {key: getattr(own, key) for key in ("tokenizer", "bos", "cache")}, "data")
+    return read.replace({key: getattr(own, key) for key in ("tokenizer", "bos", "cache")})
 
 
 def _held_out(data: DataSettings, vocabulary: Vocabulary, most: int | None) -> Iterator[np.ndarray]:

@@ -17,6 +17,7 @@ from suite.request.launch import Launch
 from suite.request.places import Paths
 from suite.request.rates import DefaultRate
 from tasks.build import read_task, task_class
+from tasks.language.settings import DataSettings
 from tasks.task import Task
 
 
@@ -106,7 +107,7 @@ class Composed:
     paths: Paths
     compute: Compute
     launch: Launch
-    data: Mapping[str, Any]
+    data: DataSettings
     evaluation: Mapping[str, Any]
     default_rate: DefaultRate | None
     written: Mapping[str, Any]

@@ -25,6 +25,7 @@ from suite.evaluation.studies.perplexity import Sums, rows
 from suite.evaluation.texts import Text, read_text, text_name
 from suite.plan import plan, task_of
 from suite.request.compose import compose_one
+from tasks.language.corpus import heldout_stdlib_documents
 from tasks.language.settings import DataSettings
 from tasks.positions import position_bands
 from tests.models.test_laws import VOCAB_SIZE, kept
@@ -207,6 +208,12 @@ def test_a_data_set_is_read_in_its_held_out_part(own: DataSettings) -> None:
     ids = stream.ids(np.array([0]), stream.count)[0]
     assert found.split == "validation" and len(found.documents) == (ids == task.vocabulary.bos).sum() + 1
     assert np.array_equal(np.concatenate(found.documents), ids[ids != task.vocabulary.bos])
+
+
+def test_another_data_set_is_read_by_the_tokenizer_of_the_run(own: DataSettings) -> None:
+    found = text_of("stdlib", own, tokens=1)
+    held_out = heldout_stdlib_documents()[0]
+    assert found.split == "validation" and bytes(found.documents[0].astype(np.uint8)).decode() == held_out
 
 
 def test_ids_without_a_tokenizer_are_read_alone(tmp_path: Path) -> None:
