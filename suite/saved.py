@@ -177,4 +177,6 @@ def model_of(run: Run, results: Path, device: torch.device, backend: str, step: 
     try:
         return trained_model(run, directory, device, step)
     except Damaged as error:
-        raise RequestError(f"{error}; it is made again by: {directory.command()}") from error
+        # A run that is trained makes no kept checkpoint again.
+        again = "" if step is not None else f"; it is made again by: {directory.command()}"
+        raise RequestError(f"{error}{again}") from error

@@ -195,7 +195,8 @@ class Work:
             self.write_status("interrupted", reason=type(error).__name__, stage=stage.title)
             return False
         status, reason = status_of(error), told_by(error)
-        if isinstance(error, Damaged):
+        # A run that is trained makes no kept checkpoint again.
+        if isinstance(error, Damaged) and stage.step is None:
             reason += f"; it is made again by: {self.directory.command()}"
         if stage == TRAINING:
             step = error.step if isinstance(error, Diverged) else None

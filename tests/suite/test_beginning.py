@@ -180,6 +180,16 @@ def test_what_a_checkpoint_scores_stands_beside_the_scores_of_the_end(short, sto
     assert main(["evaluate", f"run={short[1]}", "step=last", "eval=test", place]) == 2
 
 
+def test_a_kept_checkpoint_that_is_damaged_is_refused_without_a_command_that_makes_nothing(short, store, capsys):
+    damaged = store / "runs" / short[1] / "checkpoint" / "kept" / "step-000000010.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert main(["evaluate", f"run={short[1]}", "step=10", "eval=test", f"paths.results={store}"]) == 1
+    told = capsys.readouterr().err
+    assert "step-000000010.safetensors is not whole" in told and "is made again" not in told
+    with pytest.raises(ValueError, match=r"step-000000010.safetensors is not whole \([^;]*\)$"):
+        suite.load_model(short[1], store, step=10)
+
+
 def test_a_kept_checkpoint_is_a_model_in_python(short, store):
     middle, end = suite.load_model(short[1], store, step=10), suite.load_model(short[1], store)
     (lines,) = {len(list(model.parameters())) for model in (middle, end)}
