@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tokenize
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -123,7 +124,11 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"has a header of version {version}, permitted are (1, 0), (2, 0)")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(file)
+    try:
+        return read(file)
+    except tokenize.TokenError as error:
+        # What is not Python NumPy reads once more, as if it were of Python 2.
+        raise ValueError(f"has no header of NumPy: {error.args[0]}") from error
 
 
 def scanned(job: Job, unit: IdsUnit, progress: Callable[[int], None]) -> Report:

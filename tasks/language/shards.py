@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -98,7 +99,7 @@ def id_type(vocab_size: int) -> np.dtype[np.unsignedinteger]:
 
 
 class FileWriter:
-    """A file that is written bit by bit, and has its name when it is whole."""
+    """A file that is written bit by bit, and has its name when it is whole. Raises OSError, naming the file."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder, self.name = folder, name
@@ -112,19 +113,30 @@ class FileWriter:
     def write(self, values: np.ndarray) -> None:
         data = values.tobytes()
         self.digest.update(data)
-        self.file.write(data)
+        with self._named():
+            self.file.write(data)
 
     def close(self) -> Stored:
         """Gives the file its name."""
-        with self.file:
+        with self._named(), self.file:
             self.file.flush()
             os.fsync(self.file.fileno())
             os.replace(self.temporary, path := self.folder / self.name)
         return Stored(name=self.name, identity=FileIdentity.of(path), sha256=self.digest.hexdigest())
 
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """What the system says of an open file, such as that its disk is full, names none."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder / self.name)) from error
+
     def discard(self) -> None:
         """Removes a file that won't be whole."""
-        self.file.close()
+        # A full disk takes no more of what was not written yet.
+        with contextlib.suppress(OSError):
+            self.file.close()
         self.temporary.unlink(missing_ok=True)
 
 

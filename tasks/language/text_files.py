@@ -79,7 +79,8 @@ def named(file: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else error
+        # What pyarrow raises has a text alone, of several lines.
+        reason = f"cannot be read: {error.strerror or str(error).splitlines()[0]}" if isinstance(error, OSError) else error
         raise ValueError(f"data.path: {str(file)!r} {reason}") from error
 
 

@@ -117,6 +117,11 @@ BROKEN = [
     (lambda p: np.save(p, np.array([{}])), {"name": "npy"}, "holds object \\(1,\\), permitted is one row"),
     (lambda p: np.save(p, np.ones((2, 2), "<u2")), {"name": "npy"}, "holds uint16 \\(2, 2\\)"),
     (lambda p: np.save(p, np.ones(9, "<u2")), {"name": "npy", "dtype": "uint32"}, "permitted is one row of uint32"),
+    (
+        lambda p: p.write_bytes(b"\x93NUMPY\1\0\x10\0{'shape': (10,  \n" + bytes(20)),
+        {"name": "npy"},
+        "a.npy' has no header of NumPy: EOF in multi-line statement",
+    ),
     (lambda p: write_bin(p, [1, 2, 3, 4, 5, 6, 7, 8]), {}, "no document is in the validation text; give data.validation_path"),
 ]
 

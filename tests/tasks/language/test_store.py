@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from tasks.language import crew, index, remembered, store, text_files, units
 from tasks.language.pieces import is_held_out
+from tasks.language.shards import FileWriter
 from tasks.language.store import StoredPart, open_store
 from tasks.language.task import Language
 from tasks.language.vocabulary import Vocabulary
@@ -282,6 +284,32 @@ def test_a_table_without_text_is_named(tmp_path, columns, changes, message):
     with pytest.raises(ValueError, match=f"a.parquet' {message}") as caught:
         opened(tmp_path / "a.parquet", tmp_path / "cache", name="parquet", **changes)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_with_a_damaged_page_says_why(tmp_path):
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"text": DOCUMENTS}), path := tmp_path / "a.parquet")
+    content = bytearray(path.read_bytes())
+    content[4:40] = bytes(255 - byte for byte in content[4:40])
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.parquet' cannot be read: \w{5}") as caught:
+        opened(path, tmp_path / "cache", name="parquet")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_that_finds_no_room_is_named_and_leaves_nothing(tmp_path):
+    writer = FileWriter(tmp_path, "000000.train.ids")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, hard))
+    try:
+        writer.write(np.zeros(2**15 - 8, dtype="<u2"))
+        with pytest.raises(OSError, match=r"File too large: '.*/000000\.train\.ids'"):
+            for _ in range(2**12):
+                writer.write(np.zeros(16, dtype="<u2"))
+        writer.discard()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_of_wikitext_are_articles_from_heading_to_heading(tmp_path):
