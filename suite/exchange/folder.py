@@ -25,14 +25,17 @@ MOST_CONFIG = 2**26
 def write(path: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], tokenizer: bytes | None) -> None:
     """A new folder of config.json, model.safetensors and, where there is one, tokenizer.json.
 
-    Raises RequestError for a name that is taken, and OSError where the folder can't be written.
+    Raises RequestError for a name that is taken or where no folder can be made, and OSError where it can't be written.
     """
     if os.path.lexists(path):
         raise RequestError(f"path={path} is there already, permitted are names of folders that are made anew")
     here = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     files = {CONFIG: f"{json.dumps(dict(config), indent=2)}\n".encode(), WEIGHTS: save(here, {"format": "pt"})}
     made = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    made.mkdir(parents=True)
+    try:
+        made.mkdir(parents=True)
+    except OSError as error:
+        raise RequestError(f"path={path} can't be made: {reason_of(error)}") from error
     try:
         for name, content in (*files.items(), *([] if tokenizer is None else [(TOKENIZER, tokenizer)])):
             with (made / name).open("wb") as file:

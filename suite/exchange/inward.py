@@ -16,6 +16,7 @@ from torch import Tensor
 from conf.paths import UserPath
 from conf.settings import Refusal, RequestError, Settings
 from models.backbone import Backbone
+from suite.canonical import digest
 from suite.compute.interface import unfilled_backbone
 from suite.exchange import folder, gemma
 from suite.exchange.outward import FORMAT, NATIVE, parsed
@@ -72,6 +73,7 @@ def _of_this_suite(
 ) -> tuple[Run, Mapping[str, Tensor], Sequence[Measurement], Mapping[str, Any]]:
     here = compose_one(overrides)
     held = folder.read_config(path)
+    written_digest = held.pop("digest", None)
     if held.get("format") != "linear-rnn-suite":
         raise RequestError(f"path={path}: config.json is no export of this suite; from=hf reads what transformers wrote")
     if held.get("version") != FORMAT:
@@ -84,11 +86,17 @@ def _of_this_suite(
             "states": [str(state) for state in held["code"]["states"]],
             **{k: v for k, v in held["code"].items() if k != "states"},
         }
+        # Folders of earlier versions carry no digests.
+        if written_digest not in (None, digest(held, 16)):
+            raise ValueError("its digest is another one")
     except RequestError:
         raise
     except (*READING, msgspec.ValidationError) as error:
         raise RequestError(f"path={path}: config.json is not what was exported: {reason_of(error)}") from error
-    return run, folder.read_weights(path), rows, code
+    tensors = folder.read_weights(path)
+    if held.get("weights") not in (None, weights_digest(tensors)):
+        raise RequestError(f"path={path}: model.safetensors is not what was exported: its digest is another one")
+    return run, tensors, rows, code
 
 
 def _measurement(row: Mapping[str, Any]) -> Measurement:

@@ -21,7 +21,8 @@ from suite.request.identity import flat_settings
 from suite.request.places import PLACES
 from suite.saved import model_of, saved_run
 from suite.stage import TRAINING
-from suite.store.foreign import parse_yaml
+from suite.store.checkpoint import weights_digest
+from suite.store.foreign import parse_yaml, sealed
 from suite.store.run_directory import RunDirectory
 from tasks.files import read_regular
 from tasks.language.tokenizer import MAX_FILE_BYTES, ByteTokenizer
@@ -77,9 +78,13 @@ def export_run(arguments: Sequence[str]) -> str:
     if asked.to == "fla":
         # What is refused needs no weights.
         raise Refusal("to", "fla", f"hf and {NATIVE}: no model of fla has size.logit_soft_cap={run.config.size.logit_soft_cap:g}")
-    config = _hf_config(run) if asked.to == "hf" else _native_config(run, results)
-    model = model_of(run, results, torch.device("cpu"), "torch")
-    tensors = gemma.to_gemma(model.state_dict()) if asked.to == "hf" else model.state_dict()
+    is_hf = asked.to == "hf"
+    config = _hf_config(run) if is_hf else _native_config(run, results)
+    tensors = model_of(run, results, torch.device("cpu"), "torch").state_dict()
+    if is_hf:
+        tensors = gemma.to_gemma(tensors)
+    else:
+        config = sealed({**config, "weights": weights_digest(tensors)})
     folder.write(path, config, tensors, _tokenizer(run))
     return f"run {run.run_id} is in {path}: {', '.join(sorted(file.name for file in path.iterdir()))}"
 

@@ -142,6 +142,12 @@ def damaged(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[
     return damage
 
 
+def with_one_weight_changed(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("source", "damage", "said"),
     [
@@ -151,6 +157,12 @@ def damaged(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[
         ("native", damaged("config.json", lambda held: held.update(run_id="0" * 12)), "belongs to a run of another name"),
         ("native", damaged("config.json", lambda held: held["config"]["train"].update(lr=2e-2)), "a run of another name"),
         ("native", damaged("config.json", lambda held: held.pop("rows")), "config.json is not what was exported"),
+        (
+            "native",
+            damaged("config.json", lambda held: held["rows"][0].update(value=0.5)),
+            "config.json is not what was exported",
+        ),
+        ("native", with_one_weight_changed, "model.safetensors is not what was exported: its digest is another one"),
         ("hf", damaged("config.json", lambda held: held.update(hidden_activation="gelu")), "hidden_activation=gelu is not this"),
         ("hf", damaged("config.json", lambda held: held.pop("attn_logit_softcapping")), "attn_logit_softcapping=null is not"),
         ("hf", damaged("config.json", lambda held: held.update(final_logit_softcapping=None)), "final_logit_softcapping=null"),
@@ -173,6 +185,22 @@ def test_a_folder_that_is_not_what_it_says_is_refused_in_a_line(source, damage, 
     told = capsys.readouterr().err
     assert said in told and len(told.splitlines()) == 1
     assert not any((tmp_path / "store").glob("runs/*"))
+
+
+def test_a_folder_of_an_export_before_there_were_digests_is_read(home, trained, tmp_path):
+    run = trained("model=transformer")
+    assert main(["export", f"run={run}", "to=native", f"path={tmp_path}/made", f"paths.results={home}/results"]) == 0
+    damaged("config.json", lambda held: (held.pop("digest"), held.pop("weights")))(tmp_path / "made")
+    assert main(["import", f"path={tmp_path}/made", f"paths.results={tmp_path}/store"]) == 0
+
+
+def test_an_export_to_where_no_folder_can_be_is_refused_in_a_line(home, trained, tmp_path, capsys):
+    (tmp_path / "file").write_text("of mine")
+    run = trained("model=transformer")
+    capsys.readouterr()
+    place = f"path={tmp_path}/file/made"
+    assert main(["export", f"run={run}", "to=native", place, f"paths.results={home}/results"]) == 2
+    assert capsys.readouterr().err == f"error: {place} can't be made: Not a directory\n"
 
 
 def test_an_export_never_takes_the_place_of_another(home, trained, tmp_path, capsys):
