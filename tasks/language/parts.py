@@ -15,7 +15,7 @@ from tasks.language.packing import Stream
 from tasks.language.settings import DataSettings
 from tasks.language.store import open_store
 from tasks.language.text_files import matching_files
-from tasks.language.tokens import StoredTokens, load_tokens
+from tasks.language.tokens import StoredTokens, load_tokens, warn_once
 from tasks.language.vocabulary import Vocabulary
 
 
@@ -63,7 +63,11 @@ class SmallText:
 
 
 def open_parts(data: DataSettings, vocabulary: Vocabulary, *, seq_len: int) -> dict[str, Stream]:
-    """The parts of a text. Raises ValueError for what can't be read, and for a part with fewer than seq_len ids."""
+    """The parts of a text. Raises ValueError for what can't be read, and for a part with fewer than seq_len ids.
+
+    Says it in the log where a file is in both.
+    """
+    _tell_shared(data)
     if data.is_small:
         return _small_parts(data, vocabulary, seq_len)
     parts = open_store(data, vocabulary)
@@ -71,6 +75,16 @@ def open_parts(data: DataSettings, vocabulary: Vocabulary, *, seq_len: int) -> d
         if part.count < seq_len:
             raise ValueError(f"task.seq_len={seq_len} is more than the {part.count} tokens that the {name} text has")
     return dict(parts)
+
+
+def _tell_shared(data: DataSettings) -> None:
+    if data.path is None or data.validation_path is None:
+        return
+    trained, held_out = ({file.resolve() for file in matching_files(paths)} for paths in (data.path, data.validation_path))
+    if shared := sorted(trained & held_out):
+        warn_once(
+            f"data.validation_path: {str(shared[0])!r} is in data.path, too: what it holds is trained on, and no test of it"
+        )
 
 
 def _small_parts(data: DataSettings, vocabulary: Vocabulary, seq_len: int) -> dict[str, Stream]:

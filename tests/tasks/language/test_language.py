@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from conf.settings import Refusal, with_neutral
+from tasks.language import tokens
 from tasks.language.ngram import trigram_bits
 from tasks.language.task import Language, WithoutText
 from tasks.task import IGNORE, Scored
@@ -344,6 +345,13 @@ def test_a_validation_file_is_held_out_whole_and_the_other_trained_on_whole(make
     assert ids["validation"] == "held out\nand this\n"
     assert ids["train"] == "".join(f"document number {i}, naïve\n" for i in range(60))
     assert task.fingerprint() != make_task(seq_len=1).fingerprint()
+
+
+def test_a_file_that_is_trained_on_and_held_out_is_said(make_task, tmp_path, caplog):
+    tokens.warn_once.cache_clear()
+    make_task(validation_path=str(tmp_path / "." / "*.txt"), seq_len=1)
+    (line,) = caplog.messages
+    assert line.startswith(f"data.validation_path: '{tmp_path}/text.txt' is in data.path, too")
 
 
 def test_documents_packed_as_in_the_paper_ask_every_id_and_no_bos(make_task):
