@@ -1,6 +1,7 @@
 """Power laws through a few points, with intervals: L = a x^-b + c (Kaplan et al., arXiv 2001.08361; Hoffmann et al., 2203.15556).
 
-For a given exponent the law is linear in a and c, so least squares has a closed form; the exponent is the best of a fine grid.
+For a given exponent the law is linear in a and c, so least squares has a closed form; the exponent is where the squares are
+least, by the parabola through the best of a grid and its neighbours.
 """
 
 from __future__ import annotations
@@ -53,11 +54,10 @@ def fit(x: np.ndarray, each: list[np.ndarray]) -> Law | None:
     if len(x) < LEAST:
         return None
     has_offset, scale = len(x) >= WITH_OFFSET, float(np.exp(np.log(x).mean()))
-    powers = (x / scale)[None, :] ** -EXPONENTS[:, None]
     means = np.array([values.mean() for values in each])
-    a, b, c = _least_squares(powers, np.ones((1, len(x))), means[None, :], has_offset=has_offset)
+    a, b, c = _least_squares(x / scale, np.ones((1, len(x))), means[None, :], has_offset=has_offset)
     weights, drawn, resampled = _draws(each, means, 3 if has_offset else 2)
-    _, bs, cs = _least_squares(powers, weights, drawn, has_offset=has_offset)
+    _, bs, cs = _least_squares(x / scale, weights, drawn, has_offset=has_offset)
     at_edge = b[0] in (EXPONENTS[0], EXPONENTS[-1])
     c_ends = _ends(cs) if has_offset else (math.nan, math.nan)
     return Law(a[0], b[0], c[0], scale, _ends(bs), c_ends, len(x), has_offset, resampled, bool(at_edge))
@@ -77,11 +77,27 @@ def _draws(each: list[np.ndarray], means: np.ndarray, parameters: int) -> tuple[
 
 
 def _least_squares(
-    powers: np.ndarray, weights: np.ndarray, losses: np.ndarray, *, has_offset: bool
+    x: np.ndarray, weights: np.ndarray, losses: np.ndarray, *, has_offset: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """a, b, c [R] of the least weighted squares, a and c not below 0. powers [B, N], weights and losses [R, N]."""
-    total, of_loss, of_square = weights.sum(1)[:, None], (weights * losses).sum(1)[:, None], (weights * losses**2).sum(1)[:, None]
-    first, second, mixed = weights @ powers.T, weights @ (powers**2).T, (weights * losses) @ powers.T
+    """a, b, c [R] of the least weighted squares, a and c not below 0. x [N], weights and losses [R, N]."""
+    powers = x[None, :] ** -EXPONENTS[:, None]
+    sums = weights @ powers.T, weights @ (powers**2).T, (weights * losses) @ powers.T
+    total, of_loss = weights.sum(1), (weights * losses).sum(1)
+    a, c = _linear(*sums, total[:, None], of_loss[:, None], has_offset=has_offset)
+    first, second, mixed = sums
+    # But for the squares of the losses, which no exponent changes.
+    squares = -2 * a * mixed - 2 * c * of_loss[:, None] + a**2 * second + 2 * a * c * first + c**2 * total[:, None]
+    b = _lowest(squares)
+    own = x[None, :] ** -b[:, None]
+    sums = (weights * own).sum(1), (weights * own**2).sum(1), (weights * losses * own).sum(1)
+    a, c = _linear(*sums, total, of_loss, has_offset=has_offset)
+    return a, b, c
+
+
+def _linear(
+    first: np.ndarray, second: np.ndarray, mixed: np.ndarray, total: np.ndarray, of_loss: np.ndarray, *, has_offset: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """a and c for given powers p, by the weighted sums of p, p^2, p times the loss, 1 and the loss."""
     a = mixed / second
     c = np.zeros_like(a)
     if has_offset:
@@ -91,10 +107,20 @@ def _least_squares(
         offset = (of_loss - free * first) / total
         fits = (spread > 1e-12 * second * total) & (offset >= 0) & (free >= 0)
         a, c = np.where(fits, free, a), np.where(fits, offset, c)
-    squares = of_square - 2 * a * mixed - 2 * c * of_loss + a**2 * second + 2 * a * c * first + c**2 * total
+    return a, c
+
+
+def _lowest(squares: np.ndarray) -> np.ndarray:
+    """The exponents [R] at which the squares [R, B] over the grid are least, between its points; at its ends, the end."""
     best = squares.argmin(1)
+    inner = best.clip(1, len(EXPONENTS) - 2)
     rows = np.arange(len(best))
-    return a[rows, best], EXPONENTS[best], c[rows, best]
+    before, at, behind = (squares[rows, inner + step] for step in (-1, 0, 1))
+    bend = before - 2 * at + behind
+    with np.errstate(divide="ignore", invalid="ignore"):
+        moved = np.where(bend > 0, (before - behind) / (2 * bend), 0.0)
+    between = EXPONENTS[inner] * (EXPONENTS[1] / EXPONENTS[0]) ** moved.clip(-0.5, 0.5)
+    return np.where(best == inner, between, EXPONENTS[best])
 
 
 def _ends(values: np.ndarray) -> tuple[float, float]:

@@ -27,6 +27,15 @@ def test_a_law_is_found_again():
     assert law.b_ends == (pytest.approx(law.b, rel=0.05), pytest.approx(law.b, rel=0.05)) and law.resampled == "points"
 
 
+@pytest.mark.parametrize("exponent", [0.05, 0.3, 0.353, 1.0])
+@pytest.mark.parametrize("points", [WITH_OFFSET - 1, WITH_OFFSET + 3])
+def test_a_law_between_two_exponents_of_the_grid_is_found(exponent, points):
+    x, offset = np.geomspace(1e5, 1e8, points), 1.7 * (points >= WITH_OFFSET)
+    law = fit(x, [np.array([2.5 * (each / 1e6) ** -exponent + offset]) for each in x])
+    assert law is not None and law.b == pytest.approx(exponent, rel=5e-4) and law.c == pytest.approx(offset, abs=2e-3)
+    assert law.b_ends == (pytest.approx(exponent, rel=1e-3), pytest.approx(exponent, rel=1e-3))
+
+
 def test_through_few_points_there_is_no_offset_and_through_two_no_law():
     x = np.geomspace(1e5, 1e8, WITH_OFFSET - 1)
     law = fit(x, [np.array([3.0 * each**-0.1]) for each in x])
