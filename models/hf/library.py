@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from conf.settings import RequestError, near
 from models.hf import folder
@@ -63,7 +64,7 @@ def loaded(place: Path, config: Any, dtype: str) -> Any:
     try:
         with torch.device("cpu"):
             made, told = library().AutoModelForCausalLM.from_pretrained(place, **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise refused(place, f"can't be loaded ({_first_line(error)})", "whole checkpoints") from error
     lacking = sorted({*map(str, told["missing_keys"]), *map(str, told["mismatched_keys"])})
     if lacking:

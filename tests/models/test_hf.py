@@ -209,6 +209,11 @@ def without_weight(folder: Path) -> None:
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def cut_off(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+
+
 def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
@@ -230,6 +235,7 @@ def leading_out(folder: Path) -> None:
     ("break_it", "said"),
     [
         (pickled, "has pytorch_model.bin, which may run code, and no model.safetensors, permitted are weights in safetensors"),
+        (cut_off, "can't be loaded"),
         (without_weight, "lacks 1 weights, model.norm.weight among them, permitted are whole checkpoints"),
         (leading_out, "model.safetensors.index.json names '../part.safetensors', permitted are .safetensors files in the folder"),
         (edited(model_type="llam"), "has model_type='llam', permitted are the causal language models of transformers .* llama"),
