@@ -9,6 +9,9 @@ from collections.abc import Mapping
 
 from reports.kit.parts import Entry, Table
 
+# Up to what is said of it, and of nothing that could end a code span or begin an element.
+COMMAND = re.compile(r"(python -m suite [^`<>\n]*?)(?= \(|;|$)")
+
 
 def to_markdown(table: Table) -> str:
     """A pipe table: best in bold, second in italics, since Markdown does not underline."""
@@ -18,7 +21,7 @@ def to_markdown(table: Table) -> str:
         " | ".join("---:" if numeric else "---" for numeric in numeric_columns(table)),
     ]
     lines += [" | ".join(wrap[entry.mark].format(escape_markdown(entry.text)) for entry in row) for row in table.rows]
-    notes = "".join(f"\n{escape_markdown(note)}\n" for note in table.notes)
+    notes = "".join(f"\n{_note(note)}\n" for note in table.notes)
     return "".join(f"| {line} |\n" for line in lines) + notes
 
 
@@ -84,6 +87,13 @@ def _html_entry(entry: Entry, kind: str, numbers: Mapping[str, int]) -> str:
 def one_line(text: str) -> str:
     """Line breaks and tabs would end a row; a no-break space stays."""
     return re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text)
+
+
+def _note(text: str) -> str:
+    """With commands as code, which can be copied as they are."""
+    *pairs, rest = COMMAND.split(one_line(text))
+    said = (f"{escape_markdown(before)}`{command}`" for before, command in zip(pairs[::2], pairs[1::2], strict=True))
+    return "".join(said) + escape_markdown(rest)
 
 
 def escape_markdown(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import pandas as pd
 import pytest
 
 from reports.kit.latex import to_latex
@@ -150,6 +151,14 @@ def test_tasks_that_nobody_asked_for_are_no_data(store) -> None:
     store.request()
     with pytest.raises(NoData, match="mqar"):
         comparison(load_frames(store.root, "quick"), columns=COLUMNS[2:], floors={})
+
+
+def test_a_command_in_a_note_can_be_copied_from_markdown() -> None:
+    command = "python -m suite run 'eval.tasks=[a_b]' model=mesanet"
+    note = f"A_b is filled by: {command} (2 trainings); {command}; python -m suite run model=`<b>`"
+    said = to_markdown(Table(pd.DataFrame(), ("model",), (), notes=(note,))).splitlines()[-1]
+    hostile = "python -m suite run model=\\`&lt;b&gt;\\`"
+    assert said == f"A\\_b is filled by: `{command}` (2 trainings); `{command}`; {hostile}"
 
 
 def test_hostile_strings_are_escaped_everywhere(store) -> None:
