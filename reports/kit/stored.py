@@ -78,7 +78,7 @@ def _benchmarks(rows: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def _names(name: str) -> set[str]:
-    """Of lm-eval, the benchmarks of a study."""
+    """The benchmarks of a study, by their names in lm-eval."""
     return {str(row["benchmark"]) for row in _wanted(name)}
 
 
