@@ -35,7 +35,7 @@ BYTES_OF_A_PIECE = 384 * 2**20
 """States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
-# Measured on an H200 with Triton 3.6, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
+# Measured on an H200 with Triton 3.6 and 3.7.1, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 SOLVE = {"num_warps": 4, "num_stages": 1}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
