@@ -23,6 +23,8 @@ from reports.kit.tables import entries_by, number, opened
 from suite.metrics import METRICS, axis_label
 
 STAGE = "perplexity"
+FEWEST_TOKENS = 100
+"""Tokens of all documents together in a range of positions whose band an axis is to hold."""
 SO_FAR = "nll_so_far"
 PART = ["text", "reading", "context", "stride"]
 """What a stage is of; only sliding windows have a stride."""
@@ -62,6 +64,7 @@ def difference_by_position(
         zero_line(axes)
         banded_lines(axes, (line[1:] for line in lines_of(own, "position", marker=0.75)))
         axes.set(title=text, ylabel=f"{axis_label(metric)}, difference to {baseline}")
+        notes += _to_what_is_known(axes, own, metric)
         notes += _crossing_lines(axes, [each for each in found if each.arm in set(own["arm"])], baseline, text)
         _trained_length(axes, frames)
     return with_legend(data, figure, *notes, better=METRICS[metric].better)
@@ -101,6 +104,18 @@ def _rows(frame: pd.DataFrame, metric: str, reading: str, context: int, *, whole
 def _words(reading: str, context: float) -> str:
     """How documents were read: "2,048 tokens, carried", "whole documents"."""
     return f"{context:,.0f} tokens, {reading}" if context else "whole documents"
+
+
+def _to_what_is_known(axes: Axes, own: pd.DataFrame, metric: str) -> list[str]:
+    """Lets the axis hold the bands of FEWEST_TOKENS and more: those of the first few tokens would flatten all others."""
+    low, high = own["position_low"] * (metric != SO_FAR), own["position_high"]
+    known = own[own["windows"] * (high - low) >= FEWEST_TOKENS]
+    if known.empty or len(known) == len(own):
+        return []
+    ends = min(0.0, known[["low", "mean"]].min(axis=None)), max(0.0, known[["high", "mean"]].max(axis=None))
+    margin = 0.15 * (ends[1] - ends[0])
+    axes.set_ylim(ends[0] - margin, ends[1] + margin)
+    return [f"The axis holds what rests on {FEWEST_TOKENS} tokens and more; lines and bands of the first positions go beyond it."]
 
 
 def _at_end(data: pd.DataFrame, metric: str) -> pd.DataFrame:

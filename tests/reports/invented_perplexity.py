@@ -24,8 +24,11 @@ def perplexity_rows(
     reading: str = "carried",
     context: int = 0,
     lengths: Sequence[int] = LENGTHS,
+    at_first: float = 0.0,
 ) -> list[dict]:
     """A stage: every document has a difficulty of its own; a model is worse by `offset` nats beyond 512 tokens.
+
+    at_first: by how much the range of the first token alone is worse.
 
     state: bytes that the model holds; None for a cache of BYTES_A_TOKEN a token.
     """
@@ -58,6 +61,8 @@ def perplexity_rows(
             continue
         for metric, first in (("nll", low), ("nll_so_far", 0)):
             values = [mean(own, first, end) if end > low else math.nan for own, end in zip(difficulty, ends, strict=True)]
+            if (metric, high) == ("nll", 1):
+                values = [value + at_first for value in values]
             rows.append(row(metric, values, [max(1, end - first) for end in ends], **where))
         rows.append(store.row("state_bytes", float(BYTES_A_TOKEN * high if state is None else state), "test", **place, **where))
     return rows

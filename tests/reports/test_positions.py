@@ -43,6 +43,20 @@ def test_the_difference_is_of_the_same_documents_and_its_lines_stand_where_the_c
     assert axes.get_title() == "books" and trained == 1024
 
 
+def test_an_axis_holds_what_rests_on_many_tokens(store) -> None:
+    for model, (offset, state) in MODELS.items():
+        rows = perplexity_rows(store, seed=0, offset=offset, state=state, at_first=3.0 * (model == "gla"))
+        store.run(model, "language", stages={"perplexity": rows}, facts={"seq_len": 1024})
+    store.request()
+    drawing = difference_by_position(load_frames(store.root, "quick"), **WHOLE)
+    assert drawing.data["mean"].max() == pytest.approx(3.0)
+    low, high = drawing.figure.axes[0].get_ylim()
+    assert -0.5 < low < -0.2 and 0.3 < high < 0.6
+    assert (
+        "The axis holds what rests on 100 tokens and more; lines and bands of the first positions go beyond it." in drawing.notes
+    )
+
+
 def test_the_difference_of_the_mean_so_far_stands_at_the_end_of_a_range(store) -> None:
     drawing = difference_by_position(frames_of(store), **WHOLE, metric="nll_so_far")
     mesa = drawing.data[drawing.data["model"] == "mesanet"].set_index("position")["mean"]
