@@ -108,8 +108,9 @@ def _compute(
     after, (o, x, steps) = launches.empty_ends(k, v), launches.empty_solution(k, v)
     everything = range(launches.sizes(k).all_heads)
     before = launches.empty_states(k, v, everything)
-    launches.states(tokens, launches.Ends(G, H), everything, before, after)
-    launches.solve(q, tokens, before, launches.Solver(tolerance, max_steps, initial), o, x, steps)
+    gates = launches.gates(tokens)
+    launches.states(tokens, gates, launches.Ends(G, H), everything, before, after)
+    launches.solve(q, tokens, gates, before, launches.Solver(tolerance, max_steps, initial), o, x, steps)
     return o, *after, steps, x
 
 
@@ -160,19 +161,21 @@ def _compute_backward(
     start, d_o = launches.Ends(G, H), d_o.to(v.dtype).contiguous()
     e, row = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
     by_chunk = row.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
-    from_inputs = (torch.empty_like(k), torch.empty_like(v), torch.empty_like(log_decay), torch.empty_like(beta))
+    from_inputs: tuple[Tensor, ...] = ()
     d_G0, d_H0 = (None if S is None else torch.empty_like(final) for S, final in zip(start, (final_G, final_H), strict=True))
     d_G, twice_d_H = None if d_G is None else d_G.contiguous(), None if d_H is None else (d_H + d_H.mT).contiguous()
-    pieces = launches.pieces(k, v)
+    pieces, gates = launches.pieces(k, v), launches.gates(tokens)
     memory = launches.empty_states(k, v, pieces[0])
     for heads in pieces:
         states = memory if len(heads) == len(pieces[0]) else launches.States(*(S[: len(heads)] for S in memory))
-        launches.states(tokens, start, heads, states, None)
-        launches.solve_backward(d_o, tokens, states, heads, x, solver, e, by_chunk, row)
-        crossing_G = launches.state_gradients(d_o, x, log_decay, d_G, states, heads, final_G, d_G0, False)
-        crossing_H = launches.state_gradients(e, x, log_decay, twice_d_H, states, heads, final_H, d_H0, True)
+        launches.states(tokens, gates, start, heads, states, None)
+        launches.solve_backward(d_o, tokens, gates, states, heads, x, solver, e, by_chunk, row)
+        # now, in the memory that the right-hand sides leave
+        from_inputs = from_inputs or tuple(torch.empty_like(given) for given in (k, v, log_decay, beta))
+        crossing_G = launches.state_gradients(d_o, x, gates, d_G, states, heads, final_G, d_G0, False)
+        crossing_H = launches.state_gradients(e, x, gates, twice_d_H, states, heads, final_H, d_H0, True)
         crossing = torch.cat([crossing_G, crossing_H])
-        launches.input_gradients(tokens, x, e, d_o, row, crossing, states, heads, *from_inputs)
+        launches.input_gradients(tokens, gates, x, e, d_o, row, crossing, states, heads, *from_inputs)
     d_q = e[0] if k.dtype == torch.bfloat16 else e.float().sum(0).to(k.dtype)
     if d_H0 is not None:
         d_H0 /= 2

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 from models.backends.triton.mesa_tiles import (
+    FORGETS,
     SIZES,
     decay_between,
-    decays,
     dot,
     load_gates,
     load_parts,
@@ -33,7 +33,7 @@ def _tile_of(block, V: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, SYMME
 
 @triton.jit
 def _before_chunk(
-    D, c, y, x, log_decay, rows, columns, above, T, heads, part,
+    D, c, y, x, from_start, decays, rows, columns, above, T, heads, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
     """(D, decay): a tile of the gradient of the state before chunk c, from that after it, and a_c.
@@ -42,14 +42,13 @@ def _before_chunk(
     """
     t = tl.arange(0, C)
     start, left = c * C * heads, T - c * C
-    log, resets, total, total_resets, forgets = decays(load_gates(log_decay + start, t, left, heads))
-    from_start = decay_between(log, resets, 0.0, 0, t < left)
-    decay = decay_between(total, total_resets, 0.0, 0, True)
+    weight = tl.load(from_start + c * C + t)
+    decay = tl.load(decays + c)
     D *= decay
     x_columns = load_tile(x + start * K, t, columns, heads * K, left, K)
     x_columns_low = load_tile(x + part + start * K, t, columns, heads * K, left, K)
     if SYMMETRIC:
-        weighted = load_parts(y + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+        weighted = load_parts(y + start * V, part, t, rows, heads * V, left, V) * -weight[:, None]
         weighted_high, weighted_low = split(tl.trans(weighted), LOW)
         D = tl.dot(weighted_high, x_columns, D)
         D = tl.dot(weighted_low, x_columns, D)
@@ -57,13 +56,13 @@ def _before_chunk(
         if above:
             y_columns = load_tile(y + start * K, t, columns, heads * K, left, K)
             y_columns_low = load_tile(y + part + start * K, t, columns, heads * K, left, K)
-            weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -from_start[:, None]
+            weighted = load_parts(x + start * V, part, t, rows, heads * V, left, V) * -weight[:, None]
             weighted_high, weighted_low = split(tl.trans(weighted), LOW)
             D = tl.dot(weighted_high, y_columns, D)
             D = tl.dot(weighted_low, y_columns, D)
             D = tl.dot(weighted_high, y_columns_low, D)
     else:
-        weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * from_start[:, None]
+        weighted = load_tile(y + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
         weighted_high, weighted_low = split(tl.trans(weighted), LOW)
         D = tl.dot(weighted_high, x_columns, D)
         D = tl.dot(weighted_high, x_columns_low, D)
@@ -84,7 +83,7 @@ def _whole(D, above, SYMMETRIC: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_gradients_kernel(
-    y, x, log_decay, sums, kept, T, N, heads, skipped, span, part,
+    y, x, from_start, decays, sums, kept, T, N, heads, skipped, span, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -94,6 +93,8 @@ def segment_gradients_kernel(
     batch, h = head // heads, head % heads
     rows, columns, above = _tile_of(block, V, K, BLOCK, SYMMETRIC)
     first = batch * T * heads + h
+    from_start += head * N * C
+    decays += head * N
     here = place * tl.num_programs(2) + number
     D = tl.zeros([BLOCK, BLOCK], tl.float32)
     decay = 1.0
@@ -101,7 +102,7 @@ def segment_gradients_kernel(
     end = tl.minimum(start + span, N)
     for n in range(start, end):
         D, chunk_decay = _before_chunk(
-            D, end - 1 - (n - start), y + first * V, x + first * K, log_decay + first, rows, columns, above,
+            D, end - 1 - (n - start), y + first * V, x + first * K, from_start, decays, rows, columns, above,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         decay *= chunk_decay
@@ -126,7 +127,7 @@ def _store_gradient(gradients, D, rows, columns, above, V: tl.constexpr, K: tl.c
 
 @triton.jit(do_not_specialize=SIZES)
 def state_gradients_kernel(
-    y, x, log_decay, final_gradient, states, scales, final, sums, kept, gradients, initial, crossing,
+    y, x, from_start, decays, final_gradient, states, scales, final, sums, kept, gradients, initial, crossing,
     T, N, heads, skipped, span, ends, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
@@ -146,6 +147,8 @@ def state_gradients_kernel(
     if SYMMETRIC:
         share = tl.where(above, 1.0, 0.5)
     first = batch * T * heads + h
+    from_start += head * N * C
+    decays += head * N
     states += place * N * V * K * (2 if SYMMETRIC else 1)
     gradients += place * N * V * K * (2 if SYMMETRIC else 1)
     scales += place * N
@@ -167,7 +170,7 @@ def state_gradients_kernel(
     for n in range(start, end):
         c = end - 1 - (n - start)
         D, decay = _before_chunk(
-            D, c, y + first * V, x + first * K, log_decay + first, rows, columns, above,
+            D, c, y + first * V, x + first * K, from_start, decays, rows, columns, above,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         # of the chunk before, whose end is this one's start
@@ -194,7 +197,7 @@ def state_gradients_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def input_gradients_kernel(
-    k, v, log_decay, beta, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
+    k, v, log_decay, log, resets, to_end, strength, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
     T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
@@ -242,15 +245,18 @@ def input_gradients_kernel(
             error = tl.dot(k_low, e_high, error)
             into_key = tl.dot(k_low, H_high, into_key)
 
-    log, resets, total, total_resets, forgets = decays(load_gates(log_decay + first, t, T, heads))
-    to_end = decay_between(total, total_resets, log, resets, t < T)
+    chunk = (head * N + c) * C
+    later = tl.load(to_end + chunk + t)
     s = tl.arange(0, C)
-    decay = decay_between(log[None, :], resets[None, :], log[:, None], resets[:, None], s[None, :] >= s[:, None])
+    decay = decay_between(
+        tl.load(log + chunk + s)[None, :], tl.load(resets + chunk + s)[None, :],
+        tl.load(log + chunk + t)[:, None], tl.load(resets + chunk + t)[:, None], s[None, :] >= t[:, None],
+    )  # fmt: skip
     key_tile = load_tile(key, t, i, heads * K, T, K)
     into_beta = 0.5 * tl.sum(into_key * key_tile.to(tl.float32), 1)
     along *= decay
     along_low = along.to(LOW) if PARTS == 1 else along
-    strength = load_gates(beta + first, t, T, heads)
+    beta = tl.load(strength + chunk + t)
     error = -error
     for block in range(0, V, BLOCK):
         j = block + tl.arange(0, BLOCK)
@@ -265,11 +271,11 @@ def input_gradients_kernel(
         if PARTS == 2:
             into_key = dot(v_block, G_low, into_key, 1, 1, LOW)
         into_beta += tl.sum(into_value * v_block.to(tl.float32), 1)
-        into_value = dot(along_low, y_block, into_value * to_end[:, None], PARTS, PARTS, LOW)
-        store_tile(d_v + first * V, into_value * strength[:, None], t, j, heads * V, T, V)
-    into_beta = into_beta * to_end + tl.sum(along * error, 1)
+        into_value = dot(along_low, y_block, into_value * later[:, None], PARTS, PARTS, LOW)
+        store_tile(d_v + first * V, into_value * beta[:, None], t, j, heads * V, T, V)
+    into_beta = into_beta * later + tl.sum(along * error, 1)
     error *= decay
-    into_key *= to_end[:, None]
+    into_key *= later[:, None]
     x_high = load_tile(solution, t, i, heads * K, T, K)
     e_high = load_tile(adjoint, t, i, heads * K, T, K)
     into_key = dot(error, x_high, into_key, PARTS, 1, LOW)
@@ -277,11 +283,12 @@ def input_gradients_kernel(
     if PARTS == 2:
         into_key = dot(error, load_tile(solution + part, t, i, heads * K, T, K), into_key, 1, 1, LOW)
         into_key = -dot(along_low, load_tile(adjoint + part, t, i, heads * K, T, K), -into_key, 1, 1, LOW)
-    store_tile(d_k + first * K, into_key * strength[:, None], t, i, heads * K, T, K)
+    store_tile(d_k + first * K, into_key * beta[:, None], t, i, heads * K, T, K)
     tl.store(d_beta + first + t * heads, into_beta, mask=t < T)
 
-    gain = load_gates(row + first, t, T, heads) - strength * into_beta
+    gain = load_gates(row + first, t, T, heads) - beta * into_beta
     gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
     for block in range(0, CROSSINGS):
         gain += tl.load(crossing + (block * tl.num_programs(1) + place) * N + c)
+    forgets = load_gates(log_decay + first, t, T, heads) < FORGETS
     tl.store(d_log_decay + first + t * heads, tl.where(forgets, 0.0, gain), mask=t < T)

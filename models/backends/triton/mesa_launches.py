@@ -1,6 +1,6 @@
 """Calls of the Mesa kernels: what they take, write and were measured to run best with.
 
-Forward: G and H before every chunk (`states`), and one solve and read-out for each chunk (`solve`). Back, the states again
+Forward: G and H before every chunk (`states`), one solve for each chunk and what it reads (`solve`). Back, the states again
 (keeping them takes eight times the memory of k at K = V = 128), one solve with G^T do on the right (`solve_backward`), the
 gradients of the states from the end (`state_gradients`), and those of the inputs (`input_gradients`): for some of the heads at
 once (`pieces`), so that their states never lie in memory all together. What walks along time does so in segments of it at
@@ -11,16 +11,21 @@ once, where heads are few. All tensors are contiguous.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
 from models.backends.triton import mesa_gradients as gradient_kernels
 from models.backends.triton import mesa_kernels as kernels
+from models.backends.triton import mesa_reads as read_kernels
 from models.backends.triton import mesa_states as state_kernels
-from models.backends.triton.launch import launch
+from models.backends.triton.launch import CALLED_SO, launch
+from models.backends.triton.mesa_tiles import gates_kernel
 
 CHUNK_SIZE = 64
 BLOCK = 64
@@ -31,13 +36,17 @@ FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
 MOST_PIECES = 4
-BYTES_OF_A_PIECE = 384 * 2**20
+BYTES_OF_A_PIECE = 512 * 2**20
 """States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6 and 3.7.1, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
+GATES = {"num_warps": 1}
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 SOLVE = {"num_warps": 4, "num_stages": 1}
+HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
+READ_OUT = {"num_warps": 4, "num_stages": 1}
+RIGHT_SIDE = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 H_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
 INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
@@ -56,6 +65,27 @@ class Tokens(NamedTuple):
     log_decay: Tensor
     beta: Tensor
     regularizer: Tensor
+
+
+class Gates(NamedTuple):
+    """What a chunk's gates come to, in float32, heads of all sequences first and the last chunk filled up with beta = 0.
+
+    log, resets: log_decay summed over the chunk up to each token, without those that forget everything, and how many these are
+    (int32). from_start, to_end: what is left at each token of what was before the chunk, and of each token at its end. strength:
+    beta. [B * H, N * C] all. decay, mass: what is left at its end of what was before, and what its tokens weigh there [B * H, N].
+    """
+
+    log: Tensor
+    resets: Tensor
+    from_start: Tensor
+    to_end: Tensor
+    strength: Tensor
+    decay: Tensor
+    mass: Tensor
+
+    def within(self) -> tuple[Tensor, ...]:
+        """For weights between tokens, and those of what was before."""
+        return self.log, self.resets, self.strength, self.from_start
 
 
 class Ends(NamedTuple):
@@ -144,8 +174,20 @@ def empty_ends(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """o [B, T, H, V], x [2, B, T, H, K] in two bfloat16 parts and the steps [B, T, H]."""
-    return v.new_empty(v.shape), k.new_empty(2, *k.shape, dtype=torch.bfloat16), k.new_empty(k.shape[:-1], dtype=torch.int32)
+    """o [B, T, H, V], x [2 or 3, B, T, H, K] in bfloat16 parts, three for wider inputs, and the steps [B, T, H]."""
+    x = k.new_empty(1 + sizes(k).parts, *k.shape, dtype=torch.bfloat16)
+    return v.new_empty(v.shape), x, k.new_empty(k.shape[:-1], dtype=torch.int32)
+
+
+def gates(tokens: Tokens) -> Gates:
+    k, size = tokens.k, sizes(tokens.k)
+    over_time, by_chunk = (size.all_heads, size.num_chunks * CHUNK_SIZE), (size.all_heads, size.num_chunks)
+    # apart: where a pointer begins at no multiple of 16 bytes, Triton compiles anew
+    new = [k.new_empty(over_time, dtype=torch.int32 if name == "resets" else torch.float32) for name in Gates._fields[:5]]
+    found = Gates(*new, *(k.new_empty(by_chunk, dtype=torch.float32) for _ in range(2)))
+    arguments = (tokens.log_decay, tokens.beta, *found, size.length, size.num_heads)
+    launch(gates_kernel, (size.num_chunks, size.all_heads, 1), arguments, {"C": CHUNK_SIZE} | GATES)
+    return found
 
 
 def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, int]) -> Segments:
@@ -164,17 +206,18 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
     return Segments(sums, kept, masses, span, number)
 
 
-def states(tokens: Tokens, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
+def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
     """Writes `into` the states of these heads before every chunk, and `after` those after the last token where it is given."""
-    k, v, log_decay, beta, _ = tokens
+    k, v = tokens.k, tokens.v
     size, key_dim, value_dim = sizes(k), k.shape[-1], v.shape[-1]
     num_blocks = _in(max(key_dim, value_dim), BLOCK) * _in(key_dim, BLOCK)
     cut = _segments(into.G, into.scale, num_blocks, STATES)
     sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.kept.shape, key_dim, key_dim)
-    inputs, of_segments = (v, k, log_decay, beta), (cut.sums, sums_H, cut.kept, cut.masses)
+    inputs = (v, k, gates.to_end, gates.strength, gates.decay, gates.mass)
+    of_segments = (cut.sums, sums_H, cut.kept, cut.masses)
     constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "PARTS": size.parts, "LOW": tl.bfloat16}
     if cut.number > 1:
-        given = (*inputs, *of_segments, size.length, size.num_heads, heads.start, cut.span)
+        given = (*inputs, *of_segments, size.length, size.num_chunks, size.num_heads, heads.start, cut.span)
         grid = (num_blocks, len(heads), cut.number - 1)
         launch(state_kernels.segment_states_kernel, grid, given, constants | STATES)
     mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
@@ -188,41 +231,66 @@ def states(tokens: Tokens, start: Ends, heads: range, into: States, after: tuple
     launch(state_kernels.states_kernel, (num_blocks, len(heads), cut.number), arguments, constants | STATES)
 
 
-def _solve_constants(k: Tensor, v: Tensor, solver: Solver) -> dict[str, Any]:
-    size = sizes(k)
-    constants: dict[str, Any] = {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "BLOCK_V": BLOCK}
-    constants |= {"INITIAL": solver.initial, "PARTS": size.parts, "WIDE": size.parts > 1}
-    return constants | SOLVE
+@cache
+def _is_hopper(device: torch.device) -> bool:
+    return triton.__version__ in CALLED_SO and torch.cuda.get_device_capability(device)[0] == 9
 
 
-def solve(q: Tensor, tokens: Tokens, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor) -> None:
-    """Writes what `empty_solution` names, of all heads."""
-    k, v, log_decay, beta, regularizer = tokens
-    size = sizes(k)
+def _solve(
+    rhs: Tensor, tokens: Tokens, gates: Gates, before: States, heads: range, solver: Solver, x: Tensor, others: Sequence[Tensor],
+    backward: bool,
+) -> None:  # fmt: skip
+    k = tokens.k
+    size, key_dim = sizes(k), k.shape[-1]
     arguments = (
-        q, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, o, steps,
-        solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, 0, k.numel(),
+        rhs, k, *gates.within(), tokens.regularizer, before.H, before.scale, x, *others,
+        solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip
-    launch(kernels.solve_kernel, (size.num_chunks, size.all_heads, 1), arguments, _solve_constants(k, v, solver))
+    constants: dict[str, Any] = {"K": key_dim, "C": CHUNK_SIZE, "INITIAL": solver.initial, "BACKWARD": backward}
+    if k.dtype == torch.bfloat16 and key_dim in HOPPER_SOLVE and k.is_cuda and _is_hopper(k.device):
+        from models.backends.triton import mesa_hopper
+
+        kernel: Any = mesa_hopper.solve_kernel
+        constants |= HOPPER_SOLVE[key_dim]
+    else:
+        kernel = kernels.solve_kernel
+        constants |= {"BLOCK_K": size.block_k, "WIDE": size.parts > 1} | SOLVE
+    launch(kernel, (size.num_chunks, len(heads), 1), arguments, constants)
+
+
+def _read_constants(k: Tensor, v: Tensor) -> dict[str, int]:
+    return {"K": k.shape[-1], "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_V": BLOCK, "PARTS": sizes(k).parts}
+
+
+def solve(
+    q: Tensor, tokens: Tokens, gates: Gates, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor
+) -> None:  # fmt: skip
+    """Writes what `empty_solution` names, of all heads."""
+    k, v = tokens.k, tokens.v
+    size = sizes(k)
+    _solve(q, tokens, gates, before, range(size.all_heads), solver, x, (steps, x, q, q), backward=False)
+    arguments = (x, k, v, *gates.within(), before.G, o, size.length, size.num_chunks, size.num_heads, k.numel())
+    grid = (size.num_chunks, size.all_heads, _in(v.shape[-1], BLOCK))
+    launch(read_kernels.read_out_kernel, grid, arguments, _read_constants(k, v) | {"BLOCK_K": size.block_k} | READ_OUT)
 
 
 def solve_backward(
-    d_o: Tensor, tokens: Tokens, before: States, heads: range, x: Tensor, solver: Solver,
+    d_o: Tensor, tokens: Tokens, gates: Gates, before: States, heads: range, x: Tensor, solver: Solver,
     e: Tensor, d_regularizer: Tensor, row: Tensor,
 ) -> None:  # fmt: skip
     """Writes e [2, B, T, H, K], dq in two bfloat16 parts, dLambda by chunk [B, H, N, K] and `row` [B, T, H] of
-    `solve_backward_kernel`, for these heads."""
-    k, v, log_decay, beta, regularizer = tokens
+    `solve_kernel`, for these heads."""
+    k, v = tokens.k, tokens.v
     size = sizes(k)
-    arguments = (
-        d_o, k, v, log_decay, beta, regularizer, before.G, before.H, before.scale, x, e, d_regularizer, row,
-        solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
-    )  # fmt: skip
-    launch(kernels.solve_backward_kernel, (size.num_chunks, len(heads), 1), arguments, _solve_constants(k, v, solver))
+    rhs = k.new_empty(len(heads), size.num_chunks, CHUNK_SIZE, k.shape[-1], dtype=torch.float32)
+    arguments = (d_o, k, v, *gates.within(), before.G, rhs, size.length, size.num_chunks, size.num_heads, heads.start)
+    grid = (size.num_chunks, len(heads), _in(k.shape[-1], BLOCK))
+    launch(read_kernels.right_side_kernel, grid, arguments, _read_constants(k, v) | {"BLOCK_K": BLOCK} | RIGHT_SIDE)
+    _solve(rhs, tokens, gates, before, heads, solver, e, (row, x, d_regularizer, row), backward=True)
 
 
 def state_gradients(
-    y: Tensor, x: Tensor, log_decay: Tensor, cotangent: Tensor | None, before: States, heads: range,
+    y: Tensor, x: Tensor, gates: Gates, cotangent: Tensor | None, before: States, heads: range,
     final: Tensor, initial: Tensor | None, symmetric: bool,
 ) -> Tensor:  # fmt: skip
     """For G, or where `symmetric` twice for H, of these heads: puts the gradients after every chunk in the states' place, as
@@ -240,12 +308,12 @@ def state_gradients(
     constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
     ints = (num_heads, heads.start, cut.span)
     if cut.number > 1:
-        given = (y, x, log_decay, cut.sums, cut.kept, length, num_chunks, *ints, x.numel() // 2)
+        given = (y, x, gates.from_start, gates.decay, cut.sums, cut.kept, length, num_chunks, *ints, x[0].numel())
         launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
     arguments = (
-        y, x, log_decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
+        y, x, gates.from_start, gates.decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
         states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
-        length, num_chunks, *ints, NONE if initial is None else 0, x.numel() // 2,
+        length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
     )  # fmt: skip
     constants["HAS_FINAL"] = cotangent is not None
     launch(gradient_kernels.state_gradients_kernel, (num_blocks, len(heads), cut.number), arguments, constants | how)
@@ -253,15 +321,15 @@ def state_gradients(
 
 
 def input_gradients(
-    tokens: Tokens, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States, heads: range,
+    tokens: Tokens, gates: Gates, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States, heads: range,
     d_k: Tensor, d_v: Tensor, d_log_decay: Tensor, d_beta: Tensor,
 ) -> None:  # fmt: skip
     """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
-    k, v, log_decay, beta, _ = tokens
+    k, v = tokens.k, tokens.v
     size, key_dim = sizes(k), k.shape[-1]
     whole = size.parts > 1 or max(key_dim, v.shape[-1]) <= BLOCK
     arguments = (
-        k, v, log_decay, beta, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
+        k, v, tokens.log_decay, gates.log, gates.resets, gates.to_end, gates.strength, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip
     constants = {"K": key_dim, "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "CROSSINGS": len(crossing)}

@@ -94,3 +94,35 @@ def decay_between(later, later_resets, earlier, earlier_resets, also):
 def split(x, LOW: tl.constexpr):
     high = x.to(LOW)
     return high, (x - high.to(tl.float32)).to(LOW)
+
+
+@triton.jit
+def chunk_weights(log, resets, strength, C: tl.constexpr):
+    """zeta_ts beta_s of a chunk, from the gates that `gates_kernel` leaves of it."""
+    t, s = tl.arange(0, C), tl.arange(0, C)
+    kept = decay_between(
+        tl.load(log + t)[:, None], tl.load(resets + t)[:, None], tl.load(log + s)[None, :], tl.load(resets + s)[None, :],
+        t[:, None] >= s[None, :],
+    )  # fmt: skip
+    return kept * tl.load(strength + s)[None, :]
+
+
+@triton.jit(do_not_specialize=SIZES)
+def gates_kernel(log_decay, beta, log, resets, from_start, to_end, strength, decay, mass, T, heads, C: tl.constexpr):
+    """What all other kernels ask of a chunk's gates, of which every one would have to sum them: see `mesa_launches.Gates`."""
+    c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
+    first = (head // heads * T + c * C) * heads + head % heads
+    t = tl.arange(0, C)
+    left = T - c.to(tl.int32) * C
+    logs, counts, total, total_count, _ = decays(load_gates(log_decay + first, t, left, heads))
+    beta_s = load_gates(beta + first, t, left, heads)
+    later = decay_between(total, total_count, logs, counts, t < left)
+    chunk = head * tl.num_programs(0) + c
+    here = chunk * C + t
+    tl.store(log + here, logs)
+    tl.store(resets + here, counts)
+    tl.store(from_start + here, decay_between(logs, counts, 0.0, 0, t < left))
+    tl.store(to_end + here, later)
+    tl.store(strength + here, beta_s)
+    tl.store(decay + chunk, decay_between(total, total_count, 0.0, 0, True))
+    tl.store(mass + chunk, tl.sum(later * beta_s, 0))

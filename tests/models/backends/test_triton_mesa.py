@@ -70,6 +70,17 @@ gpu = pytest.mark.gpu
 LENGTHS = (1, 63, 64, 65, 500, 1000)
 
 
+@pytest.fixture(params=["hopper", "portable"])
+def kernels(request, monkeypatch):
+    """Heads of 64 and 128 in bfloat16 have a kernel of their own on a Hopper GPU."""
+    from models.backends.triton import mesa_launches
+
+    if request.param == "portable":
+        monkeypatch.setattr(mesa_launches, "HOPPER_SOLVE", {})
+    elif torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("no Hopper GPU")
+
+
 @gpu
 @pytest.mark.parametrize(
     ("key_dim", "value_dim", "dtype"),
@@ -84,6 +95,7 @@ LENGTHS = (1, 63, 64, 65, 500, 1000)
         (48, 20, BF16),
     ],
 )
+@pytest.mark.usefixtures("kernels")
 def test_equals_recurrent_form(key_dim, value_dim, dtype):
     from tests.models.backends import mesa_kernel_cases as cases
 
@@ -96,6 +108,7 @@ def test_equals_recurrent_form(key_dim, value_dim, dtype):
 @gpu
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, F32])
 @pytest.mark.parametrize(("key_dim", "value_dim"), [(128, 128), (64, 64), (128, 32)])
+@pytest.mark.usefixtures("kernels")
 def test_gradients_of_what_is_read_from_no_state(key_dim, value_dim, dtype):
     from tests.models.backends import mesa_kernel_cases as cases
 
@@ -130,12 +143,14 @@ def _all_cases(length: int, dim: int) -> dict[str, torch.Tensor]:
 
 
 @gpu
-def test_any_condition_is_solved_to_bfloat16():
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.usefixtures("kernels")
+def test_any_condition_is_solved_to_bfloat16(dim):
     from tests.models.backends import mesa_kernel_cases as cases
 
-    inputs = _all_cases(length=320, dim=128)
+    inputs = _all_cases(length=320, dim=dim)
     cotangent = torch.randn(inputs["v"].shape, generator=torch.Generator().manual_seed(1)).bfloat16().cuda()
-    zeros = torch.zeros(len(CASES), 1, 128, 128, device="cuda")
+    zeros = torch.zeros(len(CASES), 1, dim, dim, device="cuda")
 
     def from_nothing(tensors):
         return cases.kernel(tensors | {"G": None, "H": None}, tolerance=1e-4, max_steps=60)
@@ -156,7 +171,24 @@ def test_any_condition_is_solved_to_bfloat16():
 
 
 @gpu
+@pytest.mark.parametrize("initial", ["zero", "diagonal", "query"])
+@pytest.mark.parametrize(("key_size", "query_size"), [(31.0, 1.0), (1e-3, 1e4), (1.0, 1e-20)])
+@pytest.mark.usefixtures("kernels")
+def test_any_size_of_keys_and_queries(key_size, query_size, initial):
+    from tests.models.backends import mesa_kernel_cases as cases
+
+    inputs = cases.draw(length=200, key_dim=64, value_dim=64, dtype=BF16, device="cuda")
+    # the largest entry of a key, and all of a query
+    inputs["k"] = inputs["k"] * (key_size / inputs["k"].abs().amax())
+    inputs["q"] = inputs["q"] * query_size
+    exact = cases.recurrent({name: x.double() for name, x in inputs.items()})[0]
+    o = cases.kernel(inputs, tolerance=1e-4, max_steps=100, initial=initial)[0].double()
+    assert (o - exact).norm() / exact.norm() < cases.TOLERANCE[BF16]
+
+
+@gpu
 @pytest.mark.parametrize("keys", ["random", "one"])
+@pytest.mark.usefixtures("kernels")
 def test_finite_with_gates_at_one_and_large_values(keys):
     from tests.models.backends import mesa_kernel_cases as cases
 
