@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import diagonal_plus_low_rank, generalized_delta_rule, momentum_delta_rule, path_attention, rglru
+from models.ops import decayed_linear_attention, diagonal_plus_low_rank, generalized_delta_rule, momentum_delta_rule, path_attention, rglru
 from models.ops.momentum_delta_rule import MomentumState
 from tests.benchmarks.gpu_ops import Shape, Tensors, both_passes, leaves, machine, median_ms
 
@@ -53,8 +53,9 @@ def draw(shape: Shape, *, micro_steps: int = 1, key_ratio: int = 1) -> Tensors:
 
 
 def with_decays(x: Tensors) -> Tensors:
-    """With log-decays, about -0.02, in the place of their logits."""
-    return x | {name: F.logsigmoid(x[name]) for name in ("log_decay", "channel_log_decay")}
+    """With log-decays, about -0.02, in the place of their logits, and keys times beta, as linear attention writes them."""
+    decays = {name: F.logsigmoid(x[name]) for name in ("log_decay", "channel_log_decay")}
+    return x | decays | {"weighted_k": (x["k"] * x["beta"].unsqueeze(-1)).to(x["k"].dtype)}
 
 
 def empty_state(x: Tensors) -> Tensor:
@@ -71,6 +72,37 @@ def generalized(x: Tensors, **inputs: Tensor) -> Tensor:
     from models.backends.fla_delta import generalized_delta_rule as by_fla
 
     return by_fla(**whole, state=empty_state(x))[0]
+
+
+def by_adapter(name: str, ours: Run) -> Run:
+    """The adapter of this name to fla, which takes keys and beta apart; on a CPU `ours`."""
+
+    def run(x: Tensors) -> Tensor:
+        if not x["v"].is_cuda:
+            return ours(x)
+        from models.backends import fla
+
+        inputs = {key: x[key] for key in ("q", "k", "v", "log_decay", "beta")}
+        return getattr(fla, name)(**inputs, state=empty_state(x))[0]
+
+    return run
+
+
+def linear_attention(x: Tensors) -> Tensor:
+    inputs = {key: x[key] for key in ("q", "k", "v", "log_decay", "beta")}
+    return decayed_linear_attention.chunked(**inputs, state=empty_state(x), chunk_size=16)[0]
+
+
+def fla_linear_attention(x: Tensors) -> Tensor:
+    from fla.ops.simple_gla import chunk_simple_gla
+
+    return chunk_simple_gla(x["q"], x["weighted_k"], x["v"], x["log_decay"], scale=1.0)[0]
+
+
+def fla_delta_rule(x: Tensors) -> Tensor:
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    return chunk_gated_delta_rule(x["q"], x["k"], x["v"], x["log_decay"], x["beta"], scale=1.0)[0]
 
 
 def kda(x: Tensors) -> Tensor:
@@ -211,6 +243,8 @@ class Op(NamedTuple):
 
 
 OPS = {
+    "delta_rule": Op(by_adapter("delta_rule", delta_product), fla_delta_rule),
+    "decayed_linear_attention": Op(by_adapter("decayed_linear_attention", linear_attention), fla_linear_attention),
     "kda": Op(kda, fla_kda),
     "gdn2": Op(gdn2, fla_gdn2),
     "pgdn": Op(two_keys("log_decay", moments=True), fla_pgdn),

@@ -208,26 +208,32 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
 
 def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
     """Writes `into` the states of these heads before every chunk, and `after` those after the last token where it is given."""
-    k, v = tokens.k, tokens.v
-    size, key_dim, value_dim = sizes(k), k.shape[-1], v.shape[-1]
-    num_blocks = _in(max(key_dim, value_dim), BLOCK) * _in(key_dim, BLOCK)
-    cut = _segments(into.G, into.scale, num_blocks, STATES)
-    sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.kept.shape, key_dim, key_dim)
-    inputs = (v, k, gates.to_end, gates.strength, gates.decay, gates.mass)
-    of_segments = (cut.sums, sums_H, cut.kept, cut.masses)
-    constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "PARTS": size.parts, "LOW": tl.bfloat16}
+    final_G, final_H = (None, None) if after is None else after
+    _state(tokens.v, tokens.k, gates, start.G, heads, into.G, into.scale, final_G)
+    _state(tokens.k, tokens.k, gates, start.H, heads, into.H, into.scale, final_H)
+
+
+def _state(
+    values: Tensor, k: Tensor, gates: Gates, initial: Tensor | None, heads: range, into: Tensor, scale: Tensor, after: Tensor | None
+) -> None:
+    """G of `values`, or H of keys, which is stored in halves."""
+    size, key_dim, value_dim, halves = sizes(k), k.shape[-1], values.shape[-1], into.dtype == torch.float16
+    num_blocks = _in(value_dim, BLOCK) * _in(key_dim, BLOCK)
+    cut = _segments(into, scale, num_blocks, STATES)
+    inputs = (values, k, gates.to_end, gates.strength, gates.decay, gates.mass)
+    of_segments = (cut.sums, cut.kept, cut.masses)
+    ints = (size.length, size.num_chunks, size.num_heads, heads.start, cut.span)
+    constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "VALUE_PARTS": 2 if halves else size.parts}
+    constants |= {"PARTS": size.parts, "LOW": tl.bfloat16}
     if cut.number > 1:
-        given = (*inputs, *of_segments, size.length, size.num_chunks, size.num_heads, heads.start, cut.span)
         grid = (num_blocks, len(heads), cut.number - 1)
-        launch(state_kernels.segment_states_kernel, grid, given, constants | STATES)
-    mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
-    first = (cut.sums if S is None else S for S in start)
-    written, ends = (cut.sums, cut.sums) if after is None else after, NONE if after is None else cut.number - 1
+        launch(state_kernels.segment_states_kernel, grid, (*inputs, *of_segments, *ints), constants | STATES)
+    mass = cut.masses if initial is None or not halves else initial.abs().amax((-2, -1)).float()
     arguments = (
-        *inputs, *first, mass, *of_segments, *into, *written,
-        size.length, size.num_chunks, size.num_heads, heads.start, cut.span, ends,
+        *inputs, cut.sums if initial is None else initial, mass, *of_segments, into, scale, cut.sums if after is None else after,
+        *ints, NONE if after is None else cut.number - 1,
     )  # fmt: skip
-    constants |= {"HAS_G": start.G is not None, "HAS_H": start.H is not None}
+    constants |= {"HAS_INITIAL": initial is not None, "HALVES": halves}
     launch(state_kernels.states_kernel, (num_blocks, len(heads), cut.number), arguments, constants | STATES)
 
 
