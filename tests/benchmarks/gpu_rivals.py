@@ -27,7 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.ops import decayed_linear_attention, diagonal_plus_low_rank, generalized_delta_rule, momentum_delta_rule, path_attention, rglru
+from models.ops import (
+    decayed_linear_attention,
+    diagonal_plus_low_rank,
+    generalized_delta_rule,
+    momentum_delta_rule,
+    path_attention,
+    rglru,
+)
 from models.ops.momentum_delta_rule import MomentumState
 from tests.benchmarks.gpu_ops import Shape, Tensors, both_passes, leaves, machine, median_ms
 

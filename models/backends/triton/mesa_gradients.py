@@ -197,8 +197,8 @@ def state_gradients_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def input_gradients_kernel(
-    k, v, log_decay, log, resets, to_end, strength, x, e, d_o, row, crossing, G_gradients, H_gradients, d_k, d_v, d_log_decay, d_beta,
-    T, N, heads, skipped, part,
+    k, v, log_decay, log, resets, to_end, strength, x, e, d_o, row, crossing, G_gradients, H_gradients,
+    d_k, d_v, d_log_decay, d_beta, T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip

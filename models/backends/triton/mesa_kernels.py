@@ -35,8 +35,9 @@ def _solve(
 
     The first guess, rhs / divisor unless STARTS_AT_ZERO, is a step along itself of a given length, which is not counted.
 
-    Where the precision goes: H is used in two parts, as its rounding would be read across the keys. To round what single tokens weigh (`weights`, `scores`, `regularizer` in float16 unless WIDE) only moves eigenvalues by
-    that little, which no condition number magnifies.
+    Where the precision goes: H is used in two parts, as its rounding would be read across the keys. To round what single
+    tokens weigh (`weights`, `scores`, `regularizer` in float16 unless WIDE) only moves eigenvalues by that little, which no
+    condition number magnifies.
     """
     largest = tl.max(tl.abs(rhs), 1)
     # the reciprocal of a smaller number is no float32: what decayed so far is nothing

@@ -42,7 +42,7 @@ TILES_OF_A_PIECE = 16
 """Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
 # Measured on an H200 with Triton 3.6 and 3.7.1, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
 GATES = {"num_warps": 1}
-STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
+STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
 HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
 READ_OUT = {"num_warps": 4, "num_stages": 1}
@@ -181,10 +181,10 @@ def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def gates(tokens: Tokens) -> Gates:
     k, size = tokens.k, sizes(tokens.k)
-    over_time, by_chunk = (size.all_heads, size.num_chunks * CHUNK_SIZE), (size.all_heads, size.num_chunks)
+    log, resets, *others = k.new_empty(5, size.all_heads, size.num_chunks * CHUNK_SIZE, dtype=torch.float32)
     # apart: where a pointer begins at no multiple of 16 bytes, Triton compiles anew
-    new = [k.new_empty(over_time, dtype=torch.int32 if name == "resets" else torch.float32) for name in Gates._fields[:5]]
-    found = Gates(*new, *(k.new_empty(by_chunk, dtype=torch.float32) for _ in range(2)))
+    by_chunk = (k.new_empty(size.all_heads, size.num_chunks, dtype=torch.float32) for _ in range(2))
+    found = Gates(log, resets.view(torch.int32), *others, *by_chunk)
     arguments = (tokens.log_decay, tokens.beta, *found, size.length, size.num_heads)
     launch(gates_kernel, (size.num_chunks, size.all_heads, 1), arguments, {"C": CHUNK_SIZE} | GATES)
     return found
@@ -208,33 +208,25 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
 
 def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
     """Writes `into` the states of these heads before every chunk, and `after` those after the last token where it is given."""
-    final_G, final_H = (None, None) if after is None else after
-    _state(tokens.v, tokens.k, gates, start.G, heads, into.G, into.scale, final_G)
-    _state(tokens.k, tokens.k, gates, start.H, heads, into.H, into.scale, final_H)
-
-
-def _state(
-    values: Tensor, k: Tensor, gates: Gates, initial: Tensor | None, heads: range, into: Tensor, scale: Tensor, after: Tensor | None
-) -> None:
-    """G of `values`, or H of keys, which is stored in halves."""
-    size, key_dim, value_dim, halves = sizes(k), k.shape[-1], values.shape[-1], into.dtype == torch.float16
-    num_blocks = _in(value_dim, BLOCK) * _in(key_dim, BLOCK)
-    cut = _segments(into, scale, num_blocks, STATES)
-    inputs = (values, k, gates.to_end, gates.strength, gates.decay, gates.mass)
-    of_segments = (cut.sums, cut.kept, cut.masses)
+    k, v = tokens.k, tokens.v
+    size, key_dim, value_dim = sizes(k), k.shape[-1], v.shape[-1]
+    tiles_G, tiles_H = (_in(rows, BLOCK) * _in(key_dim, BLOCK) for rows in (value_dim, key_dim))
+    cut = _segments(into.G, into.scale, tiles_G + tiles_H, STATES)
+    sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.kept.shape, key_dim, key_dim)
+    inputs = (v, k, gates.to_end, gates.strength, gates.decay, gates.mass)
+    of_segments = (cut.sums, sums_H, cut.kept, cut.masses)
     ints = (size.length, size.num_chunks, size.num_heads, heads.start, cut.span)
-    constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "VALUE_PARTS": 2 if halves else size.parts}
+    constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "TILES_OF_G": tiles_G}
     constants |= {"PARTS": size.parts, "LOW": tl.bfloat16}
     if cut.number > 1:
-        grid = (num_blocks, len(heads), cut.number - 1)
+        grid = (tiles_G + tiles_H, len(heads), cut.number - 1)
         launch(state_kernels.segment_states_kernel, grid, (*inputs, *of_segments, *ints), constants | STATES)
-    mass = cut.masses if initial is None or not halves else initial.abs().amax((-2, -1)).float()
-    arguments = (
-        *inputs, cut.sums if initial is None else initial, mass, *of_segments, into, scale, cut.sums if after is None else after,
-        *ints, NONE if after is None else cut.number - 1,
-    )  # fmt: skip
-    constants |= {"HAS_INITIAL": initial is not None, "HALVES": halves}
-    launch(state_kernels.states_kernel, (num_blocks, len(heads), cut.number), arguments, constants | STATES)
+    mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
+    first = (cut.sums if S is None else S for S in start)
+    written, ends = (cut.sums, cut.sums) if after is None else after, NONE if after is None else cut.number - 1
+    arguments = (*inputs, *first, mass, *of_segments, *into, *written, *ints, ends)
+    constants |= {"HAS_G": start.G is not None, "HAS_H": start.H is not None}
+    launch(state_kernels.states_kernel, (tiles_G + tiles_H, len(heads), cut.number), arguments, constants | STATES)
 
 
 @cache
@@ -317,8 +309,8 @@ def state_gradients(
         given = (y, x, gates.from_start, gates.decay, cut.sums, cut.kept, length, num_chunks, *ints, x[0].numel())
         launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
     arguments = (
-        y, x, gates.from_start, gates.decay, final if cotangent is None else cotangent, states, before.scale, final, cut.sums, cut.kept,
-        states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
+        y, x, gates.from_start, gates.decay, final if cotangent is None else cotangent, states, before.scale, final,
+        cut.sums, cut.kept, states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
         length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
     )  # fmt: skip
     constants["HAS_FINAL"] = cotangent is not None
@@ -327,15 +319,16 @@ def state_gradients(
 
 
 def input_gradients(
-    tokens: Tokens, gates: Gates, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States, heads: range,
-    d_k: Tensor, d_v: Tensor, d_log_decay: Tensor, d_beta: Tensor,
+    tokens: Tokens, gates: Gates, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States,
+    heads: range, d_k: Tensor, d_v: Tensor, d_log_decay: Tensor, d_beta: Tensor,
 ) -> None:  # fmt: skip
     """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
     k, v = tokens.k, tokens.v
     size, key_dim = sizes(k), k.shape[-1]
     whole = size.parts > 1 or max(key_dim, v.shape[-1]) <= BLOCK
     arguments = (
-        k, v, tokens.log_decay, gates.log, gates.resets, gates.to_end, gates.strength, x, e, d_o, row, crossing, gradients.G, gradients.H.view(torch.bfloat16),
+        k, v, tokens.log_decay, gates.log, gates.resets, gates.to_end, gates.strength, x, e, d_o, row, crossing,
+        gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip
     constants = {"K": key_dim, "V": v.shape[-1], "C": CHUNK_SIZE, "BLOCK_K": size.block_k, "CROSSINGS": len(crossing)}

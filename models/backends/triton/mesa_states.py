@@ -51,59 +51,65 @@ def _tile_of(block, K: tl.constexpr, BLOCK: tl.constexpr):
     return (block // blocks_k) * BLOCK + tl.arange(0, BLOCK), (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def segment_states_kernel(
-    values, keys, to_end, strength, decays, masses, sums, kept, segment_masses, T, N, heads, skipped, span,
+@triton.jit
+def _of_segment(
+    values, keys, to_end, strength, decays, sums, block, segment, here, first, T, heads, span,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to a state: a full one, with more behind it."""
+    rows, columns = _tile_of(block, K, BLOCK)
+    S = tl.zeros([BLOCK, BLOCK], tl.float32)
+    for c in range(segment * span, (segment + 1) * span):
+        S, _ = _after_chunk(
+            S, c, values + first * V, keys + first * K, to_end, strength, decays, rows, columns, T, heads,
+            V, K, C, VALUE_PARTS, PARTS, LOW,
+        )  # fmt: skip
+    store_tile(sums + here * V * K, S, rows, columns, K, V, K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def segment_states_kernel(
+    v, k, to_end, strength, decays, masses, sums_G, sums_H, kept, segment_masses, T, N, heads, skipped, span,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
+    TILES_OF_G: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """What a segment adds to G, and to H in the blocks behind: a full one, with more behind it."""
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
-    batch, h = head // heads, head % heads
-    rows, columns = _tile_of(block, K, BLOCK)
-    first = batch * T * heads + h
+    first = head // heads * T * heads + head % heads
     to_end += head * N * C
     strength += head * N * C
     decays += head * N
     masses += head * N
     here = place * tl.num_programs(2) + segment
-    S = tl.zeros([BLOCK, BLOCK], tl.float32)
-    mass, decay = 0.0, 1.0
-    for c in range(segment * span, (segment + 1) * span):
-        S, chunk_decay = _after_chunk(
-            S, c, values + first * V, keys + first * K, to_end, strength, decays, rows, columns, T, heads,
-            V, K, C, VALUE_PARTS, PARTS, LOW,
+    if block < TILES_OF_G:
+        _of_segment(
+            v, k, to_end, strength, decays, sums_G, block, segment, here, first, T, heads, span,
+            V, K, C, BLOCK, PARTS, PARTS, LOW,
         )  # fmt: skip
-        mass = mass * chunk_decay + tl.load(masses + c)
-        decay *= chunk_decay
-    store_tile(sums + here * V * K, S, rows, columns, K, V, K)
+    else:
+        _of_segment(
+            k, k, to_end, strength, decays, sums_H, block - TILES_OF_G, segment, here, first, T, heads, span,
+            K, K, C, BLOCK, 2, PARTS, LOW,
+        )  # fmt: skip
     if block == 0:
+        mass, decay = 0.0, 1.0
+        for c in range(segment * span, (segment + 1) * span):
+            mass = mass * tl.load(decays + c) + tl.load(masses + c)
+            decay *= tl.load(decays + c)
         tl.store(kept + here, decay)
         tl.store(segment_masses + here, mass)
 
 
-@triton.jit(do_not_specialize=SIZES)
-def states_kernel(
+@triton.jit
+def _through_segment(
     values, keys, to_end, strength, decays, masses, initial, initial_mass, sums, kept, segment_masses,
-    states, scales, final, T, N, heads, skipped, span, ends,
+    states, scales, final, block, place, head, first, segment, others, T, N, heads, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HALVES: tl.constexpr, VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """G_c = a_C G_{c-1} + sum_s zeta_Cs beta_s v_s k_s^T through a segment; H has keys as values.
-
-    HALVES stores a state as two float16 parts [N, 2, K, K] of it times a scale [N], from what the tokens weigh in all, and so
-    is H. `final` is that after segment `ends`, if there is one.
-    """
-    block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    head = skipped + place
-    batch, h = head // heads, head % heads
+    """A tile of a state before every chunk of a segment; HALVES: in two float16 parts of it times a scale."""
     rows, columns = _tile_of(block, K, BLOCK)
-    first = batch * T * heads + h
-    to_end += head * N * C
-    strength += head * N * C
-    decays += head * N
-    masses += head * N
     states += place * N * V * K * (2 if HALVES else 1)
     scales += place * N
     S = tl.zeros([BLOCK, BLOCK], tl.float32)
@@ -112,8 +118,7 @@ def states_kernel(
         S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
         if HALVES:
             mass = tl.load(initial_mass + head)
-    before = place * (tl.num_programs(2) - 1)
-    for here in range(before, before + segment):
+    for here in range(place * others, place * others + segment):
         decay = tl.load(kept + here)
         S = S * decay + load_tile(sums + here * V * K, rows, columns, K, V, K)
         mass = mass * decay + tl.load(segment_masses + here)
@@ -133,3 +138,37 @@ def states_kernel(
         mass = mass * decay + tl.load(masses + c)
     if segment == ends:
         store_tile(final + head * V * K, S, rows, columns, K, V, K)
+
+
+@triton.jit(do_not_specialize=SIZES)
+def states_kernel(
+    v, k, to_end, strength, decays, masses, initial_G, initial_H, initial_mass, sums_G, sums_H, kept, segment_masses,
+    G_states, H_states, scales, final_G, final_H, T, N, heads, skipped, span, ends,
+    V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TILES_OF_G: tl.constexpr,
+    HAS_G: tl.constexpr, HAS_H: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
+):  # fmt: skip
+    """G_c = a_C G_{c-1} + sum_s zeta_Cs beta_s v_s k_s^T through a segment, and H with keys as values in the blocks behind.
+
+    H is stored as two float16 parts [N, 2, K, K] of H times a scale [N], from what the tokens weigh in all. `final_G` and
+    `final_H` are those after segment `ends`, if there is one.
+    """
+    block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
+    head = skipped + place
+    first = head // heads * T * heads + head % heads
+    to_end += head * N * C
+    strength += head * N * C
+    decays += head * N
+    masses += head * N
+    others = tl.num_programs(2) - 1
+    if block < TILES_OF_G:
+        _through_segment(
+            v, k, to_end, strength, decays, masses, initial_G, initial_mass, sums_G, kept, segment_masses,
+            G_states, scales, final_G, block, place, head, first, segment, others, T, N, heads, span, ends,
+            V, K, C, BLOCK, HAS_G, False, PARTS, PARTS, LOW,
+        )  # fmt: skip
+    else:
+        _through_segment(
+            k, k, to_end, strength, decays, masses, initial_H, initial_mass, sums_H, kept, segment_masses,
+            H_states, scales, final_H, block - TILES_OF_G, place, head, first, segment, others, T, N, heads, span, ends,
+            K, K, C, BLOCK, HAS_H, True, 2, PARTS, LOW,
+        )  # fmt: skip
