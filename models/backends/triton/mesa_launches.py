@@ -310,7 +310,8 @@ def state_gradients(
         launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
     arguments = (
         y, x, gates.from_start, gates.decay, final if cotangent is None else cotangent, states, before.scale, final,
-        cut.sums, cut.kept, states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial, crossing,
+        cut.sums, cut.kept, states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial,
+        crossing,
         length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
     )  # fmt: skip
     constants["HAS_FINAL"] = cotangent is not None
