@@ -44,6 +44,7 @@ TILES_OF_A_PIECE = 16
 GATES = {"num_warps": 1}
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
+# Of heads of 64, three programs a multiprocessor.
 HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
 READ_OUT = {"num_warps": 4, "num_stages": 1}
 RIGHT_SIDE = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
@@ -231,7 +232,8 @@ def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States
 
 @cache
 def _is_hopper(device: torch.device) -> bool:
-    return triton.__version__ in CALLED_SO and torch.cuda.get_device_capability(device)[0] == 9
+    # Gluon, in which these GPUs have a kernel of their own, may differ in another version.
+    return device.type == "cuda" and triton.__version__ in CALLED_SO and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def _solve(
@@ -245,7 +247,7 @@ def _solve(
         solver.tolerance, solver.max_steps, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip
     constants: dict[str, Any] = {"K": key_dim, "C": CHUNK_SIZE, "INITIAL": solver.initial, "BACKWARD": backward}
-    if k.dtype == torch.bfloat16 and key_dim in HOPPER_SOLVE and k.is_cuda and _is_hopper(k.device):
+    if k.dtype == torch.bfloat16 and key_dim in HOPPER_SOLVE and _is_hopper(k.device):
         from models.backends.triton import mesa_hopper
 
         kernel: Any = mesa_hopper.solve_kernel

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,6 +17,7 @@ from tests.models.mesa.mesanet_cases import LAYER, build_layer, build_model
 from tests.models.ops.solvers.solver_cases import CASES, draw_case
 
 pytest.importorskip("triton")
+ROOT = Path(__file__).parents[3]
 BF16, F32 = torch.bfloat16, torch.float32
 CG = {
     "name": "cg",
@@ -64,6 +69,13 @@ def test_other_solvers_are_left_to_torch_for_a_while():
     with mesa_replaced(model, {"decode": "sherman_morrison", "refresh": None}):
         assert backends() == {"torch"}
     assert backends() == {"triton"}
+
+
+@pytest.mark.slow
+def test_compiles_for_a_hopper_gpu():
+    command = [sys.executable, "-m", "tests.models.backends.mesa_on_hopper"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "compiled for sm_90" in done.stdout, done.stdout + done.stderr
 
 
 gpu = pytest.mark.gpu
