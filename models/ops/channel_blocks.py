@@ -83,9 +83,17 @@ class _BlockProducts(torch.autograd.Function):
             into_after = torch.addcmul((first * written).sum(1, keepdim=True), into_kept, before)
             into_kept = torch.stack([into_before, into_after], 1)
             across = _across(into_pairs, size, half).flatten(0, 1)
-            second.mul_(before).add_(torch.bmm(across, written))
-            first.mul_(after).add_(torch.bmm(across.mT, read))
+            second.mul_(before).add_(_product(across, written))
+            first.mul_(after).add_(_product(across.mT, read))
         return None, into_kept.reshape(-1, size, width), *into_rows.unbind(2), *into_columns.unbind(2)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """a b of many matrices: where a has one or two columns, sums of products take a tenth of the time of torch.bmm on a CPU."""
+    if a.shape[2] > 2:
+        return torch.bmm(a, b)
+    product = a[:, :, :1] * b[:, :1]
+    return product if a.shape[2] == 1 else product.addcmul_(a[:, :, 1:], b[:, 1:])
 
 
 def _halves(size: int) -> list[int]:
