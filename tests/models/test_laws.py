@@ -246,8 +246,11 @@ def test_state_elements_are_those_held(name: str, length: int) -> None:
     assert held == kept(name).state_elements(length)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("length", [1, 5, LENGTH])
+# In float32 they are the elements of the law above, at any length.
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [(1, torch.bfloat16), (5, torch.bfloat16), (LENGTH, torch.bfloat16), (LENGTH, torch.float32)],
+)
 @torch.no_grad()
 def test_state_bytes_are_those_held(name: str, length: int, dtype: torch.dtype) -> None:
     """In the dtype in which they are held; of the whole number that counts tokens 4 bytes, however wide it is."""
@@ -272,22 +275,22 @@ def uncounted_flops_per_token(model: LanguageModel) -> float:
     return convolutions + sum(2.0 * mixer.num_heads * mixer.key_dim**3 / mixer.settings.refresh for mixer in inverting)
 
 
-@pytest.mark.parametrize("length", [1, 6])
 @torch.no_grad()
-def test_flops_are_those_counted(name: str, length: int) -> None:
-    """Counted token by token, which is the recurrent form; attention by plain products, as its kernel escapes the counter.
+def test_flops_are_those_counted(name: str) -> None:
+    """Counted for one token and for six, step by step; attention by plain products, as its kernel escapes the counter.
 
     A solver is stopped at a step that it can't have converged by: what is declared is its maximum.
     """
     if "preconditioned" in name:
         pytest.skip("on a single token the preconditioner is the inverse, so no step is taken")
-    model, tokens = kept(name, torch.float32, 1), draw_tokens(0, length, batch_size=1)
-    state = model.init_state(1)
+    model, tokens = kept(name, torch.float32, 1), draw_tokens(0, 6, batch_size=1)
+    state, counted = model.init_state(1), {}
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        for t in range(length):
-            _, state = model.step(tokens[:, t], state)
-    counted = counter.get_total_flops() / length + uncounted_flops_per_token(model)
-    assert counted == pytest.approx(model.forward_flops_per_token(length))
+        for length in range(1, 7):
+            _, state = model.step(tokens[:, length - 1], state)
+            counted[length] = counter.get_total_flops() / length + uncounted_flops_per_token(model)
+    for length in (1, 6):
+        assert counted[length] == pytest.approx(model.forward_flops_per_token(length)), length
 
 
 def gradients(loss: Tensor, model: LanguageModel) -> dict[str, Tensor | None]:

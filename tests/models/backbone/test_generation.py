@@ -18,6 +18,7 @@ from models.build import build_model
 from models.mesa.layers import mesa_replaced
 from tests.models import built
 from tests.models.test_laws import MODELS, VARIANTS, VOCAB_SIZE, config, draw_tokens, kept, stirred
+from tests.thinned import in_turn
 
 SAMPLED = {"num_tokens": 6, "temperature": 1.0, "top_k": 5}
 PROMPT = draw_tokens(0, 6)
@@ -108,8 +109,7 @@ def test_a_compiled_step_writes_its_own_slot_of_a_cache(name: str) -> None:
     assert sizes and max(sizes) < state[0]["cache"].numel()
 
 
-@pytest.mark.parametrize("narrowed", [lambda model: narrow(model, torch.bfloat16), lambda model: model.to(torch.bfloat16)])
-@pytest.mark.parametrize("name", MODELS)
+@in_turn(name=MODELS, narrowed=[lambda model: narrow(model, torch.bfloat16), lambda model: model.to(torch.bfloat16)])
 @torch.no_grad()
 def test_bfloat16_weights_keep_a_wide_state(name: str, narrowed: Callable[[LanguageModel], object]) -> None:
     model = stirred(name, torch.float32).eval()

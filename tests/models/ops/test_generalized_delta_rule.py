@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from models.ops import delta_rule, generalized_delta_rule, gla
 from tests.models.tolerances import assert_near
+from tests.thinned import pairwise
 
 B, H, K, V, CHUNK_SIZE = 2, 3, 5, 4, 8
 LENGTHS = (1, 7, 8, 19)
@@ -111,9 +112,7 @@ EXTREMES = {
 }
 
 
-@each_decay
-@pytest.mark.parametrize("micro_steps", [1, 2])
-@pytest.mark.parametrize("extreme", EXTREMES)
+@pairwise(extreme=EXTREMES, micro_steps=[1, 2], channels=[False, True])
 def test_extremes_are_finite_and_agree(extreme: str, micro_steps: int, channels: bool) -> None:
     inputs = draw(19, micro_steps, channels=channels)
     name, value = EXTREMES[extreme]

@@ -32,6 +32,7 @@ from tests.models.ops.mesa.mesa_forms import (
     worst_error,
 )
 from tests.models.ops.solvers.solver_cases import Case, draw_case
+from tests.thinned import pairwise
 
 cg = partial(built, "cg")
 SOLVERS = [EXACT, built("preconditioned_cg", 60), built("chebyshev", 400, 1e-13), built("cholesky", 0)]
@@ -44,10 +45,7 @@ def exact(variant: str, length: int) -> tuple[Tensors, tuple[list[torch.Tensor],
     return inputs, with_gradients(recurrent, inputs)
 
 
-@pytest.mark.parametrize("solver", SOLVERS, ids=lambda x: type(x).__name__)
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("length", [1, 7, 8, 19])
-@pytest.mark.parametrize("form", [chunked, decoded])
+@pairwise(form=[chunked, decoded], length=[1, 7, 8, 19], variant=VARIANTS, solver=SOLVERS)
 def test_both_forms_equal_the_exact_recurrence(
     form: Callable[[Tensors, Solver], list[Tensor]], length: int, variant: str, solver: Solver
 ) -> None:
@@ -122,9 +120,7 @@ def test_extremes_of_the_recurrence_are_finite(variant: str, extreme: str) -> No
     assert_finite_and_near(recurrent, variant, extreme)
 
 
-@pytest.mark.parametrize("solver", [cg(30), cg(30, 1e-4), *SOLVERS[1:]], ids=str)
-@pytest.mark.parametrize("extreme", EXTREMES)
-@pytest.mark.parametrize("variant", ["plain", "signs"])
+@pairwise(variant=["plain", "signs"], extreme=EXTREMES, solver=[cg(30), cg(30, 1e-4), *SOLVERS[1:]])
 def test_extremes_are_finite_and_agree(variant: str, extreme: str, solver: Solver) -> None:
     for form in (partial(chunked, solver=solver), partial(decoded, solver=solver)):
         assert_finite_and_near(form, variant, extreme)

@@ -14,6 +14,7 @@ from models.ops.mesa.operators import TokenOperator
 from models.ops.solvers import Cholesky, Solver, iteration
 from models.ops.solvers.richardson import Richardson
 from tests.models.ops.mesa.mesa_forms import NAMES, B, H, K, Tensors, built, chunked, decoded, draw, run, trace, worst_error
+from tests.thinned import in_turn
 
 INITIAL = ("zero", "diagonal", "query", "previous_token")
 SAFE = torch.tensor([0.1, 0.2], dtype=torch.float64)
@@ -61,15 +62,14 @@ def test_it_is_the_loop_written_out(max_steps: int, initial: str, monkeypatch: p
                 torch.testing.assert_close(actual, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(("max_steps", "tolerance"), [(1, 0.0), (3, 0.0), (30, 0.05)])
-@pytest.mark.parametrize("initial", INITIAL)
-def test_the_gradient_is_that_of_the_steps_into_their_size_too(initial: str, max_steps: int, tolerance: float) -> None:
+@in_turn(initial=INITIAL, stop=[(1, 0.0), (3, 0.0), (30, 0.05)])
+def test_the_gradient_is_that_of_the_steps_into_their_size_too(initial: str, stop: tuple[int, float]) -> None:
     inputs = {name: x if name == "regularizer" else x[:1] for name, x in draw(9).items()}
     leaves = [x.clone().requires_grad_() for x in (SAFE, *(inputs[name] for name in NAMES))]
 
     def outputs(step_size: Tensor, *xs: Tensor) -> tuple[Tensor, ...]:
         drawn = {**inputs, **dict(zip(NAMES, xs, strict=True))}
-        solver = replace(richardson(max_steps, tolerance, initial=initial), step_size=step_size)
+        solver = replace(richardson(*stop, initial=initial), step_size=step_size)
         return tuple(chunked({**drawn, "H": drawn["H"] @ drawn["H"].mT / K}, solver))
 
     assert torch.autograd.gradcheck(outputs, leaves, fast_mode=True, atol=1e-6)

@@ -27,6 +27,7 @@ from tests.models.ops.mesa.mesa_forms import (
     worst_error,
 )
 from tests.models.ops.solvers.solver_cases import Case, draw_case
+from tests.thinned import pairwise
 
 ITERATIVE = ("cg", "preconditioned_cg", "chebyshev")
 INITIAL = ("zero", "diagonal", "query", "previous_token")
@@ -38,10 +39,7 @@ def draw_long(keys: str, gate_logit: float, length: int = 256) -> Tensors:
     return draw_case(Case(keys, gate_logit, "random"), length=length, dim=32)
 
 
-@pytest.mark.parametrize("initial", INITIAL)
-@pytest.mark.parametrize("max_steps", [0, 1, 2])
-@pytest.mark.parametrize("name", ITERATIVE)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pairwise(variant=VARIANTS, name=ITERATIVE, max_steps=[0, 1, 2], initial=INITIAL)
 def test_a_later_token_changes_nothing_however_few_the_steps(variant: str, name: str, max_steps: int, initial: str) -> None:
     """Its gate, key, value and Lambda, within a chunk and at its end."""
     solver = built(name, max_steps, initial=initial)

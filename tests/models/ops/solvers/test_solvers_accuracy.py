@@ -7,6 +7,7 @@ state leaves. A gradient may vanish at a token and not around it: there the erro
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache, partial
 
 import pytest
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from models.ops.solvers import Solver
 from tests.models.ops.mesa.mesa_forms import NAMES, Tensors, built, chunked, trace, with_gradients
-from tests.models.ops.solvers.solver_cases import CASES, Case, draw_case
+from tests.models.ops.solvers.solver_cases import CASES, GATE_LOGITS, KEYS, QUERIES, Case, draw_case
+from tests.thinned import pairwise
 
 EXACT = built("cholesky", 0)
 # A tolerance below what float32 can hold asks for a remainder.
@@ -106,10 +108,9 @@ def test_a_small_read_out_keeps_its_digits(name: str) -> None:
     assert errors(chunked(narrow, built("cg", 60), 32)[0], exact)[1] > 1e-4
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_badly_conditioned_states_are_solved(case: Case, name: str) -> None:
-    assert not violations(case, name, length=100, dim=32, chunk_size=32)
+@pairwise(state=itertools.product(KEYS, GATE_LOGITS), queries=QUERIES, name=SOLVERS)
+def test_badly_conditioned_states_are_solved(state: tuple[str, float], queries: str, name: str) -> None:
+    assert not violations(Case(*state, queries), name, length=100, dim=32, chunk_size=32)
 
 
 @pytest.mark.slow

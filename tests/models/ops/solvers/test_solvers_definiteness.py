@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.models.ops.mesa.mesa_forms import B, H, K, Tensors, built, chunked, decoded, draw, recurrent, trace, with_gradients
+from tests.thinned import pairwise
 
 ITERATIVE = ("cg", "preconditioned_cg", "chebyshev")
 
@@ -32,9 +33,7 @@ def test_the_trace_tells() -> None:
 STEPS = 48
 
 
-@pytest.mark.parametrize("initial", ["zero", "diagonal", "query", "previous_token"])
-@pytest.mark.parametrize("tolerance", [0.0, pytest.param(1e-10, marks=pytest.mark.slow), 1e-4])
-@pytest.mark.parametrize("name", ITERATIVE)
+@pairwise(name=ITERATIVE, tolerance=[0.0, 1e-10, 1e-4], initial=["zero", "diagonal", "query", "previous_token"])
 def test_everything_stays_finite(name: str, tolerance: float, initial: str) -> None:
     for dtype in (torch.float32, torch.float64):
         inputs = {key: x.to(dtype) for key, x in draw_indefinite(11).items()}

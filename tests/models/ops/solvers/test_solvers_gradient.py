@@ -10,6 +10,7 @@ from torch import Tensor
 
 from models.ops.solvers import Solver
 from tests.models.ops.mesa.mesa_forms import NAMES, VARIANTS, Tensors, built, chunked, decoded, draw, gradients, recurrent
+from tests.thinned import pairwise
 
 ITERATIVE = ("cg", "preconditioned_cg", "chebyshev")
 INITIAL = ("zero", "diagonal", "query", "previous_token")
@@ -30,9 +31,7 @@ def draw_one(length: int) -> Tensors:
     return {name: x if name == "regularizer" else x[:1] for name, x in draw(length).items()}
 
 
-@pytest.mark.parametrize("initial", INITIAL)
-@pytest.mark.parametrize("max_steps", [0, 1, 3])
-@pytest.mark.parametrize("name", ITERATIVE)
+@pairwise(name=ITERATIVE, max_steps=[0, 1, 3], initial=INITIAL)
 def test_unrolled_is_the_gradient_of_the_steps(name: str, max_steps: int, initial: str) -> None:
     assert_differentiates(draw_one(9), built(name, max_steps, initial=initial, gradient="unrolled"))
 
