@@ -233,17 +233,20 @@ def test_an_interrupted_command_says_so_and_leaves_no_lock(number, small, signal
 def forked(request: list[str], said: Path) -> BaseProcess:
     """The command in a session of its own, as a fork of this process, which has imported torch.
 
-    SIGINT is ignored at the start, as in a command that a script puts into the background.
+    So are its workers, each of which would import torch for seconds; a test above starts them as a command does. SIGINT is
+    ignored at the start, as in a command that a script puts into the background.
     """
+    fork = multiprocessing.get_context("fork")
 
     def run() -> None:
         os.setsid()
+        multiprocessing.get_context = lambda method=None: fork
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.argv = ["suite", "run", *request]
         with said.open("w") as file, contextlib.redirect_stderr(file):
             sys.exit(command_line())
 
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = fork.Process(target=run)
     process.start()
     return process
 
