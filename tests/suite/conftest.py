@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,15 @@ def call(command: list[str]):
         return subprocess.run([*command, *arguments], capture_output=True, text=True, cwd=ROOT, timeout=180)
 
     return run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timed_once() -> Iterator[None]:
+    """Has studies time in turn once and not five times: what a clock says is nothing to test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("suite.evaluation.studies.timing.TIMED_REPEATS", 1)
+        patch.setattr("suite.evaluation.studies.timing.TIMED_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(autouse=True)
