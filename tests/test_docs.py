@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import os
 import re
 import shlex
 import shutil
@@ -89,16 +90,24 @@ def slugs(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the pages take for granted, and an empty store."""
+@pytest.fixture(scope="module")
+def granted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the files that the pages take for granted."""
     from tokenizers import Tokenizer, models
 
-    (tmp_path / "books").mkdir()
+    folder = tmp_path_factory.mktemp("granted")
+    (folder / "books").mkdir()
     for name in ("books/one.txt", "news.txt"):
-        (tmp_path / name).write_text("words of a text that is long enough for one window and then some\n" * 2000)
-    subprocess.run(["xz", tmp_path / "books" / "one.txt"], check=True)
-    Tokenizer(models.BPE({chr(i): i for i in range(128)}, [])).save(str(tmp_path / "tokenizer.json"))
+        (folder / name).write_text("words of a text that is long enough for one window and then some\n" * 2000)
+    subprocess.run(["xz", folder / "books" / "one.txt"], check=True)
+    Tokenizer(models.BPE({chr(i): i for i in range(128)}, [])).save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def elsewhere(granted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of a test's own with these files, which are only read, and an empty store."""
+    shutil.copytree(granted, tmp_path, copy_function=os.link, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

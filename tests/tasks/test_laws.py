@@ -161,7 +161,9 @@ def global_generators() -> tuple[torch.Tensor, list[int], tuple[Any, ...]]:
     return torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
 
 
+@pytest.mark.slow
 def test_the_seed_of_hashes_changes_no_example(data, kept_digest):
+    """Tests of golden examples find it too, in processes of other seeds, but for a task that reads a text."""
     code = "import sys; from tests.tasks.test_laws import digests; print(digests(eval(sys.argv[1])))"
     # This process has another one, mostly drawn at its start.
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"

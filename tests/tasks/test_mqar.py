@@ -14,6 +14,7 @@ from tasks.synthetic.blocks import BLOCK
 from tasks.synthetic.reachable import MOST_DRAWS, reachable
 from tasks.task import IGNORE, Batch, Scored
 from tests.tasks.composed import build
+from tests.thinned import pairwise
 
 ARGUMENTS = {
     "vocab_size": 64,
@@ -177,13 +178,14 @@ def best_answer(vocab_size, seq_len, pairs, power_a, random, reach):
     return sum(max(values.values()) for values in seen.values()) / sum(example[0] for example in examples)
 
 
-@pytest.mark.parametrize("most_draws", [MOST_DRAWS, 0])
-@pytest.mark.parametrize("reach", [0, 1, 3, 4, 5, 7, 9])
-@pytest.mark.parametrize(
-    ("vocab_size", "seq_len", "pairs", "power_a", "random"),
-    [(8, 12, 2, 0.01, False), (8, 12, 3, 2.0, False), (8, 14, 3, 0.5, False), (6, 12, 2, 0.5, True), (6, 10, 2, 0.01, True)],
-)
-def test_reachable_accuracy_is_that_of_bayes_answer(monkeypatch, vocab_size, seq_len, pairs, power_a, random, reach, most_draws):
+# vocab_size, seq_len, pairs, power_a and whether other places are random.
+SMALL_ENOUGH = [(8, 12, 2, 0.01, False), (8, 12, 3, 2.0, False), (8, 14, 3, 0.5, False), (6, 12, 2, 0.5, True)]
+SMALL_ENOUGH += [(6, 10, 2, 0.01, True)]
+
+
+@pairwise(asked=SMALL_ENOUGH, reach=[0, 1, 3, 4, 5, 7, 9], most_draws=[MOST_DRAWS, 0])
+def test_reachable_accuracy_is_that_of_bayes_answer(monkeypatch, asked, reach, most_draws):
+    vocab_size, seq_len, pairs, power_a, random = asked
     monkeypatch.setattr("tasks.synthetic.reachable.MOST_DRAWS", most_draws)
     every = all_examples(vocab_size, seq_len, pairs, power_a, random)
     # Values under other names are as likely, and asked for alike: those in ascending order stand for all.

@@ -18,6 +18,7 @@ from suite.evaluation.continuation import Prompt, continue_prompts, score_contin
 from suite.evaluation.prefixes import Node, shared
 from suite.request.compose import compose_one
 from tasks.language.tokenizer import ByteTokenizer
+from tests.thinned import in_turn
 
 CPU, TOKENIZER = torch.device("cpu"), ByteTokenizer()
 SMALL = ("size.d_model=32", "size.num_blocks=2", "size.num_heads=2", "size.head_dim=8", "size.mlp_dim=32")
@@ -76,8 +77,7 @@ def nodes_of(roots: Sequence[Node]) -> list[Node]:
     return [node for root in roots for node in (root, *nodes_of(root.children))]
 
 
-@pytest.mark.parametrize("batch_size", [1, 7])
-@pytest.mark.parametrize("name", NAMES)
+@in_turn(name=NAMES, batch_size=[1, 7])
 def test_scores_are_those_of_a_plain_forward_pass(name, batch_size):
     found = score_continuations(model_of(name), pairs(), batch_size=batch_size, device=CPU)
     for (total, is_greedy), expected in zip(found, plain_scores(name), strict=True):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from suite.cli import main
 from tests.suite.conftest import ROOT, SMALL
 
 # Alone it takes a fifth of a second; other work on the machine may slow it.
@@ -65,10 +66,11 @@ loaded("torch._dynamo", "sympy", "lm_eval", "datasets")
     assert (made.returncode, built, trained) == (0, "", "") and "done in" in "".join(said), made.stderr
 
 
-def test_workers_that_fail_at_their_start_are_not_started_for_ever(call, tmp_path):
+def test_workers_that_fail_at_their_start_are_not_started_for_ever(tmp_path, capfd):
     (tmp_path / "own" / "models").mkdir(parents=True)
     broken = "import multiprocessing\n\nif multiprocessing.parent_process():\n    raise RuntimeError('only here')\n"
     (tmp_path / "own" / "models" / "broken.py").write_text(broken)
-    made = call("run", f"extend={tmp_path / 'own'}", *SMALL, "seed=0,1", "compute.jobs=2", f"paths.results={tmp_path}")
-    assert made.returncode == 1 and "only here" in made.stderr
-    assert made.stderr.rstrip().endswith("2 workers failed before a run was begun")
+    request = [f"extend={tmp_path / 'own'}", *SMALL, "seed=0,1", "compute.jobs=2", f"paths.results={tmp_path}"]
+    with pytest.raises(RuntimeError, match="^2 workers failed before a run was begun$"):
+        main(["run", *request])
+    assert "only here" in capfd.readouterr().err

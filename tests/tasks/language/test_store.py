@@ -124,7 +124,7 @@ def task(folder: Path, tokenizer: str | None, **changes: object) -> Language:
     return build("language", data=data, seq_len=16, max_validation_examples=None, reset_at_bos=False)
 
 
-def test_a_finished_store_is_opened_without_reading_a_shard_or_the_text(text, tmp_path, small_units, monkeypatch):
+def test_a_finished_store_is_opened_without_reading_a_shard_or_the_text(text, tmp_path, small_units, old_soon, monkeypatch):
     text = settled(text)
     before = opened(text, tmp_path / "cache")
 
@@ -138,10 +138,16 @@ def test_a_finished_store_is_opened_without_reading_a_shard_or_the_text(text, tm
 
 
 def settled(path: Path) -> Path:
-    """The file with the times of an old one: what was written just now may be written to again unseen."""
-    deadline = time.time() + 2.2 - (time.time() - os.stat(path).st_ctime)
+    """The file once it is an old one: what was written just now may be written to again unseen."""
+    deadline = os.stat(path).st_ctime + 2e-9 * remembered.SETTLED_NANOSECONDS
     time.sleep(max(0.0, deadline - time.time()))
     return path
+
+
+@pytest.fixture
+def old_soon(monkeypatch) -> None:
+    """A file is an old one after a tenth of a second."""
+    monkeypatch.setattr(remembered, "SETTLED_NANOSECONDS", 10**8)
 
 
 @pytest.mark.parametrize("kind", ["ids", "bytes", "bos"])
@@ -174,7 +180,7 @@ def test_a_shard_that_is_cut_is_made_again_at_once(text, tmp_path, small_units):
     assert stream(opened(text, tmp_path / "cache")["train"]) == expected("train")
 
 
-def test_a_store_that_was_copied_is_compared_once_with_what_was_written(text, tmp_path, small_units, monkeypatch):
+def test_a_store_that_was_copied_is_compared_once_with_what_was_written(text, tmp_path, small_units, old_soon, monkeypatch):
     folder = opened(text, tmp_path / "cache")["train"].folder
     shutil.copytree(folder, tmp_path / "other" / folder.name)
     for path in (tmp_path / "other" / folder.name).iterdir():
