@@ -44,7 +44,7 @@ def expected(run: Run) -> dict[str, object]:
 
 @pytest.mark.parametrize("model", whole("model"))
 def test_every_setting_of_any_model_is_in_its_cell(model: str) -> None:
-    (run,) = plan([f"model={model}", "task=mqar", "eval=none"])
+    (run,) = plan([f"model={model}", "task=mqar"])
     assert {key: value for key, value in run.cell.items() if "." in key} == expected(run)
 
 
