@@ -61,7 +61,7 @@ def test_the_interval_covers_the_gain_of_many_documents() -> None:
     assert 0.01 < row["least_high"] - row["least_low"] < 0.08
 
 
-@pytest.mark.parametrize("clusters", [None, 20])
+@pytest.mark.parametrize("clusters", [pytest.param(None, marks=pytest.mark.slow), 20])
 def test_no_difference_is_seldom_a_verdict(monkeypatch, clusters: int | None) -> None:
     """Three seeds that differ in what they gain, about zero: a bootstrap over three of them said helps or hurts in 28 %."""
     monkeypatch.setattr("reports.pages.mesa.compute.RESAMPLES", 200)

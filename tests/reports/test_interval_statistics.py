@@ -170,7 +170,7 @@ def test_two_ways_of_training_that_are_one_are_seldom_told_apart(arms: int) -> N
     assert told / 600 <= 0.07
 
 
-@pytest.mark.parametrize("floors", [2, 5])
+@pytest.mark.parametrize("floors", [pytest.param(2, marks=pytest.mark.slow), 5])
 def test_floors_that_are_one_are_seldom_told_apart(floors: int) -> None:
     generator, told = np.random.default_rng(0), 0
     for _ in range(150):

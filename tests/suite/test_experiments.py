@@ -1,4 +1,4 @@
-"""Laws of experiments, over all that stand in conf/: each composes, and its first run trains two steps and is evaluated."""
+"""Laws of experiments, over all that stand in conf/: the first run of each trains two steps and is evaluated."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def first_cell(experiment: str) -> list[str]:
 TIMED = ("compute", "efficiency", "sherman_morrison", "solver_ablation", "warm_start")
 # The same on a larger grid: NAME_small trains too.
 LARGE = [name for name in options("experiment") if f"{name}_small" in options("experiment")]
-EXPERIMENTS = [pytest.param(n, marks=pytest.mark.slow) if n in (*TIMED, *LARGE) else n for n in options("experiment")]
+# Their first run is one of Mesa on a task, evaluated as the first run of another one is.
+ALIKE = ("equal_state_small", "fla_mesanet", "forget_gate", "learning_rate", "mqar_capacity_small", "rate_sweep", "small")
+SLOW = (*TIMED, *LARGE, *ALIKE)
+EXPERIMENTS = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in options("experiment")]
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -29,14 +29,15 @@ def documents(benchmark: Callable) -> list[dict]:
     return list(benchmark(version=1, config_source="a.yaml", pretrained="gpt2")["test"])
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_there_are_enough_documents_none_twice_and_always_the_same(benchmark, prose):
-    found = documents(benchmark)
-    assert 50 <= len(found) <= 200
-    assert len({str(document) for document in found}) == len(found)
+def test_there_are_enough_documents_none_twice_and_always_the_same():
+    """Those of all benchmarks, before and after what they share is forgotten: the prose takes long to read."""
+    found = [documents(benchmark) for benchmark in BENCHMARKS]
+    for each in found:
+        assert 50 <= len(each) <= 200
+        assert len({str(document) for document in each}) == len(each)
     for kept in (data._prose, data._sample):
         kept.cache_clear()
-    assert documents(benchmark) == found
+    assert [documents(benchmark) for benchmark in BENCHMARKS] == found
 
 
 def test_passages_are_drawn_once_for_all_runs_of_a_request(monkeypatch):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,25 @@ def states_now() -> list[str]:
     return states(ROOT)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the packages; what was read of a file there is kept until its content changes."""
+    folder = tmp_path_factory.mktemp("copied")
     for package in ("models", "tasks", "suite", "conf"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture
+def root(copied: Path) -> Iterator[Path]:
+    """The copy, which a test may change: afterwards it is as it was."""
+    texts = {path: path.read_bytes() for path in copied.rglob("*.py")}
+    yield copied
+    for path in [path for path in copied.rglob("*.py") if path not in texts]:
+        path.unlink()
+    for path, text in texts.items():
+        if path.read_bytes() != text:
+            path.write_bytes(text)
 
 
 def edit(path: Path, old: str, new: str) -> None:

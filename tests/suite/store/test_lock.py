@@ -115,11 +115,14 @@ def test_the_run_of_a_killed_holder_is_free_at_once_where_flock_works(tmp_path):
 
 @pytest.mark.parametrize("kind", [KINDS[1], pytest.param(KINDS[2], marks=pytest.mark.slow)])
 def test_the_run_of_a_killed_holder_is_free_once_its_claim_is_stale_where_flock_tells_nothing(kind, tmp_path):
-    end(holding(tmp_path, kind, stale=4))
-    waiting = python(HOLD, tmp_path, kind, stale=4)
+    end(holding(tmp_path, kind))
+    waiting = python(HOLD, tmp_path, kind)
     assert waiting.stdout.readline() == "" and waiting.wait() != 0
-    time.sleep(4.3)
-    end(holding(tmp_path, kind, stale=4))
+    (claim,) = claims(tmp_path)
+    # Its last heartbeat.
+    then = claim.stat().st_mtime - STALE_SECONDS - 1
+    os.utime(claim, (then, then))
+    end(holding(tmp_path, kind))
 
 
 @pytest.mark.parametrize("hosts", ["many", pytest.param("one", marks=pytest.mark.slow)])
