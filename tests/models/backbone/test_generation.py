@@ -10,7 +10,6 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch._inductor.utils import run_and_get_code
 
 from models.backbone.generation import captured, compile_step, draw, generate, narrow
 from models.backbone.language_model import LanguageModel
@@ -97,6 +96,9 @@ def test_a_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None
 @torch.no_grad()
 def test_a_compiled_step_writes_its_own_slot_of_a_cache(name: str) -> None:
     """Not a copy of the cache, which is what is made of a `scatter_`: no memory of its size is asked for."""
+    # Imported here, since it takes a second of whoever collects tests.
+    from torch._inductor.utils import run_and_get_code
+
     model = stirred(name).eval()
     prompt = PROMPT[:, :2].repeat(8, 1)
     _, state = model(prompt)
