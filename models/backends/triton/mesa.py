@@ -4,7 +4,8 @@
     H_t = exp(log_decay_t) H_{t-1} + beta_t k_t k_t^T
     o_t = G_t x_t   with   (H_t + Lambda) x_t = q_t
 
-Forward and backward are operators of their own, so that torch.compile goes through them without a break.
+Under torch.compile forward and backward are operators of their own, so that it goes through them without a break; outside they
+are a function of autograd, which costs less of Python's time. `mesa_launches.py` says which kernels a training step launches.
 
     B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks
 """
@@ -57,19 +58,20 @@ def mesa_chunked(
     """o_t = G_t (H_t + Lambda)^-1 q_t, with gradients by implicit differentiation (App. D), H counting as symmetric.
 
     q, k [B, T, H, K] and v [B, T, H, V] of DTYPES, computed in the widest of theirs, K and V at most 128, entries of k up
-    to 31 in size; log_decay <= 0 (-inf forgets all that came before) and beta in [0, 1], [B, T, H]; regularizer, the
-    diagonal of Lambda, [H, K] > 0, below 32,768; G and H, the state before, or None for zeros. A sequence that begins
-    inside T is a log_decay of -inf.
+    to 31 in size; log_decay <= 0 (one below -80 forgets all that came before, as -inf does, and has no gradient) and beta in
+    [0, 1], [B, T, H]; regularizer, the diagonal of Lambda, [H, K], from 1e-4 to below 32,768, as bfloat16 inputs may have it
+    rounded to float16; G and H, the state before, or None for zeros. A sequence that begins inside T is a log_decay of -inf.
 
     A token's solve begins at `initial`, "zero", "diagonal" (q / diag(H + Lambda)) or "query" (q), and ends at
-    |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0; so does that of its backward. In bfloat16, 1e-4 brings
-    all gradients to the rounding of their dtype; 1e-3 brings o there. Directions are rounded to float16, so that before
-    the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
-    Raises ValueError for other dtypes, and for more than MOST_HEADS heads of all sequences together; the table in
-    models/backends/__init__.py says for which sizes and settings these kernels are chosen.
+    |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0, where 0 leaves the beginning; so does that of its backward.
+    A tolerance below 1e-7 counts as 1e-7, and a q with no entry above 1e-36 in size as 0. In bfloat16, 1e-4 brings all
+    gradients to the rounding of their dtype; 1e-3 brings o there. Directions, and where a solve begins, are rounded to float16,
+    so that before the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
+    Raises ValueError for what `refuse` and `refuse_dtypes` name, and for more than MOST_HEADS heads of all sequences together;
+    the table in models/backends/__init__.py says for which sizes and settings these kernels are chosen.
     """
     refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer, "G": G, "H": H})
-    assert max(k.shape[-1], v.shape[-1]) <= launches.LARGEST_DIM and initial in INITIAL
+    refuse(k, v, regularizer, max_steps, initial)
     batch_size, _, num_heads, _ = k.shape
     if batch_size * num_heads > MOST_HEADS:
         raise ValueError(
@@ -89,6 +91,21 @@ def refuse_dtypes(inputs: dict[str, Tensor | None]) -> None:
             raise ValueError(f"{name} is {x.dtype}, permitted with backend=triton are {', '.join(map(str, DTYPES))}")
 
 
+def refuse(k: Tensor, v: Tensor, regularizer: Tensor, max_steps: int, initial: str) -> None:
+    """ValueError for sizes and settings that these kernels would read past, or take for others."""
+    if k.numel() == 0:
+        raise ValueError(f"k is {[*k.shape]}, permitted with backend=triton are one token or more")
+    if max(k.shape[-1], v.shape[-1]) > launches.LARGEST_DIM:
+        dims = f"{k.shape[-1]} and {v.shape[-1]}"
+        raise ValueError(f"key_dim and value_dim are {dims}, permitted with backend=triton are up to {launches.LARGEST_DIM}")
+    if regularizer.shape != k.shape[2:]:
+        raise ValueError(f"regularizer is {[*regularizer.shape]}, permitted with backend=triton is [H, K] = {[*k.shape[2:]]}")
+    if initial not in INITIAL:
+        raise ValueError(f"initial is {initial}, permitted with backend=triton are {', '.join(INITIAL)}")
+    if max_steps < 0:
+        raise ValueError(f"max_steps is {max_steps}, permitted are 0 and more")
+
+
 def _compute(
     q: Tensor,
     k: Tensor,
@@ -102,7 +119,7 @@ def _compute(
     max_steps: int,
     initial: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """o, the final G and H, steps; and for the backward x."""
+    """o, G and H after the last token, steps; and for the backward x, see `launches.empty_solution`."""
     tokens = launches.Tokens(k, v, log_decay, beta, regularizer)
     assert q.is_contiguous() and all(x.is_contiguous() for x in tokens)
     after, (o, x, steps) = launches.empty_ends(k, v), launches.empty_solution(k, v)
@@ -153,14 +170,14 @@ def _compute_backward(
     max_steps: int,
     initial: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v, log_decay, beta, regularizer and of the state before, from those of o and the state after.
+    """The gradients of q, k, v, log_decay, beta, regularizer, G and H, from those of o and of final_G and final_H.
 
-    Those of a G or H that is none are empty.
+    x is what `_compute` returns; G and H are the state before. The gradient of a G or H that is None is empty.
     """
     tokens, solver = launches.Tokens(k, v, log_decay, beta, regularizer), launches.Solver(tolerance, max_steps, initial)
     start, d_o = launches.Ends(G, H), d_o.to(v.dtype).contiguous()
-    e, row = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
-    by_chunk = row.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
+    e, growth = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
+    by_chunk = growth.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
     from_inputs: tuple[Tensor, ...] = ()
     d_G0, d_H0 = (None if S is None else torch.empty_like(final) for S, final in zip(start, (final_G, final_H), strict=True))
     d_G, twice_d_H = None if d_G is None else d_G.contiguous(), None if d_H is None else (d_H + d_H.mT).contiguous()
@@ -169,13 +186,13 @@ def _compute_backward(
     for heads in pieces:
         states = memory if len(heads) == len(pieces[0]) else launches.States(*(S[: len(heads)] for S in memory))
         launches.states(tokens, gates, start, heads, states, None)
-        launches.solve_backward(d_o, tokens, gates, states, heads, x, solver, e, by_chunk, row)
-        # now, in the memory that the right-hand sides leave
+        launches.solve_backward(d_o, tokens, gates, states, heads, x, solver, e, by_chunk, growth)
+        # not before, so that they lie in the memory that the right-hand sides have left
         from_inputs = from_inputs or tuple(torch.empty_like(given) for given in (k, v, log_decay, beta))
         crossing_G = launches.state_gradients(d_o, x, gates, d_G, states, heads, final_G, d_G0, False)
         crossing_H = launches.state_gradients(e, x, gates, twice_d_H, states, heads, final_H, d_H0, True)
         crossing = torch.cat([crossing_G, crossing_H])
-        launches.input_gradients(tokens, gates, x, e, d_o, row, crossing, states, heads, *from_inputs)
+        launches.input_gradients(tokens, gates, x, e, d_o, growth, crossing, states, heads, *from_inputs)
     d_q = e[0] if k.dtype == torch.bfloat16 else e.float().sum(0).to(k.dtype)
     if d_H0 is not None:
         d_H0 /= 2
@@ -234,7 +251,7 @@ _forward.register_autograd(_differentiate, setup_context=_remember)
 
 
 class _Mesa(Function):
-    """What `_forward` is, without an operator."""
+    """What `_forward` is, as a function of autograd: an operator takes longer in Python."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, *inputs: Any) -> tuple[Tensor, ...]:

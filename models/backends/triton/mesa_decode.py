@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from models.backends.triton.mesa import refuse_dtypes
+from models.backends.triton.mesa import refuse, refuse_dtypes
 
 TALL, WIDE = tl.constexpr(8), tl.constexpr(16)
 """Rows and columns of the tile that a warp reads at once: 16 bytes a thread."""
@@ -36,10 +36,14 @@ def mesa_decode_(
 ) -> Tensor:
     """o [B, 1, H, V] in float32; the state after the token is written into G [B, H, V, K] and H [B, H, K, K].
 
-    All as in `mesa.mesa_chunked`, with T = 1. G and H are float32 and contiguous. No gradient goes through it, and nothing
-    waits for the device: it can be captured in a CUDA graph. Raises ValueError for other dtypes.
+    All as in `mesa.mesa_chunked`, with T = 1, but computed in float32, whatever the dtypes. G and H are float32 and contiguous.
+    No gradient goes through it, and nothing waits for the device: it can be captured in a CUDA graph.
+    Raises ValueError for what `refuse` and `refuse_dtypes` name, for more tokens than one, and for another G or H.
     """
     refuse_dtypes({"q": q, "k": k, "v": v, "log_decay": log_decay, "beta": beta, "regularizer": regularizer})
+    refuse(k, v, regularizer, max_steps, initial)
+    if k.shape[1] != 1:
+        raise ValueError(f"{k.shape[1]} tokens are given, permitted is one")
     for name, S in (("G", G), ("H", H)):
         if S.dtype != torch.float32 or not S.is_contiguous():
             raise ValueError(f"{name} is {S.dtype} with strides {S.stride()}, permitted is a contiguous float32 state")

@@ -1,7 +1,8 @@
 # ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
-"""The Mesa layer's gradients in Triton, from the solutions of both passes (MesaNet App. D); `mesa_launches.py` calls them.
+"""The Mesa layer's gradients in Triton, from the solutions of both passes (MesaNet App. D).
 
-Layouts are those of `mesa_states.py`.
+Layouts and names are those of `mesa_tiles.py`. Time is cut into segments as in `mesa_states.py` and walked through from its
+end: every segment but the first leaves its sum [rows, K] and its decay [places, segments - 1], those of segment 1 at number 0.
 """
 
 import triton
@@ -21,8 +22,8 @@ from models.backends.triton.mesa_tiles import (
 
 
 @triton.jit
-def _tile_of(block, V: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """(rows, columns) of a tile, and whether it lies above the diagonal: SYMMETRIC has those on it first, at most two a side."""
+def _gradient_tile(block, V: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """(rows, columns, above) of a tile; SYMMETRIC has those on the diagonal, one or two, and then the one that is above it."""
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
     row_block, column_block = block // blocks_k, block % blocks_k
     if SYMMETRIC:
@@ -38,7 +39,7 @@ def _before_chunk(
 ):  # fmt: skip
     """(D, decay): a tile of the gradient of the state before chunk c, from that after it, and a_c.
 
-    SYMMETRIC has on the diagonal, which is not `above` it, the sum of which `_whole` is the gradient.
+    SYMMETRIC has -(y x^T + x y^T) in a tile `above` the diagonal, and -y x^T alone in one on it, which `_whole` completes.
     """
     t = tl.arange(0, C)
     start, left = c * C * heads, T - c * C
@@ -73,7 +74,7 @@ def _before_chunk(
 
 @triton.jit
 def _whole(D, above, SYMMETRIC: tl.constexpr):
-    """A tile of -(y x^T + x y^T) from one of -y x^T where that lies on the diagonal, else D itself."""
+    """The gradient in a tile: D + D^T where it lies on the diagonal and SYMMETRIC, else D itself."""
     whole = D
     if SYMMETRIC:
         if above == 0:
@@ -83,19 +84,19 @@ def _whole(D, above, SYMMETRIC: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_gradients_kernel(
-    y, x, from_start, decays, sums, kept, T, N, heads, skipped, span, part,
+    y, x, from_start, decays, sums, segment_decays, T, N, heads, skipped, span, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to the gradient of the state before it: one that others are before, the first of which is number 0."""
+    """What segment `number` + 1 adds to the gradient of the state before it, and its decay. The first segment has no number."""
     block, place, number = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows, columns, above = _tile_of(block, V, K, BLOCK, SYMMETRIC)
+    rows, columns, above = _gradient_tile(block, V, K, BLOCK, SYMMETRIC)
     first = batch * T * heads + h
     from_start += head * N * C
     decays += head * N
-    here = place * tl.num_programs(2) + number
+    at = place * tl.num_programs(2) + number
     D = tl.zeros([BLOCK, BLOCK], tl.float32)
     decay = 1.0
     start = (number + 1) * span
@@ -106,9 +107,9 @@ def segment_gradients_kernel(
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
         decay *= chunk_decay
-    store_tile(sums + here * V * K, D, rows, columns, K, V, K)
+    store_tile(sums + at * V * K, D, rows, columns, K, V, K)
     if block == 0:
-        tl.store(kept + here, decay)
+        tl.store(segment_decays + at, decay)
 
 
 @triton.jit
@@ -127,22 +128,27 @@ def _store_gradient(gradients, D, rows, columns, above, V: tl.constexpr, K: tl.c
 
 @triton.jit(do_not_specialize=SIZES)
 def state_gradients_kernel(
-    y, x, from_start, decays, final_gradient, states, scales, final, sums, kept, gradients, initial, crossing,
+    y, x, from_start, decays, d_final, states, scales, final, sums, segment_decays, gradients, d_initial, crossing,
     T, N, heads, skipped, span, ends, part,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     HAS_FINAL: tl.constexpr, SYMMETRIC: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T and zeta_T0 of `final_gradient`, back through a segment.
+    """D_c = sum over tokens t after chunk c of zeta_tc y_t x_t^T, and zeta_Tc times `d_final`, back through a segment.
 
-    SYMMETRIC computes -(y x^T + x y^T) instead, the gradient of H counted twice, on and above the diagonal, and mirrors
-    it. `gradients` are the states' own memory: D_c takes the place of S_{c+1}, the state that follows chunk c, once nobody
-    reads that any more, and the last that of the first. `crossing` is <D_c, S_{c+1}>, what all pairs of a token up to the
-    end of chunk c and one after it contribute. `initial` is the gradient before segment `ends`, if there is one.
+    It is the gradient of G with y = do. SYMMETRIC has -(y x^T + x y^T) in the place of y x^T: twice the gradient of H with
+    y = e, as `d_final` and `d_initial` are. Its tiles on and above the diagonal are computed, and mirrored.
+
+    `gradients` are the states' own memory: D_c takes the place of S_{c+1}, the state that follows chunk c, once nobody reads
+    that any more, and the last D that of S_0, which nobody reads. D of H is there in two bfloat16 parts. `crossing` is, tile by
+    tile, <D_c, S_{c+1}>, and half of it for H: what all pairs of a token up to the end of chunk c and one after it contribute.
+    `d_initial` is the gradient before segment `ends`, if there is one.
     """
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     batch, h = head // heads, head % heads
-    rows, columns, above = _tile_of(block, V, K, BLOCK, SYMMETRIC)
+    rows, columns, above = _gradient_tile(block, V, K, BLOCK, SYMMETRIC)
+    # A tile on the diagonal begins with half of d_final, which `_whole` doubles. In crossing, twice the gradient of H counts
+    # by half, and a tile above the diagonal for its mirror image, too.
     share = 1.0
     if SYMMETRIC:
         share = tl.where(above, 1.0, 0.5)
@@ -154,7 +160,7 @@ def state_gradients_kernel(
     scales += place * N
     crossing += (block * tl.num_programs(1) + place) * N
     if HAS_FINAL:
-        D = load_tile(final_gradient + head * V * K, rows, columns, K, V, K).to(tl.float32) * share
+        D = load_tile(d_final + head * V * K, rows, columns, K, V, K).to(tl.float32) * share
     else:
         D = tl.zeros([BLOCK, BLOCK], tl.float32)
     others = tl.num_programs(2) - 1
@@ -163,8 +169,8 @@ def state_gradients_kernel(
         tl.store(crossing + N - 1, tl.sum(whole * load_tile(final + head * V * K, rows, columns, K, V, K)) * share)
         _store_gradient(gradients, whole, rows, columns, above, V, K, SYMMETRIC)
     for after in range(0, others - segment):
-        here = place * others + others - 1 - after
-        D = D * tl.load(kept + here) + load_tile(sums + here * V * K, rows, columns, K, V, K)
+        later = place * others + others - 1 - after
+        D = D * tl.load(segment_decays + later) + load_tile(sums + later * V * K, rows, columns, K, V, K)
     start = segment * span
     end = tl.minimum(start + span, N)
     for n in range(start, end):
@@ -173,45 +179,47 @@ def state_gradients_kernel(
             D, c, y + first * V, x + first * K, from_start, decays, rows, columns, above,
             T, heads, part, V, K, C, SYMMETRIC, PARTS, LOW,
         )  # fmt: skip
-        # of the chunk before, whose end is this one's start
+        # D is now that of the chunk before, which ends where this one starts
         if c > 0:
             whole = _whole(D, above, SYMMETRIC)
             if SYMMETRIC:
                 S = load_tile(states + 2 * c * V * K, rows, columns, K, V, K).to(tl.float32)
                 S += load_tile(states + (2 * c + 1) * V * K, rows, columns, K, V, K).to(tl.float32)
                 tl.store(crossing + c - 1, tl.sum(whole * S) * share / tl.load(scales + c))
-                here = gradients + 2 * c * V * K
+                target = gradients + 2 * c * V * K
             else:
                 S = load_tile(states + c * V * K, rows, columns, K, V, K)
                 tl.store(crossing + c - 1, tl.sum(whole * S))
-                here = gradients + c * V * K
+                target = gradients + c * V * K
             # all of S is read before any of it is gone
             tl.debug_barrier()
-            _store_gradient(here, whole, rows, columns, above, V, K, SYMMETRIC)
+            _store_gradient(target, whole, rows, columns, above, V, K, SYMMETRIC)
     if segment == ends:
-        store_tile(initial + head * V * K, _whole(D, above, SYMMETRIC), rows, columns, K, V, K)
+        store_tile(d_initial + head * V * K, _whole(D, above, SYMMETRIC), rows, columns, K, V, K)
         if SYMMETRIC:
             if above:
-                store_tile(initial + head * V * K, tl.trans(D), columns, rows, K, V, K)
+                store_tile(d_initial + head * V * K, tl.trans(D), columns, rows, K, V, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def input_gradients_kernel(
-    k, v, log_decay, log, resets, to_end, strength, x, e, d_o, row, crossing, G_gradients, H_gradients,
+    k, v, log_decay, log, resets, to_end, strength, x, e, d_o, growth, crossing, G_gradients, H_gradients,
     d_k, d_v, d_log_decay, d_beta, T, N, heads, skipped, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr,
     CROSSINGS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), rows s, columns t >= s, BLOCK of K and V at a time.
+    """dk, dv, dbeta and dlog_decay of one chunk (MesaNet App. D), BLOCK of K and V at a time.
 
-    The states' gradients lie where `state_gradients_kernel` says.
+    In tiles [C, C] rows are the tokens t that the gradients are for, columns the tokens s >= t that read them: `along` is
+    k_t.x_s, `error` is v_t.do_s - k_t.e_s. What is read after the chunk comes by the states' gradients, which lie where
+    `state_gradients_kernel` says.
     """
     c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     head = skipped + place
     batch, h = head // heads, head % heads
     first = (batch * T + c * C) * heads + h
     t = tl.arange(0, C)
-    # of this chunk, as t is; offsets within it fit 32 bits
+    # counted from this chunk's start, as t is; offsets within a chunk fit 32 bits
     T -= c.to(tl.int32) * C
     i = tl.arange(0, BLOCK_K)
     key, value, y = k + first * K, v + first * V, d_o + first * V
@@ -253,6 +261,7 @@ def input_gradients_kernel(
         tl.load(log + chunk + t)[:, None], tl.load(resets + chunk + t)[:, None], s[None, :] >= t[:, None],
     )  # fmt: skip
     key_tile = load_tile(key, t, i, heads * K, T, K)
+    # so far by twice the gradient of H, as both factors of k k^T ask for; beta asks for it once
     into_beta = 0.5 * tl.sum(into_key * key_tile.to(tl.float32), 1)
     along *= decay
     along_low = along.to(LOW) if PARTS == 1 else along
@@ -286,7 +295,9 @@ def input_gradients_kernel(
     store_tile(d_k + first * K, into_key * beta[:, None], t, i, heads * K, T, K)
     tl.store(d_beta + first + t * heads, into_beta, mask=t < T)
 
-    gain = load_gates(row + first, t, T, heads) - beta * into_beta
+    # A decay acts on all pairs of a token before it and one from it on. That is what tokens from it on read, less what is read
+    # of these, within the chunk; and all pairs across its end.
+    gain = load_gates(growth + first, t, T, heads) - beta * into_beta
     gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
     for block in range(0, CROSSINGS):
         gain += tl.load(crossing + (block * tl.num_programs(1) + place) * N + c)

@@ -1,8 +1,11 @@
-"""The Mesa layer's solves on a Hopper GPU, for heads of 64 or 128 in bfloat16; `mesa_launches.py` calls this kernel.
+"""The Mesa layer's solves on a Hopper GPU, for chunks of 64 tokens and keys of 64 or 128 numbers in bfloat16.
 
-It is `mesa_kernels.solve_kernel` in Gluon, Triton's language of layouts, for what Triton does not offer: x, to which every step
-adds and which none reads, lies in shared memory, and directions are carried two to a register. Both solves of a training step
-take half the time for that: what a multiprocessor's registers cannot hold goes to memory, and does not fit the first cache.
+They are `mesa_kernels.solve_kernel` in Gluon, Triton's language of layouts, for what Triton does not offer: x, to which every
+step adds and which none reads, lies in shared memory, and directions are carried two to a register. Both solves of a training
+step take half the time so: what Triton's kernel has no registers for goes to memory, and does not fit the first cache.
+
+Arithmetic differs in two places. Lambda is read in float32 whenever it is asked for, where Triton's kernel keeps it in
+float16, at most 32,768. And a guess by the diagonal reads only the high part of that of H, which moves the guess by up to 5e-4.
 """
 
 from triton.experimental import gluon
@@ -14,7 +17,7 @@ from models.backends.triton.mesa_tiles import SIZES, SMALLEST
 
 @gluon.jit
 def _inverse(x):
-    """1 / x to two units in the last place, of a power of ten above 1e-36."""
+    """1 / x, off by a unit in the last place at most, for x from 1e-37 to 1e37."""
     return gl.inline_asm_elementwise("rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1)
 
 
@@ -27,7 +30,7 @@ def _pack(x):
 
 @gluon.jit
 def _halves(packed, layout: gl.constexpr):
-    """The float16 [R, N] of `_pack`."""
+    """What `_pack` was given, in float16 [R, N]."""
     even, odd = gl.inline_asm_elementwise(
         "mov.b32 {$0, $1}, $2;", "=h,=h,r", [packed], dtype=(gl.float16, gl.float16), is_pure=True, pack=1
     )
@@ -54,18 +57,18 @@ def _by_row(x, layout: gl.constexpr):
 def _weights(log, resets, strength, C: gl.constexpr, layout: gl.constexpr):
     """zeta_ts beta_s of a chunk, packed."""
     t, s = gl.arange(0, C, layout=gl.SliceLayout(1, layout)), gl.arange(0, C, layout=gl.SliceLayout(0, layout))
-    kept = (gl.load(resets + t)[:, None] == gl.load(resets + s)[None, :]) & (t[:, None] >= s[None, :])
-    between = gl.exp(gl.where(kept, gl.load(log + t)[:, None] - gl.load(log + s)[None, :], float("-inf")))
+    joined = (gl.load(resets + t)[:, None] == gl.load(resets + s)[None, :]) & (t[:, None] >= s[None, :])
+    between = gl.exp(gl.where(joined, gl.load(log + t)[:, None] - gl.load(log + s)[None, :], float("-inf")))
     return _pack(between * gl.load(strength + s)[None, :])
 
 
 @gluon.jit(do_not_specialize=SIZES)
 def solve_kernel(
-    rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward, d_regularizer, row,
+    rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward_x, d_regularizer, growth,
     tolerance, max_steps, T, N, heads, skipped, part,
     K: gl.constexpr, C: gl.constexpr, INITIAL: gl.constexpr, BACKWARD: gl.constexpr,
 ):  # fmt: skip
-    """See `mesa_kernels.solve_kernel`."""
+    """`mesa_kernels.solve_kernel` where it is not WIDE."""
     along_rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     narrow: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -78,6 +81,7 @@ def solve_kernel(
     head = skipped + place
     h = head % heads
     first = (head // heads * T + c * C) * heads + h
+    # counted from this chunk's start, as t is; offsets within a chunk fit 32 bits
     T -= c.to(gl.int32) * C
     state = place * N + c
     H_parts = H_states + state * 2 * K * K
@@ -103,17 +107,19 @@ def solve_kernel(
     chunk = (head * N + c) * C
     weights = _weights(log + chunk, resets + chunk, strength + chunk, C, narrow)
     tokens = gl.arange(0, C, layout=of_rows)
+    # H is stored times a scale
     kept = gl.load(from_start + chunk + tokens) / gl.load(H_scales + state)
     columns = gl.arange(0, K, layout=of_columns)
 
-    # the first guess, a step along itself of a given length
     largest = gl.max(gl.abs(b), 1)
     # the reciprocal of a smaller number is no float32: what decayed so far is nothing
     r = b * gl.where(largest > SMALLEST, 1.0 / largest, 0.0)[:, None]
     norm = gl.sqrt(gl.sum(r * r, 1))
     size = largest * norm
     r *= gl.where(norm > 0, 1.0 / norm, 0.0)[:, None]
+    # below 1e-7 of the right-hand side, float32 has nothing left to solve
     goal = gl.maximum(tolerance * tolerance, 1e-14)
+    # the first guess is a step along itself of a given length, which is not counted
     length = gl.zeros([C], gl.float32, of_rows)
     guess = r
     if INITIAL != "zero":
@@ -171,15 +177,15 @@ def solve_kernel(
 
     found = _by_row(solution.load(of_threads), wide)
     if BACKWARD:
-        read_at = tokens[:, None] * (heads * K) + columns[None, :]
+        found_at = tokens[:, None] * (heads * K) + columns[None, :]
         within = (tokens < T)[:, None]
-        read = gl.load(forward + first * K + read_at, mask=within, other=0.0).to(gl.float32)
-        read += gl.load(forward + part + first * K + read_at, mask=within, other=0.0).to(gl.float32)
-        read *= size[:, None]
+        forward_solution = gl.load(forward_x + first * K + found_at, mask=within, other=0.0).to(gl.float32)
+        forward_solution += gl.load(forward_x + part + first * K + found_at, mask=within, other=0.0).to(gl.float32)
+        forward_solution *= size[:, None]
         penalty = gl.load(regularizer + h * K + columns).to(gl.float32)
-        gain = gl.sum(read * (penalty[None, :] * found + r), 1)
-        gl.store(row + first + tokens * heads, gain, mask=tokens < T)
-        gl.store(d_regularizer + (head * N + c) * K + columns, -gl.sum(read * found, 0))
+        grown = gl.sum(forward_solution * (penalty[None, :] * found + r), 1)
+        gl.store(growth + first + tokens * heads, grown, mask=tokens < T)
+        gl.store(d_regularizer + (head * N + c) * K + columns, -gl.sum(forward_solution * found, 0))
     else:
         gl.store(steps + first + tokens * heads, used, mask=tokens < T)
     found *= size[:, None]

@@ -1,7 +1,6 @@
-# ruff: noqa: SIM102 - Triton cannot join a condition on constants to one on tensors
-"""The Mesa layer's solves in Triton, a chunk of C tokens at a time; `mesa_launches.py` calls them.
+"""The Mesa layer's solves in Triton, a chunk of C tokens at a time. Layouts and names are those of `mesa_tiles.py`.
 
-Layouts are those of `mesa_states.py`.
+`mesa_hopper.py` has the solve again for a Hopper GPU and says where it differs. What is changed in one is changed in both.
 """
 
 import triton
@@ -12,28 +11,31 @@ from models.backends.triton.mesa_tiles import SIZES, SMALLEST, chunk_weights, do
 
 @triton.jit
 def _penalty(regularizer, i, K: tl.constexpr, WIDE: tl.constexpr):
-    """Lambda, as rounded as the solve has it."""
+    """Lambda as the solve computes with it: rounded to float16 unless WIDE, at most 32,768."""
     penalty = tl.load(regularizer + i, mask=i < K, other=1.0).to(tl.float32)
     return penalty if WIDE else tl.minimum(penalty, 32768.0).to(tl.float16).to(tl.float32)
 
 
 @triton.jit
 def _row_sums(a, b, c, d, e):
+    """Apart from the products, which are all made before: this order is the one that was measured."""
     return tl.sum(a, 1), tl.sum(b, 1), tl.sum(c, 1), tl.sum(d, 1), tl.sum(e, 1)
 
 
 @triton.jit
 def _solve(
-    rhs, divisor, k, k_low, H, H_low, from_start, weights, regularizer, tolerance, max_steps,
+    rhs, divisor, k, k_low, H, H_low, kept, weights, regularizer, tolerance, max_steps,
     STARTS_AT_ZERO: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """(x, r, size, steps): (H_t + Lambda) x_t = rhs_t and what is left of rhs, both in units of size, for all tokens.
+    """(x, r, size, steps) of all tokens: (H_t + Lambda) x_t = rhs_t, and r what x leaves of rhs, both in units of size.
 
     Conjugate gradients whose directions are rounded to float16 *before* the product, so that the product of the very
     direction that is used is accurate, and with it the residual; beta comes from conjugacy to the rounded direction. A
-    token stops at |r| <= tolerance |rhs|.
+    token stops at |r| <= tolerance |rhs|, with 1e-7 for a smaller tolerance, and steps are those until then. The loop ends
+    when all tokens of the chunk have stopped, or after max_steps.
 
-    The first guess, rhs / divisor unless STARTS_AT_ZERO, is a step along itself of a given length, which is not counted.
+    The first guess, rhs / divisor unless STARTS_AT_ZERO, is a step along itself of a given length, number -1, which is not
+    counted, and is made even where max_steps is 0. An rhs without an entry above SMALLEST counts as zero, and so does its x.
 
     Where the precision goes: H is used in two parts, as its rounding would be read across the keys. To round what single
     tokens weigh (`weights`, `scores`, `regularizer` in float16 unless WIDE) only moves eigenvalues by that little, which no
@@ -65,7 +67,7 @@ def _solve(
             scores = tl.dot(p, tl.trans(k_low), scores)
         w = tl.dot(p, H)
         w = tl.dot(p, H_low, w)
-        w *= from_start[:, None]
+        w *= kept[:, None]
         scores *= weights.to(tl.float32)
         scores_high = scores.to(tl.float16)
         w = tl.dot(scores_high, k, w)
@@ -95,22 +97,24 @@ def _solve(
 
 @triton.jit(do_not_specialize=SIZES)
 def solve_kernel(
-    rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward, d_regularizer, row,
+    rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward_x, d_regularizer, growth,
     tolerance, max_steps, T, N, heads, skipped, part,
     K: tl.constexpr, C: tl.constexpr, INITIAL: tl.constexpr, BACKWARD: tl.constexpr, BLOCK_K: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """x_t = (H_t + Lambda)^-1 rhs_t for one chunk, in parts of bfloat16: three where WIDE, else two.
+    """x_t = (H_t + Lambda)^-1 rhs_t of one chunk, in bfloat16 parts: three where WIDE, else two.
 
-    `rhs` is laid out as tokens are, or, BACKWARD, where x is e_t = (H_t + Lambda)^-1 G_t^T do_t, as `right_side_kernel` has it.
-    Then also sum_t e_t x_t for Lambda, x from `forward`, and `row`, what o_t gains as all that t sees grows together:
-    do.o - e.(H x), which is x.(Lambda e + r) with r what is left of the right-hand side, without a difference of large numbers.
+    Forward, rhs is q, laid out as tokens are, and `steps` is written.
+    BACKWARD, rhs is G_t^T do_t as `right_side_kernel` leaves it, and what x is called here is e_t. With x_t of the forward pass
+    in `forward_x`, written are `d_regularizer`, -sum_t e_t x_t of the chunk, and `growth`, the derivative of do_t.o_t by the
+    logarithm of a factor of all that t sees: do.o - e.(H x). That is x.(Lambda e + r), with r what e leaves of its right-hand
+    side, and no difference of large numbers.
     """
     c, place = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     head = skipped + place
     batch, h = head // heads, head % heads
     first = (batch * T + c * C) * heads + h
     t = tl.arange(0, C)
-    # of this chunk, as t is; offsets within it fit 32 bits
+    # counted from this chunk's start, as t is; offsets within a chunk fit 32 bits
     T -= c.to(tl.int32) * C
     state = place * N + c
     i = tl.arange(0, BLOCK_K)
@@ -122,6 +126,7 @@ def solve_kernel(
     key = load_tile(k + first * K, t, i, heads * K, T, K)
     chunk = (head * N + c) * C
     weights = chunk_weights(log + chunk, resets + chunk, strength + chunk, C)
+    # H is stored times a scale
     kept = tl.load(from_start + chunk + t) / H_scale
     if BACKWARD:
         b = load_tile(rhs + state * C * K, t, i, K, T, K)
@@ -141,10 +146,10 @@ def solve_kernel(
         penalty if WIDE else penalty.to(tl.float16), tolerance, max_steps, INITIAL == "zero", WIDE,
     )  # fmt: skip
     if BACKWARD:
-        read = load_parts(forward + first * K, part, t, i, heads * K, T, K) * size[:, None]
-        gain = tl.sum(read * (penalty[None, :] * solution + residual), 1)
-        tl.store(row + first + t * heads, gain, mask=t < T)
-        tl.store(d_regularizer + (head * N + c) * K + i, -tl.sum(read * solution, 0), mask=i < K)
+        forward_solution = load_parts(forward_x + first * K, part, t, i, heads * K, T, K) * size[:, None]
+        grown = tl.sum(forward_solution * (penalty[None, :] * solution + residual), 1)
+        tl.store(growth + first + t * heads, grown, mask=t < T)
+        tl.store(d_regularizer + (head * N + c) * K + i, -tl.sum(forward_solution * solution, 0), mask=i < K)
     else:
         tl.store(steps + first + t * heads, used, mask=t < T)
     solution *= size[:, None]

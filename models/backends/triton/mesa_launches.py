@@ -1,10 +1,24 @@
 """Calls of the Mesa kernels: what they take, write and were measured to run best with.
 
-Forward: G and H before every chunk (`states`), one solve for each chunk and what it reads (`solve`). Back, the states again
-(keeping them takes eight times the memory of k at K = V = 128), one solve with G^T do on the right (`solve_backward`), the
-gradients of the states from the end (`state_gradients`), and those of the inputs (`input_gradients`): for some of the heads at
-once (`pieces`), so that their states never lie in memory all together. What walks along time does so in segments of it at
-once, where heads are few. All tensors are contiguous.
+Time is cut into N chunks of C tokens. What tokens of a chunk give to each other is computed from all their pairs, as in
+attention, and what came before the chunk is read from G and H at its start. A training step launches, in this order:
+
+    forward, of all heads
+      gates             gates_kernel                 gates summed over each chunk
+      states            states_kernel                G and H before every chunk, and after the last token
+      solve             solve_kernel                 x_t = (H_t + Lambda)^-1 q_t by conjugate gradients
+                        read_out_kernel              o_t = G_t x_t
+    backward, gates once and then all others for one piece of the heads after another
+      gates, states     as before                    made again: to keep them takes eight times the memory of k at K = V = 128
+      solve_backward    right_side_kernel            G_t^T do_t
+                        solve_kernel                 e_t = (H_t + Lambda)^-1 G_t^T do_t, which is dq; and dLambda by chunk
+      state_gradients   state_gradients_kernel       dG after every chunk from do and x, in the place of G
+                        state_gradients_kernel       dH after every chunk from e and x, in the place of H
+      input_gradients   input_gradients_kernel       dk, dv, dbeta, dlog_decay
+
+Pieces (`pieces`) are there so that the states of all heads never lie in memory together. Where heads are few, what walks along
+time does so in segments of it at once, and segment_states_kernel and segment_gradients_kernel run before states_kernel and
+state_gradients_kernel. All tensors are contiguous.
 
     B batch, T time, H heads, K key dim, V value dim, C chunk, N chunks, P heads of a piece
 """
@@ -31,21 +45,23 @@ CHUNK_SIZE = 64
 BLOCK = 64
 LARGEST_DIM = 128
 MULTIPROCESSORS = 132
-"""An H200's. A constant, so that sums are cut the same anywhere."""
+"""Those of an H200. A constant, so that time is cut into the same segments on any GPU."""
 FEWEST_SEGMENTS, MOST_SEGMENTS = 3, 32
 """Segments cost nearly twice the work, and a program reads the sums of all before its own."""
 SHORTEST_SEGMENT = 4
+"""Chunks."""
 MOST_PIECES = 4
 BYTES_OF_A_PIECE = 512 * 2**20
 """States of a piece from which on another pays: a small problem waits for Python, which launches every piece."""
 TILES_OF_A_PIECE = 16
-"""Tiles of a state of all heads of a piece: fewer would walk through segments that are too many or too long."""
-# Measured on an H200 with Triton 3.6 and 3.7.1, bfloat16, K = V = 128; two programs a multiprocessor, whence 255 registers.
+"""Tiles of G of all heads of a piece: fewer would walk through segments that are too many or too long."""
+# Measured on an H200 with Triton 3.6 and 3.7.1, bfloat16, K = V = 128. `maxnreg` decides how many programs share a
+# multiprocessor, which has 65,536 registers: where it is not given a thread may have 255, and two programs fit.
 GATES = {"num_warps": 1}
 STATES = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 SOLVE = {"num_warps": 4, "num_stages": 1}
-# Of heads of 64, three programs a multiprocessor.
 HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
+"""By key dim: three programs a multiprocessor, and two."""
 READ_OUT = {"num_warps": 4, "num_stages": 1}
 RIGHT_SIDE = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
@@ -55,7 +71,7 @@ INPUTS = {"BLOCK": 32, "num_warps": 4, "num_stages": 3}
 # float32 was wrong, with NaN in some columns.
 INPUTS_WHOLE = {"BLOCK": 64, "num_warps": 4, "num_stages": 1}
 NONE = -1
-"""No segment: there is no such end to write."""
+"""A segment that there is not, after or before which nothing is to be written."""
 
 
 class Tokens(NamedTuple):
@@ -71,9 +87,10 @@ class Tokens(NamedTuple):
 class Gates(NamedTuple):
     """What a chunk's gates come to, in float32, heads of all sequences first and the last chunk filled up with beta = 0.
 
-    log, resets: log_decay summed over the chunk up to each token, without those that forget everything, and how many these are
-    (int32). from_start, to_end: what is left at each token of what was before the chunk, and of each token at its end. strength:
-    beta. [B * H, N * C] all. decay, mass: what is left at its end of what was before, and what its tokens weigh there [B * H, N].
+    A token has, [B * H, N * C]: log, resets: log_decay summed over the chunk up to it, without those that forget everything,
+    and how many these are (int32). from_start: what is left at it of what was before the chunk. to_end: what is left of it at
+    the chunk's end. strength: its beta.
+    A chunk has, [B * H, N]: decay: what is left at its end of what was before. mass: what its tokens weigh there, all in all.
     """
 
     log: Tensor
@@ -85,7 +102,7 @@ class Gates(NamedTuple):
     mass: Tensor
 
     def within(self) -> tuple[Tensor, ...]:
-        """For weights between tokens, and those of what was before."""
+        """What `chunk_weights` takes, and what is left of the state before the chunk."""
         return self.log, self.resets, self.strength, self.from_start
 
 
@@ -97,7 +114,11 @@ class Ends(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """Sizes of one problem, as the kernels take them. parts: of 16 bits, that hold an input exactly enough."""
+    """Sizes of one problem, as the kernels take them.
+
+    all_heads: heads of all sequences. block_k: columns of a tile that has all of K. parts: how many of 16 bits hold a number of
+    q, k or v, one or two.
+    """
 
     length: int
     num_chunks: int
@@ -124,18 +145,20 @@ class Solver(NamedTuple):
 
 
 class Segments(NamedTuple):
-    """Time cut for one state, and what the kernels leave of all segments but one: sums [P, segments - 1, rows, K], what is kept
-    of a state and the mass of tokens [P, segments - 1], in float32. span: chunks of a segment."""
+    """Time cut into `number` segments of `span` chunks, the last of which may be shorter.
+
+    sums [P, number - 1, rows, K], decays and masses [P, number - 1]: what kernels leave of all segments but one, in float32.
+    """
 
     sums: Tensor
-    kept: Tensor
+    decays: Tensor
     masses: Tensor
     span: int
     number: int
 
 
 def _in(length: int, step: int) -> int:
-    """How many steps a length takes; Triton's own is slow on a CPU, and a pass asks 40 times."""
+    """How many steps a length takes. `triton.cdiv` is slow on a CPU, and a pass asks 40 times."""
     return -(-length // step)
 
 
@@ -175,7 +198,7 @@ def empty_ends(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def empty_solution(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """o [B, T, H, V], x [2 or 3, B, T, H, K] in bfloat16 parts, three for wider inputs, and the steps [B, T, H]."""
+    """o [B, T, H, V], x [2, B, T, H, K] in bfloat16 parts, three for wider inputs, and the steps [B, T, H]."""
     x = k.new_empty(1 + sizes(k).parts, *k.shape, dtype=torch.bfloat16)
     return v.new_empty(v.shape), x, k.new_empty(k.shape[:-1], dtype=torch.int32)
 
@@ -191,10 +214,13 @@ def gates(tokens: Tokens) -> Gates:
     return found
 
 
-def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, int]) -> Segments:
-    """For a state [P, N, ...] in so many tiles, as many as fill the registers of a GPU."""
+def _segments(state: Tensor, scale: Tensor, num_tiles: int, how: dict[str, int]) -> Segments:
+    """Segments for a state [P, N, ..., rows, K] of so many tiles a head: as many as fill the registers of a GPU.
+
+    scale is any float32 tensor, which stands for what one segment does not need.
+    """
     num_chunks = state.shape[1]
-    at_once = MULTIPROCESSORS * (65_536 // (32 * launch["num_warps"] * launch["maxnreg"]))
+    at_once = MULTIPROCESSORS * (65_536 // (32 * how["num_warps"] * how["maxnreg"]))
     wanted = min(at_once // (num_tiles * state.shape[0]), num_chunks // SHORTEST_SEGMENT, MOST_SEGMENTS)
     span = _in(num_chunks, wanted) if wanted >= FEWEST_SEGMENTS else num_chunks
     number = _in(num_chunks, span)
@@ -203,8 +229,8 @@ def _segments(state: Tensor, scale: Tensor, num_tiles: int, launch: dict[str, in
         return Segments(scale, scale, scale, span, number)
     sums = state.new_empty(state.shape[0], number - 1, *state.shape[-2:], dtype=torch.float32)
     # apart: where a pointer begins at no multiple of 16 bytes, Triton compiles anew
-    kept, masses = (sums.new_empty(sums.shape[:2]) for _ in range(2))
-    return Segments(sums, kept, masses, span, number)
+    decays, masses = (sums.new_empty(sums.shape[:2]) for _ in range(2))
+    return Segments(sums, decays, masses, span, number)
 
 
 def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States, after: tuple[Tensor, Tensor] | None) -> None:
@@ -213,19 +239,20 @@ def states(tokens: Tokens, gates: Gates, start: Ends, heads: range, into: States
     size, key_dim, value_dim = sizes(k), k.shape[-1], v.shape[-1]
     tiles_G, tiles_H = (_in(rows, BLOCK) * _in(key_dim, BLOCK) for rows in (value_dim, key_dim))
     cut = _segments(into.G, into.scale, tiles_G + tiles_H, STATES)
-    sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.kept.shape, key_dim, key_dim)
+    sums_H = cut.sums if cut.number == 1 else cut.sums.new_empty(*cut.decays.shape, key_dim, key_dim)
     inputs = (v, k, gates.to_end, gates.strength, gates.decay, gates.mass)
-    of_segments = (cut.sums, sums_H, cut.kept, cut.masses)
+    of_segments = (cut.sums, sums_H, cut.decays, cut.masses)
     ints = (size.length, size.num_chunks, size.num_heads, heads.start, cut.span)
     constants = {"V": value_dim, "K": key_dim, "C": CHUNK_SIZE, "BLOCK": BLOCK, "TILES_OF_G": tiles_G}
     constants |= {"PARTS": size.parts, "LOW": tl.bfloat16}
     if cut.number > 1:
         grid = (tiles_G + tiles_H, len(heads), cut.number - 1)
         launch(state_kernels.segment_states_kernel, grid, (*inputs, *of_segments, *ints), constants | STATES)
+    # what a kernel neither reads nor writes is stood for by a tensor of the type that it would have
     mass = cut.masses if start.H is None else start.H.abs().amax((-2, -1)).float()
-    first = (cut.sums if S is None else S for S in start)
+    initial = (cut.sums if S is None else S for S in start)
     written, ends = (cut.sums, cut.sums) if after is None else after, NONE if after is None else cut.number - 1
-    arguments = (*inputs, *first, mass, *of_segments, *into, *written, *ints, ends)
+    arguments = (*inputs, *initial, mass, *of_segments, *into, *written, *ints, ends)
     constants |= {"HAS_G": start.G is not None, "HAS_H": start.H is not None}
     launch(state_kernels.states_kernel, (tiles_G + tiles_H, len(heads), cut.number), arguments, constants | STATES)
 
@@ -240,6 +267,8 @@ def _solve(
     rhs: Tensor, tokens: Tokens, gates: Gates, before: States, heads: range, solver: Solver, x: Tensor, others: Sequence[Tensor],
     backward: bool,
 ) -> None:  # fmt: skip
+    """others: steps, forward_x, d_regularizer and growth, see `mesa_kernels.solve_kernel`; one that is neither read nor written
+    is stood for by any other."""
     k = tokens.k
     size, key_dim = sizes(k), k.shape[-1]
     arguments = (
@@ -265,7 +294,7 @@ def _read_constants(k: Tensor, v: Tensor) -> dict[str, int]:
 def solve(
     q: Tensor, tokens: Tokens, gates: Gates, before: States, solver: Solver, o: Tensor, x: Tensor, steps: Tensor
 ) -> None:  # fmt: skip
-    """Writes what `empty_solution` names, of all heads."""
+    """Writes what `empty_solution` names, for all heads."""
     k, v = tokens.k, tokens.v
     size = sizes(k)
     _solve(q, tokens, gates, before, range(size.all_heads), solver, x, (steps, x, q, q), backward=False)
@@ -276,26 +305,29 @@ def solve(
 
 def solve_backward(
     d_o: Tensor, tokens: Tokens, gates: Gates, before: States, heads: range, x: Tensor, solver: Solver,
-    e: Tensor, d_regularizer: Tensor, row: Tensor,
+    e: Tensor, d_regularizer: Tensor, growth: Tensor,
 ) -> None:  # fmt: skip
-    """Writes e [2, B, T, H, K], dq in two bfloat16 parts, dLambda by chunk [B, H, N, K] and `row` [B, T, H] of
-    `solve_kernel`, for these heads."""
+    """Writes for these heads e, which is dq, in bfloat16 parts as x has them; dLambda by chunk [B, H, N, K]; and `growth`
+    [B, T, H], see `solve_kernel`."""
     k, v = tokens.k, tokens.v
     size = sizes(k)
     rhs = k.new_empty(len(heads), size.num_chunks, CHUNK_SIZE, k.shape[-1], dtype=torch.float32)
     arguments = (d_o, k, v, *gates.within(), before.G, rhs, size.length, size.num_chunks, size.num_heads, heads.start)
     grid = (size.num_chunks, len(heads), _in(k.shape[-1], BLOCK))
     launch(read_kernels.right_side_kernel, grid, arguments, _read_constants(k, v) | {"BLOCK_K": BLOCK} | RIGHT_SIDE)
-    _solve(rhs, tokens, gates, before, heads, solver, e, (row, x, d_regularizer, row), backward=True)
+    _solve(rhs, tokens, gates, before, heads, solver, e, (growth, x, d_regularizer, growth), backward=True)
 
 
 def state_gradients(
-    y: Tensor, x: Tensor, gates: Gates, cotangent: Tensor | None, before: States, heads: range,
-    final: Tensor, initial: Tensor | None, symmetric: bool,
+    y: Tensor, x: Tensor, gates: Gates, d_final: Tensor | None, before: States, heads: range,
+    final: Tensor, d_initial: Tensor | None, symmetric: bool,
 ) -> Tensor:  # fmt: skip
-    """For G, or where `symmetric` twice for H, of these heads: puts the gradients after every chunk in the states' place, as
-    `state_gradients_kernel` says, writes that of the first state [B, H, rows, K] where it is given, and returns the pairs across
-    [blocks, P, N]."""
+    """The gradients of G from y = do, or where `symmetric` twice those of H from y = e, for these heads.
+
+    Puts those after every chunk in the states' place, as `state_gradients_kernel` says, writes `d_initial` where it is given,
+    and returns what pairs across the chunks' ends contribute to decays [blocks, P, N]. final: the state after the last token;
+    d_final: its gradient, None for zeros; both, and d_initial, [B, H, rows, K].
+    """
     states = before.H if symmetric else before.G
     _, _, length, num_heads, key_dim = x.shape
     rows, num_chunks = final.shape[-2], before.scale.shape[-1]
@@ -308,29 +340,32 @@ def state_gradients(
     constants |= {"PARTS": 1 + (y.dtype != torch.bfloat16), "LOW": tl.bfloat16}
     ints = (num_heads, heads.start, cut.span)
     if cut.number > 1:
-        given = (y, x, gates.from_start, gates.decay, cut.sums, cut.kept, length, num_chunks, *ints, x[0].numel())
+        given = (y, x, gates.from_start, gates.decay, cut.sums, cut.decays, length, num_chunks, *ints, x[0].numel())
         launch(gradient_kernels.segment_gradients_kernel, (num_blocks, len(heads), cut.number - 1), given, constants | how)
     arguments = (
-        y, x, gates.from_start, gates.decay, final if cotangent is None else cotangent, states, before.scale, final,
-        cut.sums, cut.kept, states.view(torch.bfloat16) if symmetric else states, cut.sums if initial is None else initial,
-        crossing,
-        length, num_chunks, *ints, NONE if initial is None else 0, x[0].numel(),
+        y, x, gates.from_start, gates.decay, final if d_final is None else d_final, states, before.scale, final,
+        cut.sums, cut.decays, states.view(torch.bfloat16) if symmetric else states,
+        cut.sums if d_initial is None else d_initial, crossing,
+        length, num_chunks, *ints, NONE if d_initial is None else 0, x[0].numel(),
     )  # fmt: skip
-    constants["HAS_FINAL"] = cotangent is not None
+    constants["HAS_FINAL"] = d_final is not None
     launch(gradient_kernels.state_gradients_kernel, (num_blocks, len(heads), cut.number), arguments, constants | how)
     return crossing
 
 
 def input_gradients(
-    tokens: Tokens, gates: Gates, x: Tensor, e: Tensor, d_o: Tensor, row: Tensor, crossing: Tensor, gradients: States,
+    tokens: Tokens, gates: Gates, x: Tensor, e: Tensor, d_o: Tensor, growth: Tensor, crossing: Tensor, gradients: States,
     heads: range, d_k: Tensor, d_v: Tensor, d_log_decay: Tensor, d_beta: Tensor,
 ) -> None:  # fmt: skip
-    """Writes dk, dv, dlog_decay and dbeta of these heads. gradients: what `state_gradients` made of the states."""
+    """Writes dk, dv, dlog_decay and dbeta of these heads.
+
+    gradients: what `state_gradients` made of the states; crossing: what it returned for G and for H, one behind the other.
+    """
     k, v = tokens.k, tokens.v
     size, key_dim = sizes(k), k.shape[-1]
     whole = size.parts > 1 or max(key_dim, v.shape[-1]) <= BLOCK
     arguments = (
-        k, v, tokens.log_decay, gates.log, gates.resets, gates.to_end, gates.strength, x, e, d_o, row, crossing,
+        k, v, tokens.log_decay, gates.log, gates.resets, gates.to_end, gates.strength, x, e, d_o, growth, crossing,
         gradients.G, gradients.H.view(torch.bfloat16),
         d_k, d_v, d_log_decay, d_beta, size.length, size.num_chunks, size.num_heads, heads.start, k.numel(),
     )  # fmt: skip

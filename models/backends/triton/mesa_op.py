@@ -14,8 +14,12 @@ from models.ops.solvers import ConjugateGradients
 
 
 def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tuple[Tensor, MesaState]:
-    """Computed in the dtype of v."""
-    q, k, v, log_decay, beta, regularizer, _ = inputs
+    """o and the state after, as `models.ops.mesa.chunked` has them, computed in the dtype of v.
+
+    A token without gradients is computed in float32, and its o is float32. Raises ValueError for a sign, and for what
+    `mesa_chunked` and `mesa_decode_` refuse.
+    """
+    q, k, v, log_decay, beta, regularizer, _ = _unsigned(inputs)
     if q.shape[1] == 1 and not torch.is_grad_enabled():
         after = MesaState(*(x.clone(memory_format=torch.contiguous_format) for x in (state.G, state.H)))
         return mesa_(inputs, state=after, solver=solver), after
@@ -27,9 +31,15 @@ def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tup
 
 
 def mesa_(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> Tensor:
-    """As `mesa` for T = 1, with G and H updated in place."""
-    read = {name: x for name, x in inputs._asdict().items() if name != "sign"}
+    """o in float32, as that of `mesa` for T = 1, with G and H updated in place."""
+    read = {name: x for name, x in _unsigned(inputs)._asdict().items() if name != "sign"}
     return mesa_decode_(**read, G=state.G, H=state.H, **_stopping(solver))
+
+
+def _unsigned(inputs: Inputs) -> Inputs:
+    if inputs.sign is not None:
+        raise ValueError("sign is given, permitted with backend=triton are decays without one (signed_decay=false)")
+    return inputs
 
 
 def _stopping(solver: ConjugateGradients) -> dict[str, Any]:

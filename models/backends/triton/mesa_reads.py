@@ -1,7 +1,7 @@
-"""What reads G around the Mesa layer's solves in Triton, a chunk of C tokens at a time; `mesa_launches.py` calls these kernels.
+"""What reads G around the Mesa layer's solves in Triton, a chunk of C tokens at a time.
 
 They are kernels of their own because a solve fills a multiprocessor's registers, and what waits for memory in it waits alone.
-Layouts are those of `mesa_states.py`.
+Layouts and names are those of `mesa_tiles.py`.
 """
 
 import triton
@@ -24,11 +24,11 @@ def read_out_kernel(
     x, k, v, log, resets, strength, from_start, G_states, o, T, N, heads, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """o_t = G_t x_t, BLOCK_V values of one chunk."""
+    """o_t = G_t x_t of one chunk, BLOCK_V of its V columns."""
     c, head, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     first = (head // heads * T + c * C) * heads + head % heads
     t = tl.arange(0, C)
-    # of this chunk, as t is; offsets within it fit 32 bits
+    # counted from this chunk's start, as t is; offsets within a chunk fit 32 bits
     T -= c.to(tl.int32) * C
     i = tl.arange(0, BLOCK_K)
     j = block * BLOCK_V + tl.arange(0, BLOCK_V)
@@ -67,12 +67,12 @@ def right_side_kernel(
     d_o, k, v, log, resets, strength, from_start, G_states, rhs, T, N, heads, skipped,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """G_t^T do_t [places, N, C, K] in float32, BLOCK_K columns of one chunk."""
+    """G_t^T do_t of one chunk, BLOCK_K of its K columns, in float32: the tokens there are of rhs [places, N, C, K]."""
     c, place, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     first = (head // heads * T + c * C) * heads + head % heads
     t = tl.arange(0, C)
-    # of this chunk, as t is; offsets within it fit 32 bits
+    # counted from this chunk's start, as t is; offsets within a chunk fit 32 bits
     T -= c.to(tl.int32) * C
     state = place * N + c
     i = block * BLOCK_K + tl.arange(0, BLOCK_K)

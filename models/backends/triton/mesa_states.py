@@ -1,14 +1,12 @@
-"""The Mesa layer's states before every chunk of C tokens in Triton; `mesa_launches.py` calls these kernels.
+"""The Mesa layer's states before every chunk of C tokens in Triton. Layouts and names are those of `mesa_tiles.py`.
 
 A state follows from the one before, so a program walks along time with one tile of G or of H of one head. Where heads and tiles
 are too few to fill a GPU, time is cut into segments of `span` chunks: `segment_states_kernel` sums each segment as if nothing
 were before it, all at once, and then `states_kernel` walks through all segments at once, each from what those before it left.
 
-Layouts, all contiguous: tokens [B, T, heads, D]; gates as `mesa_launches.Gates` has them; the state at an end of the sequence
-[B, heads, rows, K].
-A call has some of the heads of all sequences, all in a row but the first `skipped`, and places for these alone: states before
-every chunk [places, N, rows, K]; of segments, all but one [places, segments - 1]: their sums [rows, K], what they keep of a
-state and the mass of their tokens.
+Every segment but the last leaves three things [places, segments - 1]: its sum [rows, K], its decay (what is left at its end of
+the state before it) and its mass. The mass is that of H, which has no entry above it times 31^2: beta summed with the decays
+behind it, and the largest entry of H before the sequence.
 """
 
 import triton
@@ -26,7 +24,7 @@ from models.backends.triton.mesa_tiles import (
 
 @triton.jit
 def _mass_scale(mass):
-    """A power of two that brings sums of `mass` products of keys up to 31 in size into float16, and wastes little."""
+    """A power of two that brings H of this mass into float16 where no entry of a key is above 31 in size, and wastes little."""
     return inverse_power_of_two(tl.maximum(mass, 1e-30)) * 32.0
 
 
@@ -47,16 +45,18 @@ def _after_chunk(
 
 @triton.jit
 def _tile_of(block, K: tl.constexpr, BLOCK: tl.constexpr):
+    """(rows, columns) of a tile of a state, row after row of tiles."""
     blocks_k: tl.constexpr = (K + BLOCK - 1) // BLOCK
     return (block // blocks_k) * BLOCK + tl.arange(0, BLOCK), (block % blocks_k) * BLOCK + tl.arange(0, BLOCK)
 
 
 @triton.jit
-def _of_segment(
-    values, keys, to_end, strength, decays, sums, block, segment, here, first, T, heads, span,
+def _sum_segment(
+    values, keys, to_end, strength, decays, sums, block, segment, at, first, T, heads, span,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
+    """A tile of the state after a segment before which it was zero, written into number `at` of all sums."""
     rows, columns = _tile_of(block, K, BLOCK)
     S = tl.zeros([BLOCK, BLOCK], tl.float32)
     for c in range(segment * span, (segment + 1) * span):
@@ -64,16 +64,16 @@ def _of_segment(
             S, c, values + first * V, keys + first * K, to_end, strength, decays, rows, columns, T, heads,
             V, K, C, VALUE_PARTS, PARTS, LOW,
         )  # fmt: skip
-    store_tile(sums + here * V * K, S, rows, columns, K, V, K)
+    store_tile(sums + at * V * K, S, rows, columns, K, V, K)
 
 
 @triton.jit(do_not_specialize=SIZES)
 def segment_states_kernel(
-    v, k, to_end, strength, decays, masses, sums_G, sums_H, kept, segment_masses, T, N, heads, skipped, span,
+    v, k, to_end, strength, decays, masses, sums_G, sums_H, segment_decays, segment_masses, T, N, heads, skipped, span,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr,
     TILES_OF_G: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """What a segment adds to G, and to H in the blocks behind: a full one, with more behind it."""
+    """What a segment adds to G, and to H in the blocks behind those of G, its decay and mass: for all but the last one."""
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
     first = head // heads * T * heads + head % heads
@@ -81,15 +81,15 @@ def segment_states_kernel(
     strength += head * N * C
     decays += head * N
     masses += head * N
-    here = place * tl.num_programs(2) + segment
+    at = place * tl.num_programs(2) + segment
     if block < TILES_OF_G:
-        _of_segment(
-            v, k, to_end, strength, decays, sums_G, block, segment, here, first, T, heads, span,
+        _sum_segment(
+            v, k, to_end, strength, decays, sums_G, block, segment, at, first, T, heads, span,
             V, K, C, BLOCK, PARTS, PARTS, LOW,
         )  # fmt: skip
     else:
-        _of_segment(
-            k, k, to_end, strength, decays, sums_H, block - TILES_OF_G, segment, here, first, T, heads, span,
+        _sum_segment(
+            k, k, to_end, strength, decays, sums_H, block - TILES_OF_G, segment, at, first, T, heads, span,
             K, K, C, BLOCK, 2, PARTS, LOW,
         )  # fmt: skip
     if block == 0:
@@ -97,18 +97,18 @@ def segment_states_kernel(
         for c in range(segment * span, (segment + 1) * span):
             mass = mass * tl.load(decays + c) + tl.load(masses + c)
             decay *= tl.load(decays + c)
-        tl.store(kept + here, decay)
-        tl.store(segment_masses + here, mass)
+        tl.store(segment_decays + at, decay)
+        tl.store(segment_masses + at, mass)
 
 
 @triton.jit
 def _through_segment(
-    values, keys, to_end, strength, decays, masses, initial, initial_mass, sums, kept, segment_masses,
+    values, keys, to_end, strength, decays, masses, initial, initial_mass, sums, segment_decays, segment_masses,
     states, scales, final, block, place, head, first, segment, others, T, N, heads, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HALVES: tl.constexpr, VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """A tile of a state before every chunk of a segment; HALVES: in two float16 parts of it times a scale."""
+    """A tile of a state before every chunk of a segment, where HALVES in two float16 parts of it times a scale."""
     rows, columns = _tile_of(block, K, BLOCK)
     states += place * N * V * K * (2 if HALVES else 1)
     scales += place * N
@@ -118,10 +118,10 @@ def _through_segment(
         S = load_tile(initial + head * V * K, rows, columns, K, V, K).to(tl.float32)
         if HALVES:
             mass = tl.load(initial_mass + head)
-    for here in range(place * others, place * others + segment):
-        decay = tl.load(kept + here)
-        S = S * decay + load_tile(sums + here * V * K, rows, columns, K, V, K)
-        mass = mass * decay + tl.load(segment_masses + here)
+    for earlier in range(place * others, place * others + segment):
+        decay = tl.load(segment_decays + earlier)
+        S = S * decay + load_tile(sums + earlier * V * K, rows, columns, K, V, K)
+        mass = mass * decay + tl.load(segment_masses + earlier)
     for c in range(segment * span, tl.minimum((segment + 1) * span, N)):
         if HALVES:
             scale = _mass_scale(mass)
@@ -142,15 +142,16 @@ def _through_segment(
 
 @triton.jit(do_not_specialize=SIZES)
 def states_kernel(
-    v, k, to_end, strength, decays, masses, initial_G, initial_H, initial_mass, sums_G, sums_H, kept, segment_masses,
+    v, k, to_end, strength, decays, masses, initial_G, initial_H, initial_mass,
+    sums_G, sums_H, segment_decays, segment_masses,
     G_states, H_states, scales, final_G, final_H, T, N, heads, skipped, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TILES_OF_G: tl.constexpr,
     HAS_G: tl.constexpr, HAS_H: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """G_c = a_C G_{c-1} + sum_s zeta_Cs beta_s v_s k_s^T through a segment, and H with keys as values in the blocks behind.
+    """G_c = a_c G_{c-1} + sum_s zeta_cs beta_s v_s k_s^T through a segment; H, with keys as values, in the blocks behind.
 
-    H is stored as two float16 parts [N, 2, K, K] of H times a scale [N], from what the tokens weigh in all. `final_G` and
-    `final_H` are those after segment `ends`, if there is one.
+    Written are the states before every chunk, H in two float16 parts [N, 2, K, K] of H times a scale [N] that its mass gives,
+    and as `final_G` and `final_H` those after segment `ends`, if there is one.
     """
     block, place, segment = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     head = skipped + place
@@ -162,13 +163,13 @@ def states_kernel(
     others = tl.num_programs(2) - 1
     if block < TILES_OF_G:
         _through_segment(
-            v, k, to_end, strength, decays, masses, initial_G, initial_mass, sums_G, kept, segment_masses,
+            v, k, to_end, strength, decays, masses, initial_G, initial_mass, sums_G, segment_decays, segment_masses,
             G_states, scales, final_G, block, place, head, first, segment, others, T, N, heads, span, ends,
             V, K, C, BLOCK, HAS_G, False, PARTS, PARTS, LOW,
         )  # fmt: skip
     else:
         _through_segment(
-            k, k, to_end, strength, decays, masses, initial_H, initial_mass, sums_H, kept, segment_masses,
+            k, k, to_end, strength, decays, masses, initial_H, initial_mass, sums_H, segment_decays, segment_masses,
             H_states, scales, final_H, block - TILES_OF_G, place, head, first, segment, others, T, N, heads, span, ends,
             K, K, C, BLOCK, HAS_H, True, 2, PARTS, LOW,
         )  # fmt: skip

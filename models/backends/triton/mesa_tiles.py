@@ -1,6 +1,16 @@
-"""What the Mesa layer's Triton kernels share: tiles of memory, products in 16-bit parts, and decays between tokens.
+"""What the Mesa layer's Triton kernels share: layouts, tiles of memory, products in 16-bit parts, decays of tokens.
 
-A program has one chunk of C tokens of one head, or one tile of a state over all chunks.
+A program has one chunk of C tokens of one head, or one tile of a state over chunks in a row; `mesa_launches.py` has the order
+in which kernels run.
+
+Layouts, all contiguous: tokens [B, T, heads, D]; gates as `mesa_launches.Gates` has them; the state at an end of the sequence
+[B, heads, rows, K], with V rows for G and K for H; x and e in bfloat16 parts that add up to them, `part` numbers apart.
+`head` counts the heads of all sequences. A launch has a piece of them, those behind the first `skipped`, and what only the
+piece has is laid out by places, the first of which is its first head's: states before every chunk [places, N, rows, K],
+right-hand sides [places, N, C, K].
+
+`first` is the row of D numbers, among B T heads of them, that is the first token of a program's chunk, or of its sequence where
+it walks along time. `kept` is what is left at a token of the state before its chunk.
 
 Matrix products run on 16-bit tensor cores with float32 sums. A float32 factor is split into a high and a low 16-bit
 part wherever the exact product nearly vanishes (a key against the solution, which is large across the key and small
@@ -10,7 +20,8 @@ along it): there the rounding of one part alone would be the whole result.
 import triton
 import triton.language as tl
 
-# one compilation for every length, batch and number of heads
+# One compilation serves every length, batch and number of heads. `part` is none of these: where it is divisible by 16, parts
+# are read 16 bytes at once.
 SIZES = ("T", "N", "heads", "skipped", "span", "ends", "max_steps")
 
 # exp(-80) is nothing beside anything; a sum of logarithms that held -inf or -1e30 would lose all the others
@@ -41,7 +52,7 @@ def dot(a, b, acc, A_PARTS: tl.constexpr, B_PARTS: tl.constexpr, LOW: tl.constex
 
 @triton.jit
 def inverse_power_of_two(x):
-    """2^-floor(log2 x), exactly, within what float32 holds: brings x > 0 to [1, 2)."""
+    """2^-floor(log2 x), which brings x to [1, 2) exactly: from 2^-123 to below 2^124, beyond which the factor stays."""
     exponent = (x.to(tl.int32, bitcast=True) >> 23) & 0xFF
     exponent = tl.minimum(tl.maximum(exponent, 4), 250)
     return ((254 - exponent) << 23).to(tl.float32, bitcast=True)
@@ -75,23 +86,24 @@ def load_gates(base, t, T, heads):
 
 
 @triton.jit
-def decays(log):
-    """(log, resets, total_log, total_resets, forgets): summed over the chunk up to each token, and over all of it."""
+def _summed(log):
+    """(log, resets, total_log, total_resets): summed over the chunk up to each token, and over all of it."""
     forgets = log < FORGETS
     finite = tl.where(forgets, 0.0, log)
     resets = forgets.to(tl.int32)
-    return tl.cumsum(finite, 0), tl.cumsum(resets, 0), tl.sum(finite, 0), tl.sum(resets, 0), forgets
+    return tl.cumsum(finite, 0), tl.cumsum(resets, 0), tl.sum(finite, 0), tl.sum(resets, 0)
 
 
 @triton.jit
 def decay_between(later, later_resets, earlier, earlier_resets, also):
     """exp(later - earlier), zero across a reset and where not `also`."""
-    kept = (later_resets == earlier_resets) & also
-    return tl.exp(tl.where(kept, later - earlier, float("-inf")))
+    joined = (later_resets == earlier_resets) & also
+    return tl.exp(tl.where(joined, later - earlier, float("-inf")))
 
 
 @triton.jit
 def split(x, LOW: tl.constexpr):
+    """x in two parts of type LOW, its rounding and what that leaves."""
     high = x.to(LOW)
     return high, (x - high.to(tl.float32)).to(LOW)
 
@@ -100,29 +112,29 @@ def split(x, LOW: tl.constexpr):
 def chunk_weights(log, resets, strength, C: tl.constexpr):
     """zeta_ts beta_s of a chunk, from the gates that `gates_kernel` leaves of it."""
     t, s = tl.arange(0, C), tl.arange(0, C)
-    kept = decay_between(
+    between = decay_between(
         tl.load(log + t)[:, None], tl.load(resets + t)[:, None], tl.load(log + s)[None, :], tl.load(resets + s)[None, :],
         t[:, None] >= s[None, :],
     )  # fmt: skip
-    return kept * tl.load(strength + s)[None, :]
+    return between * tl.load(strength + s)[None, :]
 
 
 @triton.jit(do_not_specialize=SIZES)
 def gates_kernel(log_decay, beta, log, resets, from_start, to_end, strength, decay, mass, T, heads, C: tl.constexpr):
-    """What all other kernels ask of a chunk's gates, of which every one would have to sum them: see `mesa_launches.Gates`."""
+    """`mesa_launches.Gates` of one chunk, which every other kernel would else have to sum."""
     c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     first = (head // heads * T + c * C) * heads + head % heads
     t = tl.arange(0, C)
     left = T - c.to(tl.int32) * C
-    logs, counts, total, total_count, _ = decays(load_gates(log_decay + first, t, left, heads))
+    logs, counts, total, total_count = _summed(load_gates(log_decay + first, t, left, heads))
     beta_s = load_gates(beta + first, t, left, heads)
     later = decay_between(total, total_count, logs, counts, t < left)
     chunk = head * tl.num_programs(0) + c
-    here = chunk * C + t
-    tl.store(log + here, logs)
-    tl.store(resets + here, counts)
-    tl.store(from_start + here, decay_between(logs, counts, 0.0, 0, t < left))
-    tl.store(to_end + here, later)
-    tl.store(strength + here, beta_s)
+    tokens = chunk * C + t
+    tl.store(log + tokens, logs)
+    tl.store(resets + tokens, counts)
+    tl.store(from_start + tokens, decay_between(logs, counts, 0.0, 0, t < left))
+    tl.store(to_end + tokens, later)
+    tl.store(strength + tokens, beta_s)
     tl.store(decay + chunk, decay_between(total, total_count, 0.0, 0, True))
     tl.store(mass + chunk, tl.sum(later * beta_s, 0))
