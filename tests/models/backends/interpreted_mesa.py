@@ -79,7 +79,7 @@ def test_pieces_are_all_heads_and_their_states_are_small(batch_size, length, num
     assert max(sizes) == sizes[0] < 1.01 * max(launches.BYTES_OF_A_PIECE, sum(sizes) / 2)
 
 
-@pytest.mark.parametrize(("initial", "max_steps"), [("zero", 2), ("diagonal", 2), ("query", 0)])
+@pytest.mark.parametrize(("initial", "max_steps"), [("zero", 0), ("zero", 2), ("diagonal", 0), ("diagonal", 2), ("query", 0)])
 def test_few_steps_start_where_they_should(initial, max_steps):
     inputs = draw(length=3, key_dim=16, value_dim=16, dtype=F32)
     solver = built.solver(settings(max_steps, 0.0, initial))
