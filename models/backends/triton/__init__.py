@@ -7,7 +7,10 @@ import importlib.util
 import torch
 
 SHARED_MEMORY = 114_688
-"""Bytes of a multiprocessor that one program of the Mesa layer takes at K = V = 128."""
+"""Bytes of a multiprocessor that one program of the Mesa layer takes at K = V = 128 in bfloat16, compiled for sm_80.
+
+In float32 it is 147,456 there, and for sm_90 110,592 at most but for the solve of Hopper GPUs, 114,704. No GPU lies between.
+"""
 
 
 def obstacle() -> str | None:
