@@ -22,6 +22,7 @@ from torch.autograd.function import Function, FunctionCtx, once_differentiable
 
 from models.backends.differentiable import is_traced
 from models.backends.triton import mesa_launches as launches
+from models.backends.triton.mesa_records import Ends, Solver, States, Tokens
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INITIAL = ("zero", "diagonal", "query")
@@ -121,14 +122,14 @@ def _compute(
     initial: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """o, G and H after the last token, steps; and for the backward x, see `launches.empty_solution`."""
-    tokens = launches.Tokens(k, v, log_decay, beta, regularizer)
+    tokens = Tokens(k, v, log_decay, beta, regularizer)
     assert q.is_contiguous() and all(x.is_contiguous() for x in tokens)
     after, (o, x, steps) = launches.empty_ends(k, v), launches.empty_solution(k, v)
     everything = range(launches.sizes(k).all_heads)
     before = launches.empty_states(k, v, everything)
     gates = launches.gates(tokens)
-    launches.states(tokens, gates, launches.Ends(G, H), everything, before, after)
-    launches.solve(q, tokens, gates, before, launches.Solver(tolerance, max_steps, initial), o, x, steps)
+    launches.states(tokens, gates, Ends(G, H), everything, before, after)
+    launches.solve(q, tokens, gates, before, Solver(tolerance, max_steps, initial), o, x, steps)
     return o, *after, steps, x
 
 
@@ -175,8 +176,8 @@ def _compute_backward(
 
     x is what `_compute` returns; G and H are the state before. The gradient of a G or H that is None is empty.
     """
-    tokens, solver = launches.Tokens(k, v, log_decay, beta, regularizer), launches.Solver(tolerance, max_steps, initial)
-    start, d_o = launches.Ends(G, H), d_o.to(v.dtype).contiguous()
+    tokens, solver = Tokens(k, v, log_decay, beta, regularizer), Solver(tolerance, max_steps, initial)
+    start, d_o = Ends(G, H), d_o.to(v.dtype).contiguous()
     e, growth = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
     by_chunk = growth.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
     from_inputs: tuple[Tensor, ...] = ()
@@ -185,7 +186,7 @@ def _compute_backward(
     pieces, gates = launches.pieces(k, v), launches.gates(tokens)
     memory = launches.empty_states(k, v, pieces[0])
     for heads in pieces:
-        states = memory if len(heads) == len(pieces[0]) else launches.States(*(S[: len(heads)] for S in memory))
+        states = memory if len(heads) == len(pieces[0]) else States(*(S[: len(heads)] for S in memory))
         launches.states(tokens, gates, start, heads, states, None)
         launches.solve_backward(d_o, tokens, gates, states, heads, x, solver, e, by_chunk, growth)
         # not before, so that they lie in the memory that the right-hand sides have left

@@ -3,7 +3,7 @@
 A program has one chunk of C tokens of one head, or one tile of a state over chunks in a row; `mesa_launches.py` has the order
 in which kernels run.
 
-Layouts, all contiguous: tokens [B, T, heads, D]; gates as `mesa_launches.Gates` has them; the state at an end of the sequence
+Layouts, all contiguous: tokens [B, T, heads, D]; gates as `mesa_records.Gates` has them; the state at an end of the sequence
 [B, heads, rows, K], with V rows for G and K for H; x and e in bfloat16 parts that add up to them, `part` numbers apart.
 `head` counts the heads of all sequences. A launch has a piece of them, those behind the first `skipped`, and what only the
 piece has is laid out by places, the first of which is its first head's: states before every chunk [places, N, rows, K],
@@ -121,7 +121,7 @@ def chunk_weights(log, resets, strength, C: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def gates_kernel(log_decay, beta, log, resets, from_start, to_end, strength, decay, mass, T, heads, C: tl.constexpr):
-    """`mesa_launches.Gates` of one chunk, which every other kernel would else have to sum."""
+    """`mesa_records.Gates` of one chunk, which every other kernel would else have to sum."""
     c, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     first = (head // heads * T + c * C) * heads + head % heads
     t = tl.arange(0, C)
