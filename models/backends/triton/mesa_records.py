@@ -23,10 +23,10 @@ class Tokens(NamedTuple):
 class Gates(NamedTuple):
     """What a chunk's gates come to, in float32, heads of all sequences first and the last chunk filled up with beta = 0.
 
-    A token has, [B * H, N * C]: log, resets: log_decay summed over the chunk up to it, without those that forget everything,
-    and how many these are (int32). from_start: what is left at it of what was before the chunk. to_end: what is left of it at
-    the chunk's end. strength: its beta.
-    A chunk has, [B * H, N]: decay: what is left at its end of what was before. mass: what its tokens weigh there, all in all.
+    [B * H, N * C], a token each. log, resets: log_decay summed over the chunk up to the token, without those that forget
+    everything, and how many these are (int32). from_start: what is left at the token of what was before the chunk. to_end: what
+    is left of the token at the chunk's end. strength: beta.
+    [B * H, N], a chunk each. decay: what is left at its end of what was before it. mass: what its tokens weigh there in all.
     """
 
     log: Tensor
