@@ -180,7 +180,7 @@ def _compute_backward(
     start, d_o = Ends(G, H), d_o.to(v.dtype).contiguous()
     e, growth = torch.empty_like(x), torch.empty_like(log_decay, dtype=torch.float32)
     by_chunk = growth.new_empty(*final_H.shape[:2], launches.sizes(k).num_chunks, k.shape[-1])
-    from_inputs: tuple[Tensor, ...] = ()
+    from_inputs: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
     d_G0, d_H0 = (None if S is None else torch.empty_like(final) for S, final in zip(start, (final_G, final_H), strict=True))
     d_G, twice_d_H = None if d_G is None else d_G.contiguous(), None if d_H is None else (d_H + d_H.mT).contiguous()
     pieces, gates = launches.pieces(k, v), launches.gates(tokens)
@@ -189,12 +189,14 @@ def _compute_backward(
         states = memory if len(heads) == len(pieces[0]) else States(*(S[: len(heads)] for S in memory))
         launches.states(tokens, gates, start, heads, states, None)
         launches.solve_backward(d_o, tokens, gates, states, heads, x, solver, e, by_chunk, growth)
-        # not before, so that they lie in the memory that the right-hand sides have left
-        from_inputs = from_inputs or tuple(torch.empty_like(given) for given in (k, v, log_decay, beta))
+        if from_inputs is None:
+            # not before, so that they lie in the memory that the right-hand sides have left
+            from_inputs = torch.empty_like(k), torch.empty_like(v), torch.empty_like(log_decay), torch.empty_like(beta)
         crossing_G = launches.state_gradients(d_o, x, gates, d_G, states, heads, final_G, d_G0, False)
         crossing_H = launches.state_gradients(e, x, gates, twice_d_H, states, heads, final_H, d_H0, True)
         crossing = torch.cat([crossing_G, crossing_H])
         launches.input_gradients(tokens, gates, x, e, d_o, growth, crossing, states, heads, *from_inputs)
+    assert from_inputs is not None
     d_q = e[0] if k.dtype == torch.bfloat16 else e.float().sum(0).to(k.dtype)
     if d_H0 is not None:
         d_H0 /= 2
