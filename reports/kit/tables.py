@@ -87,7 +87,10 @@ def per_run(frames: Frames, column: Column, metric: str) -> pd.Series:
     kinds = sliced["slice"].map(lambda text: ", ".join(sorted(slice_names(text))))
     sliced = sliced[kinds == kinds.groupby(sliced["run_id"]).transform("first")]
     sums = sliced.assign(value=sliced["value"] * sliced["count"]).groupby("run_id")[["value", "count"]].sum()
-    return pd.concat([asked, sums["value"] / sums["count"]])
+    # What a study has at several settings is no value of the run; at one, which is its own, it is.
+    studied = rows[~rows["run_id"].isin(asked.index) & ~rows["stage"].isin(PARTED)]
+    alone = studied[~studied["run_id"].duplicated(keep=False)].set_index("run_id")["value"]
+    return pd.concat([asked, sums["value"] / sums["count"], alone])
 
 
 def scored_cells(frames: Frames, column: Column) -> pd.DataFrame:

@@ -70,6 +70,8 @@ def invent(store, experiment: str, *, seeds: tuple[int, ...] = (0, 1), skipped: 
         model, task = config["model"], config["task"]
         settings = dict(flat({group: config[group] for group in ("model", "size", "task", "train")}))
         settings["protocol"] = config["protocol"]["name"]
+        # in the place of the sizes that it sets
+        settings["match"] = config["match"]["by"]
         names = {"label": model["label"], "size": config["size"]["name"], "seed": seed, "settings": settings}
         names["group"] = hashlib.sha256(repr(sorted(settings.items(), key=str)).encode()).hexdigest()[:8]
         if i < skipped:
@@ -170,8 +172,12 @@ def lm_eval_rows(store, config, seed):
 
 
 def solver_rows(store, config, seed):
-    score = score_of(config)
-    return invented.solver_rows(store, seed=seed, metric=score, offset=level(config, seed)) if solves(config) else []
+    if not solves(config):
+        return []
+    rows = invented.solver_rows(store, seed=seed, metric=score_of(config), offset=level(config, seed))
+    # The model's own solver has one setting.
+    own = {**rows[0]["slice"]}
+    return [row for row in rows if row["slice"].items() >= own.items()] if config["eval"]["solvers"] == [{}] else rows
 
 
 def decode_rows(store, config, seed):
