@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
-from conf.settings import above, within
+from conf.settings import Refusal, above, within
 from models.backends import load, resolve
 from models.components import MambaDecay, ScalarGate
 from models.kda import KDA
@@ -34,10 +34,11 @@ class PreconditionedDeltaNet(KDA):
     name = "pgdn.PreconditionedDeltaNet"
 
     class Settings(KDA.Settings, kw_only=True):
-        """decay_per: what has a gamma of its own. moment_decay_rates: of gamma^A, as decay_rates is of gamma.
+        """decay_per: what has a gamma of its own; with "head" decay_rank and decay_bound are None.
 
-        moment_gate_init: beta^A at the start. squash: x, up to which the rule is stable with unit keys and beta up to 1.
-        squash_eps: eps. center_init: every c at the start; a head has one.
+        moment_decay_rates: of gamma^A, as decay_rates is of gamma. moment_gate_init: beta^A at the start. squash: x, up to
+            which the rule is stable with unit keys and beta up to 1. squash_eps: eps. center_init: every c at the start; a head
+            has one.
         """
 
         decay_per: Literal["head", "channel"]
@@ -46,6 +47,14 @@ class PreconditionedDeltaNet(KDA):
         squash: Annotated[float, above(1, 2)]
         squash_eps: NormEps
         center_init: Annotated[float, within(-100, 100)]
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name in ("decay_rank", "decay_bound"):
+                if self.decay_per == "head" and getattr(self, name) is not None:
+                    raise Refusal(name, getattr(self, name), "null with decay_per=head")
+            if self.moment_decay_rates[0] > self.moment_decay_rates[1]:
+                raise Refusal("moment_decay_rates", self.moment_decay_rates, "lists of 2 numbers, the lower first")
 
     settings: Settings
 

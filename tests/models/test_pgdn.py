@@ -115,7 +115,10 @@ def test_a_head_s_decay_is_one_number_and_a_channel_s_its_own() -> None:
         ({"squash": 2.5}, "squash=2.5"),
         ({"decay_per": "token"}, "decay_per=token"),
         ({"moment_decay_rates": None}, "moment_decay_rates=null"),
+        ({"moment_decay_rates": [4, 1]}, r"moment_decay_rates=\[4.0,1.0\] .* the lower first"),
         ({"decay_rates": None}, "decay_rates=null"),
+        ({"decay_rank": 3}, "decay_rank=3 .* null with decay_per=head"),
+        ({"decay_bound": 5.0}, "decay_bound=5.* null with decay_per=head"),
     ],
     ids=str,
 )
