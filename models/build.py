@@ -37,6 +37,10 @@ class Labels(Settings, kw_only=True):
     pattern: Annotated[tuple[Name, ...], Meta(min_length=1, description="lists of one mixer or more")]
 
 
+NO_MIXERS = {"", "lr", "path", *Labels.__struct_fields__}
+"""The keys of a model that name none of its mixers."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A model's YAML, read and checked. mixers: the settings of the mixers that `pattern` names, in its order."""

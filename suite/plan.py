@@ -13,10 +13,10 @@ import torch
 
 from conf.settings import RequestError
 from models.backends import settle
-from models.build import Model, computing_backends
+from models.build import NO_MIXERS, Model, computing_backends
 from suite.beginning import settled
 from suite.compute.interface import Interface
-from suite.compute.settings import Compute
+from suite.compute.settings import Compute, check_one_place
 from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
 from suite.request.compose import Composer, compose_one
@@ -24,7 +24,7 @@ from suite.request.cost import Cost, model_cost
 from suite.request.identity import flat_settings, group_id, identity, run_id
 from suite.request.length import steps_of_flops
 from suite.request.match import match
-from suite.request.overrides import Request, read_request, values
+from suite.request.overrides import Request, read_request, values, whose
 from suite.request.places import Paths
 from suite.request.pretrained import settled as as_saved
 from suite.request.rates import DefaultRate, told
@@ -142,7 +142,7 @@ def plan_request(request: Request) -> list[Run]:
             run = planner.run(cell)
         except ValueError as error:
             # What is known only where a model or a task is built: a head that does not divide, a text that is too short.
-            raise RequestError(str(error)) from error
+            raise RequestError(f"{error}{whose(str(error), cell, request)}") from error
         except (TypeError, OverflowError, MemoryError, RuntimeError) as error:
             # A size that no memory holds or no tensor counts.
             raise RequestError(f"{' '.join(cell)} can't be built: {(str(error) or 'out of memory').splitlines()[0]}") from error
@@ -174,7 +174,7 @@ def told_apart(runs: Sequence[Run]) -> list[Run]:
 
 
 def check_uses(request: Request, runs: Sequence[Run]) -> None:
-    """Raises RequestError for a text or an evaluation that was typed and that no run of the request has a use for."""
+    """Raises RequestError for a text, an evaluation or a value of a mixer that was typed and that no run has a use for."""
     first, stages = runs[0].title, {stage.evaluation for run in runs for stage in run.stages}
     reads_text = any(run.config.data_name != "synthetic" for run in runs)
     for override in request.overrides:
@@ -182,19 +182,14 @@ def check_uses(request: Request, runs: Sequence[Run]) -> None:
         # What is the default may always be said.
         if group == "data" and override.input_line != "data=stdlib" and not reads_text:
             raise RequestError(f"{override.input_line}: no run reads a text, not {first}; permitted with it is data=stdlib")
+        mixer = key.partition(".")[0] if group == "model" else ""
+        if mixer not in NO_MIXERS and not any(mixer in run.config.model.pattern for run in runs):
+            raise RequestError(f"{override.input_line}: no run has {mixer} in its pattern, not {first}")
         for value in values(override) if group == "eval" and key in ("", "stages") else ():
             asked = compose_one([f"{override.key_or_group}={value}"]).evaluation["stages"]
             idle = [stage for stage in asked if stage not in stages]
             if idle and len(idle) == len(asked):
                 raise RequestError(f"{override.key_or_group}={value}: {idle[0]} does not apply to any run, not to {first}")
-
-
-def check_one_place(compute: Compute, other: Compute) -> None:
-    """Raises RequestError where two cells of one run ask for two devices, logs or ways to share it out: it is computed once."""
-    for key in ("device", "threads", "log", "parallel", "micro_batch"):
-        one, two = getattr(compute, key), getattr(other, key)
-        if one != two:
-            raise RequestError(f"compute.{key} is {one} and {two} for one run, permitted is one value a request")
 
 
 def check_compute(config: Config, compute: Compute) -> None:

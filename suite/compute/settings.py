@@ -15,6 +15,7 @@ from conf.settings import (
     Neutral,
     Positive,
     Refusal,
+    RequestError,
     Settings,
     Share,
     above,
@@ -140,3 +141,11 @@ class Compute(Settings, kw_only=True):
 
 
 Seed = Annotated[int, within(0, 2**32 - 1)]
+
+
+def check_one_place(compute: Compute, other: Compute) -> None:
+    """Raises RequestError where two cells of one run ask for two devices, logs or ways to share it out: it is computed once."""
+    for key in ("device", "threads", "log", "parallel", "micro_batch"):
+        one, two = getattr(compute, key), getattr(other, key)
+        if one != two:
+            raise RequestError(f"compute.{key} is {one} and {two} for one run, permitted is one value a request")

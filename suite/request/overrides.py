@@ -94,6 +94,17 @@ def assignment(typed: str) -> Assignment:
     return Assignment(override.input_line, key, value, is_choice, override.type == OverrideType.ADD)
 
 
+def whose(said: str, cell: Sequence[str], request: Request) -> str:
+    """Which model, task or other option a refused value is of, where the request has several and the refusal names none."""
+    section = said.partition(".")[0]
+
+    def chosen(overrides: Sequence[str]) -> list[str]:
+        return [each.typed for each in map(assignment, overrides) if each.is_choice and each.key == section]
+
+    own = chosen(cell)
+    return f" ({own[0]})" if own and own[0] not in said and any(chosen(other) != own for other in request.cells) else ""
+
+
 def quoted(value: str) -> str:
     """A text as Hydra's overrides hold it, whatever its characters."""
     return "'" + re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + ("\\'" if found[2] else ""), value) + "'"

@@ -15,10 +15,11 @@ import torch
 from conf.settings import RequestError
 from models.backends import obstacle
 from suite.compute.parallel import World, alone
+from suite.compute.settings import check_one_place
 from suite.evaluation.stages import planned_stages
 from suite.machine.devices import select_device
 from suite.machine.peaks import named
-from suite.plan import Run, check_compute, check_one_place, check_uses, plan_request, planned_task, told_apart
+from suite.plan import Run, check_compute, check_uses, plan_request, planned_task, told_apart
 from suite.request.compose import Composer, compose_one
 from suite.request.identity import digest
 from suite.request.overrides import Request, read_request, values

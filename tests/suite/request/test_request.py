@@ -142,6 +142,21 @@ def test_what_only_building_shows_is_one_clear_line_too(arguments, said, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["model=kda,deltaproduct", "model.mixer.affine_keys=true"], "with negative_eigenvalues (model=deltaproduct)"),
+        (["model=gla,hawk", "size.num_heads=7"], "width_multiplier * d_model 64 (model=hawk)"),
+        (["model=deltaproduct", "model.mixer.affine_keys=true"], "with negative_eigenvalues\n"),
+        (["model=gla,rwkv7", "model.mixer.affine_keys=true"], "unknown key 'model.mixer.affine_keys' of model=rwkv7;"),
+    ],
+)
+def test_the_one_of_several_models_that_refuses_is_named(arguments, said, capsys):
+    assert main(["check", "task=mqar", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and error.count("model=") == said.count("model=")
+
+
+@pytest.mark.parametrize(
     ("content", "said"), [(b"", "empty"), (b"\x00\x01\x02", "binary"), (b"\xff\xfe\xfd", "UTF-8"), (b"too short", "seq_len")]
 )
 def test_a_text_that_can_not_be_used_is_named(content, said, tmp_path, capsys):
@@ -228,6 +243,18 @@ def test_every_value_of_a_group_has_a_file():
         (["task=mqar", "model=gla", "eval.stages=[internals]"], "internals does not apply to any run"),
         (["task=mqar", "data=text", "data.path=x.txt"], "data=text: no run reads a text"),
         (["task=mqar", "data.path=x.txt"], "data.path=[x.txt] is out of range, permitted are null with data=stdlib"),
+        (
+            ["task=mqar", "model=kda_hybrid", "model.pattern=[mixer]", "model.attention.window=2,4"],
+            "model.attention.window=2,4: no run has attention in its pattern, not kda_hybrid tiny mqar seed 0",
+        ),
+        (
+            [
+                "task=mqar",
+                "model=kda",
+                "+model.mesa={type: attention.Attention, num_heads: 2, key_dim: 8, window: 4, rope_base: null}",
+            ],
+            "no run has mesa in its pattern",
+        ),
     ],
 )
 def test_what_no_run_has_a_use_for_is_refused(arguments, said, tmp_path, capsys):
@@ -244,6 +271,8 @@ def test_what_no_run_has_a_use_for_is_refused(arguments, said, tmp_path, capsys)
         ["task=mqar", "eval=default"],
         ["task=mqar", "model=gla,mesanet", "eval=internals"],
         ["task=mqar", "data=stdlib"],
+        ["task=mqar", "model=kda_hybrid", "model.pattern=[mixer],[mixer,attention]", "model.attention.window=4"],
+        ["task=mqar", "model=kda", "model.label=Other"],
     ],
 )
 def test_what_some_run_has_a_use_for_is_planned(arguments):
