@@ -92,19 +92,30 @@ def task_label(task: str) -> str:
 
 def last_part(name: str) -> str:
     """What a dotted name ends in: "lr" of "train.lr", but "solver" of "model.mixer.solver.name"."""
-    return re.sub(r"\.(name|type)$", "", name).rpartition(".")[2]
+    return _setting(name).rpartition(".")[2]
+
+
+def _setting(name: str) -> str:
+    return re.sub(r"\.(name|type)$", "", name)
+
+
+def _mixer(name: str) -> str:
+    """Which of several mixers a setting is of, in front of its words: "attention " of "model.attention.window"."""
+    found = re.match(r"model\.(?!mixer\.)(\w[\w-]*)\.", _setting(name))
+    return f"{found[1]} " if found else ""
 
 
 def fact_label(name: str) -> str:
     """A fact or setting of a run for axes and headers; one without words has its metric's label, or its own name."""
-    return TABLE["words"].get(last_part(name)) or axis_label(last_part(name))
+    return _mixer(name) + (TABLE["words"].get(last_part(name)) or axis_label(last_part(name)))
 
 
 def fact_text(name: str, value: object) -> str:
     """A fact or setting within a label: "small", "head size 8", "implicit gradient", "no output gate" where it is none."""
     label = fact_label(name)
     if value is None or value is False or value == "none":
-        return TABLE["without"].get(last_part(name), f"no {label}") if "." in name else ""
+        without = TABLE["without"].get(last_part(name))
+        return "" if "." not in name else f"{_mixer(name)}{without}" if without else f"no {label}"
     if value is True:
         return label
     if isinstance(value, Real):

@@ -51,8 +51,10 @@ def _table(configs: Sequence[Config]) -> pd.DataFrame:
     """A row a run: its names, its seed, and those settings that are not the same everywhere."""
     cells = _settings(configs)
     first = cells[0]
-    differing = {key for cell in cells if cell is not first for key, value in cell.items() if first.get(key, cell) != value}
-    differing |= {key for cell in cells for key in first.keys() - cell.keys()}
+    others = [cell for cell in {id(cell): cell for cell in cells}.values() if cell is not first]
+    # In the order in which settings are declared: that of a set would differ from process to process, and titles with it.
+    differing = [key for key in first if any(key not in cell or cell[key] != first[key] for cell in others)]
+    differing += dict.fromkeys(key for cell in others for key in cell if key not in first)
     rows = [
         {
             "model": config.model.name,
@@ -61,7 +63,7 @@ def _table(configs: Sequence[Config]) -> pd.DataFrame:
             "data": config.data_name,
             "backend": config.backend,
             "seed": config.seed,
-            **{key: cell[key] for key in differing & cell.keys()},
+            **{key: cell[key] for key in differing if key in cell},
         }
         for config, cell in zip(configs, cells, strict=True)
     ]

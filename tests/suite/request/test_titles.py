@@ -37,6 +37,30 @@ def title(*request: str) -> str:
             "gla tiny mqar seed 0, head size 32, key dim 16",
             "2 head sizes x 2 key dims",
         ),
+        # In the order in which settings are declared, in every process.
+        (
+            [
+                "model=mesanet",
+                "model.mixer.solver.max_steps=5,9",
+                "model.mixer.solver.name=cg,chebyshev",
+                "model.mixer.solver.initial=zero,diagonal",
+                "model.mixer.convolution=none,input",
+                "model.mixer.key_dim=8,16",
+            ],
+            "mesanet tiny mqar seed 0, key dim 16, input convolution, chebyshev solver, solver steps 9, diagonal initial",
+            "2 key dims x 2 convolutions x 2 solvers x 2 values of solver steps x 2 initials",
+        ),
+        # Of several mixers each has its name.
+        (
+            ["model=kda_hybrid", "model.mixer.num_heads=1,2", "model.attention.num_heads=1,2"],
+            "kda_hybrid tiny mqar seed 0, num heads 2, attention num heads 2",
+            "2 values of num heads x 2 values of attention num heads",
+        ),
+        (
+            ["model=hawk_mesa", "model.mesa.solver.name=cg,chebyshev", "model.mesa.random_steps=4,null"],
+            "hawk_mesa tiny mqar seed 0, chebyshev mesa solver, mesa steps not random",
+            "2 mesa solvers x 2 values of mesa random steps up to",
+        ),
         (["model=gla", "task=mqar,parity"], "gla tiny parity seed 0", "2 tasks"),
         (
             ["model=gla", "train.lr=1e-3,2e-3", "seed=0,1,2"],
