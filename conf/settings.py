@@ -209,7 +209,9 @@ def words(kind: Any) -> str:
     if get_origin(base) is Literal:
         return ", ".join(map(text, parts))
     if get_origin(base) is tuple:
-        return f"lists of {words(parts[0])}" if parts[-1] is Ellipsis else f"lists of {len(parts)} {words(parts[0])}"
+        each = dict.fromkeys(words(part) for part in parts if part is not Ellipsis)
+        number = "" if parts[-1] is Ellipsis or len(each) > 1 else f"{len(parts)} "
+        return f"lists of {number}{' and '.join(each)}"
     if get_origin(base) in LISTS:
         return f"lists of {words(parts[0])}"
     if get_origin(base) in MAPPINGS:
