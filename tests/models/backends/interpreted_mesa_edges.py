@@ -25,7 +25,13 @@ INITIAL = ("zero", "diagonal", "query")
 
 @pytest.mark.parametrize(
     ("length", "key_dim", "value_dim", "dtype"),
-    [(1, 16, 16, F32), (1, 64, 128, BF16), (64, 32, 16, BF16), (66, 64, 128, BF16), (65, 128, 16, F32)],
+    [
+        (1, 16, 16, F32),
+        (1, 64, 128, BF16),
+        (64, 32, 16, BF16),
+        (66, 64, 128, BF16),
+        pytest.param(65, 128, 16, F32, marks=pytest.mark.slow),
+    ],
 )
 def test_one_token_a_full_chunk_and_more_values_than_keys(length, key_dim, value_dim, dtype):
     cases.assert_equals_recurrent(draw(length=length, key_dim=key_dim, value_dim=value_dim, dtype=dtype))
@@ -53,7 +59,7 @@ def test_a_decay_below_minus_80_forgets():
 
 # "query" leaves more than its float32 has digits for at such sizes, and is only to be finite.
 @pytest.mark.parametrize(("initial", "bound"), [("zero", 6e-3), ("diagonal", 6e-3), ("query", float("inf"))])
-@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(F32, marks=pytest.mark.slow)])
 def test_entries_of_keys_of_31(dtype, initial, bound):
     inputs = draw(length=70, key_dim=16, value_dim=16, dtype=dtype)
     # All entries of that size, so that sums of H are as large as they can be; a Lambda that leaves a condition of about 40.
@@ -76,7 +82,9 @@ def test_what_a_query_as_beginning_leaves_of_large_states(size):
     assert ((o - exact).norm(dim=-1) / exact.norm(dim=-1)).max() < 2e-4 * largest + cases.TOLERANCE[BF16]
 
 
-@pytest.mark.parametrize("initial", INITIAL)
+@pytest.mark.parametrize(
+    "initial", [pytest.param(each, marks=() if each == "diagonal" else pytest.mark.slow) for each in INITIAL]
+)
 def test_a_chunk_without_queries_reads_nothing(initial):
     inputs = draw(length=66, key_dim=16, value_dim=16, dtype=F32)
     inputs["q"][:, :64] = 0
@@ -86,7 +94,7 @@ def test_a_chunk_without_queries_reads_nothing(initial):
     cases.assert_equals_recurrent(inputs)
 
 
-@pytest.mark.parametrize("dtype", [BF16, F32])
+@pytest.mark.parametrize("dtype", [BF16, pytest.param(F32, marks=pytest.mark.slow)])
 def test_powers_of_two_go_through_unrounded(dtype):
     """A solve is in units of its right-hand side, so that very large and very small ones cost no digit."""
     inputs = draw(length=66, key_dim=16, value_dim=16, dtype=dtype)

@@ -16,10 +16,11 @@ pytest.importorskip("triton")
 ROOT, HERE = Path(__file__).parents[3], Path(__file__).parent
 
 
-def test_interpreted_the_kernels_are_what_they_should_be() -> None:
+@pytest.mark.parametrize("which", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_interpreted_the_kernels_are_what_they_should_be(which: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     files = sorted(HERE.glob("interpreted_*.py"))
     assert len(files) > 2
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", which, *files]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
