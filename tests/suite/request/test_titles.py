@@ -50,7 +50,7 @@ def title(*request: str) -> str:
             "mesanet tiny mqar seed 0, key dim 16, input convolution, chebyshev solver, solver steps 9, diagonal initial",
             "2 key dims x 2 convolutions x 2 solvers x 2 values of solver steps x 2 initials",
         ),
-        # Of several mixers each has its name.
+        # Each of several mixers has its name.
         (
             ["model=kda_hybrid", "model.mixer.num_heads=1,2", "model.attention.num_heads=1,2"],
             "kda_hybrid tiny mqar seed 0, num heads 2, attention num heads 2",
