@@ -228,6 +228,16 @@ def input_gradients_kernel(
     G_gradients += after * V * K
     H_gradients += after * 2 * K * K
 
+    chunk = (head * N + c) * C
+    # few numbers, for which what follows would else wait
+    later = tl.load(to_end + chunk + t)
+    beta = tl.load(strength + chunk + t)
+    grown = load_gates(growth + first, t, T, heads)
+    forgets = load_gates(log_decay + first, t, T, heads) < FORGETS
+    crossed = 0.0
+    for block in range(0, CROSSINGS):
+        crossed += tl.load(crossing + (block * tl.num_programs(1) + place) * N + c)
+
     along = tl.zeros([C, C], tl.float32)
     error = tl.zeros([C, C], tl.float32)
     into_key = tl.zeros([C, BLOCK_K], tl.float32)
@@ -253,8 +263,6 @@ def input_gradients_kernel(
             error = tl.dot(k_low, e_high, error)
             into_key = tl.dot(k_low, H_high, into_key)
 
-    chunk = (head * N + c) * C
-    later = tl.load(to_end + chunk + t)
     s = tl.arange(0, C)
     decay = decay_between(
         tl.load(log + chunk + s)[None, :], tl.load(resets + chunk + s)[None, :],
@@ -265,7 +273,6 @@ def input_gradients_kernel(
     into_beta = 0.5 * tl.sum(into_key * key_tile.to(tl.float32), 1)
     along *= decay
     along_low = along.to(LOW) if PARTS == 1 else along
-    beta = tl.load(strength + chunk + t)
     error = -error
     for block in range(0, V, BLOCK):
         j = block + tl.arange(0, BLOCK)
@@ -297,9 +304,6 @@ def input_gradients_kernel(
 
     # A decay acts on all pairs of a token before it and one from it on. That is what tokens from it on read, less what is read
     # of these, within the chunk; and all pairs across its end.
-    gain = load_gates(growth + first, t, T, heads) - beta * into_beta
-    gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain
-    for block in range(0, CROSSINGS):
-        gain += tl.load(crossing + (block * tl.num_programs(1) + place) * N + c)
-    forgets = load_gates(log_decay + first, t, T, heads) < FORGETS
+    gain = grown - beta * into_beta
+    gain = tl.sum(gain, 0) - tl.cumsum(gain, 0) + gain + crossed
     tl.store(d_log_decay + first + t * heads, tl.where(forgets, 0.0, gain), mask=t < T)

@@ -90,12 +90,12 @@ def solve_kernel(
     i = gl.arange(0, K, layout=gl.SliceLayout(0, along_rows))
     at = t[:, None] * (heads * K) + i[None, :]
     inside = (t < T)[:, None]
-    H = gl.allocate_shared_memory(gl.float16, [K, K], halves)
-    H_low = gl.allocate_shared_memory(gl.float16, [K, K], halves)
+    H = gl.allocate_shared_memory(gl.float16, [1, K, K], halves)
+    H_low = gl.allocate_shared_memory(gl.float16, [1, K, K], halves)
     rows = gl.arange(0, K, layout=gl.SliceLayout(1, along_rows))
     H_at = rows[:, None] * K + i[None, :]
-    async_copy.async_copy_global_to_shared(H, H_parts + H_at)
-    async_copy.async_copy_global_to_shared(H_low, H_parts + K * K + H_at)
+    async_copy.async_copy_global_to_shared(H.index(0), H_parts + H_at)
+    async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)
     async_copy.commit_group()
     key = gl.load(k + first * K + at, mask=inside, other=0.0).to(gl.float32)
     if BACKWARD:
@@ -139,17 +139,23 @@ def solve_kernel(
     nothing = _by_thread(gl.zeros([C, K], gl.float32, wide))
     of_threads: gl.constexpr = nothing.type.layout
     solution = gl.allocate_shared_memory(gl.float32, [K // 8, 512], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]), nothing)
+    rr = gl.sum(r * r, 1)
     used = gl.zeros([C], gl.int32, of_rows)
     async_copy.wait_group(0)
     fence_async_shared()
     gl.barrier()
     open_tokens = gl.sum((norm > 0).to(gl.int32), 0)
     while (step < max_steps) & (open_tokens > 0):
+        only = 0
+        if K == 128:
+            # 0 here, too, which the compiler does not know. What it knows to be the same in every step, such as where H lies for
+            # each of a product's parts, it works out before the steps, and for so many numbers there are no registers.
+            only = (open_tokens > C).to(gl.int32)
         scores = gl.zeros([C, C], gl.float32, narrow)
         scores = warpgroup_mma(_halves(p, narrow_factor), keys.permute((1, 0)), scores, use_acc=False, is_async=True)
         w = gl.zeros([C, K], gl.float32, wide)
-        w = warpgroup_mma(_halves(p, factor), H, w, use_acc=False, is_async=True)
-        w = warpgroup_mma(_halves(p, factor), H_low, w, is_async=True)
+        w = warpgroup_mma(_halves(p, factor), H.index(only), w, use_acc=False, is_async=True)
+        w = warpgroup_mma(_halves(p, factor), H_low.index(only), w, is_async=True)
         scores = warpgroup_mma_wait(2, [scores])
         shares = gl.convert_layout((scores * _halves(weights, narrow).to(gl.float32)).to(gl.float16), factor)
         w = warpgroup_mma_wait(0, [w])
@@ -157,8 +163,7 @@ def solve_kernel(
         penalty = gl.load(regularizer + h * K + columns).to(gl.float32)
         direction = _halves(p, wide).to(gl.float32)
         w += direction * penalty[None, :]
-        rr, rp, pw = gl.sum(r * r, 1), gl.sum(r * direction, 1), gl.sum(direction * w, 1)
-        rw, ww = gl.sum(r * w, 1), gl.sum(w * w, 1)
+        rp, pw = gl.sum(r * direction, 1), gl.sum(direction * w, 1)
         is_open = (rr > goal) & (pw > 0)
         inverse_pw = gl.where(is_open, 1.0 / pw, 0.0)
         alpha = rp * inverse_pw
@@ -166,11 +171,12 @@ def solve_kernel(
             alpha = gl.where(step < 0, length, alpha)
         solution.store(solution.load(of_threads) + _by_thread(alpha[:, None] * direction))
         r -= alpha[:, None] * w
-        next_rr = gl.maximum(rr - 2 * alpha * rw + alpha * alpha * ww, 1e-6 * rr)
+        next_rr, rw = gl.sum(r * r, 1), gl.sum(r * w, 1)
         # what is left after such a fall is rounding, unrelated to the directions so far: start again from it
-        turn = gl.where((next_rr < 1e-4 * rr) | (step < 0), 0.0, -(rw - alpha * ww) * inverse_pw)
+        turn = gl.where((next_rr < 1e-4 * rr) | (step < 0), 0.0, -rw * inverse_pw)
         shrink = gl.rsqrt(gl.maximum(next_rr + turn * turn, 1e-30))
         p = _pack((r + turn[:, None] * direction) * shrink[:, None])
+        rr = next_rr
         used += (is_open & (step >= 0)).to(gl.int32)
         open_tokens = gl.sum((is_open & (next_rr > goal)).to(gl.int32), 0)
         step += 1

@@ -17,12 +17,6 @@ def _penalty(regularizer, i, K: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _row_sums(a, b, c, d, e):
-    """Apart from the products, which are all made before: this order is the one that was measured."""
-    return tl.sum(a, 1), tl.sum(b, 1), tl.sum(c, 1), tl.sum(d, 1), tl.sum(e, 1)
-
-
-@triton.jit
 def _solve(
     rhs, divisor, k, k_low, H, H_low, kept, weights, regularizer, tolerance, max_steps,
     STARTS_AT_ZERO: tl.constexpr, WIDE: tl.constexpr,
@@ -58,6 +52,7 @@ def _solve(
         length = tl.sqrt(tl.sum(guess * guess, 1))
         bits = (guess * tl.where(length > 0, 1.0 / length, 0.0)[:, None]).to(tl.float16).to(tl.int16, bitcast=True)
         step = -1
+    rr = tl.sum(r * r, 1)
     open_tokens = tl.sum((norm > 0).to(tl.int32), 0)
     while (step < max_steps) & (open_tokens > 0):
         # A factor that a loop carries is put into shared memory, behind two barriers; one made of what it carries is not.
@@ -76,7 +71,7 @@ def _solve(
             w = tl.dot(scores_high, k_low, w)
         direction = p.to(tl.float32)
         w += direction * regularizer[None, :].to(tl.float32)
-        rr, rp, pw, rw, ww = _row_sums(r * r, r * direction, direction * w, r * w, w * w)
+        rp, pw = tl.sum(r * direction, 1), tl.sum(direction * w, 1)
         is_open = (rr > goal) & (pw > 0)
         inverse_pw = tl.where(is_open, 1.0 / pw, 0.0)
         alpha = rp * inverse_pw
@@ -84,11 +79,12 @@ def _solve(
             alpha = tl.where(step < 0, length, alpha)
         x += alpha[:, None] * direction
         r -= alpha[:, None] * w
-        next_rr = tl.maximum(rr - 2 * alpha * rw + alpha * alpha * ww, 1e-6 * rr)
+        next_rr, rw = tl.sum(r * r, 1), tl.sum(r * w, 1)
         # what is left after such a fall is rounding, unrelated to the directions so far: start again from it
-        beta = tl.where((next_rr < 1e-4 * rr) | (step < 0), 0.0, -(rw - alpha * ww) * inverse_pw)
+        beta = tl.where((next_rr < 1e-4 * rr) | (step < 0), 0.0, -rw * inverse_pw)
         shrink = tl.rsqrt(tl.maximum(next_rr + beta * beta, 1e-30))
         bits = ((r + beta[:, None] * direction) * shrink[:, None]).to(tl.float16).to(tl.int16, bitcast=True)
+        rr = next_rr
         steps += (is_open & (step >= 0)).to(tl.int32)
         open_tokens = tl.sum((is_open & (next_rr > goal)).to(tl.int32), 0)
         step += 1

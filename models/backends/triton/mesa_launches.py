@@ -64,6 +64,8 @@ SOLVE = {"num_warps": 4, "num_stages": 1}
 HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
 """By key dim: three programs a multiprocessor, and two."""
 READ_OUT = {"num_warps": 4, "num_stages": 1}
+READ_OUT_NARROW = {"maxnreg": 128}
+"""Of bfloat16 inputs: four programs a multiprocessor."""
 RIGHT_SIDE = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 H_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}
@@ -217,8 +219,9 @@ def solve(
     size = sizes(k)
     _solve(q, tokens, gates, before, range(size.all_heads), solver, x, (steps, x, q, q), backward=False)
     arguments = (x, k, v, *gates.within(), before.G, o, size.length, size.num_chunks, size.num_heads, k.numel())
-    grid = (size.num_chunks, size.all_heads, _in(v.shape[-1], BLOCK))
-    launch(read_kernels.read_out_kernel, grid, arguments, _read_constants(k, v) | {"BLOCK_K": size.block_k} | READ_OUT)
+    grid = (size.num_chunks * _in(v.shape[-1], BLOCK), size.all_heads, 1)
+    constants = _read_constants(k, v) | {"BLOCK_K": size.block_k} | READ_OUT | (READ_OUT_NARROW if size.parts == 1 else {})
+    launch(read_kernels.read_out_kernel, grid, arguments, constants)
 
 
 def solve_backward(
@@ -231,7 +234,7 @@ def solve_backward(
     size = sizes(k)
     rhs = k.new_empty(len(heads), size.num_chunks, CHUNK_SIZE, k.shape[-1], dtype=torch.float32)
     arguments = (d_o, k, v, *gates.within(), before.G, rhs, size.length, size.num_chunks, size.num_heads, heads.start)
-    grid = (size.num_chunks, len(heads), _in(k.shape[-1], BLOCK))
+    grid = (size.num_chunks * _in(k.shape[-1], BLOCK), len(heads), 1)
     launch(read_kernels.right_side_kernel, grid, arguments, _read_constants(k, v) | {"BLOCK_K": BLOCK} | RIGHT_SIDE)
     _solve(rhs, tokens, gates, before, heads, solver, e, (growth, x, d_regularizer, growth), backward=True)
 

@@ -29,18 +29,23 @@ def _mass_scale(mass):
 
 
 @triton.jit
+def _gates(to_end, strength, decays, c, C: tl.constexpr):
+    """(zeta_cs beta_s, a_c) of chunk c."""
+    t = tl.arange(0, C)
+    return tl.load(to_end + c * C + t) * tl.load(strength + c * C + t), tl.load(decays + c)
+
+
+@triton.jit
 def _after_chunk(
-    S, c, values, keys, to_end, strength, decays, rows, columns, T, heads,
+    S, c, weight, decay, values, keys, rows, columns, T, heads,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
-    """(S, decay): a tile of a_c S + sum_s zeta_cs beta_s v_s k_s^T, and a_c."""
+    """A tile of a_c S + sum_s zeta_cs beta_s v_s k_s^T."""
     t = tl.arange(0, C)
     start, left = c * C * heads, T - c * C
-    weight = tl.load(to_end + c * C + t) * tl.load(strength + c * C + t)
     value = load_tile(values + start * V, t, rows, heads * V, left, V).to(tl.float32) * weight[:, None]
     key = load_tile(keys + start * K, t, columns, heads * K, left, K)
-    decay = tl.load(decays + c)
-    return dot(tl.trans(value), key, S * decay, VALUE_PARTS, PARTS, LOW), decay
+    return dot(tl.trans(value), key, S * decay, VALUE_PARTS, PARTS, LOW)
 
 
 @triton.jit
@@ -59,11 +64,15 @@ def _sum_segment(
     """A tile of the state after a segment before which it was zero, written into number `at` of all sums."""
     rows, columns = _tile_of(block, K, BLOCK)
     S = tl.zeros([BLOCK, BLOCK], tl.float32)
+    weight, decay = _gates(to_end, strength, decays, segment * span, C)
     for c in range(segment * span, (segment + 1) * span):
-        S, _ = _after_chunk(
-            S, c, values + first * V, keys + first * K, to_end, strength, decays, rows, columns, T, heads,
+        # one chunk ahead: these are few numbers, for which the products would wait
+        next_weight, next_decay = _gates(to_end, strength, decays, c + 1, C)
+        S = _after_chunk(
+            S, c, weight, decay, values + first * V, keys + first * K, rows, columns, T, heads,
             V, K, C, VALUE_PARTS, PARTS, LOW,
         )  # fmt: skip
+        weight, decay = next_weight, next_decay
     store_tile(sums + at * V * K, S, rows, columns, K, V, K)
 
 
@@ -122,7 +131,14 @@ def _through_segment(
         decay = tl.load(segment_decays + earlier)
         S = S * decay + load_tile(sums + earlier * V * K, rows, columns, K, V, K)
         mass = mass * decay + tl.load(segment_masses + earlier)
-    for c in range(segment * span, tl.minimum((segment + 1) * span, N)):
+    end = tl.minimum((segment + 1) * span, N)
+    weight, decay = _gates(to_end, strength, decays, segment * span, C)
+    added = tl.load(masses + segment * span)
+    for c in range(segment * span, end):
+        # one chunk ahead: these are few numbers, for which the products would wait
+        ahead = tl.minimum(c + 1, end - 1)
+        next_weight, next_decay = _gates(to_end, strength, decays, ahead, C)
+        next_added = tl.load(masses + ahead)
         if HALVES:
             scale = _mass_scale(mass)
             high, low = split(S * scale, tl.float16)
@@ -131,11 +147,12 @@ def _through_segment(
             tl.store(scales + c, scale)
         else:
             store_tile(states + c * V * K, S, rows, columns, K, V, K)
-        S, decay = _after_chunk(
-            S, c, values + first * V, keys + first * K, to_end, strength, decays, rows, columns, T, heads,
+        S = _after_chunk(
+            S, c, weight, decay, values + first * V, keys + first * K, rows, columns, T, heads,
             V, K, C, VALUE_PARTS, PARTS, LOW,
         )  # fmt: skip
-        mass = mass * decay + tl.load(masses + c)
+        mass = mass * decay + added
+        weight, decay, added = next_weight, next_decay, next_added
     if segment == ends:
         store_tile(final + head * V * K, S, rows, columns, K, V, K)
 
