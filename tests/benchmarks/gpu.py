@@ -53,7 +53,7 @@ def speed_ratio(case: str, ours: str, theirs: str) -> Callable[[Numbers], float]
 
 
 def recall_steps(training: Numbers) -> float:
-    return max(row["steps_per_second"] for arm, row in arms(training, "mqar").items() if "data" not in arm)
+    return max(row["steps_per_second"] for arm, row in arms(training, "mqar").items() if "data" in arm)
 
 
 def decode_ratio(decode: Numbers) -> float:
@@ -96,7 +96,7 @@ BARS = (
         1.5,
         True,
     ),
-    Bar("MQAR, steps a second", "training", recall_steps, 2500.0, 5000.0, True),
+    Bar("MQAR, steps a second with the task's data", "training", recall_steps, 2500.0, 5000.0, True),
     Bar(
         "decoding at batch 64: Mesa's time over Gated DeltaNet's, over the same of bytes", "decode", decode_ratio, 1.3, 1.1, False
     ),

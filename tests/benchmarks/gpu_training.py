@@ -9,7 +9,7 @@ DeltaNet comes with an output gate, which ours does not have, so it is measured 
 transformer: 433 million parameters (28 blocks, MLP 3072, vocabulary 50,304) against plain PyTorch, compiled as a whole.
 mqar: steps a second of 2 blocks, d_model 64, MLP 128, vocabulary 8,192, batches of 256 x 64 with 8 pairs; eager, compiled and
 captured, from one batch and from the task's own: 100,000
-examples, drawn before the clock starts.
+examples, drawn before the clock starts, and compiled and captured from examples without end, drawn as they are read.
 
 All under bfloat16 autocast with float32 weights, with clipping and fused AdamW. A number is the median over groups of steps
 after a warm-up; each group begins and ends with nothing under way. A case runs in a process of its own: one that fails is
@@ -247,7 +247,8 @@ def language_case(name: str, options: argparse.Namespace) -> Iterator[Row]:
         yield fla_arm(name, shape, groups, arm="fla", settings={})
         if name == "gated_deltanet":
             yield fla_arm(name, shape, groups, arm="fla, no output gate", settings={"use_gate": False})
-    yield suite_arm(name, backend, shape, groups, compute=plain, arm=f"suite, {backend}, eager")
+    if not options.no_eager:
+        yield suite_arm(name, backend, shape, groups, compute=plain, arm=f"suite, {backend}, eager")
 
 
 def mqar_case(options: argparse.Namespace) -> Iterator[Row]:
@@ -261,13 +262,16 @@ def mqar_case(options: argparse.Namespace) -> Iterator[Row]:
     ]
     request += ["size.mlp_dim=128", "train.autocast=bfloat16", "train.batch_size=256", "eval=none", "train.steps=100000"]
     toy = ["task.vocab_size=64", "train.batch_size=8"] if options.dry_run else []
-    (run,) = plan([*(each for each in request if each.split("=")[0] not in {t.split("=")[0] for t in toy}), *toy])
+    request = [*(each for each in request if each.split("=")[0] not in {t.split("=")[0] for t in toy}), *toy]
+    (run,) = plan(request)
     groups = Groups(5, 2, 3) if options.dry_run else Groups(20, 200, 5)
     for compiled in (False, True) if CUDA else (False,):
         for captured in (False, True) if CUDA else (False,):
             arm = " ".join(["compiled" if compiled else "eager", *(["captured"] if captured else [])])
             compute = run.compute.replace({"compile": compiled, "cuda_graph": captured})
             yield from mqar_arm(run, compute, groups, arm)
+    (endless,) = plan([*(each for each in request if "num_train" not in each), "task.num_train=null", "task.draws=distinct"])
+    yield from mqar_arm(endless, endless.compute.replace({"compile": CUDA, "cuda_graph": CUDA}), groups, "without end")
 
 
 def mqar_arm(run: Any, compute: Compute, groups: Groups, arm: str) -> Iterator[Row]:
@@ -317,6 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", choices=cases, help="measure this one in the present process and print JSON lines")
     parser.add_argument("--backend", help="of the suite's linear RNNs, in place of the fastest")
     parser.add_argument("--mlp-dim", type=int, help="of the suite's arms, in place of the case's")
+    parser.add_argument("--no-eager", action="store_true", help="leave out the suite's arms of language models that are not compiled")
     parser.add_argument("--out", type=Path, help="write all rows as JSON")
     parser.add_argument("--seconds", type=int, default=500, help="the longest that a case may take")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes, on any device")
