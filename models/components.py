@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.initialization import fan_in_normal_, normal_, uniform_
+from models.ops import short_convolution
 
 STEP_SIZES = 1e-3, 1e-1
 """Between which Mamba and all who took its decay draw the step sizes that a model starts with, log-uniformly."""
@@ -55,10 +56,7 @@ def reset_children(module: nn.Module, generator: torch.Generator) -> None:
 
 
 class ShortConvolution(nn.Module):
-    """Causal depthwise convolution over time, y_t = sum_j w_j * x_{t-j} with j < width; no bias.
-
-    On the CPU a sum of shifted products is faster than a grouped `conv1d`, and it lets a reset cut the taps.
-    """
+    """Causal depthwise convolution over time, y_t = sum_j w_j * x_{t-j} with j < width; no bias."""
 
     def __init__(self, *, channels: int, width: int) -> None:
         super().__init__()
@@ -69,20 +67,8 @@ class ShortConvolution(nn.Module):
 
         Returns the output in the shape and dtype of x, and the new state in the dtype of the old one.
         """
-        length, past = x.shape[1], state.shape[1]
-        inputs = torch.cat([state.to(x.dtype), x], dim=1)
-        weight = self.weight.to(x.dtype)
-        segment = None if starts is None else F.pad(starts.cumsum(1), (past, 0))  # what came before is segment 0
-        y = x * weight[:, 0]
-        for j in range(1, past + 1):
-            tap = inputs[:, past - j : past - j + length]
-            if segment is not None:
-                tap = tap * (segment[:, past:] == segment[:, past - j : past - j + length]).unsqueeze(-1)
-            y = y + tap * weight[:, j]
-        kept = inputs[:, length:]
-        if segment is not None:
-            kept = kept * (segment[:, length:] == segment[:, -1:]).unsqueeze(-1)
-        return y, kept.to(state.dtype)
+        y = short_convolution.convolve(x, self.weight, state, starts=starts)
+        return y, short_convolution.last_inputs(x, state, starts=starts)
 
     def init_state(self, batch_size: int) -> Tensor:
         channels, width = self.weight.shape
