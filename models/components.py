@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.backends import load
 from models.initialization import fan_in_normal_, normal_, uniform_
 from models.ops import short_convolution
 
@@ -61,14 +62,17 @@ class ShortConvolution(nn.Module):
     def __init__(self, *, channels: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels, width))
+        self.kernel = load(short_convolution, "triton")
 
     def forward(self, x: Tensor, state: Tensor, *, starts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x: [B, T, channels]; state: the last width - 1 inputs [B, width - 1, channels]; starts: [B, T] bool.
 
         Returns the output in the shape and dtype of x, and the new state in the dtype of the old one.
         """
-        y = short_convolution.convolve(x, self.weight, state, starts=starts)
-        return y, short_convolution.last_inputs(x, state, starts=starts)
+        convolve, kernel = short_convolution.convolve, self.kernel
+        if kernel is not None and kernel.suits is not None and kernel.suits(x):
+            convolve = kernel.computes
+        return convolve(x, self.weight, state, starts=starts), short_convolution.last_inputs(x, state, starts=starts)
 
     def init_state(self, batch_size: int) -> Tensor:
         channels, width = self.weight.shape

@@ -82,6 +82,11 @@ def _suits_fused_loss(features: Tensor) -> bool:
     return features.is_cuda and features.dtype != torch.float64
 
 
+def _suits_short_convolution(x: Tensor) -> bool:
+    # A compiler makes one kernel of a single token's convolution and what stands beside it.
+    return x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1
+
+
 MOST_COPIES = 16
 MOST_ELEMENTS = 2**24
 """Numbers that all copies of a gradient may hold: 64 MB of float32."""
@@ -163,6 +168,9 @@ KERNELS = (
     Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=_suits_flex_attention),
     Kernel(op="embedding", backend="torch", computes="spread_embedding:rows", suits=_suits_spread_embedding),
     Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=_suits_fused_loss),
+    Kernel(
+        op="short_convolution", backend="triton", computes="triton.short_convolution:convolve", suits=_suits_short_convolution
+    ),
 )
 
 

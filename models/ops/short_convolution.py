@@ -1,10 +1,11 @@
-"""Causal depthwise convolution over a few tokens, y_t = sum_j w_j * x_{t-j} with 0 <= j < width, as Mamba has it (arXiv 2312.00752).
+"""Causal depthwise convolution over a few tokens, as in Mamba (arXiv 2312.00752).
 
-The source is `causal-conv1d`, whose weights stand in the order of time; here the first one meets the latest input. There is no
-bias and no activation. An input of another document counts as zero.
+    y_t = sum_j w_j * x_{t-j},   0 <= j < width
 
-Shapes, with D channels: x [B, T, D]; weight w [D, width]; state, the width - 1 inputs before x, [B, width - 1, D]; starts
-[B, T] bool, True where a document begins. The state belongs to what came before.
+The first weight meets the latest input. There is no bias and no activation, and an input of another document counts as zero.
+
+Shapes, with D channels: x [B, T, D]; weight w [D, width]; state [B, width - 1, D], the inputs before x; starts [B, T] bool, True
+where a document begins. The state belongs to the document before all of them.
 """
 
 from __future__ import annotations
