@@ -56,14 +56,16 @@ def distinct(rng: np.random.Generator, shape: tuple[int, int], size: int) -> np.
     A number that an earlier place of its row holds already is drawn again until there is none. Every renaming of the numbers
     leaves the procedure as it is, so that all ordered choices are equally likely.
     """
-    # Two bytes are sorted by their digits, without comparisons.
     kind = np.uint16 if size <= 2**16 else np.uint32
     drawn = rng.integers(size, size=shape, dtype=kind)
     left = np.arange(len(drawn))
-    while len(left):
+    while True:
+        # Numbers alone are sorted ten times faster than with their places, and few rows repeat one.
+        ordered = np.sort(drawn[left], axis=1)
+        left = left[(ordered[:, 1:] == ordered[:, :-1]).any(axis=1)]
+        if not len(left):
+            return drawn
         order = drawn[left].argsort(axis=1, kind="stable")
         ordered = np.take_along_axis(drawn[left], order, axis=1)
         rows, places = np.nonzero(ordered[:, 1:] == ordered[:, :-1])
         drawn[left[rows], order[rows, places + 1]] = rng.integers(size, size=len(rows), dtype=kind)
-        left = left[np.unique(rows)]
-    return drawn

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 SPLIT_QUARTERS = {"train": (0, 1), "validation": (2,), "test": (3,)}
+_IS_OF = {split: np.isin(np.arange(4), quarters) for split, quarters in SPLIT_QUARTERS.items()}
+"""Whether each quarter is of a split."""
 
 # Where no more examples than this are possible, each is assigned to a split on its own: the hash of `belongs` is too weak there.
 # Among examples of a single pair, for instance, it gives all that have one value to one split.
@@ -20,7 +22,7 @@ def belongs(numbers: np.ndarray, split: str) -> np.ndarray:
     """
     multipliers = np.random.Philox(key=0).random_raw(numbers.shape[1]) | np.uint64(1)
     quarters = (numbers.astype(np.uint64) * multipliers).sum(axis=1, dtype=np.uint64) >> np.uint64(62)
-    return np.isin(quarters, SPLIT_QUARTERS[split])
+    return _IS_OF[split][quarters.astype(np.intp)]
 
 
 def belongs_of(space: np.ndarray) -> Callable[[np.ndarray, str], np.ndarray]:
@@ -28,7 +30,7 @@ def belongs_of(space: np.ndarray) -> Callable[[np.ndarray, str], np.ndarray]:
     # Where a quarter begins, by the hash; a space of fewer than four examples leaves quarters empty.
     ordered = np.append(np.sort(_mixed(space)), np.uint64(2**64 - 1))
     cuts = ordered[[-(-len(space) * quarter // 4) for quarter in (1, 2, 3)]]
-    return lambda numbers, split: np.isin(np.searchsorted(cuts, _mixed(numbers), side="right"), SPLIT_QUARTERS[split])
+    return lambda numbers, split: _IS_OF[split][np.searchsorted(cuts, _mixed(numbers), side="right")]
 
 
 def _mixed(numbers: np.ndarray) -> np.ndarray:

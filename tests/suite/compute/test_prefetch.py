@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from suite.compute.prefetch import count_workers, prefetched
+from suite.compute import prefetch
+from suite.compute.prefetch import Workers, count_workers, prefetched
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -18,7 +20,7 @@ def test_what_is_made_comes_in_order(workers: int) -> None:
         time.sleep(0.002 * (step % 3 == 0))
         return step**2
 
-    assert list(prefetched(make, range(5, 40), workers=workers)) == [step**2 for step in range(5, 40)]
+    assert list(prefetched(make, range(5, 40), workers=Workers(workers, workers))) == [step**2 for step in range(5, 40)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -30,14 +32,14 @@ def test_an_error_is_raised_at_its_step(workers: int) -> None:
 
     seen = []
     with pytest.raises(ValueError, match="no such example"):
-        for made in prefetched(make, range(9), workers=workers):
+        for made in prefetched(make, range(9), workers=Workers(workers, workers)):
             seen.append(made)
     assert seen == [0, 1, 2]
 
 
 def test_they_are_made_ahead_but_not_all_and_closing_ends_the_threads() -> None:
     made = []
-    iterator = prefetched(lambda step: made.append(step), range(10_000), workers=2)
+    iterator = prefetched(lambda step: made.append(step), range(10_000), workers=Workers(2, 2))
     next(iterator)
     deadline = time.monotonic() + 10.0
     while len(made) < 8 and time.monotonic() < deadline:
@@ -47,6 +49,41 @@ def test_they_are_made_ahead_but_not_all_and_closing_ends_the_threads() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
+def _at_once(work: Callable[[], None], *, read_for: float) -> list[int]:
+    """How many threads were making a batch, this one among them, as each one was begun; steps take so many seconds."""
+    making, seen, lock = 0, list[int](), threading.Lock()
+
+    def make(step: int) -> None:
+        nonlocal making
+        with lock:
+            making += 1
+            seen.append(making)
+        work()
+        with lock:
+            making -= 1
+
+    for _ in prefetched(make, range(7 * prefetch.WINDOW), workers=Workers(1, 4)):
+        time.sleep(read_for)
+    return seen
+
+
+def test_threads_are_added_where_steps_wait_and_that_makes_batches_come_faster() -> None:
+    assert max(_at_once(lambda: time.sleep(0.004), read_for=0.0)) == 4
+    assert max(_at_once(lambda: None, read_for=0.002)) == 1
+
+
+def test_threads_that_make_nothing_faster_are_taken_back() -> None:
+    lock = threading.Lock()
+
+    def work() -> None:
+        # As with Python's own lock, one of them at a time gets on, however many there are.
+        with lock:
+            time.sleep(0.002)
+
+    seen = _at_once(work, read_for=0.0)
+    assert max(seen) == 2 and max(seen[-prefetch.WINDOW :]) == 1
+
+
 def test_a_cpu_is_left_to_training() -> None:
-    assert count_workers("auto", torch.device("cpu")) == 0 and count_workers(3, torch.device("cpu")) == 3
-    assert count_workers("auto", torch.device("cuda")) >= 1
+    assert count_workers("auto", torch.device("cpu")).most == 0 and count_workers(3, torch.device("cpu")) == Workers(3, 3)
+    assert count_workers("auto", torch.device("cuda")).fewest == 1
