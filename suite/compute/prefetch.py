@@ -29,7 +29,7 @@ ATTEMPTS_APART = 1024
 
 
 class Workers(NamedTuple):
-    """How many threads make batches: the fewest at first, and up to the most. None at all: batches are made where they are read."""
+    """How many threads make batches: the fewest at first, and up to the most. With none, batches are made where they are read."""
 
     fewest: int
     most: int
@@ -106,7 +106,7 @@ class _Pace:
 
 
 def count_workers(asked: int | str, device: torch.device) -> Workers:
-    """`compute.prefetch`; auto is up to a thread for each core but one that a run on a GPU has, and none on a CPU, which trains."""
+    """`compute.prefetch`; auto is one to a thread for each core but one that a run on a GPU has, and none on a CPU."""
     if asked != "auto":
         return Workers(int(asked), int(asked))
     if device.type == "cpu":

@@ -321,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", choices=cases, help="measure this one in the present process and print JSON lines")
     parser.add_argument("--backend", help="of the suite's linear RNNs, in place of the fastest")
     parser.add_argument("--mlp-dim", type=int, help="of the suite's arms, in place of the case's")
-    parser.add_argument("--no-eager", action="store_true", help="leave out the suite's arms of language models that are not compiled")
+    parser.add_argument("--no-eager", action="store_true", help="leave out our arms of language models that are not compiled")
     parser.add_argument("--out", type=Path, help="write all rows as JSON")
     parser.add_argument("--seconds", type=int, default=500, help="the longest that a case may take")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes, on any device")
