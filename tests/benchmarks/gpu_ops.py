@@ -230,6 +230,23 @@ def median_ms(work: Callable[[], object], device: torch.device) -> float:
     return statistics.median(spent)
 
 
+def busy_ms(work: Callable[[], object], device: torch.device, *, repeats: int = 5) -> float:
+    """Milliseconds for which the GPU computes, by its profile: without what it waits for Python; on a CPU, `median_ms`."""
+    if device.type != "cuda":
+        return median_ms(work, device)
+    from torch.autograd import DeviceType
+    from torch.profiler import ProfilerActivity, profile
+
+    work()
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        for _ in range(repeats):
+            work()
+        torch.cuda.synchronize()
+    kernels = [event for event in seen.events() if event.device_type == DeviceType.CUDA]
+    return sum(event.time_range.elapsed_us() for event in kernels) / repeats / 1e3
+
+
 def timings(case: Case, shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     """Milliseconds of the forward pass, and of forward and backward."""
     drawn = draw(shape, KEYS[0], device=device, dtype=dtype)

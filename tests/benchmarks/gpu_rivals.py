@@ -3,12 +3,13 @@
     python -m tests.benchmarks.gpu_rivals [--ops kda pgdn ...] [--out FILE] [--eager] [--dry-run]
     python -m tests.benchmarks.gpu_rivals --warm kda
 
-Forward, and forward and backward, in bfloat16 at B=16 T=2048, 8 heads of 128: medians of `triton.testing.do_bench`, and the
-ratio of ours to fla's, both measured in one process, which every op has to itself: one that fails costs a line. Both begin with
-what a layer has: keys, values and the logits of gates, and both are compiled as a layer is: ours with what surrounds its kernels,
-fla's, whose call breaks a graph, in what precedes it. --eager: nothing is compiled. --warm: runs both passes of an op once, which
-compiles its kernels and keeps no tuning, so that several processes can do it side by side, and a timing tunes alone. --dry-run:
-toy sizes on a CPU, by PyTorch.
+Milliseconds of forward, and of forward and backward, in bfloat16 at B=16 T=2048, 8 heads of 128: medians of
+`triton.testing.do_bench`, and the ratio of ours to fla's, both measured in one process, which every op has to itself: one that
+fails costs a line. "busy" is for how much of both passes the GPU computes; the rest it waits for Python, as it does not in
+training, where other layers keep it busy. Both begin with what a layer has: keys, values and the logits of gates, and both are
+compiled as a layer is: ours with what surrounds its kernels, fla's, whose call breaks a graph, in what precedes it. --eager:
+nothing is compiled. --warm: runs both passes of an op once, which compiles its kernels and keeps no tuning, so that several
+processes can do it side by side, and a timing tunes alone. --dry-run: toy sizes on a CPU, by PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from models.ops import (
     rglru,
 )
 from models.ops.momentum_delta_rule import MomentumState
-from tests.benchmarks.gpu_ops import Shape, Tensors, both_passes, leaves, machine, median_ms
+from tests.benchmarks.gpu_ops import Shape, Tensors, both_passes, busy_ms, leaves, machine, median_ms
 
 Run = Callable[[Tensors], Tensor]
 
@@ -59,10 +60,13 @@ def draw(shape: Shape, *, micro_steps: int = 1, key_ratio: int = 1) -> Tensors:
     return drawn | gates | {"bounded_log_decay": -STRONGEST * normal(B, T, H, K).sigmoid()}
 
 
-def with_decays(x: Tensors) -> Tensors:
-    """With log-decays, about -0.02, in the place of their logits, and keys times beta, as linear attention writes them."""
-    decays = {name: F.logsigmoid(x[name]) for name in ("log_decay", "channel_log_decay")}
-    return x | decays | {"weighted_k": (x["k"] * x["beta"].unsqueeze(-1)).to(x["k"].dtype)}
+DECAY, CHANNEL_DECAY, WEIGHTED = "log_decay", "channel_log_decay", "weighted_k"
+
+
+def with_gates(x: Tensors, names: Sequence[str]) -> Tensors:
+    """With what is named: log-decays, about -0.02, in the place of logits; keys times beta, as linear attention writes them."""
+    gates = {name: F.logsigmoid(x[name]) for name in names if name != WEIGHTED}
+    return x | gates | ({WEIGHTED: (x["k"] * x["beta"].unsqueeze(-1)).to(x["k"].dtype)} if WEIGHTED in names else {})
 
 
 def empty_state(x: Tensors) -> Tensor:
@@ -241,48 +245,54 @@ def fla_path(x: Tensors) -> Tensor:
 
 
 class Op(NamedTuple):
-    """ours, peer: read-outs from the same tensors. draw: those. device: what computes ours, in words."""
+    """ours, peer: read-outs from the same tensors. gates: what both take of `with_gates`. draw: the tensors. by: what computes
+    ours, in words."""
 
     ours: Run
     peer: Run
+    gates: tuple[str, ...] = (DECAY,)
     draw: Callable[[Shape], Tensors] = draw
     by: str = "fla's kernels"
 
 
 OPS = {
     "delta_rule": Op(by_adapter("delta_rule", delta_product), fla_delta_rule),
-    "decayed_linear_attention": Op(by_adapter("decayed_linear_attention", linear_attention), fla_linear_attention),
-    "kda": Op(kda, fla_kda),
-    "gdn2": Op(gdn2, fla_gdn2),
-    "pgdn": Op(two_keys("log_decay", moments=True), fla_pgdn),
-    "pgdn_rule": Op(two_keys("log_decay", moments=False), fla_pgdn),
-    "pkda": Op(two_keys("channel_log_decay", moments=True), fla_pkda),
-    "pkda_rule": Op(two_keys("channel_log_decay", moments=False), fla_pkda),
+    "decayed_linear_attention": Op(
+        by_adapter("decayed_linear_attention", linear_attention), fla_linear_attention, (DECAY, WEIGHTED)
+    ),
+    "kda": Op(kda, fla_kda, (CHANNEL_DECAY,)),
+    "gdn2": Op(gdn2, fla_gdn2, (CHANNEL_DECAY,)),
+    "pgdn": Op(two_keys(DECAY, moments=True), fla_pgdn),
+    "pgdn_rule": Op(two_keys(DECAY, moments=False), fla_pgdn),
+    "pkda": Op(two_keys(CHANNEL_DECAY, moments=True), fla_pkda, (DECAY, CHANNEL_DECAY)),
+    "pkda_rule": Op(two_keys(CHANNEL_DECAY, moments=False), fla_pkda, (DECAY, CHANNEL_DECAY)),
     "comba": Op(comba, fla_comba),
-    "deltaproduct": Op(delta_product, fla_delta_product, partial(draw, micro_steps=2)),
-    "triadic_gdn": Op(kda, fla_kda, partial(draw, key_ratio=2)),
-    "rwkv7": Op(rwkv7(-STRONGEST), fla_rwkv7),
-    "rwkv7_documents": Op(rwkv7(float("-inf")), fla_rwkv7),
+    "deltaproduct": Op(delta_product, fla_delta_product, draw=partial(draw, micro_steps=2)),
+    "triadic_gdn": Op(kda, fla_kda, (CHANNEL_DECAY,), partial(draw, key_ratio=2)),
+    "rwkv7": Op(rwkv7(-STRONGEST), fla_rwkv7, ()),
+    "rwkv7_documents": Op(rwkv7(float("-inf")), fla_rwkv7, ()),
     "momentum_deltanet": Op(momentum, fla_momentum, by="PyTorch"),
-    "path_attention": Op(path, fla_path, by="PyTorch"),
+    "path_attention": Op(path, fla_path, (), by="PyTorch"),
 }
 
 
 def forms(op: Op, *, compiled: bool) -> tuple[Run, Run]:
     """Ours and fla's, from logits of gates."""
+    gates = partial(with_gates, names=op.gates)
     if not compiled:
-        return (lambda x: op.ours(with_decays(x))), (lambda x: op.peer(with_decays(x)))
-    decays = torch.compile(with_decays)
-    return torch.compile(lambda x: op.ours(with_decays(x))), (lambda x: op.peer(decays(x)))
+        return (lambda x: op.ours(gates(x))), (lambda x: op.peer(gates(x)))
+    apart = torch.compile(gates)
+    return torch.compile(lambda x: op.ours(gates(x))), (lambda x: op.peer(apart(x)))
 
 
-def timings(run: Run, drawn: Tensors) -> tuple[float, float]:
-    """Milliseconds of the forward pass, and of forward and backward."""
+def timings(run: Run, drawn: Tensors) -> tuple[float, float, float]:
+    """Milliseconds of the forward pass, of forward and backward, and for how many of these the GPU is busy."""
     device, inputs = drawn["v"].device, leaves(drawn)
     gradient = torch.ones_like(run(inputs))
     with torch.no_grad():
         forward = median_ms(lambda: run(inputs), device)
-    return forward, median_ms(lambda: both_passes(run, inputs, gradient), device)
+    both = partial(both_passes, run, inputs, gradient)
+    return forward, median_ms(both, device), busy_ms(both, device)
 
 
 def measured(name: str, *, dry: bool, eager: bool) -> dict[str, Any]:
@@ -321,7 +331,7 @@ def in_its_own_process(name: str, *, dry: bool, eager: bool) -> dict[str, Any]:
 
 def row_of(found: dict[str, Any]) -> str:
     if "failure" in found:
-        return f"| {found['op']} | {found['failure']} |||||||"
+        return f"| {found['op']} | {found['failure']} ||||||||||"
     numbers = [*found["ours_ms"], *found["fla_ms"], *found["ratios"]]
     return f"| {found['op']} | {found['by']} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |"
 
@@ -342,8 +352,8 @@ def main() -> None:
         print(json.dumps(measured(options.measure, dry=options.dry_run, eager=options.eager)))
         return
     print(machine(torch.device("cpu" if options.dry_run else "cuda")), flush=True)
-    header = ["op", "ours by", "ours fwd [ms]", "ours fwd+bwd", "fla fwd", "fla fwd+bwd", "ratio fwd", "ratio fwd+bwd"]
-    print(f"\n| {' | '.join(header)} |\n|{' --- |' * 2}{' ---: |' * 6}", flush=True)
+    header = ["op", "ours by", *(f"{who} {time}" for who in ("ours", "fla", "ratio") for time in ("fwd", "fwd+bwd", "busy"))]
+    print(f"\n| {' | '.join(header)} |\n|{' --- |' * 2}{' ---: |' * 9}", flush=True)
     rows = []
     for name in options.ops:
         rows.append(in_its_own_process(name, dry=options.dry_run, eager=options.eager))
