@@ -27,9 +27,9 @@ import pandas as pd
 import torch
 
 from conf.groups import options, whole
-from suite.cli import main as command
 from suite.request.compose import compose_one
 from suite.results import load_curves
+from suite.running.requests import make_runs
 from suite.store.code_state import TABLE, code_state
 
 LOSSES = Path(__file__).with_name("golden_losses.json")
@@ -66,7 +66,7 @@ def _losses(case: str) -> list[float]:
             request += ["data=text", f"data.path={text}", "task.seq_len=32"]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            status = command(["run", *request])
+            _, _, status = make_runs(request)
         if status != 0:
             raise RuntimeError(printed.getvalue())
         # A store's numbers are rounded to more digits than the tolerance has.

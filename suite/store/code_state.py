@@ -161,7 +161,9 @@ def _kernels(backend: str, ops: set[str]) -> list[dict[str, Any]]:
 
 def _declaring(package: str, attribute: str, value: str) -> tuple[Path, str]:
     """The file and the name of the class that says `attribute = value`. Raises ValueError where none does."""
-    for path in (*sorted((ROOT / package).rglob("*.py")), *(own.file for own in modules(package))):
+    files = (*sorted((ROOT / package).rglob("*.py")), *(own.file for own in modules(package)))
+    # Files that spell the value come first: to parse all of a package takes a third of a second.
+    for path in sorted(files, key=lambda path: value.encode() not in path.read_bytes()):
         for node in parsed(path).body:
             if isinstance(node, ast.ClassDef) and (attribute, value) in _constants(node):
                 return path, node.name
