@@ -7,13 +7,14 @@ import json
 import os
 import resource
 import shutil
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tasks.language import crew, index, remembered, store, text_files, units
+from tasks.language import crew, index, remembered, store, text_files, units, worker
 from tasks.language.pieces import is_held_out
 from tasks.language.shards import FileWriter
 from tasks.language.store import StoredPart, open_store
@@ -254,7 +255,29 @@ def test_a_fault_in_a_process_is_one_line_and_what_is_done_stays(tmp_path, small
     assert len(list((tmp_path / "cache").rglob("0*.json"))) > 10 and not list((tmp_path / "cache").rglob("*.tmp"))
 
 
-def test_a_data_set_that_cannot_be_reached_or_has_no_such_text_is_one_line(tmp_path):
+class Beside:
+    """What stands for a process that tokenises: its work in a thread. A process would import `datasets`, which takes a second."""
+
+    def __init__(self, command: list[str], **options: object) -> None:
+        (jobs, given), (told, out) = os.pipe(), os.pipe()
+        self.stdin, self.stdout = open(given, "wb"), open(told, "rb")
+        self.thread = threading.Thread(target=self.serve, args=(jobs, out))
+        self.thread.start()
+
+    @staticmethod
+    def serve(jobs: int, out: int) -> None:
+        with open(jobs, "rb") as lines, open(out, "wb", buffering=0) as answers:
+            worker.serve(lines, answers)
+
+    def kill(self) -> None:
+        self.stdin.close()
+
+    def wait(self) -> int:
+        self.thread.join()
+        return 0
+
+
+def test_a_data_set_that_cannot_be_reached_or_has_no_such_text_is_one_line(tmp_path, monkeypatch):
     pytest.importorskip("datasets")
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
@@ -266,6 +289,8 @@ def test_a_data_set_that_cannot_be_reached_or_has_no_such_text_is_one_line(tmp_p
         (local | {"text_field": "body"}, "row 0 of file 0 has no text in the field 'body': its fields are text"),
         (local | {"train_split": "trian"}, "can't be read: .*trian"),
     ]
+    # A process reads a folder of the hub in the test of fingerprints above.
+    monkeypatch.setattr(crew.subprocess, "Popen", Beside)
     for changes, message in faults:
         with pytest.raises(ValueError, match=message) as caught:
             opened(None, tmp_path / "cache", name="fineweb_edu", **changes)
