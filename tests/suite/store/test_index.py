@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from suite.results import Reader, load_curves, load_examples, load_results, load
 from suite.running.requests import make_runs
 from suite.store import index, throwaway
 from suite.store.foreign import sealed
-from tests.suite.conftest import ROOT
 from tests.suite.store.many_runs import make_many
 
 LOADS = (load_runs, load_results, load_examples, load_curves)
@@ -270,12 +268,24 @@ def test_few_runs_leave_nothing_behind(store):
 
 
 def test_processes_at_once_say_the_same(store, tmp_path):
-    script = """import sys; from suite.results import load_results; from suite.store import index
-index.MANY = 3; print(load_results(sys.argv[1]).to_csv())"""
-    command = [sys.executable, "-c", script, str(store)]
-    running = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    outcomes = [each.communicate(timeout=120) for each in running]
-    assert {out for out, _ in outcomes} == {load_results(store).to_csv() + "\n"} and not any(err for _, err in outcomes)
+    """Forks of this process, which has imported pandas."""
+    fork = multiprocessing.get_context("fork")
+    files = [tmp_path / f"{i}.json" for i in range(2)]
+    running = [fork.Process(target=tell, args=(store, file)) for file in files]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0, 0] and kept(store)
+    assert [json.loads(file.read_text()) for file in files] == [{"results": load_results(store).to_csv(), "warnings": []}] * 2
+
+
+def tell(store: Path, file: Path) -> None:
+    """Writes down the results of a store, and what is warned of."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        results = load_results(store).to_csv()
+    file.write_text(json.dumps({"results": results, "warnings": [str(each.message) for each in told]}))
 
 
 def test_the_runs_are_read_once_for_all_frames(store, monkeypatch):
