@@ -234,8 +234,8 @@ def _choices(cell: Sequence[str]) -> list[str]:
 
 
 def _composed(choices: tuple[str, ...]) -> dict[str, Any]:
-    """Hydra's composition of these options, interpolations kept."""
-    return _composed_beside(search_path(), choices)
+    """Hydra's composition of these options, interpolations kept; their order says nothing."""
+    return _composed_beside(search_path(), tuple(sorted(choices)))
 
 
 @functools.cache
