@@ -198,8 +198,12 @@ class Checkout(NamedTuple):
 
     def suite(self, commands: list[str]) -> None:
         """Runs commands of the suite there in one process, since importing torch takes seconds; fails where one fails."""
-        code = f"from suite.cli import main; print([words for words in {[shlex.split(c) for c in commands]!r} if main(words)])"
-        done = subprocess.run([sys.executable, "-c", code], cwd=self.root, capture_output=True, text=True, timeout=180)
+        code = "import tests.conftest; from suite.cli import main; "
+        code += f"print([words for words in {[shlex.split(c) for c in commands]!r} if main(words)])"
+        # What tests do to Hydra lies in this checkout; all else is imported from the copy, where the process starts.
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=180)
         assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
 
     def drawn(self, report: str, part: str, column: str) -> set[object]:
