@@ -6,6 +6,7 @@ protocol, the task's recipe and the task.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -43,7 +44,13 @@ def model_label(model: str) -> str:
 
 
 def _read(group: str, name: str) -> dict[str, Any]:
-    return yaml.safe_load(find(group, name).read_text(encoding="utf-8"))
+    return _parsed(find(group, name).read_text(encoding="utf-8"))
+
+
+@functools.cache
+def _parsed(content: str) -> dict[str, Any]:
+    """What a file says, which nobody here changes: the grids of a page name the same tasks over and over."""
+    return yaml.safe_load(content)
 
 
 def _choices(*files: Mapping[str, Any]) -> Iterator[dict[str, str]]:

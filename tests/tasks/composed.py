@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,12 @@ NAMES = sorted(path.stem for path in (CONF / "task").glob("*.yaml"))
 
 def composed(name: str, **changes: Any) -> dict[str, Any]:
     """The values of a task's YAML."""
-    return {**yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text()), **changes}
+    return {**copy.deepcopy(_written(name)), **changes}
+
+
+@functools.cache
+def _written(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CONF / "task" / f"{name}.yaml").read_text())
 
 
 def settings(name: str, **changes: Any) -> Task.Settings:

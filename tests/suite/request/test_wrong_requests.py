@@ -151,10 +151,16 @@ def meant(value: str) -> Any:
     return parse([f"key={value}"])[0].value()
 
 
+@functools.cache
+def written() -> dict[str, Any]:
+    """What conf/config.yaml says, read once for all keys."""
+    return yaml.safe_load((CONF / "config.yaml").read_text())
+
+
 def is_filled_in(name: str) -> bool:
     """Whether conf/config.yaml has a null for the key, which something takes the place of before it is read."""
     section, _, own = name.partition(".")
-    values = yaml.safe_load((CONF / "config.yaml").read_text()).get(section)
+    values = written().get(section)
     return isinstance(values, dict) and own in values and values[own] is None
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,9 @@ from tasks.language.settings import DataSettings
 DATA = Path(__file__).parents[3] / "conf" / "data"
 
 
-def written(name: str) -> dict[str, Any]:
-    """What conf/data says of a text, over what it says of those from which it begins."""
+@functools.cache
+def written(name: str) -> Mapping[str, Any]:
+    """What conf/data says of a text, over what it says of those from which it begins; parsed once for all tests."""
     content = yaml.safe_load((DATA / f"{name}.yaml").read_text())
     merged: dict[str, Any] = {}
     for base in content.pop("defaults", ()):
@@ -24,7 +28,7 @@ def written(name: str) -> dict[str, Any]:
 def text_data(path: object, cache: object, *, name: str = "text", **changes: Any) -> dict[str, Any]:
     """Values of `data` for files, a fifth of which is held out, with one process."""
     given = {"path": None if path is None else str(path), "cache": str(cache), "validation_fraction": 0.2, "workers": 1}
-    return written(name) | given | changes
+    return {**copy.deepcopy(written(name)), **given, **changes}
 
 
 def read(path: object, cache: object, *, name: str = "text", **changes: Any) -> DataSettings:
