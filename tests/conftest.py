@@ -3,6 +3,8 @@
 What Hydra does again for every composition, of which there are a thousand, is done once or not at all.
 """
 
+import copy
+import functools
 import gc
 import os
 import pickle
@@ -10,6 +12,8 @@ from typing import IO, Any
 
 import pytest
 from hydra._internal import defaults_list
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import Container, DictConfig, ListConfig, OmegaConf
 
 from conf.extensions import VARIABLE
@@ -61,8 +65,20 @@ def map_seldom() -> None:
     defaults_list._create_interpolation_map = mapped
 
 
+def read_overrides_once() -> None:
+    """Has Hydra parse each override once a process, and not copy its sources, whose list alone a composition may replace."""
+    parse = functools.cache(OverridesParser.create().parse_rule)
+
+    def begin(self: CachingConfigRepository, delegate: Any) -> None:
+        self.delegate, self.cache = copy.copy(delegate), {}
+
+    OverridesParser.parse_rule = lambda self, s, rule_name: copy.copy(parse(s, rule_name))
+    CachingConfigRepository.__init__ = begin
+
+
 parse_once()
 copy_by_pickle()
+read_overrides_once()
 map_seldom()
 # Torch and pandas hold so many objects that looking for garbage among them took a tenth of all time.
 gc.set_threshold(50_000, 20, 20)

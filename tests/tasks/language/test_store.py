@@ -260,7 +260,7 @@ class Beside:
 
     def __init__(self, command: list[str], **options: object) -> None:
         (jobs, given), (told, out) = os.pipe(), os.pipe()
-        self.stdin, self.stdout = open(given, "wb"), open(told, "rb")
+        self.stdin, self.stdout = os.fdopen(given, "wb"), os.fdopen(told, "rb")
         self.thread = threading.Thread(target=self.serve, args=(jobs, out))
         self.thread.start()
 
