@@ -3,8 +3,6 @@
 What Hydra does again for every composition, of which there are a thousand, is done once or not at all.
 """
 
-import copy
-import functools
 import gc
 import os
 import pickle
@@ -12,9 +10,7 @@ from typing import IO, Any
 
 import pytest
 from hydra._internal import defaults_list
-from hydra._internal.config_repository import CachingConfigRepository
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import Container, DictConfig, ListConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from conf.extensions import VARIABLE
 
@@ -40,21 +36,6 @@ def parse_once() -> None:
     OmegaConf.load = load
 
 
-def copy_by_pickle() -> None:
-    """Has OmegaConf copy a mapping or a list by pickling it, a third of the time: Hydra copies all that it merges."""
-
-    def copied(self: Container, memo: dict[int, Any]) -> Any:
-        parent, self.__dict__["_parent"] = self.__dict__["_parent"], None
-        try:
-            made = pickle.loads(pickle.dumps(self))
-        finally:
-            self.__dict__["_parent"] = parent
-        made.__dict__["_parent"] = parent
-        return made
-
-    DictConfig.__deepcopy__ = ListConfig.__deepcopy__ = copied
-
-
 def map_seldom() -> None:
     """Has Hydra map its choices for interpolations only where a list of defaults has one: a fifth of all composing."""
     map_choices = defaults_list._create_interpolation_map
@@ -65,20 +46,7 @@ def map_seldom() -> None:
     defaults_list._create_interpolation_map = mapped
 
 
-def read_overrides_once() -> None:
-    """Has Hydra parse each override once a process, and not copy its sources, whose list alone a composition may replace."""
-    parse = functools.cache(OverridesParser.create().parse_rule)
-
-    def begin(self: CachingConfigRepository, delegate: Any) -> None:
-        self.delegate, self.cache = copy.copy(delegate), {}
-
-    OverridesParser.parse_rule = lambda self, s, rule_name: copy.copy(parse(s, rule_name))
-    CachingConfigRepository.__init__ = begin
-
-
 parse_once()
-copy_by_pickle()
-read_overrides_once()
 map_seldom()
 # Torch and pandas hold so many objects that looking for garbage among them took a tenth of all time.
 gc.set_threshold(50_000, 20, 20)
