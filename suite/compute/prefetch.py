@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -46,12 +45,11 @@ def prefetched(make: Callable[[int], Made], steps: Sequence[int], *, workers: Wo
         return
     pace = _Pace(workers)
     coming: deque[Future[Made]] = deque()
-    with contextlib.ExitStack() as open_threads:
-        threads: list[ThreadPoolExecutor] = []
+    threads: list[ThreadPoolExecutor] = []
+    try:
         for turn, step in enumerate(steps):
             for number in range(len(threads), pace.count):
                 threads.append(ThreadPoolExecutor(1, thread_name_prefix=f"prefetch-{number}"))
-                open_threads.callback(threads[-1].shutdown, cancel_futures=True)
             # In turn, as one queue for all would be read by those, too, that are to rest.
             coming.append(threads[turn % pace.count].submit(make, step))
             while len(coming) >= AHEAD_PER_WORKER * pace.count:
@@ -61,6 +59,12 @@ def prefetched(make: Callable[[int], Made], steps: Sequence[int], *, workers: Wo
                 yield batch
         while coming:
             yield coming.popleft().result()
+    finally:
+        # What waits is cancelled for all threads first: else each would go on with its own while another is waited for.
+        for thread in threads:
+            thread.shutdown(wait=False, cancel_futures=True)
+        for thread in threads:
+            thread.shutdown()
 
 
 class _Pace:
@@ -74,6 +78,8 @@ class _Pace:
         self.count, self._most = workers.fewest, workers.most
         self._fewer: tuple[int, float] | None = None
         """The number of threads before the attempt that is under way, and how many steps a second it had."""
+        self._rate: float | None = None
+        """Steps a second of the window before, if it had as many threads and its steps waited, too."""
         self._measure(after=AHEAD_PER_WORKER)
 
     def read(self, *, waited: float) -> None:
@@ -92,14 +98,16 @@ class _Pace:
         self._skipped, self._waited, self._since = after, 0.0, 0.0
 
     def _decide(self, seconds: float) -> None:
-        rate = WINDOW / seconds
+        rate, waits = WINDOW / seconds, self._waited > WAITING * seconds
         if self._fewer is not None and rate < WORTH * self._fewer[1]:
-            self.count, self._fewer = self._fewer[0], None
+            self.count, self._fewer, self._rate = self._fewer[0], None, None
             self._measure(after=ATTEMPTS_APART)
             return
         self._fewer = None
-        if self.count < self._most and self._waited > WAITING * seconds:
-            self._fewer = self.count, rate
+        before, self._rate = self._rate, rate if waits else None
+        if self.count < self._most and waits and before is not None:
+            # The faster of two windows: behind one in which a checkpoint was written, any number of threads would seem faster.
+            self._fewer, self._rate = (self.count, max(before, rate)), None
             self.count = min(2 * self.count, self._most)
         # what is read first was made by the threads before
         self._measure(after=AHEAD_PER_WORKER * self.count)

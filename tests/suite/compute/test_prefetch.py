@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,6 +50,22 @@ def test_they_are_made_ahead_but_not_all_and_closing_ends_the_threads() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
+@pytest.mark.parametrize("workers", [1, 8])
+def test_closing_waits_for_what_is_being_made_and_for_nothing_behind_it(workers: int) -> None:
+    closing, begun = threading.Event(), []
+
+    def make(step: int) -> None:
+        begun.append(closing.is_set())
+        time.sleep(0.05)
+
+    iterator = prefetched(make, range(10_000), workers=Workers(workers, workers))
+    next(iterator)
+    closing.set()
+    iterator.close()
+    # One may be taken from each queue before it is cancelled.
+    assert sum(begun) <= workers
+
+
 def _at_once(work: Callable[[], None], *, read_for: float) -> list[int]:
     """How many threads were making a batch, this one among them, as each one was begun; steps take so many seconds."""
     making, seen, lock = 0, list[int](), threading.Lock()
@@ -82,6 +99,20 @@ def test_threads_that_make_nothing_faster_are_taken_back() -> None:
 
     seen = _at_once(work, read_for=0.0)
     assert max(seen) == 2 and max(seen[-prefetch.WINDOW :]) == 1
+
+
+def test_a_step_that_takes_long_once_does_not_make_more_threads_seem_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: clock))
+    pace = prefetch._Pace(Workers(1, 4))
+    counts = []
+    for step in range(12 * prefetch.WINDOW):
+        # Two threads take half as long again as one, for a step too; one of the first steps writes a checkpoint.
+        waited = 0.0005 * (1.0 if pace.count == 1 else 1.5)
+        clock += 2 * waited + (0.032 if step == 20 else 0.0)
+        pace.read(waited=waited)
+        counts.append(pace.count)
+    assert max(counts) == 2 and counts[-1] == 1
 
 
 def test_a_cpu_is_left_to_training() -> None:
