@@ -84,7 +84,14 @@ def _suits_fused_loss(features: Tensor) -> bool:
 
 def _suits_short_convolution(x: Tensor) -> bool:
     # A compiler makes one kernel of a single token's convolution and what stands beside it.
-    return x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1
+    return x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1 and not _is_transformed()
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func looks on, or derivatives go forward: of an operator these would be refused, or zero without a word."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
 MOST_COPIES = 16

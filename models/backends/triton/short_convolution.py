@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.ops import short_convolution
+
 
 def convolve(x: Tensor, weight: Tensor, state: Tensor, *, starts: Tensor | None) -> Tensor:
-    """As models.ops.short_convolution.convolve, differentiable, for x in float32, bfloat16 or float16.
+    """As models.ops.short_convolution.convolve, differentiable any number of times, for x in float32, bfloat16 or float16.
 
     Products and their sum are in float32 and the weight is read as it is; y alone is rounded to the dtype of x.
     """
@@ -56,7 +58,15 @@ def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output
 
 
 def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    return *_differentiate(dy, *ctx.saved_tensors), None
+    if not torch.is_grad_enabled():
+        return *_differentiate(dy, *ctx.saved_tensors), None
+    # This gradient is to be differentiated again, so it is made of PyTorch's own operations.
+    *inputs, starts = ctx.saved_tensors
+
+    def in_float32(*inputs: Tensor) -> Tensor:
+        return short_convolution.convolve(*(each.float() for each in inputs), starts=starts).to(dy.dtype)
+
+    return *torch.func.vjp(in_float32, *inputs)[1](dy), None
 
 
 _convolve.register_autograd(_backward, setup_context=_save)

@@ -9,6 +9,8 @@ from tests.models.backends import triton_interpreter  # noqa: F401 - before the 
 
 # isort: split
 from models.backends.triton import short_convolution_kernels as kernels
+from models.backends.triton.short_convolution import convolve
+from models.ops import short_convolution
 from tests.models.backends.test_short_convolution_triton import (
     assert_is_the_definition,
     assert_layer_is_the_plain_one,
@@ -42,6 +44,21 @@ def test_x_of_any_strides_and_a_weight_in_bfloat16_are_taken() -> None:
 
 def test_a_layer_with_it_is_the_plain_one_compiled_and_not() -> None:
     assert_layer_is_the_plain_one("cpu", dtype=F32, backend="aot_eager", length=10)
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_a_gradient_is_differentiated_again(dtype: torch.dtype) -> None:
+    inputs = draw(9, 4, 16, cut=True, dtype=dtype, device="cpu")
+    found = []
+    for form, kind in ((convolve, dtype), (short_convolution.convolve, torch.float64)):
+        x, state = (inputs[name].detach().to(kind).requires_grad_() for name in ("x", "state"))
+        weight = inputs["weight"].detach().to(F32 if kind == dtype else kind).requires_grad_()
+        leaves = [x, weight, state]
+        loss = form(*leaves, starts=inputs["starts"]).square().sum()
+        gradients = torch.autograd.grad(loss, leaves, create_graph=True)
+        found.append([*gradients, *torch.autograd.grad(sum(each.square().sum() for each in gradients), leaves)])
+    for mine, exact in zip(*found, strict=True):
+        assert (mine - exact).abs().max() <= (2.0**-5 if dtype == BF16 else 1e-5) * exact.abs().max()
 
 
 def test_the_operator_is_registered_whole() -> None:

@@ -6,15 +6,17 @@ import importlib
 import inspect
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from conf.settings import RequestError
 from models import backends
 from models.backends import BACKENDS, KERNELS, Kernel, by_mixer, check, load, resolve, settle
 from models.build import Model, Size, build_mixers, computing_backends, mixer_classes, read_model
-from models.ops import delta_rule, rglru, ssd
+from models.ops import delta_rule, rglru, short_convolution, ssd
 from tests.models.test_laws import config
 
 of_recurrences = pytest.mark.parametrize("row", [row for row in KERNELS if row.suits is None], ids=str)
@@ -143,3 +145,21 @@ def test_a_pattern_whose_mixer_has_no_block_is_refused() -> None:
     size = Size.read(config("gla")["size"]).replace({"num_blocks": 1})
     with pytest.raises(RequestError, match=r"^size\.num_blocks=1 is out of range, permitted are numbers from 2, by which every"):
         build_mixers(hybrid("gated_deltanet", "transformer"), size, backend="torch")
+
+
+def test_the_short_convolution_s_kernel_is_left_where_pytorch_asks_for_more_than_a_gradient() -> None:
+    suits, taken = load(short_convolution, "triton").suits, []
+
+    def seen(x: torch.Tensor) -> torch.Tensor:
+        taken.append(suits(SimpleNamespace(is_cuda=True, dtype=x.dtype, shape=(2, 5, 4))))
+        return x.sin()
+
+    x = torch.ones(3)
+    torch.func.jvp(seen, (x,), (x,))
+    torch.func.vmap(seen)(x)
+    torch.func.grad(lambda x: seen(x).sum())(x)
+    with forward_ad.dual_level():
+        seen(forward_ad.make_dual(x, x))
+    assert taken == 4 * [False]
+    torch.autograd.grad(seen(x.requires_grad_()).sum(), x)
+    assert taken[4:] == [True]
