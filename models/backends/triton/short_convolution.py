@@ -32,7 +32,10 @@ def _with_dense_rows(x: Tensor) -> Tensor:
 def _convolve(x: Tensor, weight: Tensor, state: Tensor, starts: Tensor | None) -> Tensor:
     from models.backends.triton.short_convolution_kernels import forward
 
-    return forward(_with_dense_rows(x), weight.contiguous(), state.contiguous(), None if starts is None else starts.contiguous())
+    dense = None if starts is None else starts.contiguous()
+    # Triton launches on the current device, wherever x is.
+    with torch.cuda.device_of(x):
+        return forward(_with_dense_rows(x), weight.contiguous(), state.contiguous(), dense)
 
 
 @_convolve.register_fake
@@ -45,7 +48,8 @@ def _differentiate(dy: Tensor, x: Tensor, weight: Tensor, state: Tensor, starts:
     from models.backends.triton.short_convolution_kernels import backward
 
     dense = None if starts is None else starts.contiguous()
-    return backward(_with_dense_rows(dy), _with_dense_rows(x), weight.contiguous(), state.contiguous(), dense)
+    with torch.cuda.device_of(x):
+        return backward(_with_dense_rows(dy), _with_dense_rows(x), weight.contiguous(), state.contiguous(), dense)
 
 
 @_differentiate.register_fake

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,6 +18,7 @@ from tests.models.backends.test_short_convolution_triton import (
     assert_is_the_definition,
     assert_layer_is_the_plain_one,
     draw,
+    results,
 )
 from tests.thinned import pairwise
 
@@ -59,6 +63,24 @@ def test_a_gradient_is_differentiated_again(dtype: torch.dtype) -> None:
         found.append([*gradients, *torch.autograd.grad(sum(each.square().sum() for each in gradients), leaves)])
     for mine, exact in zip(*found, strict=True):
         assert (mine - exact).abs().max() <= (2.0**-5 if dtype == BF16 else 1e-5) * exact.abs().max()
+
+
+def test_both_passes_are_launched_on_the_device_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
+    on, launched = [], []
+
+    @contextlib.contextmanager
+    def device_of(x: torch.Tensor) -> Iterator[None]:
+        on.append(x.shape)
+        yield
+        on.pop()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    for name in ("forward", "backward"):
+        launch = getattr(kernels, name)
+        monkeypatch.setattr(kernels, name, lambda *inputs, launch=launch: (launched.append([*on]), launch(*inputs))[1])
+    inputs = draw(9, 4, 16, cut=False, dtype=F32, device="cpu")
+    results(convolve, **inputs)
+    assert launched == 2 * [[inputs["x"].shape]]
 
 
 def test_the_operator_is_registered_whole() -> None:
