@@ -34,6 +34,9 @@ class Workers(NamedTuple):
     most: int
 
 
+NO_WORKERS = Workers(0, 0)
+
+
 def prefetched(make: Callable[[int], Made], steps: Sequence[int], *, workers: Workers) -> Generator[Made]:
     """make(step) of every step, in order; made ahead by threads, or with no workers here, when it is asked for.
 
@@ -118,6 +121,6 @@ def count_workers(asked: int | str, device: torch.device) -> Workers:
     if asked != "auto":
         return Workers(int(asked), int(asked))
     if device.type == "cpu":
-        return Workers(0, 0)
+        return NO_WORKERS
     cores = count_cores() // max(1, torch.cuda.device_count())
     return Workers(1, min(MOST_WORKERS, max(1, cores - 1)))

@@ -9,7 +9,7 @@ import torch
 
 from suite.compute.order import example_indices
 from suite.compute.parallel import World, shares
-from suite.compute.prefetch import count_workers, prefetched
+from suite.compute.prefetch import NO_WORKERS, count_workers, prefetched
 from suite.compute.resident import Resident, is_resident
 from suite.compute.scoring import TrainingInputs, training_inputs
 from suite.compute.settings import Compute
@@ -26,7 +26,7 @@ def batches(run: Run, task: Task, steps: range, *, world: World) -> Generator[Pa
     rows = parts_of(world, run.compute, settings.batch_size)
     read, workers = functools.partial(_on_host, task, device), count_workers(run.compute.prefetch, device)
     if device.type != "cpu" and is_resident(task, examples_read=settings.steps * settings.batch_size):
-        read, workers = functools.partial(_resident, Resident.of(task, device)), 0
+        read, workers = functools.partial(_resident, Resident.of(task, device)), NO_WORKERS
 
     def make(step: int) -> Parts:
         batch = indices_of(run, task, step)

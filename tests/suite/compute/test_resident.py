@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from suite.compute.parallel import alone
 from suite.compute.resident import MOST_TOKENS, Resident, is_resident
 from suite.compute.scoring import TrainingInputs, training_inputs
+from suite.plan import plan, task_of
+from suite.running.batches import batches
 from tests.tasks.composed import build
 
 CPU = torch.device("cpu")
@@ -48,3 +51,10 @@ def test_every_batch_of_a_split_has_one_shape():
 )
 def test_it_is_kept_where_it_ends_fits_and_is_read_whole(name, changes, read, expected):
     assert is_resident(build(name, **changes), examples_read=read) is expected
+
+
+def test_a_run_reads_it_from_its_device():
+    """On a device that holds no numbers, since one that is no CPU is what it takes."""
+    (run,) = plan(["model=gla", "task=mqar", "task.num_train=32", "train.batch_size=8", "train.steps=8"])
+    made = list(batches(run, task_of(run.config), range(3), world=alone(torch.device("meta"))))
+    assert [(part.tokens.device.type, part.tokens.shape[0]) for (part,) in made] == [("meta", 8)] * 3
