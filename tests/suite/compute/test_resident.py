@@ -55,6 +55,6 @@ def test_it_is_kept_where_it_ends_fits_and_is_read_whole(name, changes, read, ex
 
 def test_a_run_reads_it_from_its_device():
     """On a device that holds no numbers, since one that is no CPU is what it takes."""
-    (run,) = plan(["model=gla", "task=mqar", "task.num_train=32", "train.batch_size=8", "train.steps=8"])
+    (run,) = plan(["model=gla", "task=mqar", "task.num_train=32", "train.batch_size=8"])
     made = list(batches(run, task_of(run.config), range(3), world=alone(torch.device("meta"))))
     assert [(part.tokens.device.type, part.tokens.shape[0]) for (part,) in made] == [("meta", 8)] * 3
