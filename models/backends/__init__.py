@@ -82,9 +82,12 @@ def _suits_fused_loss(features: Tensor) -> bool:
     return features.is_cuda and features.dtype != torch.float64
 
 
+HAS_TRITON = version("triton") is not None
+
+
 def _suits_short_convolution(x: Tensor) -> bool:
     # A compiler makes one kernel of a single token's convolution and what stands beside it.
-    return x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1 and not _is_transformed()
+    return HAS_TRITON and x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1 and not _is_transformed()
 
 
 def _is_transformed() -> bool:
