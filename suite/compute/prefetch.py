@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -48,13 +48,13 @@ def prefetched(make: Callable[[int], Made], steps: Sequence[int], *, workers: Wo
         return
     pace = _Pace(workers)
     coming: deque[Future[Made]] = deque()
-    threads: list[ThreadPoolExecutor] = []
+    threads: list[_Thread] = []
     try:
-        for turn, step in enumerate(steps):
+        for step in steps:
             for number in range(len(threads), pace.count):
-                threads.append(ThreadPoolExecutor(1, thread_name_prefix=f"prefetch-{number}"))
-            # In turn, as one queue for all would be read by those, too, that are to rest.
-            coming.append(threads[turn % pace.count].submit(make, step))
+                threads.append(_Thread(number))
+            # Each has a queue of its own, as one for all would be read by those, too, that are to rest.
+            coming.append(min(threads[: pace.count], key=_Thread.pending).submit(make, step))
             while len(coming) >= AHEAD_PER_WORKER * pace.count:
                 asked = time.perf_counter()
                 batch = coming.popleft().result()
@@ -65,9 +65,27 @@ def prefetched(make: Callable[[int], Made], steps: Sequence[int], *, workers: Wo
     finally:
         # What waits is cancelled for all threads first: else each would go on with its own while another is waited for.
         for thread in threads:
-            thread.shutdown(wait=False, cancel_futures=True)
+            thread.pool.shutdown(wait=False, cancel_futures=True)
         for thread in threads:
-            thread.shutdown()
+            thread.pool.shutdown()
+
+
+class _Thread:
+    """One thread and what it has still to make."""
+
+    def __init__(self, number: int) -> None:
+        self.pool = ThreadPoolExecutor(1, thread_name_prefix=f"prefetch-{number}")
+        self._given: deque[Future[Any]] = deque()
+
+    def pending(self) -> int:
+        while self._given and self._given[0].done():
+            self._given.popleft()
+        return len(self._given)
+
+    def submit(self, make: Callable[[int], Made], step: int) -> Future[Made]:
+        made = self.pool.submit(make, step)
+        self._given.append(made)
+        return made
 
 
 class _Pace:

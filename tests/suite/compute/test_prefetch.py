@@ -66,39 +66,28 @@ def test_closing_waits_for_what_is_being_made_and_for_nothing_behind_it(workers:
     assert sum(begun) <= workers
 
 
-def _at_once(work: Callable[[], None], *, read_for: float) -> list[int]:
-    """How many threads were making a batch, this one among them, as each one was begun; steps take so many seconds."""
-    making, seen, lock = 0, list[int](), threading.Lock()
-
-    def make(step: int) -> None:
-        nonlocal making
-        with lock:
-            making += 1
-            seen.append(making)
-        work()
-        with lock:
-            making -= 1
-
-    for _ in prefetched(make, range(7 * prefetch.WINDOW), workers=Workers(1, 4)):
-        time.sleep(read_for)
-    return seen
-
-
-def test_threads_are_added_where_steps_wait_and_that_makes_batches_come_faster() -> None:
-    assert max(_at_once(lambda: time.sleep(0.004), read_for=0.0)) == 4
-    assert max(_at_once(lambda: None, read_for=0.002)) == 1
-
-
-def test_threads_that_make_nothing_faster_are_taken_back() -> None:
-    lock = threading.Lock()
-
-    def work() -> None:
-        # As with Python's own lock, one of them at a time gets on, however many there are.
-        with lock:
-            time.sleep(0.002)
-
-    seen = _at_once(work, read_for=0.0)
-    assert max(seen) == 2 and max(seen[-prefetch.WINDOW :]) == 1
+@pytest.mark.parametrize(
+    ("seconds", "step", "most", "last"),
+    [
+        pytest.param(lambda threads: 0.004 / threads, 0.0, 4, 4, id="threads work side by side"),
+        pytest.param(lambda threads: 0.002, 0.0, 2, 1, id="one of them at a time, as under Python's lock"),
+        pytest.param(lambda threads: 0.0005, 0.002, 1, 1, id="no step waits"),
+    ],
+)
+def test_threads_are_added_where_steps_wait_and_taken_back_where_nothing_is_faster(
+    seconds: Callable[[int], float], step: float, most: int, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """seconds: from one batch to the next, by so many threads; step: what a training step takes. By a clock of the test's own."""
+    clock = 0.0
+    monkeypatch.setattr(prefetch, "time", SimpleNamespace(perf_counter=lambda: clock))
+    pace = prefetch._Pace(Workers(1, 4))
+    counts = []
+    for _ in range(12 * prefetch.WINDOW):
+        made = seconds(pace.count)
+        clock += max(made, step)
+        pace.read(waited=max(0.0, made - step))
+        counts.append(pace.count)
+    assert max(counts) == most and counts[-1] == last
 
 
 def test_a_step_that_takes_long_once_does_not_make_more_threads_seem_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +102,20 @@ def test_a_step_that_takes_long_once_does_not_make_more_threads_seem_faster(monk
         pace.read(waited=waited)
         counts.append(pace.count)
     assert max(counts) == 2 and counts[-1] == 1
+
+
+def test_slow_batches_are_shared_out() -> None:
+    """Not all to one thread, however regularly they come."""
+    makers = set[str]()
+
+    def make(step: int) -> None:
+        if step % 4 == 0:
+            makers.add(threading.current_thread().name)
+            time.sleep(0.005)
+
+    for _ in prefetched(make, range(80), workers=Workers(4, 4)):
+        pass
+    assert len(makers) > 1
 
 
 def test_a_cpu_is_left_to_training() -> None:
