@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional as F
 
+from models.backends.triton.launch import on_its_device
+
 SLICE_ELEMENTS = 2**28
 BLOCK = 2048
 # cuBLAS is several times slower on rows that do not begin at a multiple of 16 bytes; 50,257 columns are odd.
@@ -64,6 +66,7 @@ def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: flo
 
 
 @torch.library.custom_op("linear_rnn_suite::mean_nll", mutates_args=())
+@on_its_device
 def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and its gradients by features (in their dtype) and by weight (in its own)."""
     vocab_size = len(weight)

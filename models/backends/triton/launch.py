@@ -1,19 +1,38 @@
-"""Launches of kernels that were launched before: what Triton looks up again for each of them takes longer than the launch."""
+"""Launches of kernels: on the device of their inputs, and without what Triton looks up again for those launched before.
+
+The latter takes longer than a launch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import torch
 import triton
 from torch import Tensor
 from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 CALLED_SO = ("3.7.1",)
 """Versions of Triton whose compiled kernels are called as they are below; any other launches its kernels itself."""
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
+
+
+def on_its_device(compute: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+    """compute with the device of its first input as the current one, on which Triton launches wherever tensors lie."""
+
+    @functools.wraps(compute)
+    def there(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device_of(x):
+            return compute(x, *args, **kwargs)
+
+    return there
 
 
 def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], constants: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from torch.autograd.function import Function, FunctionCtx, once_differentiable
 
 from models.backends.differentiable import is_traced
 from models.backends.triton import mesa_launches as launches
+from models.backends.triton.launch import on_its_device
 from models.backends.triton.mesa_records import Ends, Solver, States, Tokens
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -108,6 +109,7 @@ def refuse(k: Tensor, v: Tensor, regularizer: Tensor, max_steps: int, initial: s
         raise ValueError(f"max_steps is {max_steps}, permitted are 0 and more")
 
 
+@on_its_device
 def _compute(
     q: Tensor,
     k: Tensor,
@@ -154,6 +156,7 @@ def _(
     return o, *launches.empty_ends(k, v), steps, x
 
 
+@on_its_device
 def _compute_backward(
     d_o: Tensor,
     d_G: Tensor | None,

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from models.backends.triton.launch import on_its_device
 from models.backends.triton.mesa import refuse, refuse_dtypes
 
 TALL, WIDE = tl.constexpr(8), tl.constexpr(16)
@@ -51,6 +52,7 @@ def mesa_decode_(
 
 
 @torch.library.custom_op("linear_rnn_suite::mesa_decode", mutates_args=("G", "H"))
+@on_its_device
 def _decode(
     q: Tensor,
     k: Tensor,

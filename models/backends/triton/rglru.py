@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from models.backends.triton.launch import on_its_device
+
 # One warp reads 128 channels in 16-byte words, all tokens of a channel in one thread: then a scan needs no word from another.
 LAUNCH = {"BLOCK_T": 16, "BLOCK_W": 128, "STAGES": 3, "num_warps": 1}
 
@@ -94,6 +96,7 @@ def _grid(x: Tensor) -> tuple[int, int]:
 
 
 @torch.library.custom_op("linear_rnn_suite::rglru_scan", mutates_args=())
+@on_its_device
 def _scan(log_decay: Tensor, u: Tensor, state: Tensor) -> Tensor:
     h = torch.empty_like(u)
     _forward_kernel[_grid(u)](log_decay, u, state, h, *u.shape[1:], **LAUNCH)
@@ -106,6 +109,7 @@ def _(log_decay: Tensor, u: Tensor, state: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("linear_rnn_suite::rglru_scan_backward", mutates_args=())
+@on_its_device
 def _scan_backward(dh: Tensor, log_decay: Tensor, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     into = tuple(torch.empty_like(x) for x in (log_decay, h, state))
     _backward_kernel[_grid(h)](dh, log_decay, h, state, *into, *h.shape[1:], **LAUNCH)
