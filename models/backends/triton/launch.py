@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 import triton
@@ -16,7 +16,7 @@ from triton import knobs
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-P = ParamSpec("P")
+Others = TypeVarTuple("Others")
 R = TypeVar("R")
 
 CALLED_SO = ("3.7.1",)
@@ -24,13 +24,13 @@ CALLED_SO = ("3.7.1",)
 _compiled: dict[tuple[Any, ...], tuple[Any, tuple[Any, ...]]] = {}
 
 
-def on_its_device(compute: Callable[Concatenate[Tensor, P], R]) -> Callable[Concatenate[Tensor, P], R]:
+def on_its_device(compute: Callable[[Tensor, *Others], R]) -> Callable[[Tensor, *Others], R]:
     """compute with the device of its first input as the current one, on which Triton launches wherever tensors lie."""
 
     @functools.wraps(compute)
-    def there(x: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def there(x: Tensor, /, *others: *Others) -> R:
         with torch.cuda.device_of(x):
-            return compute(x, *args, **kwargs)
+            return compute(x, *others)
 
     return there
 

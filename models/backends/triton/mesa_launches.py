@@ -65,7 +65,7 @@ HOPPER_SOLVE = {64: {"num_warps": 4, "maxnreg": 168}, 128: {"num_warps": 4}}
 """By key dim: three programs a multiprocessor, and two."""
 READ_OUT = {"num_warps": 4, "num_stages": 1}
 READ_OUT_NARROW = {"maxnreg": 128}
-"""Of bfloat16 inputs: four programs a multiprocessor."""
+"""What bfloat16 inputs have besides: four programs share a multiprocessor."""
 RIGHT_SIDE = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 G_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 128}
 H_GRADIENTS = {"num_warps": 4, "num_stages": 2, "maxnreg": 168}

@@ -24,7 +24,7 @@ def read_out_kernel(
     x, k, v, log, resets, strength, from_start, G_states, o, T, N, heads, part,
     K: tl.constexpr, V: tl.constexpr, C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_V: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """o_t = G_t x_t of one chunk, BLOCK_V of its V columns."""
+    """o_t = G_t x_t of one chunk, BLOCK_V of its V columns; K is read in steps of as many where PARTS is 1."""
     # the blocks of a chunk run together: all but the first find x and k in the cache
     blocks: tl.constexpr = (V + BLOCK_V - 1) // BLOCK_V
     c, block, head = tl.program_id(0).to(tl.int64) // blocks, tl.program_id(0) % blocks, tl.program_id(1).to(tl.int64)

@@ -40,7 +40,7 @@ def test_what_is_launched_is_launched_on_the_device_of_the_first_input(monkeypat
 
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     x, y = torch.zeros(2), torch.zeros(3)
-    assert on_its_device(lambda x, y, *, scale: (current[-1] is x, scale))(x, y, scale=2) == (True, 2) and not current
+    assert on_its_device(lambda x, y, scale: (current[-1] is x, scale))(x, y, 2) == (True, 2) and not current
 
 
 def test_every_operator_is_launched_so():
