@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conf.settings import Count, Positive
+from models.backends import load
 from models.components import linear_flops_per_token
 from models.mixer import SequenceMixer, State
-from models.ops import softmax_attention
+from models.ops import cached_attention, softmax_attention
 
 
 class Rotation(NamedTuple):
@@ -93,6 +94,7 @@ class Attention(SequenceMixer):
         self.num_heads, self.key_dim, self.window = settings.num_heads, settings.key_dim, settings.window
         self.query_key_value_projection = nn.Linear(d_model, 3 * self.num_heads * self.key_dim, bias=False)
         self.output_projection = nn.Linear(self.num_heads * self.key_dim, d_model, bias=False)
+        self.decoding_kernel = load(cached_attention, "triton")
 
     def forward(self, x: Tensor, state: State | None = None, *, starts: Tensor | None = None) -> tuple[Tensor, State]:
         whole = state is None and starts is None
@@ -154,10 +156,15 @@ class Attention(SequenceMixer):
         # By an index: a compiler makes a copy of the whole cache for a scatter, and back.
         sequence = torch.arange(cache.shape[0], device=cache.device)
         cache[sequence, :, :, slot] = torch.cat([k, v], dim=1).to(cache.dtype)  # [B, 2, H, K]
-        visible = torch.arange(cache.shape[3], device=cache.device) <= position.unsqueeze(1)
-        o = softmax_attention.decode(q=q.squeeze(1).to(cache.dtype), k=cache[:, 0], v=cache[:, 1], visible=visible)
+        o = self._attend_cache(q.squeeze(1).to(cache.dtype), cache, position)
         position.add_(1)
         return self.output_projection(o.to(x_t.dtype).flatten(1))
+
+    def _attend_cache(self, q: Tensor, cache: Tensor, position: Tensor) -> Tensor:
+        k, v, kernel = cache[:, 0], cache[:, 1], self.decoding_kernel
+        if kernel is not None and kernel.suits is not None and kernel.suits(q=q, k=k, v=v):
+            return kernel.computes(q=q, k=k, v=v, position=position)
+        return cached_attention.attend(q=q, k=k, v=v, position=position)
 
     def _tokens_held(self, seq_len: int) -> int:
         return seq_len if self.window is None else min(seq_len, self.window - 1)

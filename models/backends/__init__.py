@@ -97,6 +97,13 @@ def _is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
 
 
+def _suits_cached_attention(*, q: Tensor, k: Tensor, v: Tensor) -> bool:
+    # The kernel has no gradient.
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        return False
+    return HAS_TRITON and q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= 256 and not _is_transformed()
+
+
 MOST_COPIES = 16
 MOST_ELEMENTS = 2**24
 """Numbers that all copies of a gradient may hold: 64 MB of float32."""
@@ -176,6 +183,7 @@ KERNELS = (
     Kernel(op="mesa", backend="triton", computes="triton.mesa_op:mesa", in_place="triton.mesa_op:mesa_", limits=MESA_BY_TRITON),
     Kernel(op="mesa", backend="fla", computes="fla:mesa", limits=MESA_BY_FLA),
     Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=_suits_flex_attention),
+    Kernel(op="cached_attention", backend="triton", computes="triton.cached_attention:attend", suits=_suits_cached_attention),
     Kernel(op="embedding", backend="torch", computes="spread_embedding:rows", suits=_suits_spread_embedding),
     Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=_suits_fused_loss),
     Kernel(

@@ -3,7 +3,7 @@
     o_t = sum_s p_ts v_s,   p_t = softmax(q_t . k_s / sqrt(K)) over the keys with 0 <= t - s <= span_t
 
 `masked` is the definition, `fused` computes it by PyTorch's kernel and `windowed` in time linear in T; `attend` chooses between
-these two. `decode` is for a single query. FlexAttention stands in models/backends/flex_attention.py.
+these two. FlexAttention stands in models/backends/flex_attention.py, a query over a cache in models/ops/cached_attention.py.
 All take q [B, T, H, K], and k, v [B, S, H, K] with S >= T, whose last T keys belong to the T queries; span [B, T]
 (or [1, T]) int64 is how many earlier keys a query may see, 0 <= span_t <= S - T + t. All return o [B, T, H, K].
 """
@@ -61,12 +61,6 @@ def windowed(*, q: Tensor, k: Tensor, v: Tensor, span: Tensor, window: int) -> T
     q = F.pad(q, (0, 0, 0, 0, 0, missing)).unflatten(1, (-1, C)).flatten(0, 1)
     span = F.pad(span.expand(B, T), (0, missing)).unflatten(1, (-1, C)).flatten(0, 1)
     return fused(q=q, k=k, v=v, span=span).unflatten(0, (B, -1)).flatten(1, 2)[:, :T]
-
-
-def decode(*, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
-    """One query a head over keys in any order: q [B, H, K], k, v [B, H, S, K], visible [B, S] bool -> o [B, H, K]."""
-    mask = visible[:, None, None, :]
-    return F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=mask).squeeze(2)
 
 
 def _visible(span: Tensor, num_keys: int) -> Tensor:
