@@ -55,12 +55,16 @@ def assert_is_the_definition(inputs: dict[str, Tensor]) -> None:
     assert ((o.cpu() - expected).abs() <= bound).all()
 
 
-def assert_layer_is_the_plain_one(device: str, *, window: int | None, dtype: torch.dtype, backend: str) -> None:
-    """Ten tokens in place with the kernel, eager and compiled without a break, are those without it."""
+def drawn_layer(window: int | None) -> Attention:
     settings = {"num_heads": 2, "key_dim": 32, "window": window, "rope_base": 10000.0}
     layer = built.mixer(Attention, {"d_model": 64, "backend": "torch", **settings})
     layer.reset_parameters(torch.Generator().manual_seed(0))
-    layer.to(device, dtype)
+    return layer
+
+
+def assert_layer_is_the_plain_one(device: str, *, window: int | None, dtype: torch.dtype, backend: str) -> None:
+    """Ten tokens in place with the kernel, eager and compiled without a break, are those without it."""
+    layer = drawn_layer(window).to(device, dtype)
     compiled = torch.compile(Attention.step_, fullgraph=True, dynamic=False, backend=backend)
     x = torch.randn(3, 19, 64, generator=torch.Generator().manual_seed(1)).to(device, dtype)
     found = []
@@ -110,6 +114,15 @@ def test_it_is_taken_on_a_gpu_for_heads_up_to_256_where_no_gradient_is_asked(key
     assert suits(q=q, k=k, v=q) == taken
     with torch.no_grad():
         assert suits(q=q, k=k, v=q) == (taken or learns)
+
+
+@pytest.mark.parametrize("taken", [False, True])
+@torch.no_grad()
+def test_a_layer_decodes_by_it_where_it_is_taken(taken: bool) -> None:
+    layer = drawn_layer(window=None)
+    zeros = layer.decoding_kernel._replace(suits=lambda **inputs: taken, computes=lambda q, **inputs: torch.zeros_like(q))
+    layer.decoding_kernel = zeros
+    assert bool(layer.step_(torch.ones(2, 64), layer.reserve(layer.init_state(2), 1)).any()) != taken
 
 
 @pytest.mark.parametrize(
