@@ -39,7 +39,7 @@ def _tile(pointer, rows, columns, left, stride, K: tl.constexpr):
     return tl.load(pointer + rows[:, :, None] * stride + columns[None, None, :], mask=inside, other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("H", "S"))
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, position_ptr, o_ptr, sums_ptr, weights_ptr, H, S, scale,
     q_stride_b, q_stride_h, k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
@@ -110,6 +110,8 @@ def num_parts(heads: int, slots: int) -> int:
 def forward(q: Tensor, k: Tensor, v: Tensor, position: Tensor) -> Tensor:
     """o [B, H, K] contiguous, as `attend` says; the numbers of a head lie side by side in q, k and v, position is contiguous."""
     B, H, S, K = k.shape
+    if B == 0:
+        return q.new_empty(q.shape)
     parts, block_k = num_parts(B * H, S), max(16, triton.next_power_of_2(K))
     # As many as all threads read at once.
     rows = max(1, LAUNCH["num_warps"] * 32 * READ_BYTES // (block_k * k.element_size()))

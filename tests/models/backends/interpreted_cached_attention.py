@@ -60,6 +60,11 @@ def test_inputs_of_any_strides_are_taken() -> None:
     assert_is_the_definition(inputs | {"position": inputs["position"].repeat_interleave(2)[::2]})
 
 
+def test_no_sequence_is_none() -> None:
+    inputs = draw(0, 3, 9, 16, seen="few", dtype=F32, device="cpu")
+    assert attend(**inputs).shape == inputs["q"].shape
+
+
 @pytest.mark.parametrize("window", [None, 12])
 @torch.no_grad()
 def test_a_layer_with_it_is_the_plain_one_compiled_and_not(window: int | None) -> None:
