@@ -17,9 +17,14 @@ from models.backbone.language_model import LanguageModel
 from models.backends.flex_attention import allow_many_shapes
 from models.components import linear_maps
 
-COMPILED_AS: dict[str, str | int | bool | Callable[..., Any]] = {"coordinate_descent_tuning": True, "combo_kernels": True}
+COMPILED_AS: dict[str, str | int | bool | Callable[..., Any]] = {
+    "coordinate_descent_tuning": True,
+    "combo_kernels": True,
+    "triton.enable_pdl": True,
+}
 """Launches are tuned, and with that the products of a single sequence become sums on a GPU, which read weights at full speed.
-Kernels that do not wait for each other are launched as one."""
+Kernels that do not wait for each other are launched as one, and the others before what they wait for is done: programmatic
+dependent launch, which waits on the GPU."""
 
 
 @torch.no_grad()
