@@ -5,7 +5,8 @@
 SHAPES, in bfloat16: unit queries and keys, gates about a logit of 4, beta uniform in (0, 1), Lambda 0.25. Forward, and forward
 and backward: medians of `triton.testing.do_bench`, and the most memory that both passes hold beyond their inputs. Every shape has
 a process, after every op has been compiled in one of its own, all side by side. fla's Mesa comes first and has the launches that
-fla tunes; our adapters, and the calls of fla's that they adapt, have those of the suite's table. Then the table, in Markdown:
+fla tunes, in the shape's process as `quickly_tuned` says; our adapters, and the calls of fla's that they adapt, have those of the
+suite's table. Then the table, in Markdown:
 
     times fla     fla's Mesa of 30 steps by the op, both passes
     bare call     our adapter's both passes by those of the call of fla's that it adapts
@@ -24,6 +25,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +50,7 @@ from tests.benchmarks.gpu_ops import (
     torch_mesa,
     triton_mesa,
 )
+from tests.benchmarks.quick_tuning import quickly_tuned
 
 SHAPES = {
     "A": Shape(16, 2048, 8, 128),
@@ -155,6 +158,7 @@ def table(rows: Sequence[Row], ops: Mapping[str, Op], shapes: Mapping[str, Shape
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+@quickly_tuned()
 def warm(name: str, shapes: Mapping[str, Shape]) -> None:
     """Both passes of an op at every shape, which leaves its kernels in the cache of files."""
     for shape in shapes.values():
@@ -165,8 +169,9 @@ def warm(name: str, shapes: Mapping[str, Shape]) -> None:
 
 def compiled(names: Sequence[str], shapes: Sequence[str]) -> dict[str, str]:
     """Why an op can't be timed, of those that can't; all are tried side by side."""
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # What is tuned on a busy card is not kept, by Triton or by fla.
+    unkept = {**os.environ, "TRITON_CACHE_AUTOTUNING": "0", "FLA_CACHE_RESULTS": "0"}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": unkept}
     started = {name: subprocess.Popen([*MODULE, "--shapes", *shapes, "--warm", name], **pipes) for name in names}
     wrong = {}
     for name, process in started.items():
@@ -200,11 +205,13 @@ def main() -> None:
     if options.dry_run:
         device, toys, ops, shapes = torch.device("cpu"), ["--dry-run"], TOY_OPS, TOY
     if options.measure:
-        for label, shape in shapes.items():
-            for name, op in ops.items():
-                print(json.dumps(timed(name, op, label, shape, device)._asdict()), flush=True)
+        with nullcontext() if options.dry_run else quickly_tuned():
+            for label, shape in shapes.items():
+                for name, op in ops.items():
+                    print(json.dumps(timed(name, op, label, shape, device)._asdict()), flush=True)
         return
     wrong = {} if options.dry_run else compiled(list(ops), list(shapes))
+    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     for name, why in wrong.items():
         print(f"{name} is left out: {why}", flush=True)
     rows: list[Row] = []
