@@ -1,7 +1,7 @@
 """Soft-capped cross-entropy of a tied head whose gradient takes the place of the logits, a slice of positions at a time.
 
 What models/ops/cross_entropy.py defines, with the two products left to cuBLAS and all between them in one kernel: the
-logits are written once in the dtype of the features, and read twice.
+logits are written once in the dtype of the features, and read once where a row fits into the registers of a program, else twice.
 
 Shapes: features x [N, D], weight E [V, D], targets [N] int64, below 0 where nothing is asked.
 """
@@ -19,8 +19,17 @@ from models.backends.triton.launch import on_its_device
 
 SLICE_ELEMENTS = 2**28
 BLOCK = 2048
+WIDEST_ROW = 16384
+"""Of the rows that a program holds: 16 numbers for each thread of 32 warps, the most that there are."""
+NUMBERS_A_WARP = 512
 # cuBLAS is several times slower on rows that do not begin at a multiple of 16 bytes; 50,257 columns are odd.
 COLUMNS_MULTIPLE = 64
+
+
+@triton.jit
+def _bounded(x, soft_cap):
+    """tanh(x / soft_cap), as 2 sigmoid(2 x / soft_cap) - 1. What it caps needs no maximum in front of an exponential."""
+    return 2.0 / (1.0 + tl.exp((-2.0 / soft_cap) * x)) - 1.0
 
 
 @triton.jit
@@ -29,14 +38,13 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
     row = tl.program_id(0)
     logits += row.to(tl.int64) * num_columns
     target = tl.load(targets + row)
-    columns, slope = tl.arange(0, BLOCK), -2.0 / soft_cap
+    columns = tl.arange(0, BLOCK)
     sums = tl.zeros([BLOCK], tl.float32)
     chosen = tl.zeros([BLOCK], tl.float32)
     for first in range(0, vocab_size, BLOCK):
         at = first + columns
         x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
-        # c tanh(x / c), as 2 sigmoid(2 x / c) - 1; it is within the cap, so the exponentials need no maximum.
-        capped = soft_cap * (2.0 / (1.0 + tl.exp(slope * x)) - 1.0)
+        capped = soft_cap * _bounded(x, soft_cap)
         sums += tl.where(at < vocab_size, tl.exp(capped), 0.0)
         chosen += tl.where(at == target, capped, 0.0)
     normaliser = tl.sum(sums)
@@ -47,10 +55,31 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
     for first in range(0, num_columns, BLOCK):
         at = first + columns
         x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
-        bounded = 2.0 / (1.0 + tl.exp(slope * x)) - 1.0
+        bounded = _bounded(x, soft_cap)
         share = tl.exp(soft_cap * bounded) * per_exponential - tl.where(at == target, 1.0, 0.0)
         gradient = tl.where(at < vocab_size, weight * share * (1.0 - bounded * bounded), 0.0)
         tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < num_columns)
+
+
+@triton.jit
+def _loss_and_gradient_at_once(logits, targets, nll, scale, soft_cap, vocab_size, num_columns, BLOCK: tl.constexpr):
+    """The same for rows of at most BLOCK columns, of which every number is read, and its exponentials are computed, once."""
+    row = tl.program_id(0)
+    logits += row.to(tl.int64) * num_columns
+    target = tl.load(targets + row)
+    asked = target >= 0
+    # By all threads, before any of them writes: the sum below has them wait for each other.
+    chosen = tl.load(logits + target, mask=asked, other=0.0).to(tl.float32)
+    at = tl.arange(0, BLOCK)
+    # What is padded is read too, since whole words can be masked by num_columns alone.
+    bounded = _bounded(tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32), soft_cap)
+    exponential = tl.where(at < vocab_size, tl.exp(soft_cap * bounded), 0.0)
+    normaliser = tl.sum(exponential)
+    tl.store(nll + row, tl.where(asked, tl.log(normaliser) - soft_cap * _bounded(chosen, soft_cap), 0.0))
+    weight = tl.where(asked, tl.load(scale), 0.0)
+    share = exponential * (1.0 / normaliser) - tl.where(at == target, 1.0, 0.0)
+    gradient = weight * share * (1.0 - bounded * bounded)
+    tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < num_columns)
 
 
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
@@ -81,7 +110,12 @@ def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float
         rows = slice(first, first + size)
         logits = features[rows] @ narrow.mT
         arguments = (logits, targets[rows].contiguous(), nll[rows], scale, soft_cap, vocab_size, len(narrow))
-        _loss_and_gradient[(len(logits),)](*arguments, BLOCK=BLOCK, num_warps=8)
+        if len(narrow) <= WIDEST_ROW:
+            block = triton.next_power_of_2(len(narrow))
+            num_warps = max(1, block // NUMBERS_A_WARP)
+            _loss_and_gradient_at_once[(len(logits),)](*arguments, BLOCK=block, num_warps=num_warps)
+        else:
+            _loss_and_gradient[(len(logits),)](*arguments, BLOCK=BLOCK, num_warps=8)
         torch.mm(logits, narrow, out=into_features[rows])
         part = _product_in_float32(logits.mT, features[rows])
         into_weight = part if into_weight is None else into_weight.add_(part)

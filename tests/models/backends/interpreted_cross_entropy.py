@@ -12,8 +12,12 @@ def test_nothing_asked_costs_nothing() -> None:
     assert_nothing_asked_costs_nothing("cpu")
 
 
-# Slices that are not whole, a vocabulary that fills no block, and one of several blocks.
-@pytest.mark.parametrize(("elements", "shape"), [(2**20, (1, 11, 5)), (16 * 192, (40, 130, 8)), (2**20, (5, 5000, 4))])
-def test_it_is_the_plain_loss(elements: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+# Slices that are not whole, a vocabulary that fills no block, one of a whole block and one of several.
+@pytest.mark.parametrize(
+    ("elements", "shape"), [(2**20, (1, 11, 5)), (16 * 192, (40, 130, 8)), (2**15, (20, 2048, 8)), (2**20, (5, 5000, 4))]
+)
+@pytest.mark.parametrize("widest", [0, cross_entropy.WIDEST_ROW], ids=["read twice", "read once"])
+def test_it_is_the_plain_loss(widest: int, elements: int, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", elements)
+    monkeypatch.setattr(cross_entropy, "WIDEST_ROW", widest)
     assert_is_the_plain_loss(*shape, "cpu")

@@ -58,7 +58,9 @@ def assert_nothing_asked_costs_nothing(device: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(1, 50257, 64), (300, 50257, 64), (2048, 8192, 64)])
+@pytest.mark.parametrize(
+    "shape", [(1, 50257, 64), (300, 50257, 64), (2048, 8192, 64), (77, 16381, 64), (40, 300, 64), (5, 11, 64)]
+)
 def test_it_is_the_plain_loss(shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     from models.backends.triton import cross_entropy as kernel
 
