@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from models.backbone.blocks import Block
 from models.components import linear_maps
 from suite.compute.muon import MuonAdamW
+from suite.compute.pieces import PiecewiseAdamW
 from suite.compute.settings import Train
 
 
-def build_optimizer(
-    model: nn.Module, train: Train, *, kind: type[torch.optim.AdamW] = torch.optim.AdamW
-) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, train: Train, *, kind: type[torch.optim.AdamW] = PiecewiseAdamW) -> torch.optim.Optimizer:
     """An optimiser that decays the weights of linear maps alone: not the embedding, norms, gates' biases, convolutions or Lambda.
 
     With train.decays=all it decays these, too.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from models.backbone import Backbone
 from suite.compute.optimization import leave_out
+from suite.compute.pieces import clipped_norm
 from suite.compute.scoring import TrainingInputs, loss
 from suite.compute.settings import Train
 
@@ -56,7 +57,7 @@ class EagerStep:
 
     def clipped_norm(self) -> Tensor:
         """The norm of all gradients [], which are scaled down where it exceeds the limit."""
-        return torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        return clipped_norm(self.parameters, self.clip)
 
 
 class Captured(NamedTuple):

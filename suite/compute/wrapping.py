@@ -25,6 +25,7 @@ from torch.optim.adamw import adamw
 
 from models.backbone import Backbone
 from models.backbone.blocks import Block
+from suite.compute import pieces
 from suite.compute.muon import MuonAdamW, begin_muon
 from suite.compute.parallel import World
 from suite.compute.scoring import TrainingInputs, loss
@@ -110,7 +111,7 @@ def clipped_norm(parameters: Iterable[nn.Parameter], limit: float, world: World)
     """The norm of all gradients [], which are scaled down to `limit` where they exceed it, wherever their shards lie."""
     held = list(parameters)
     if not any(isinstance(parameter, DTensor) for parameter in held):
-        return nn.utils.clip_grad_norm_(held, limit)
+        return pieces.clipped_norm(held, limit)
     # Shards are plain tensors: hundreds of DTensors would take the host longer than a GPU needs for the step.
     shards = [gradient.to_local() for gradient in (parameter.grad for parameter in held) if isinstance(gradient, DTensor)]
     norm = world.add_up(nn.utils.get_total_norm(shards).square()).sqrt()

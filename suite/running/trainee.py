@@ -18,6 +18,7 @@ from suite.beginning import copied_log, fill_first, shared
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
 from suite.compute.parallel import World
+from suite.compute.pieces import PiecewiseAdamW
 from suite.plan import Run
 from suite.running.batches import Parts
 from suite.running.health import MOST_UNREAD
@@ -93,7 +94,7 @@ class Trainee:
         fill_first(run.config, Path(run.paths.results), self.model)
         accelerate(self.model, run.compute)
         module = wrapped(self.model, run.compute, world)
-        kind = ShardedAdamW if run.compute.parallel == "fsdp" else torch.optim.AdamW
+        kind = ShardedAdamW if run.compute.parallel == "fsdp" else PiecewiseAdamW
         self.optimizer = build_optimizer(self.model, run.config.train, kind=kind)
         self.update = step = AccumulatedStep(self.model, self.optimizer, run.config.train, module=module, world=world)
         if run.compute.parallel != "none":
