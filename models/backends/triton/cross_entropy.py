@@ -82,6 +82,16 @@ def _loss_and_gradient_at_once(logits, targets, nll, scale, soft_cap, vocab_size
     tl.store(logits + at, gradient.to(logits.dtype.element_ty), mask=at < num_columns)
 
 
+@triton.jit
+def _share_of_a_target(targets, scale, count, BLOCK: tl.constexpr):
+    """One program: one over how many of all targets [count] ask something, 1 where none does. To the bit what torch divides."""
+    asked = tl.zeros([BLOCK], tl.int64)
+    for first in range(0, count, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        asked += (tl.load(targets + at, mask=at < count, other=-1) >= 0).to(tl.int64)
+    tl.store(scale, tl.div_rn(1.0, tl.maximum(tl.sum(asked), 1).to(tl.float32)))
+
+
 def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: float) -> Tensor:
     """Mean negative log-likelihood of the targets that ask something, in nats, float32, 0 where none does; its gradient is
     worked out on the way forward.
@@ -99,8 +109,12 @@ def mean_nll(features: Tensor, weight: Tensor, targets: Tensor, *, soft_cap: flo
 def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float) -> tuple[Tensor, Tensor, Tensor]:
     """The loss, and its gradients by features (in their dtype) and by weight (in its own)."""
     vocab_size = len(weight)
-    narrow = F.pad(weight.to(features.dtype), (0, 0, 0, -vocab_size % COLUMNS_MULTIPLE))
-    scale = (targets >= 0).sum().clamp(min=1).float().reciprocal()
+    narrow, missing = weight.to(features.dtype), -vocab_size % COLUMNS_MULTIPLE
+    # Padding by nothing copies.
+    if missing:
+        narrow = F.pad(narrow, (0, 0, 0, missing))
+    targets, scale = targets.contiguous(), torch.empty((), dtype=torch.float32, device=features.device)
+    _share_of_a_target[(1,)](targets, scale, len(targets), BLOCK=BLOCK, num_warps=8)
     nll = torch.empty(len(features), dtype=torch.float32, device=features.device)
     into_features = torch.empty_like(features, memory_format=torch.contiguous_format)
     into_weight = None if len(features) else torch.zeros_like(narrow)
@@ -109,7 +123,7 @@ def _mean_nll(features: Tensor, weight: Tensor, targets: Tensor, soft_cap: float
     for first in range(0, len(features), size):
         rows = slice(first, first + size)
         logits = features[rows] @ narrow.mT
-        arguments = (logits, targets[rows].contiguous(), nll[rows], scale, soft_cap, vocab_size, len(narrow))
+        arguments = (logits, targets[rows], nll[rows], scale, soft_cap, vocab_size, len(narrow))
         if len(narrow) <= WIDEST_ROW:
             block = triton.next_power_of_2(len(narrow))
             num_warps = max(1, block // NUMBERS_A_WARP)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from models.backends.triton import cross_entropy
+from tasks.task import IGNORE
 from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing
 
 
@@ -21,3 +23,11 @@ def test_it_is_the_plain_loss(widest: int, elements: int, shape: tuple[int, int,
     monkeypatch.setattr(cross_entropy, "SLICE_ELEMENTS", elements)
     monkeypatch.setattr(cross_entropy, "WIDEST_ROW", widest)
     assert_is_the_plain_loss(*shape, "cpu")
+
+
+@pytest.mark.parametrize(("count", "asked"), [(1, 0), (5, 3), (cross_entropy.BLOCK, 7), (2 * cross_entropy.BLOCK + 3, 4097)])
+def test_a_target_has_its_share_to_the_bit(count: int, asked: int) -> None:
+    targets, scale = torch.full((count,), IGNORE), torch.empty(())
+    targets[count - asked :] = 0
+    cross_entropy._share_of_a_target[(1,)](targets, scale, count, BLOCK=cross_entropy.BLOCK)
+    assert torch.equal(scale, (targets >= 0).sum().clamp(min=1).float().reciprocal())

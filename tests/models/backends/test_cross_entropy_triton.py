@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from models.ops import cross_entropy
 from tasks.task import IGNORE
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+ROOT = Path(__file__).parents[3]
 CAP = 30.0
 
 
@@ -55,6 +59,13 @@ def assert_nothing_asked_costs_nothing(device: str) -> None:
         features, weight, targets = (x.to(device) for x in draw(count, 300, 16))
         ours = loss_and_gradients(lambda x, w, t: mean_nll(x, w, t, soft_cap=CAP), features, weight, targets.fill_(IGNORE))
         assert all((mine == 0).all() for mine in ours) and ours[2].shape == (300, 16)
+
+
+@pytest.mark.slow
+def test_compiles_for_a_hopper_gpu() -> None:
+    command = [sys.executable, "-m", "tests.models.backends.cross_entropy_on_hopper"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "compiled for sm_90" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.gpu
