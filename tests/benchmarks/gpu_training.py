@@ -5,8 +5,8 @@
 mesanet, gated_deltanet: 24 blocks, d_model 1024, MLP 2816, vocabulary 32,000, batches of 16 x 2,048 and heads of 128, 8 of
 them or 6, against the models of flash-linear-attention of that shape. Those have a head beside their embedding, ours one
 matrix for both: 32.8 million parameters fewer at the same products a token. --mlp-dim 3264 makes up for it. fla's Gated
-DeltaNet comes with an output gate, which ours does not have, so it is measured without it, too. What fla tunes in its warm-up
-is tuned as `quickly_tuned` says.
+DeltaNet comes with an output gate, which ours does not have, so it is measured without it, too. fla's kernels that
+ours calls, too, have the launches of the suite's table by then; all others are tuned in fla's warm-up, as `quickly_tuned` says.
 transformer: 433 million parameters (28 blocks, MLP 3072, vocabulary 50,304) against plain PyTorch, compiled as a whole.
 mqar: steps a second of 2 blocks, d_model 64, MLP 128, vocabulary 8,192, batches of 256 x 64 with 8 pairs; eager, compiled and
 captured, from one batch and from the task's own: 100,000
