@@ -3,7 +3,7 @@
 Such a kernel has a program for every CHUNK numbers of a tensor and takes so many tensors a launch (MultiTensorApply.cuh,
 kChunkSize and depth_to_max_tensors): an embedding of 524,288 numbers is the work of 8 programs on the 132 multiprocessors of an
 H200. Pieces are views, as many as the launches that the whole tensors take have room for, so that no launch is added. Where there
-are too many numbers for that, the GPU is busy without it, and nothing is cut.
+are too many numbers for that, nothing is cut.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ CHUNK = 65_536
 TURN = 2048
 """Numbers that a program takes at a time, 4 for each of its 512 threads."""
 TENSORS_OF_ONE_LIST, TENSORS_OF_FOUR_LISTS = 110, 36
-"""A launch's, by what it reads and writes: gradients alone, or weights, gradients and both moments."""
+"""A launch's, by what it reads and writes: gradients alone, or weights, gradients and both moments. PyTorch 2.11 has these
+limits; what a later one built for CUDA 13 takes is seven times as much, which leaves pieces larger than they could be."""
 DEVICE_TYPE = "cuda"
 
 

@@ -20,8 +20,9 @@ def quickly_tuned() -> Iterator[None]:
 
     What is tuned stays what it was: all configurations that the kernel lists and permits for the call, on the call's own
     arguments, ranked by the median of launches from an empty L2 cache. Fewer launches leave a median that is less sure, so that
-    another configuration may win than with Triton's own 100 ms, one that is slower by what the medians differ: a percent or two,
-    and more only where launches take longer than a millisecond. What is measured afterwards is measured as ever.
+    another configuration may win than with Triton's own 100 ms: one of those whose times differ by less than such medians err,
+    most of all for a kernel of more than a millisecond, of which fewer than ten launches are timed. What is measured
+    afterwards is measured as ever.
     """
     from triton.runtime.autotuner import Autotuner
     from triton.testing import do_bench
