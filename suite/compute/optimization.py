@@ -44,10 +44,11 @@ def _matrices(model: nn.Module) -> list[Tensor]:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets the rate of the next step, for all parameters."""
+    # One tensor may be the rate of several groups.
+    for tensor in {id(group["lr"]): group["lr"] for group in optimizer.param_groups if isinstance(group["lr"], Tensor)}.values():
+        tensor.fill_(rate)
     for group in optimizer.param_groups:
-        if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)
-        else:
+        if not isinstance(group["lr"], Tensor):
             group["lr"] = rate
 
 

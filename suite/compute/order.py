@@ -12,17 +12,19 @@ ROUNDS = 8
 MIX = np.array([0xBF58476D1CE4E5B9, 0x94D049BB133111EB], dtype=np.uint64)
 
 
-def example_indices(step: int, *, batch_size: int, num_examples: int | None, seed: int) -> list[int]:
-    """The training examples of a step: a fresh permutation every epoch, a function of its arguments alone.
+def example_indices(step: int, *, batch_size: int, num_examples: int | None, seed: int) -> np.ndarray:
+    """The training examples of a step [batch_size] int64: a fresh permutation every epoch, a function of its arguments alone.
 
     All models of a seed see the same examples in the same order. A split without a bound is read in order.
     """
     first = step * batch_size
     if num_examples is None:
-        return list(range(first, first + batch_size))
+        return np.arange(first, first + batch_size)
     epochs, places = np.divmod(np.arange(first, first + batch_size), num_examples)
+    if epochs[0] == epochs[-1]:
+        return _examples(places, epochs[0], num_examples, seed)
     parts = [_examples(places[epochs == epoch], epoch, num_examples, seed) for epoch in range(epochs[0], epochs[-1] + 1)]
-    return [int(index) for index in np.concatenate(parts)]
+    return np.concatenate(parts)
 
 
 def _examples(places: np.ndarray, epoch: int, num_examples: int, seed: int) -> np.ndarray:

@@ -3,7 +3,8 @@
 Such a kernel has a program for every CHUNK numbers of a tensor and takes so many tensors a launch (MultiTensorApply.cuh,
 kChunkSize and depth_to_max_tensors): an embedding of 524,288 numbers is the work of 8 programs on the 132 multiprocessors of an
 H200. Pieces are views, as many as the launches that the whole tensors take have room for, so that no launch is added. Where there
-are too many numbers for that, nothing is cut.
+are too many numbers for that, nothing is cut, nor in a step that is not captured: Python makes the views, once for a graph, and
+would take longer for them at every step than is gained.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ TURN = 2048
 TENSORS_OF_ONE_LIST, TENSORS_OF_FOUR_LISTS = 110, 36
 """A launch's, by what it reads and writes: gradients alone, or weights, gradients and both moments. PyTorch 2.11 has these
 limits; what a later one built for CUDA 13 takes is seven times as much, which leaves pieces larger than they could be."""
-DEVICE_TYPE = "cuda"
+
+
+def is_captured() -> bool:
+    """Whether a CUDA graph is recording."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 @functools.lru_cache
@@ -41,7 +46,7 @@ def piece_size(counts: tuple[int, ...], room: int) -> int:
 def cut(lists: Sequence[Sequence[Tensor]], room: int) -> list[list[Sequence[Tensor]]]:
     """The pieces of every tensor of each list. Lists have tensors of the same shapes in turn; room: tensors of a launch."""
     counts = tuple(each.numel() for each in lists[0])
-    size = piece_size(counts, room) if lists[0][0].device.type == DEVICE_TYPE else CHUNK
+    size = piece_size(counts, room) if is_captured() else CHUNK
     # What is not contiguous has no views of its pieces.
     cuts = [
         size < count and size < CHUNK and all(each.is_contiguous() for each in tensors)

@@ -44,12 +44,18 @@ class Resident(NamedTuple):
     def batch(self, indices: Tensor) -> TrainingInputs:
         """The examples at these indices [B], as `training_inputs` gives them."""
         rows = indices.to(self.tokens.device, non_blocking=True)
-        tokens, targets = self.tokens[rows], self.targets[rows].flatten()
-        starts = None if self.starts is None else self.starts[rows]
+        tokens, targets = self.tokens.index_select(0, rows), self.targets.index_select(0, rows).flatten()
+        starts = None if self.starts is None else self.starts.index_select(0, rows)
         if self.places is None:
             return TrainingInputs(tokens, targets, None, starts)
-        first = torch.arange(len(rows), device=rows.device)[:, None] * tokens.shape[1]
-        return TrainingInputs(tokens, targets, (first + self.places[rows]).flatten(), starts)
+        places = self.places.index_select(0, rows).add_(_first_places(len(rows), tokens.shape[1], rows.device))
+        return TrainingInputs(tokens, targets, places.flatten(), starts)
+
+
+@functools.lru_cache(maxsize=4)
+def _first_places(batch_size: int, seq_len: int, device: torch.device) -> Tensor:
+    """Where each example begins among the positions of a batch [B, 1]."""
+    return torch.arange(0, batch_size * seq_len, seq_len, device=device)[:, None]
 
 
 # A sweep goes through the runs of one split one after another.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 
+import numpy as np
 import torch
 
 from suite.compute.order import example_indices
@@ -31,22 +32,22 @@ def batches(run: Run, task: Task, steps: range, *, world: World) -> Generator[Pa
     def make(step: int) -> Parts:
         batch = indices_of(run, task, step)
         # A rank without rows takes part all the same, with a sequence of which nothing is asked.
-        return tuple(read([batch[row] for row in part]) if part else unasked(read(batch[:1])) for part in rows)
+        return tuple(read(batch[part.start : part.stop]) if part else unasked(read(batch[:1])) for part in rows)
 
     yield from prefetched(make, steps, workers=workers)
 
 
-def _on_host(task: Task, device: torch.device, examples: Sequence[int]) -> TrainingInputs:
-    inputs = training_inputs(task.batch("train", examples))
+def _on_host(task: Task, device: torch.device, examples: np.ndarray) -> TrainingInputs:
+    inputs = training_inputs(task.batch("train", examples.tolist()))
     return inputs if device.type == "cpu" else inputs.map(lambda x: x.contiguous().pin_memory())
 
 
-def _resident(split: Resident, examples: Sequence[int]) -> TrainingInputs:
-    return split.batch(torch.tensor(examples))
+def _resident(split: Resident, examples: np.ndarray) -> TrainingInputs:
+    return split.batch(torch.from_numpy(examples))
 
 
-def indices_of(run: Run, task: Task, step: int) -> list[int]:
-    """The training examples of a step, whoever computes them."""
+def indices_of(run: Run, task: Task, step: int) -> np.ndarray:
+    """The training examples of a step [B], whoever computes them."""
     settings = run.config.train
     count = task.num_examples("train")
     return example_indices(step, batch_size=settings.batch_size, num_examples=count, seed=run.config.seed)

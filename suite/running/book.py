@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterable
 
@@ -45,8 +44,13 @@ class Book:
         self._before, self._on_pulse, self._mirror = progress, on_pulse, mirror
         self._tokens_per_step = run.config.train.batch_size * task.seq_len
         self._selection = Selection(run.config.train, progress)
-        nonfinite, order = run.config.train.nonfinite, functools.partial(indices_of, run, task)
-        self._health = Health(progress, task.guessing_loss, nonfinite=nonfinite, examples=order, on_note=trainee.on_note)
+        self._health = Health(
+            progress,
+            task.guessing_loss,
+            nonfinite=run.config.train.nonfinite,
+            examples=lambda step: indices_of(run, task, step).tolist(),
+            on_note=trainee.on_note,
+        )
         self._readings = Readings(trainee.world.device)
         self.saving = Stopwatch()
         self._saved = self._logged = self._began = time.perf_counter()

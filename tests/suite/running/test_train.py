@@ -308,7 +308,7 @@ def test_the_order_of_examples_is_a_permutation_every_epoch():
     order = [i for step in range(5) for i in example_indices(step, batch_size=4, num_examples=10, seed=0)]
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10)) and order[:10] != order[10:]
     assert order != [i for step in range(5) for i in example_indices(step, batch_size=4, num_examples=10, seed=1)]
-    assert example_indices(3, batch_size=4, num_examples=None, seed=0) == [12, 13, 14, 15]
+    assert example_indices(3, batch_size=4, num_examples=None, seed=0).tolist() == [12, 13, 14, 15]
 
 
 def test_weight_decay_falls_on_linear_maps_alone(small):
