@@ -43,7 +43,8 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
     chosen = tl.zeros([BLOCK], tl.float32)
     for first in range(0, vocab_size, BLOCK):
         at = first + columns
-        x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
+        # What is padded is read too, since whole words can be masked by num_columns alone.
+        x = tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32)
         capped = soft_cap * _bounded(x, soft_cap)
         sums += tl.where(at < vocab_size, tl.exp(capped), 0.0)
         chosen += tl.where(at == target, capped, 0.0)
@@ -54,7 +55,7 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
     per_exponential = 1.0 / normaliser
     for first in range(0, num_columns, BLOCK):
         at = first + columns
-        x = tl.load(logits + at, mask=at < vocab_size, other=0.0).to(tl.float32)
+        x = tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32)
         bounded = _bounded(x, soft_cap)
         share = tl.exp(soft_cap * bounded) * per_exponential - tl.where(at == target, 1.0, 0.0)
         gradient = tl.where(at < vocab_size, weight * share * (1.0 - bounded * bounded), 0.0)
@@ -71,7 +72,6 @@ def _loss_and_gradient_at_once(logits, targets, nll, scale, soft_cap, vocab_size
     # By all threads, before any of them writes: the sum below has them wait for each other.
     chosen = tl.load(logits + target, mask=asked, other=0.0).to(tl.float32)
     at = tl.arange(0, BLOCK)
-    # What is padded is read too, since whole words can be masked by num_columns alone.
     bounded = _bounded(tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32), soft_cap)
     exponential = tl.where(at < vocab_size, tl.exp(soft_cap * bounded), 0.0)
     normaliser = tl.sum(exponential)
