@@ -2,8 +2,9 @@
 
     o = sum_s p_s v_s,   p = softmax(q . k_s / sqrt(K)) over the slots s <= position
 
-A token has been written into every slot up to its sequence's position, in any order, and what lies in a slot above is not seen;
-of a ring that has been round, position >= S, all S slots are. The kernel stands in models/backends/triton/cached_attention.py.
+A token has been written into every slot up to its sequence's position, in any order, and what lies in a slot above, any finite
+number, is not seen; of a ring that has been round, position >= S, all S slots are. The kernel, which does not read what is not
+seen, stands in models/backends/triton/cached_attention.py.
 """
 
 from __future__ import annotations

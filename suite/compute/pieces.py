@@ -56,17 +56,26 @@ def cut(lists: Sequence[Sequence[Tensor]], room: int) -> list[list[Sequence[Tens
 
 
 def clipped_norm(parameters: Sequence[Tensor], limit: float) -> Tensor:
-    """The norm of all gradients [], which are scaled down to `limit` where it exceeds that."""
+    """The norm of all gradients [], which are scaled down to `limit` where it exceeds that.
+
+    It is summed over whole tensors in every step: sums over pieces, in captured steps alone, would differ in their last digits,
+    and a run that goes on, whose first steps are not captured, from one that was never interrupted.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    (pieces,) = cut([gradients], TENSORS_OF_ONE_LIST)
-    together = list(chain.from_iterable(pieces))
-    norm = nn.utils.get_total_norm(together)
-    torch._foreach_mul_(together, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    norm = nn.utils.get_total_norm(gradients)
+    scale_down(gradients, norm, limit)
     return norm
 
 
+def scale_down(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> None:
+    """Scales gradients of this norm [] down to `limit` where it exceeds that."""
+    if gradients:
+        (pieces,) = cut([gradients], TENSORS_OF_ONE_LIST)
+        torch._foreach_mul_(list(chain.from_iterable(pieces)), torch.clamp(limit / (norm + 1e-6), max=1.0))
+
+
 class PiecewiseAdamW(torch.optim.AdamW):
-    """torch's fused AdamW: the same state, the same numbers to the bit. One dtype, one device, without amsgrad and maximize."""
+    """torch's fused AdamW: the same state, the same numbers to the bit. One dtype, one device, without amsgrad."""
 
     @overload
     def step(self, closure: None = ...) -> None: ...
@@ -90,7 +99,8 @@ class PiecewiseAdamW(torch.optim.AdamW):
         self._init_group(group, weights, gradients, means, squares, maxima, steps)
         if not steps:
             return
-        found_inf = getattr(self, "found_inf", None)
+        # What torch's scaler of gradients leaves, too.
+        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         torch._foreach_add_(steps, 1)
         pieces = cut([weights, gradients, means, squares], TENSORS_OF_FOUR_LISTS)
         weights, gradients, means, squares = (list(chain.from_iterable(each)) for each in pieces)
@@ -109,7 +119,8 @@ class PiecewiseAdamW(torch.optim.AdamW):
             beta2=beta2,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            maximize=False,
+            maximize=group["maximize"],
+            grad_scale=grad_scale,
             found_inf=found_inf,
         )
         if found_inf is not None:

@@ -131,18 +131,9 @@ class CapturedStep:
         static, graph = inputs.map(lambda x: x.to(self.eager.device)), torch.cuda.CUDAGraph()
         # Other threads may pin memory meanwhile.
         capture = torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local")
-        # AdamW asks that its capture be announced, and warns of an announcement without one.
-        self._announce(True)
-        try:
-            with capture:
-                numbers = self.eager(static)
-        finally:
-            self._announce(False)
+        with capture:
+            numbers = self.eager(static)
         return Captured(graph, static, numbers)
-
-    def _announce(self, capturable: bool) -> None:
-        for group in self.eager.optimizer.param_groups:
-            group["capturable"] = capturable
 
     def _give_up(self, error: RuntimeError) -> None:
         self.eager.optimizer.zero_grad(set_to_none=True)

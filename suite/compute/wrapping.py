@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Callable, Iterable, Iterator
-from typing import overload
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,48 +115,34 @@ def clipped_norm(parameters: Iterable[nn.Parameter], limit: float, world: World)
     # Shards are plain tensors: hundreds of DTensors would take the host longer than a GPU needs for the step.
     shards = [gradient.to_local() for gradient in (parameter.grad for parameter in held) if isinstance(gradient, DTensor)]
     norm = world.add_up(nn.utils.get_total_norm(shards).square()).sqrt()
-    torch._foreach_mul_(shards, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    pieces.scale_down(shards, norm, limit)
     return norm
 
 
-class ShardedAdamW(torch.optim.AdamW):
+class ShardedAdamW(pieces.PiecewiseAdamW):
     """AdamW that updates the shards on this rank as plain tensors, for the same reason; its state are DTensors all the same."""
 
-    @overload
-    def step(self, closure: None = ...) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """One step. closure: computes loss and gradients first, as torch's optimisers have it."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            held = [parameter for parameter in group["params"] if parameter.grad is not None]
-            states = [self.state[parameter] for parameter in held]
-            beta1, beta2 = group["betas"]
-            adamw(
-                [parameter.to_local() for parameter in held],
-                [parameter.grad.to_local() for parameter in held],
-                [state["exp_avg"].to_local() for state in states],
-                [state["exp_avg_sq"].to_local() for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                found_inf=getattr(self, "found_inf", None),
-                amsgrad=False,
-                beta1=beta1,
-                beta2=beta2,
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-        return loss
+    def _update(self, group: dict[str, Any]) -> None:
+        held = [parameter for parameter in group["params"] if parameter.grad is not None]
+        states = [self.state[parameter] for parameter in held]
+        beta1, beta2 = group["betas"]
+        adamw(
+            [parameter.to_local() for parameter in held],
+            [parameter.grad.to_local() for parameter in held],
+            [state["exp_avg"].to_local() for state in states],
+            [state["exp_avg_sq"].to_local() for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=True,
+            found_inf=getattr(self, "found_inf", None),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+        )
 
 
 def whole_tensors(tensors: dict[str, Tensor], world: World) -> dict[str, Tensor]:

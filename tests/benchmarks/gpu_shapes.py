@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -169,9 +168,7 @@ def warm(name: str, shapes: Mapping[str, Shape]) -> None:
 
 def compiled(names: Sequence[str], shapes: Sequence[str]) -> dict[str, str]:
     """Why an op can't be timed, of those that can't; all are tried side by side."""
-    # What is tuned on a busy card is not kept, by Triton or by fla.
-    unkept = {**os.environ, "TRITON_CACHE_AUTOTUNING": "0", "FLA_CACHE_RESULTS": "0"}
-    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": unkept}
+    pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     started = {name: subprocess.Popen([*MODULE, "--shapes", *shapes, "--warm", name], **pipes) for name in names}
     wrong = {}
     for name, process in started.items():
@@ -211,7 +208,6 @@ def main() -> None:
                     print(json.dumps(timed(name, op, label, shape, device)._asdict()), flush=True)
         return
     wrong = {} if options.dry_run else compiled(list(ops), list(shapes))
-    os.environ.setdefault("TRITON_CACHE_AUTOTUNING", "1")
     for name, why in wrong.items():
         print(f"{name} is left out: {why}", flush=True)
     rows: list[Row] = []

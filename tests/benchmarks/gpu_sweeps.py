@@ -72,8 +72,6 @@ class Packed:
                 self.eager()
         self.stream.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        for group in self.optimizer.param_groups:
-            group["capturable"] = True
         with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.eager()
         return self

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import patch
@@ -22,7 +22,7 @@ def quickly_tuned() -> Iterator[None]:
     arguments, ranked by the median of launches from an empty L2 cache. Fewer launches leave a median that is less sure, so that
     another configuration may win than with Triton's own 100 ms: one of those whose times differ by less than such medians err,
     most of all for a kernel of more than a millisecond, of which fewer than ten launches are timed. What is measured
-    afterwards is measured as ever.
+    afterwards is measured as ever. What is found is neither kept on the disk for other processes nor read from there.
     """
     from triton.runtime.autotuner import Autotuner
     from triton.testing import do_bench
@@ -39,7 +39,11 @@ def quickly_tuned() -> Iterator[None]:
         with patch.dict(vars(kernel), do_bench=quick):
             return bench(kernel, *args, config=config, **given)
 
-    with patch.object(Autotuner, "_bench", bench_quickly):
+    def without_disk(kernel: Any, key: Any, configs: Any, bench_all: Callable[[], Any]) -> bool:
+        bench_all()
+        return False
+
+    with patch.object(Autotuner, "_bench", bench_quickly), patch.object(Autotuner, "check_disk_cache", without_disk):
         yield
 
 

@@ -70,7 +70,7 @@ def _loss_and_gradient_at_once(logits, targets, nll, scale, soft_cap, vocab_size
     target = tl.load(targets + row)
     asked = target >= 0
     # By all threads, before any of them writes: the sum below has them wait for each other.
-    chosen = tl.load(logits + target, mask=asked, other=0.0).to(tl.float32)
+    chosen = tl.load(logits + target, mask=asked & (target < vocab_size), other=0.0).to(tl.float32)
     at = tl.arange(0, BLOCK)
     bounded = _bounded(tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32), soft_cap)
     exponential = tl.where(at < vocab_size, tl.exp(soft_cap * bounded), 0.0)

@@ -1,7 +1,7 @@
 """The loss's kernels compiled for a Hopper GPU on a machine without one: `test_cross_entropy_triton` runs it.
 
-Nothing is computed; what is seen is that they compile, that a row is read and written 16 bytes a thread, whatever the vocabulary, and
-that one held by a program stays in its registers.
+Nothing is computed; what is seen is that they compile, that a row is read and written 16 bytes a thread, whatever the
+vocabulary, and that one held by a program stays in its registers.
 """
 
 from __future__ import annotations

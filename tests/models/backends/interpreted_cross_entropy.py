@@ -7,7 +7,7 @@ import torch
 
 from models.backends.triton import cross_entropy
 from tasks.task import IGNORE
-from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing
+from tests.models.backends.test_cross_entropy_triton import assert_is_the_plain_loss, assert_nothing_asked_costs_nothing, draw
 
 
 def test_nothing_asked_costs_nothing() -> None:
@@ -31,3 +31,15 @@ def test_a_target_has_its_share_to_the_bit(count: int, asked: int) -> None:
     targets[count - asked :] = 0
     cross_entropy._share_of_a_target[(1,)](targets, scale, count, BLOCK=cross_entropy.BLOCK)
     assert torch.equal(scale, (targets >= 0).sum().clamp(min=1).float().reciprocal())
+
+
+@pytest.mark.parametrize("target", [64, 69, 10**7])
+def test_a_target_beyond_the_vocabulary_reads_no_logit(target: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The definition refuses it; a kernel can't, and takes nothing for its logit: rows behind it may be gradients already."""
+    features, weight, targets = draw(4, 64, 8)
+    targets[0] = target
+    losses = []
+    for widest in (cross_entropy.WIDEST_ROW, 1):
+        monkeypatch.setattr(cross_entropy, "WIDEST_ROW", widest)
+        losses.append(cross_entropy.mean_nll(features, weight, targets, soft_cap=30.0))
+    torch.testing.assert_close(*losses)
