@@ -1,12 +1,13 @@
 """How fast the Mesa op is away from its favourite shape, beside fla's kernels and attention, and how far from what a GPU permits.
 
-    python -m tests.benchmarks.gpu_shapes [--shapes A B ...] [--ops mesa fla_mesa ...] [--out FILE] [--dry-run]
+    python -m tests.benchmarks.gpu_shapes [--shapes A B ...] [--ops mesa fla_mesa ...] [--table] [--out FILE] [--dry-run]
 
 SHAPES, in bfloat16: unit queries and keys, gates about a logit of 4, beta uniform in (0, 1), Lambda 0.25. Forward, and forward
 and backward: medians of `triton.testing.do_bench`, and the most memory that both passes hold beyond their inputs. Every shape has
 a process, after every op has been compiled in one of its own, all side by side. fla's Mesa comes first and has the launches that
-fla tunes, in the shape's process as `quickly_tuned` says; our adapters, and the calls of fla's that they adapt, have those of the
-suite's table. Then the table, in Markdown:
+fla tunes, in the shape's process as `quickly_tuned` says, or with --table those of the suite's table, which is fair to fla where
+`python -m suite tune ops=mesa` measured them; our adapters, and the calls of fla's that they adapt, have the table's anyway.
+Then the results, in Markdown:
 
     times fla     fla's Mesa of 30 steps by the op, both passes
     bare call     our adapter's both passes by those of the call of fla's that it adapts
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from models.backends.fla_launches import pin
 from tests.benchmarks.gpu_ops import (
     KEYS,
     LIMIT_SECONDS,
@@ -68,8 +70,6 @@ def bare(name: str, *gates: str) -> Run:
 
     def run(x: Tensors) -> Tensor:
         from fla import ops
-
-        from models.backends.fla_launches import pin
 
         pin()
         return getattr(ops, name)(x["q"], x["k"], x["v"], *(x[gate] for gate in gates), scale=1.0)[0]
@@ -166,10 +166,10 @@ def warm(name: str, shapes: Mapping[str, Shape]) -> None:
     torch.cuda.synchronize()
 
 
-def compiled(names: Sequence[str], shapes: Sequence[str]) -> dict[str, str]:
-    """Why an op can't be timed, of those that can't; all are tried side by side."""
+def compiled(names: Sequence[str], words: Sequence[str]) -> dict[str, str]:
+    """Why an op can't be timed, of those that can't; all are tried side by side, with these words of the command."""
     pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    started = {name: subprocess.Popen([*MODULE, "--shapes", *shapes, "--warm", name], **pipes) for name in names}
+    started = {name: subprocess.Popen([*MODULE, *words, "--warm", name], **pipes) for name in names}
     wrong = {}
     for name, process in started.items():
         try:
@@ -188,12 +188,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--ops", nargs="+", choices=OPS, default=list(OPS))
+    parser.add_argument("--table", action="store_true", help="fla's Mesa has the launches of the suite's table, too")
     parser.add_argument("--out", type=Path, help="write the rows as JSON, too")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on a CPU")
     parser.add_argument("--warm", choices=OPS, help=argparse.SUPPRESS)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     shapes = {label: SHAPES[label] for label in options.shapes}
+    passed = ["--table"] * options.table
+    if options.table and not options.dry_run and (options.warm or options.measure):
+        pin()
     if options.warm:
         warm(options.warm, shapes)
         return
@@ -207,12 +211,12 @@ def main() -> None:
                 for name, op in ops.items():
                     print(json.dumps(timed(name, op, label, shape, device)._asdict()), flush=True)
         return
-    wrong = {} if options.dry_run else compiled(list(ops), list(shapes))
+    wrong = {} if options.dry_run else compiled(list(ops), ["--shapes", *shapes, *passed])
     for name, why in wrong.items():
         print(f"{name} is left out: {why}", flush=True)
     rows: list[Row] = []
     for label in shapes:
-        words = ["--shapes", label, "--measure", *toys, "--ops", *(name for name in ops if name not in wrong)]
+        words = ["--shapes", label, "--measure", *toys, *passed, "--ops", *(name for name in ops if name not in wrong)]
         done = subprocess.run([*MODULE, *words], stdout=subprocess.PIPE, text=True, check=True)
         print(done.stdout, end="", flush=True)
         rows += [Row(**json.loads(line)) for line in done.stdout.splitlines()]

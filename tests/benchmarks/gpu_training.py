@@ -1,12 +1,13 @@
 """Training speed of the suite's own step on a GPU beside what others reach, the arms of a comparison in one process.
 
-    python -m tests.benchmarks.gpu_training [--cases mesanet gated_deltanet transformer mqar] [--out FILE] [--dry-run]
+    python -m tests.benchmarks.gpu_training [--cases mesanet gated_deltanet transformer mqar] [--table] [--out FILE] [--dry-run]
 
 mesanet, gated_deltanet: 24 blocks, d_model 1024, MLP 2816, vocabulary 32,000, batches of 16 x 2,048 and heads of 128, 8 of
 them or 6, against the models of flash-linear-attention of that shape. Those have a head beside their embedding, ours one
 matrix for both: 32.8 million parameters fewer at the same products a token. --mlp-dim 3264 makes up for it. fla's Gated
 DeltaNet comes with an output gate, which ours does not have, so it is measured without it, too. fla's kernels that
-ours calls, too, have the launches of the suite's table by then; all others are tuned in fla's warm-up, as `quickly_tuned` says.
+ours calls, too, have the launches of the suite's table by then, and with --table so have all that the table knows, which is
+fair to fla where `python -m suite tune` measured them; all others are tuned in fla's warm-up, as `quickly_tuned` says.
 transformer: 433 million parameters (28 blocks, MLP 3072, vocabulary 50,304) against plain PyTorch, compiled as a whole.
 mqar: steps a second of 2 blocks, d_model 64, MLP 128, vocabulary 8,192, batches of 256 x 64 with 8 pairs; eager, compiled and
 captured, from one batch and from the task's own: 100,000
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Rotation, rotate, rotation
+from models.backends.fla_launches import pin
 from models.build import build_model
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
@@ -247,6 +249,8 @@ def language_case(name: str, options: argparse.Namespace) -> Iterator[Row]:
     if name == "transformer":
         yield plain_arm(shape, groups)
     elif CUDA:
+        if options.table:
+            pin()
         yield fla_arm(name, shape, groups, arm="fla", settings={})
         if name == "gated_deltanet":
             yield fla_arm(name, shape, groups, arm="fla, no output gate", settings={"use_gate": False})
@@ -324,6 +328,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--case", choices=cases, help="measure this one in the present process and print JSON lines")
     parser.add_argument("--backend", help="of the suite's linear RNNs, in place of the fastest")
     parser.add_argument("--mlp-dim", type=int, help="of the suite's arms, in place of the case's")
+    parser.add_argument("--table", action="store_true", help="fla's models have the launches of the suite's table")
     parser.add_argument("--no-eager", action="store_true", help="leave out our arms of language models that are not compiled")
     parser.add_argument("--out", type=Path, help="write all rows as JSON")
     parser.add_argument("--seconds", type=int, default=500, help="the longest that a case may take")
