@@ -94,34 +94,24 @@ class PiecewiseAdamW(torch.optim.AdamW):
             self._update(group)
         return loss
 
+    def settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """What torch's functional AdamW asks of a group, with what its scaler of gradients and `leave_out` leave here."""
+        names = ("lr", "weight_decay", "eps", "maximize")
+        beta1, beta2 = group["betas"]
+        left = {name: getattr(self, name, None) for name in ("found_inf", "grad_scale")}
+        return {name: group[name] for name in names} | {"beta1": beta1, "beta2": beta2, "amsgrad": False} | left
+
     def _update(self, group: dict[str, Any]) -> None:
         weights, gradients, means, squares, maxima, steps = (list[Tensor]() for _ in range(6))
         self._init_group(group, weights, gradients, means, squares, maxima, steps)
         if not steps:
             return
-        # What torch's scaler of gradients leaves, too.
-        found_inf, grad_scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         torch._foreach_add_(steps, 1)
         pieces = cut([weights, gradients, means, squares], TENSORS_OF_FOUR_LISTS)
         weights, gradients, means, squares = (list(chain.from_iterable(each)) for each in pieces)
-        beta1, beta2 = group["betas"]
-        torch._fused_adamw_(
-            weights,
-            gradients,
-            means,
-            squares,
-            maxima,
-            # All pieces of a tensor read its one count of steps.
-            [step for step, each in zip(steps, pieces[0], strict=True) for _ in each],
-            amsgrad=False,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=group["maximize"],
-            grad_scale=grad_scale,
-            found_inf=found_inf,
-        )
-        if found_inf is not None:
-            torch._foreach_sub_(steps, [found_inf] * len(steps))
+        # All pieces of a tensor read its one count of steps.
+        counts = [step for step, each in zip(steps, pieces[0], strict=True) for _ in each]
+        settings = self.settings(group)
+        torch._fused_adamw_(weights, gradients, means, squares, maxima, counts, **settings)
+        if settings["found_inf"] is not None:
+            torch._foreach_sub_(steps, [settings["found_inf"]] * len(steps))

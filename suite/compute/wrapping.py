@@ -125,7 +125,6 @@ class ShardedAdamW(pieces.PiecewiseAdamW):
     def _update(self, group: dict[str, Any]) -> None:
         held = [parameter for parameter in group["params"] if parameter.grad is not None]
         states = [self.state[parameter] for parameter in held]
-        beta1, beta2 = group["betas"]
         adamw(
             [parameter.to_local() for parameter in held],
             [parameter.grad.to_local() for parameter in held],
@@ -134,14 +133,7 @@ class ShardedAdamW(pieces.PiecewiseAdamW):
             [],
             [state["step"] for state in states],
             fused=True,
-            found_inf=getattr(self, "found_inf", None),
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
+            **self.settings(group),
         )
 
 
