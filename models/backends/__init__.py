@@ -14,10 +14,16 @@ from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from conf.settings import Refusal, RequestError, near
+from models.backends.calls import (
+    suits_cached_attention,
+    suits_flex_attention,
+    suits_fused_loss,
+    suits_short_convolution,
+    suits_spread_embedding,
+)
 from models.installed import version as version
 from models.ops.solvers import SMALLEST_RESIDUAL
 
@@ -53,70 +59,6 @@ class Kernel:
 
     def __str__(self) -> str:
         return f"{self.op} by {self.backend}" + (f" ({', '.join(limit.words for limit in self.limits)})" if self.limits else "")
-
-
-FLEXIBLE_FROM = 256
-"""Tokens from which FlexAttention's blocks of 128 by 128 can leave any out."""
-
-PAIRS_WORTH_A_MASK = 2**23
-"""Queries times the keys that one sees, from which FlexAttention pays uncompiled, where it takes 3 ms to make its mask.
-
-Measured on an H200 at 32,768 tokens a batch, by tests/benchmarks/gpu_windows.py; compiled it is the fastest at any number.
-"""
-
-
-def is_worth_a_mask(length: int, num_keys: int, window: int | None, *, compiled: bool) -> bool:
-    """Whether FlexAttention is the fastest of the forms for `length` queries on num_keys keys, of which each sees `window`."""
-    if length < FLEXIBLE_FROM:
-        return False
-    return compiled or length * min(num_keys, window or num_keys) >= PAIRS_WORTH_A_MASK
-
-
-def _suits_flex_attention(*, q: Tensor, k: Tensor, span: Tensor | None, window: int | None) -> bool:
-    if span is None or not (q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[3] >= 16):
-        return False
-    return is_worth_a_mask(q.shape[1], k.shape[1], window, compiled=torch.compiler.is_compiling())
-
-
-def _suits_fused_loss(features: Tensor) -> bool:
-    return features.is_cuda and features.dtype != torch.float64
-
-
-HAS_TRITON = version("triton") is not None
-
-
-def _suits_short_convolution(x: Tensor) -> bool:
-    # A compiler makes one kernel of a single token's convolution and what stands beside it.
-    return HAS_TRITON and x.is_cuda and x.dtype != torch.float64 and x.shape[1] > 1 and not _is_transformed()
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func looks on, or derivatives go forward: of an operator these would be refused, or zero without a word."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
-
-
-def _suits_cached_attention(*, q: Tensor, k: Tensor, v: Tensor) -> bool:
-    # The kernel has no gradient.
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        return False
-    return HAS_TRITON and q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= 256 and not _is_transformed()
-
-
-MOST_COPIES = 16
-MOST_ELEMENTS = 2**24
-"""Numbers that all copies of a gradient may hold: 64 MB of float32."""
-
-
-def copies_of_gradient(ids: Tensor, weight: Tensor) -> int:
-    """How many copies of an embedding's gradient pay for their memory traffic: four times as many rows as there are tokens."""
-    return max(1, min(MOST_COPIES, 4 * ids.numel() // len(weight), MOST_ELEMENTS // weight.numel()))
-
-
-def _suits_spread_embedding(ids: Tensor, weight: Tensor) -> bool:
-    # Uncompiled PyTorch sorts, which takes no longer where one row is asked for often, and sums in one order.
-    return weight.is_cuda and torch.compiler.is_compiling() and copies_of_gradient(ids, weight) >= 4
 
 
 # A key of another length than heads have was tried with no kernel.
@@ -182,13 +124,11 @@ KERNELS = (
     Kernel(op="rglru", backend="triton", computes="triton.rglru:scan"),
     Kernel(op="mesa", backend="triton", computes="triton.mesa_op:mesa", in_place="triton.mesa_op:mesa_", limits=MESA_BY_TRITON),
     Kernel(op="mesa", backend="fla", computes="fla:mesa", limits=MESA_BY_FLA),
-    Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=_suits_flex_attention),
-    Kernel(op="cached_attention", backend="triton", computes="triton.cached_attention:attend", suits=_suits_cached_attention),
-    Kernel(op="embedding", backend="torch", computes="spread_embedding:rows", suits=_suits_spread_embedding),
-    Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=_suits_fused_loss),
-    Kernel(
-        op="short_convolution", backend="triton", computes="triton.short_convolution:convolve", suits=_suits_short_convolution
-    ),
+    Kernel(op="softmax_attention", backend="torch", computes="flex_attention:flexible", suits=suits_flex_attention),
+    Kernel(op="cached_attention", backend="triton", computes="triton.cached_attention:attend", suits=suits_cached_attention),
+    Kernel(op="embedding", backend="torch", computes="spread_embedding:rows", suits=suits_spread_embedding),
+    Kernel(op="cross_entropy", backend="triton", computes="triton.cross_entropy:mean_nll", suits=suits_fused_loss),
+    Kernel(op="short_convolution", backend="triton", computes="triton.short_convolution:convolve", suits=suits_short_convolution),
 )
 
 

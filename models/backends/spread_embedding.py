@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from models.backends import copies_of_gradient
+from models.backends.calls import copies_of_gradient
 
 
 def rows(ids: Tensor, weight: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from models.backends.triton.launch import on_its_device
 SLICE_ELEMENTS = 2**28
 BLOCK = 2048
 WIDEST_ROW = 16384
-"""Of the rows that a program holds: 16 numbers for each thread of 32 warps, the most that there are."""
+"""A program holds rows of up to so many columns: 16 for each thread of 32 warps, the most that there are."""
 NUMBERS_A_WARP = 512
 # cuBLAS is several times slower on rows that do not begin at a multiple of 16 bytes; 50,257 columns are odd.
 COLUMNS_MULTIPLE = 64

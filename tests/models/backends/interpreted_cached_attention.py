@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,6 +10,7 @@ from tests.models.backends import triton_interpreter  # noqa: F401 - before the 
 # isort: split
 from models.backends.triton import cached_attention_kernels as kernels
 from models.backends.triton.cached_attention import _attend, attend
+from tests.models.backends.current_devices import recorded
 from tests.models.backends.test_cached_attention_triton import (
     SEEN,
     assert_is_the_definition,
@@ -72,15 +70,7 @@ def test_a_layer_with_it_is_the_plain_one_compiled_and_not(window: int | None) -
 
 
 def test_it_is_launched_on_the_device_of_q(monkeypatch: pytest.MonkeyPatch) -> None:
-    on, launched = [], []
-
-    @contextlib.contextmanager
-    def device_of(x: torch.Tensor) -> Iterator[None]:
-        on.append(x.shape)
-        yield
-        on.pop()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    on, launched = recorded(monkeypatch), []
     monkeypatch.setattr(kernels, "launch", lambda *_: launched.append([*on]))
     inputs = draw(1, 2, 64, 16, seen="few", dtype=F32, device="cpu")
     attend(**inputs)

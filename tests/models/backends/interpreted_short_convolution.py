@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -14,6 +11,7 @@ from tests.models.backends import triton_interpreter  # noqa: F401 - before the 
 from models.backends.triton import short_convolution_kernels as kernels
 from models.backends.triton.short_convolution import convolve
 from models.ops import short_convolution
+from tests.models.backends.current_devices import recorded
 from tests.models.backends.test_short_convolution_triton import (
     assert_is_the_definition,
     assert_layer_is_the_plain_one,
@@ -66,15 +64,7 @@ def test_a_gradient_is_differentiated_again(dtype: torch.dtype) -> None:
 
 
 def test_both_passes_are_launched_on_the_device_of_x(monkeypatch: pytest.MonkeyPatch) -> None:
-    on, launched = [], []
-
-    @contextlib.contextmanager
-    def device_of(x: torch.Tensor) -> Iterator[None]:
-        on.append(x.shape)
-        yield
-        on.pop()
-
-    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    on, launched = recorded(monkeypatch), []
     for name in ("forward", "backward"):
         launch = getattr(kernels, name)
         monkeypatch.setattr(kernels, name, lambda *inputs, launch=launch: (launched.append([*on]), launch(*inputs))[1])

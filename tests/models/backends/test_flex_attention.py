@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from models.attention import positions_in_document
 from models.backends import flex_attention as ours
-from models.backends import is_worth_a_mask
+from models.backends.calls import is_worth_a_mask
 from models.backends.flex_attention import BLOCK, block_mask, flexible
 from models.ops.softmax_attention import _visible, masked
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.backends import MOST_COPIES, MOST_ELEMENTS, copies_of_gradient, load, spread_embedding
+from models.backends import load, spread_embedding
+from models.backends.calls import MOST_COPIES, MOST_ELEMENTS, copies_of_gradient
 from models.ops import embedding
 
 
