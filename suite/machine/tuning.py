@@ -21,7 +21,7 @@ from conf.settings import Refusal, RequestError, near, unknown
 from models.backends import launches, obstacle
 from models.backends.fla_calls import CALLS
 from models.backends.fla_launches import versions
-from models.backends.fla_tuning import BATCH_SIZE, DIMS, DTYPES, Asked, compile_share, entries, every_call, forget, timed
+from models.backends.fla_tuning import BATCH_SIZE, DIMS, DTYPES, Asked, compile_share, entries, every_call, time_in_two_rounds, timed
 from suite.machine.devices import count_cores
 from tasks.files import write_atomically
 from tasks.progress import tell
@@ -121,7 +121,7 @@ def _compile_all(asked: Asked, count: int) -> None:
 
 def _timed(asked: Asked, before: launches.Table | None) -> launches.Table:
     """The table of what is the fastest here, and behind that what the one before it has."""
-    forget()
+    time_in_two_rounds()
     device, total = torch.device("cuda", torch.cuda.current_device()), len(asked.every())
     for done, _ in enumerate(every_call(asked, device, batch_size=BATCH_SIZE), start=1):
         tell("times launches", done, total)

@@ -233,6 +233,27 @@ def test_processes_share_what_is_compiled_and_launch_nothing(monkeypatch):
     assert set.union(*shares) == every and sum(map(len, shares)) == len(every)
 
 
+def test_the_launches_that_were_fastest_for_a_moment_are_timed_for_long(monkeypatch):
+    briefly: list[dict[str, Any]] = []
+
+    def do_bench(call: Callable[[], None], quantiles: object, **given: Any) -> list[float]:
+        briefly.append(given)
+        return [-float(len(briefly))] * 3
+
+    timed: list[Callable[[], None]] = []
+    tuned = autotuner(timed)
+    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    monkeypatch.setattr(fla_tuning, "kernels", lambda: [(NAME, tuned)])
+    monkeypatch.setattr(fla_tuning, "FINALISTS", 2)
+    fla_tuning.time_in_two_rounds()
+    # The last two were the fastest for a moment, and of these the first is for long.
+    launch = call(tuned, 64)
+    assert (launch["BK"], launch["num_warps"]) == (64, 2)
+    assert briefly == [fla_tuning.BRIEFLY] * 4 and len(timed) == 2
+    call(tuned, 128)
+    assert len(briefly) == 8 and len(timed) == 4
+
+
 def call_of(tuned: Autotuner, key_dim: int) -> None:
     q = torch.empty(2, key_dim)
     tuned.run(q, q, K=key_dim, warmup=False)
