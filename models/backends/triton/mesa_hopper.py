@@ -14,6 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 
 from models.backends.triton.mesa_tiles import SIZES, SMALLEST
 
+UNSEEN = gl.constexpr(2.0**-8)
+"""What may be wrong of a solution whose numbers are rounded to bfloat16: half a unit in the last place."""
+
 
 @gluon.jit
 def _inverse(x):
@@ -64,7 +67,7 @@ def _weights(log, resets, strength, C: gl.constexpr, layout: gl.constexpr):
 
 @gluon.jit(do_not_specialize=SIZES)
 def solve_kernel(
-    rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward_x, d_regularizer, growth,
+    lows, rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward_x, d_regularizer, growth,
     tolerance, max_steps, T, N, heads, skipped, part,
     K: gl.constexpr, C: gl.constexpr, INITIAL: gl.constexpr, BACKWARD: gl.constexpr,
 ):  # fmt: skip
@@ -95,8 +98,6 @@ def solve_kernel(
     rows = gl.arange(0, K, layout=gl.SliceLayout(1, along_rows))
     H_at = rows[:, None] * K + i[None, :]
     async_copy.async_copy_global_to_shared(H.index(0), H_parts + H_at)
-    async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)
-    async_copy.commit_group()
     key = gl.load(k + first * K + at, mask=inside, other=0.0).to(gl.float32)
     if BACKWARD:
         b = gl.load(rhs + state * C * K + t[:, None] * K + i[None, :], mask=inside, other=0.0)
@@ -110,6 +111,14 @@ def solve_kernel(
     # H is stored times a scale
     kept = gl.load(from_start + chunk + tokens) / gl.load(H_scales + state)
     columns = gl.arange(0, K, layout=of_columns)
+    penalties = regularizer + h * K + columns
+    of_low: gl.constexpr = K * K // 64
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    lost = gl.load(lows + state * of_low + gl.arange(0, of_low, layout=flat))
+    has_low = gl.sqrt(gl.sum(lost, 0)) * gl.max(kept, 0) > UNSEEN * gl.min(gl.load(penalties), 0)
+    if has_low:
+        async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)
+    async_copy.commit_group()
 
     largest = gl.max(gl.abs(b), 1)
     # the reciprocal of a smaller number is no float32: what decayed so far is nothing
@@ -129,7 +138,7 @@ def solve_kernel(
             divisor = gl.zeros([C, K], gl.float32, wide)
             divisor = warpgroup_mma(_halves(weights, factor), squares, divisor, use_acc=False)
             diagonal = gl.load(H_parts + columns * (K + 1)).to(gl.float32)
-            penalty = gl.load(regularizer + h * K + columns).to(gl.float32)
+            penalty = gl.load(penalties).to(gl.float32)
             divisor += kept[:, None] * diagonal[None, :] + penalty[None, :]
             guess = r * _inverse(divisor)
         length = gl.sqrt(gl.sum(guess * guess, 1))
@@ -155,12 +164,13 @@ def solve_kernel(
         scores = warpgroup_mma(_halves(p, narrow_factor), keys.permute((1, 0)), scores, use_acc=False, is_async=True)
         w = gl.zeros([C, K], gl.float32, wide)
         w = warpgroup_mma(_halves(p, factor), H.index(only), w, use_acc=False, is_async=True)
-        w = warpgroup_mma(_halves(p, factor), H_low.index(only), w, is_async=True)
-        scores = warpgroup_mma_wait(2, [scores])
+        if has_low:
+            w = warpgroup_mma(_halves(p, factor), H_low.index(only), w, is_async=True)
+        scores = warpgroup_mma_wait(1, [scores])
         shares = gl.convert_layout((scores * _halves(weights, narrow).to(gl.float32)).to(gl.float16), factor)
         w = warpgroup_mma_wait(0, [w])
         w = warpgroup_mma(shares, keys, w * kept[:, None])
-        penalty = gl.load(regularizer + h * K + columns).to(gl.float32)
+        penalty = gl.load(penalties).to(gl.float32)
         direction = _halves(p, wide).to(gl.float32)
         w += direction * penalty[None, :]
         rp, pw = gl.sum(r * direction, 1), gl.sum(direction * w, 1)
@@ -188,7 +198,7 @@ def solve_kernel(
         forward_solution = gl.load(forward_x + first * K + found_at, mask=within, other=0.0).to(gl.float32)
         forward_solution += gl.load(forward_x + part + first * K + found_at, mask=within, other=0.0).to(gl.float32)
         forward_solution *= size[:, None]
-        penalty = gl.load(regularizer + h * K + columns).to(gl.float32)
+        penalty = gl.load(penalties).to(gl.float32)
         grown = gl.sum(forward_solution * (penalty[None, :] * found + r), 1)
         gl.store(growth + first + tokens * heads, grown, mask=tokens < T)
         gl.store(d_regularizer + (head * N + c) * K + columns, -gl.sum(forward_solution * found, 0))

@@ -107,6 +107,7 @@ def empty_states(k: Tensor, v: Tensor, heads: range) -> States:
         G=new(*places, value_dim, key_dim, dtype=torch.float32),
         H=new(*places, 2, key_dim, key_dim, dtype=torch.float16),
         scale=new(places, dtype=torch.float32),
+        low=new(*places, BLOCK * _in(key_dim, BLOCK) ** 2, dtype=torch.float32),
     )
 
 
@@ -200,6 +201,7 @@ def _solve(
         from models.backends.triton import mesa_hopper
 
         kernel: Any = mesa_hopper.solve_kernel
+        arguments = (before.low, *arguments)
         constants |= HOPPER_SOLVE[key_dim]
     else:
         kernel = kernels.solve_kernel

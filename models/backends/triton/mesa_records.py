@@ -65,11 +65,15 @@ class Sizes(NamedTuple):
 
 
 class States(NamedTuple):
-    """G: [P, N, V, K] float32 before every chunk. H: [P, N, 2, K, K], the high and low float16 part of H times scale [P, N]."""
+    """G: [P, N, V, K] float32 before every chunk. H: [P, N, 2, K, K], the high and low float16 part of H times scale [P, N].
+
+    low [P, N, rows]: the squares of the low parts, with their sums over the rows of H's tiles, float32.
+    """
 
     G: Tensor
     H: Tensor
     scale: Tensor
+    low: Tensor
 
 
 class Solver(NamedTuple):

@@ -113,7 +113,7 @@ def segment_states_kernel(
 @triton.jit
 def _through_segment(
     values, keys, to_end, strength, decays, masses, initial, initial_mass, sums, segment_decays, segment_masses,
-    states, scales, final, block, place, head, first, segment, others, T, N, heads, span, ends,
+    states, scales, lows, final, block, place, head, first, segment, others, T, N, heads, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HALVES: tl.constexpr, VALUE_PARTS: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -121,6 +121,8 @@ def _through_segment(
     rows, columns = _tile_of(block, K, BLOCK)
     states += place * N * V * K * (2 if HALVES else 1)
     scales += place * N
+    of_low: tl.constexpr = ((V + BLOCK - 1) // BLOCK) * ((K + BLOCK - 1) // BLOCK) * BLOCK
+    lows += place * N * of_low + block * BLOCK + tl.arange(0, BLOCK)
     S = tl.zeros([BLOCK, BLOCK], tl.float32)
     mass = 0.0
     if HAS_INITIAL:
@@ -145,6 +147,7 @@ def _through_segment(
             store_tile(states + 2 * c * V * K, high, rows, columns, K, V, K)
             store_tile(states + (2 * c + 1) * V * K, low, rows, columns, K, V, K)
             tl.store(scales + c, scale)
+            tl.store(lows + c * of_low, tl.sum(low.to(tl.float32) * low.to(tl.float32), 1))
         else:
             store_tile(states + c * V * K, S, rows, columns, K, V, K)
         S = _after_chunk(
@@ -161,7 +164,7 @@ def _through_segment(
 def states_kernel(
     v, k, to_end, strength, decays, masses, initial_G, initial_H, initial_mass,
     sums_G, sums_H, segment_decays, segment_masses,
-    G_states, H_states, scales, final_G, final_H, T, N, heads, skipped, span, ends,
+    G_states, H_states, scales, lows, final_G, final_H, T, N, heads, skipped, span, ends,
     V: tl.constexpr, K: tl.constexpr, C: tl.constexpr, BLOCK: tl.constexpr, TILES_OF_G: tl.constexpr,
     HAS_G: tl.constexpr, HAS_H: tl.constexpr, PARTS: tl.constexpr, LOW: tl.constexpr,
 ):  # fmt: skip
@@ -181,12 +184,12 @@ def states_kernel(
     if block < TILES_OF_G:
         _through_segment(
             v, k, to_end, strength, decays, masses, initial_G, initial_mass, sums_G, segment_decays, segment_masses,
-            G_states, scales, final_G, block, place, head, first, segment, others, T, N, heads, span, ends,
+            G_states, scales, lows, final_G, block, place, head, first, segment, others, T, N, heads, span, ends,
             V, K, C, BLOCK, HAS_G, False, PARTS, PARTS, LOW,
         )  # fmt: skip
     else:
         _through_segment(
             k, k, to_end, strength, decays, masses, initial_H, initial_mass, sums_H, segment_decays, segment_masses,
-            H_states, scales, final_H, block - TILES_OF_G, place, head, first, segment, others, T, N, heads, span, ends,
+            H_states, scales, lows, final_H, block - TILES_OF_G, place, head, first, segment, others, T, N, heads, span, ends,
             K, K, C, BLOCK, HAS_H, True, 2, PARTS, LOW,
         )  # fmt: skip
