@@ -20,16 +20,16 @@ from models.mixer import SequenceMixer, State
 
 
 class TrainingForms(NamedTuple):
-    """What computes the parts of a model in training: `Backbone.embed`, `Block.output` for every block and `Backbone.finish`, or
-    faster forms of these.
+    """What computes the parts of a model in training: `Backbone.enter`, `Block.output` for every block and `Backbone.leave`, or
+    faster forms of these. Between them the stream is in two terms, see `Block.output`.
 
     All are functions that take the model or the block. A bound method would hold the model that holds it, and such a cycle
     keeps the memory of a model that nobody uses any more.
     """
 
-    embed: Callable[[Backbone, Tensor], Tensor]
-    outputs: Sequence[Callable[..., Tensor]]
-    finish: Callable[[Backbone, Tensor], Tensor]
+    enter: Callable[[Backbone, Tensor], tuple[Tensor, Tensor | None]]
+    outputs: Sequence[Callable[..., tuple[Tensor, Tensor]]]
+    leave: Callable[[Backbone, Tensor, Tensor | None], Tensor]
 
 
 class Backbone(nn.Module, ABC):
@@ -46,7 +46,7 @@ class Backbone(nn.Module, ABC):
         self.embedding = embedding
         self.blocks = nn.ModuleList(Block(size, mixer) for mixer in mixers)
         self.final_norm = RMSNorm(size.d_model, eps=size.norm_eps)
-        self.training_forms = TrainingForms(type(self).embed, [Block.output] * len(self.blocks), type(self).finish)
+        self.training_forms = TrainingForms(type(self).enter, [Block.output] * len(self.blocks), type(self).leave)
 
     @abstractmethod
     def embed(self, tokens: Tensor) -> Tensor:
@@ -88,11 +88,19 @@ class Backbone(nn.Module, ABC):
 
     def training_features(self, tokens: Tensor, *, starts: Tensor | None) -> Tensor:
         """The features of whole sequences, without a state, through `training_forms`, which training accelerates."""
-        embed, outputs, finish = self.training_forms
-        x = embed(self, tokens)
+        enter, outputs, leave = self.training_forms
+        x, added = enter(self, tokens)
         for block, output in zip(self.blocks, outputs, strict=True):
-            x = output(block, x, starts=starts)
-        return finish(self, x)
+            x, added = output(block, x, added, starts=starts)
+        return leave(self, x, added)
+
+    def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the first block reads, in two terms, of which there is only the first yet."""
+        return self.embed(tokens), None
+
+    def leave(self, x: Tensor, added: Tensor | None) -> Tensor:
+        """What the head reads, from the two terms that the last block gives."""
+        return self.finish(x if added is None else x + added)
 
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None

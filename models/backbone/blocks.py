@@ -83,25 +83,34 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State | None, *, starts: Tensor | None) -> tuple[Tensor, State]:
         mixed, state = self.mixer(self.mixer_norm(x), state, starts=starts)
-        return self.through_mlp(x + mixed), state
+        x, added = self._through_mlp(x, mixed)
+        return x + added, state
 
-    def through_mlp(self, x: Tensor) -> Tensor:
-        """The stream with what the MLP adds to it [..., d_model]."""
-        return x if self.mlp is None or self.mlp_norm is None else x + self.mlp(self.mlp_norm(x))
+    def _through_mlp(self, x: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream behind the mixer and the MLP, in two terms [..., d_model]: the second is what was computed last."""
+        if self.mlp is None or self.mlp_norm is None:
+            return x, mixed
+        x = x + mixed
+        return x, self.mlp(self.mlp_norm(x))
 
     def forward_flops_per_token(self, seq_len: int) -> float:
         """Contractions of the mixer and the MLP, see `SequenceMixer.forward_flops_per_token`."""
         mlp = 0.0 if self.mlp is None else self.mlp.forward_flops_per_token()
         return self.mixer.forward_flops_per_token(seq_len) + mlp
 
-    def output(self, x: Tensor, *, starts: Tensor | None) -> Tensor:
-        """What `forward` makes of whole sequences, without the state: a compiler leaves out what only that needs."""
-        # The class's own: in training this may stand in the place of a block's forward, with something around it.
-        return Block.forward(self, x, None, starts=starts)[0]
+    def output(self, x: Tensor, added: Tensor | None, *, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `forward` makes of whole sequences x + added, without the state, in two terms of which it is the sum.
+
+        Who reads the stream adds them up: a compiler then does so in the kernel of the norm that follows, forward and backward,
+        and leaves out what only the state needs.
+        """
+        x = x if added is None else x + added
+        return self._through_mlp(x, self.mixer(self.mixer_norm(x), None, starts=starts)[0])
 
     def step_(self, x_t: Tensor, state: State) -> Tensor:
         """One token [B, d_model], the new state written into the tensors of `state`."""
-        return self.through_mlp(x_t + self.mixer.step_(self.mixer_norm(x_t), state))
+        x_t, added = self._through_mlp(x_t, self.mixer.step_(self.mixer_norm(x_t), state))
+        return x_t + added
 
     def reset_parameters(self, generator: torch.Generator, *, output_variance_scale: float) -> None:
         reset_children(self, generator)

@@ -9,6 +9,8 @@ kernels takes longer than running them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -25,21 +27,39 @@ SMALL_STEP_FLOPS = 1e12
 
 def accelerate(model: Backbone, compute: Compute) -> None:
     """Compiles and checkpoints the parts of a model as `compute` says; for training alone, nothing else is changed."""
-    embed, finish = type(model).embed, type(model).finish
-    output = plain = checkpointed_output if compute.activation_checkpointing == "blocks" else Block.output
+    plain = checkpointed_output if compute.activation_checkpointing == "blocks" else Block.output
+    enter: Callable[[Backbone, Tensor], tuple[Tensor, Tensor | None]] = type(model).enter
+    output: Callable[..., tuple[Tensor, Tensor]] = plain
+    leave = type(model).leave
     if compute.compile:
         # What was compiled for earlier models of this process would count against the limit of recompilations.
         torch.compiler.reset()
-        embed, output, finish = (torch.compile(form, dynamic=False) for form in (embed, plain, finish))
+        # As without a compiler: what is added up in float32 on the way forward is so on the way back.
+        torch._functorch.config.backward_pass_autocast = "off"
+        enter = torch.compile(enter_in_two_terms, dynamic=False)
+        output = torch.compile(plain, dynamic=False)
+        leave = torch.compile(leave, dynamic=False)
     # What draws a number for every batch would be compiled anew for each.
     outputs = [plain if block.mixer.draws else output for block in model.blocks]
-    model.training_forms = TrainingForms(embed, outputs, finish)
+    model.training_forms = TrainingForms(enter, outputs, leave)
 
 
-def checkpointed_output(block: Block, x: Tensor, *, starts: Tensor | None) -> Tensor:
-    """Block.output, of which nothing but x is kept for the way back."""
+def enter_in_two_terms(model: Backbone, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """`Backbone.enter` with zeros for a second term, of the dtype that blocks have there and with a gradient.
+
+    A block is compiled anew for what is no tensor, or has no gradient, so without them the first one would be.
+    """
+    x = model.embed(tokens)
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    return x, (x * 0.0).to(dtype)
+
+
+def checkpointed_output(block: Block, x: Tensor, added: Tensor | None, *, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Block.output, of which nothing but x + added is kept for the way back."""
+    x = x if added is None else x + added
     # Nothing random is drawn within a block.
-    return checkpoint(Block.output, block, x, starts=starts, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(Block.output, block, x, None, starts=starts, use_reentrant=False, preserve_rng_state=False)
 
 
 def training_step(

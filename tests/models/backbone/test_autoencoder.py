@@ -28,7 +28,7 @@ def test_every_answer_follows_from_the_last_features_and_its_position():
     answers = model(tokens)[0]
     x = model.embed(tokens)
     for block in model.blocks:
-        x = block.output(x, starts=None)
+        x, _ = block(x, None, starts=None)
     x[:, :-1] = 0.0
     assert torch.equal(model.head(model.finish(x)), answers)
     assert not torch.allclose(answers[:, 0], answers[:, 1])

@@ -66,13 +66,15 @@ def test_what_draws_for_every_batch_is_not_compiled(monkeypatch) -> None:
         model = new_model(make_run("mesanet", *overrides), CPU)
         accelerate(model, PLAIN.replace({"compile": True}))
         forms = model.training_forms
-        assert forms.embed[0] == forms.finish[0] == "compiled"
+        assert forms.enter[0] == forms.leave[0] == "compiled"
         assert {output == ("compiled", Block.output) for output in forms.outputs} == {is_compiled}
 
 
-@pytest.mark.parametrize("checkpointing", ["none", "blocks"])
-def test_blocks_of_one_shape_share_one_compilation_without_a_break(checkpointing: str, monkeypatch) -> None:
-    run = make_run("transformer", "size.num_blocks=3")
+@pytest.mark.parametrize(("name", "checkpointing"), [("transformer", "none"), ("transformer", "blocks"), ("gated_deltanet", "none")])
+@pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
+def test_blocks_of_one_shape_share_one_compilation_without_a_break(name, checkpointing, narrow, monkeypatch) -> None:
+    """And their gradients are those without a compiler: nothing is added up in bfloat16 on the way back alone."""
+    run = make_run(name, "size.num_blocks=3")
     model = new_model(run, CPU)
     names, plain = list(model.state_dict()), copy.deepcopy(model)
     counter = CompileCounterWithBackend("aot_eager")
@@ -82,7 +84,8 @@ def test_blocks_of_one_shape_share_one_compilation_without_a_break(checkpointing
     inputs = training_inputs(task_of(run.config).batch("train", range(4)))
     pairs = []
     for each in (model, plain):
-        each_loss = loss(each, inputs)
+        with torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            each_loss = loss(each, inputs)
         pairs.append((each_loss, *torch.autograd.grad(each_loss, list(each.parameters()))))
     # The embedding, a block and the last norm.
     assert counter.frame_count == 3
