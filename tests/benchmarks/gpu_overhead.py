@@ -1,6 +1,6 @@
 """What a command costs beside its training step on a GPU: tokens a second of `run`, and of a bare loop over the same step.
 
-    python -m tests.benchmarks.gpu_overhead [--models transformer mesanet gated_deltanet] [--steps 120] [--dry-run]
+    python -m tests.benchmarks.gpu_overhead [--models transformer mesanet gated_deltanet] [--steps 120] [--first-step] [--dry-run]
 
 Size 140m, batches of 32 x 2,048 ids of GPT-2's vocabulary, bfloat16, compiled, checkpoints and the log as compute=gpu has them.
 A process of its own runs the command, with empty caches of compiled kernels, and then the loop, which takes the step of
@@ -8,6 +8,8 @@ the suite from a batch that stays where it is: no data, no log, no checkpoint. A
 
     ratio               tokens a second of the command, over the last half of its steps, by those of the loop; to be above 0.97
     first_step_seconds  from the start of the command to its first training step, with whatever has to be compiled
+
+--first-step: this alone, for any model; the command is killed behind its first step.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -43,7 +46,7 @@ def command(model: str, shape: Shape, steps: int, folder: Path) -> list[str]:
     ]
 
 
-def measured(model: str, *, dry: bool, steps: int) -> dict[str, Any]:
+def measured(model: str, *, dry: bool, steps: int, first_step: bool) -> dict[str, Any]:
     """A row, from a process that has compiled nothing yet."""
     shape = TOY if dry else FULL
     with tempfile.TemporaryDirectory() as name:
@@ -56,6 +59,9 @@ def measured(model: str, *, dry: bool, steps: int) -> dict[str, Any]:
             while process.poll() is None and not any(path.stat().st_size for path in store.glob("runs/*/metrics.jsonl")):
                 time.sleep(0.05)
             first_step_seconds = time.monotonic() - began
+            if first_step and process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                return {"model": model, "first_step_seconds": first_step_seconds}
             failed = ended(process, SECONDS)
         if failed is not None:
             return {"model": model, "failed": failed[-2000:]}
@@ -82,14 +88,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["transformer", "mesanet", "gated_deltanet"])
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--first-step", action="store_true")
     parser.add_argument("--measure", metavar="MODEL", help=argparse.SUPPRESS)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measured(options.measure, dry=options.dry_run, steps=options.steps)))
+        print(json.dumps(measured(options.measure, dry=options.dry_run, steps=options.steps, first_step=options.first_step)))
         return
     for model in options.models:
-        words = ["--measure", model, "--steps", str(options.steps), *(["--dry-run"] if options.dry_run else [])]
+        words = ["--measure", model, "--steps", str(options.steps)]
+        words += [flag for flag, given in (("--first-step", options.first_step), ("--dry-run", options.dry_run)) if given]
         done = subprocess.run([sys.executable, "-m", "tests.benchmarks.gpu_overhead", *words], capture_output=True, text=True)
         print(done.stdout.strip() or json.dumps({"model": model, "failed": done.stderr[-2000:]}), flush=True)
 
