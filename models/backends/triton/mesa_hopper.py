@@ -4,8 +4,9 @@ They are `mesa_kernels.solve_kernel` in Gluon, Triton's language of layouts, for
 step adds and which none reads, lies in shared memory, and directions are carried two to a register. Both solves of a training
 step take half the time so: what Triton's kernel has no registers for goes to memory, and does not fit the first cache.
 
-Arithmetic differs in two places. Lambda is read in float32 whenever it is asked for, where Triton's kernel keeps it in
-float16, at most 32,768. And a guess by the diagonal reads only the high part of that of H, which moves the guess by up to 5e-4.
+Arithmetic differs in three places. Lambda is read in float32 whenever it is asked for, where Triton's kernel keeps it in
+float16, at most 32,768. A guess by the diagonal reads only the high part of that of H, which moves the guess by up to 5e-4.
+And a chunk is solved without the low half of H where that is too small to be seen, which is a third of a step's products.
 """
 
 from triton.experimental import gluon
@@ -15,7 +16,9 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from models.backends.triton.mesa_tiles import SIZES, SMALLEST
 
 UNSEEN = gl.constexpr(2.0**-8)
-"""What may be wrong of a solution whose numbers are rounded to bfloat16: half a unit in the last place."""
+"""Without the low half E of H a solution is off by (H + Lambda)^-1 E x, in norm by at most |E| / min Lambda of its own: where that
+is below this, half a unit in the last place of bfloat16, E is left out. |E| is the root of the sum of its squares, which for random
+numbers is several times what they do to a vector."""
 
 
 @gluon.jit
@@ -71,7 +74,7 @@ def solve_kernel(
     tolerance, max_steps, T, N, heads, skipped, part,
     K: gl.constexpr, C: gl.constexpr, INITIAL: gl.constexpr, BACKWARD: gl.constexpr,
 ):  # fmt: skip
-    """`mesa_kernels.solve_kernel` where it is not WIDE."""
+    """`mesa_kernels.solve_kernel` where it is not WIDE. lows: `mesa_records.States.low`."""
     along_rows: gl.constexpr = gl.BlockedLayout([1, 8], [256 // K, K // 8], [4, 1], [1, 0])
     wide: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
     narrow: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, C, 16])
@@ -116,6 +119,7 @@ def solve_kernel(
     flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     lost = gl.load(lows + state * of_low + gl.arange(0, of_low, layout=flat))
     has_low = gl.sqrt(gl.sum(lost, 0)) * gl.max(kept, 0) > UNSEEN * gl.min(gl.load(penalties), 0)
+    # Else it is not read, either.
     if has_low:
         async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)
     async_copy.commit_group()

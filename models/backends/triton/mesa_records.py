@@ -67,7 +67,7 @@ class Sizes(NamedTuple):
 class States(NamedTuple):
     """G: [P, N, V, K] float32 before every chunk. H: [P, N, 2, K, K], the high and low float16 part of H times scale [P, N].
 
-    low [P, N, rows]: the squares of the low parts, with their sums over the rows of H's tiles, float32.
+    low: the squares of H's low part, summed over each row of its tiles, float32 [P, N, rows of all tiles].
     """
 
     G: Tensor

@@ -13,6 +13,7 @@ from tests.models.backends import triton_interpreter  # noqa: F401 - before the 
 from models.backends.triton import mesa_launches as launches
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
+from models.backends.triton.mesa_records import Ends, Tokens
 from models.backends.triton.mesa_op import mesa as mesa_by_triton
 from models.ops import mesa
 from tests.models import built
@@ -65,6 +66,17 @@ def test_no_state_is_kept_between_the_passes():
     given = {x.data_ptr() for x in leaves.values()}
     of_its_own = [tuple(x.shape) for x in kept if x.data_ptr() not in given]
     assert sorted(of_its_own) == [(1, 2, 16, 16), (1, 2, 16, 16), (3, 1, 130, 2, 16)]
+
+
+@pytest.mark.parametrize("key_dim", [16, 64, 96])
+def test_states_come_with_the_size_of_the_low_part_of_H(key_dim):
+    inputs = draw(length=130, key_dim=key_dim, value_dim=16, dtype=torch.bfloat16)
+    tokens = Tokens(*(inputs[name] for name in ("k", "v", "log_decay", "beta", "regularizer")))
+    states = launches.empty_states(tokens.k, tokens.v, range(2))
+    launches.states(tokens, launches.gates(tokens), Ends(inputs["G"], inputs["H"]), range(2), states, None)
+    low = states.H[:, :, 1].float()
+    assert low.any()
+    torch.testing.assert_close(states.low.sum(-1), low.square().sum((-1, -2)))
 
 
 @pytest.mark.parametrize(
