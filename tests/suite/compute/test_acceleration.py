@@ -70,7 +70,10 @@ def test_what_draws_for_every_batch_is_not_compiled(monkeypatch) -> None:
         assert {output == ("compiled", Block.output) for output in forms.outputs} == {is_compiled}
 
 
-@pytest.mark.parametrize(("name", "checkpointing"), [("transformer", "none"), ("transformer", "blocks"), ("gated_deltanet", "none")])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"),
+    [("transformer", "none"), ("transformer", "blocks"), ("gated_deltanet", "none"), ("mlstm", "none")],
+)
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "bfloat16"])
 def test_blocks_of_one_shape_share_one_compilation_without_a_break(name, checkpointing, narrow, monkeypatch) -> None:
     """And their gradients are those without a compiler: nothing is added up in bfloat16 on the way back alone."""
