@@ -21,7 +21,17 @@ from conf.settings import Refusal, RequestError, near, unknown
 from models.backends import launches, obstacle
 from models.backends.fla_calls import CALLS
 from models.backends.fla_launches import versions
-from models.backends.fla_tuning import BATCH_SIZE, DIMS, DTYPES, Asked, compile_share, entries, every_call, time_in_two_rounds, timed
+from models.backends.fla_tuning import (
+    BATCH_SIZE,
+    DIMS,
+    DTYPES,
+    Asked,
+    compile_share,
+    entries,
+    every_call,
+    time_in_two_rounds,
+    timed,
+)
 from suite.machine.devices import count_cores
 from tasks.files import write_atomically
 from tasks.progress import tell

@@ -16,9 +16,9 @@ from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_a
 from models.backends.triton.mesa_tiles import SIZES, SMALLEST
 
 UNSEEN = gl.constexpr(2.0**-8)
-"""Without the low half E of H a solution is off by (H + Lambda)^-1 E x, in norm by at most |E| / min Lambda of its own: where that
-is below this, half a unit in the last place of bfloat16, E is left out. |E| is the root of the sum of its squares, which for random
-numbers is several times what they do to a vector."""
+"""Without its low half E, the states before a chunk leave a solution off by (H + Lambda)^-1 E x, at most |E| / min Lambda of |x|.
+E is left out where that is below half a unit in the last place of bfloat16. |E| is the root of the sum of E's squares, which for
+random numbers is several times what E does to a vector."""
 
 
 @gluon.jit

@@ -13,8 +13,8 @@ from tests.models.backends import triton_interpreter  # noqa: F401 - before the 
 from models.backends.triton import mesa_launches as launches
 from models.backends.triton.mesa import mesa_chunked
 from models.backends.triton.mesa_decode import mesa_decode_
-from models.backends.triton.mesa_records import Ends, Tokens
 from models.backends.triton.mesa_op import mesa as mesa_by_triton
+from models.backends.triton.mesa_records import Ends, Tokens
 from models.ops import mesa
 from tests.models import built
 from tests.models.backends import mesa_kernel_cases as cases
