@@ -29,7 +29,7 @@ class TrainingForms(NamedTuple):
 
     enter: Callable[[Backbone, Tensor], tuple[Tensor, Tensor | None]]
     outputs: Sequence[Callable[..., tuple[Tensor, Tensor]]]
-    leave: Callable[[Backbone, Tensor, Tensor | None], Tensor]
+    leave: Callable[[Backbone, Tensor, Tensor], Tensor]
 
 
 class Backbone(nn.Module, ABC):
@@ -91,16 +91,17 @@ class Backbone(nn.Module, ABC):
         enter, outputs, leave = self.training_forms
         x, added = enter(self, tokens)
         for block, output in zip(self.blocks, outputs, strict=True):
-            x, added = output(block, x, added, starts=starts)
+            x, added = output(block, x, added=added, starts=starts)
+        assert added is not None, "a model has a block or more"
         return leave(self, x, added)
 
     def enter(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the first block reads, in two terms, of which there is only the first yet."""
         return self.embed(tokens), None
 
-    def leave(self, x: Tensor, added: Tensor | None) -> Tensor:
+    def leave(self, x: Tensor, added: Tensor) -> Tensor:
         """What the head reads, from the two terms that the last block gives."""
-        return self.finish(x if added is None else x + added)
+        return self.finish(x + added)
 
     def forward(
         self, tokens: Tensor, state: list[State] | None = None, *, starts: Tensor | None = None

@@ -98,11 +98,11 @@ class Block(nn.Module):
         mlp = 0.0 if self.mlp is None else self.mlp.forward_flops_per_token()
         return self.mixer.forward_flops_per_token(seq_len) + mlp
 
-    def output(self, x: Tensor, added: Tensor | None, *, starts: Tensor | None) -> tuple[Tensor, Tensor]:
-        """What `forward` makes of whole sequences x + added, without the state, in two terms of which it is the sum.
+    def output(self, x: Tensor, *, added: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What `forward` makes of whole sequences x + added, without the state: two terms, whose sum is the stream.
 
-        Who reads the stream adds them up: a compiler then does so in the kernel of the norm that follows, forward and backward,
-        and leaves out what only the state needs.
+        The next block adds them up: a compiler does so in the kernel of that block's norm, forward and backward. It also leaves
+        out what only the state needs.
         """
         x = x if added is None else x + added
         return self._through_mlp(x, self.mixer(self.mixer_norm(x), None, starts=starts)[0])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -102,22 +101,17 @@ def time_in_two_rounds() -> None:
     """
     for _, kernel in kernels():
         kernel.cache_results = False
-        kernel._bench = partial(_bench_in_two_rounds, kernel, kernel._bench, [])
+        kernel.prune_configs = partial(_fastest_of_all, kernel, kernel.prune_configs)
 
 
-def _bench_in_two_rounds(
-    kernel: Any, bench: Callable[..., list[float]], finalists: list[Any], *args: Any, config: Any, **given: Any
-) -> list[float]:
-    """Triton's `_bench` of one launch of a call, which it asks for one after another: (median, ...) in milliseconds."""
+def _fastest_of_all(kernel: Any, permitted: Callable[[Any], list[Any]], given: dict[str, Any]) -> list[Any]:
+    """Those of a kernel's launches for a call that Triton then times: the finalists of all that fla permits."""
     from triton.testing import do_bench
 
-    permitted = kernel.prune_configs(given)
-    if config == permitted[0]:
-        kernel.do_bench, usual = partial(do_bench, **BRIEFLY), kernel.do_bench
-        medians = {each: bench(*args, config=each, **given)[0] for each in permitted}
-        kernel.do_bench = usual
-        finalists[:] = sorted(permitted, key=medians.__getitem__)[:FINALISTS]
-    return bench(*args, config=config, **given) if config in finalists else [math.inf] * 3
+    usual, kernel.do_bench = kernel.do_bench, partial(do_bench, **BRIEFLY)
+    medians = {each: kernel._bench(*kernel.nargs.values(), config=each, **given)[0] for each in permitted(given)}
+    kernel.do_bench = usual
+    return sorted(medians, key=medians.__getitem__)[:FINALISTS]
 
 
 def timed() -> dict[str, list[Found]]:

@@ -55,11 +55,11 @@ def enter_in_two_terms(model: Backbone, tokens: Tensor) -> tuple[Tensor, Tensor 
     return x, (x * 0.0).to(dtype)
 
 
-def checkpointed_output(block: Block, x: Tensor, added: Tensor | None, *, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def checkpointed_output(block: Block, x: Tensor, *, added: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """Block.output, of which nothing but x + added is kept for the way back."""
     x = x if added is None else x + added
     # Nothing random is drawn within a block.
-    return checkpoint(Block.output, block, x, None, starts=starts, use_reentrant=False, preserve_rng_state=False)
+    return checkpoint(Block.output, block, x, added=None, starts=starts, use_reentrant=False, preserve_rng_state=False)
 
 
 def training_step(

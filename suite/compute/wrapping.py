@@ -88,9 +88,9 @@ def reshards(model: Backbone, compute: Compute, world: World) -> bool:
     return weights > SMALL_SHARE * torch.cuda.get_device_properties(world.device).total_memory
 
 
-def own_forward(block: Block, x: Tensor, added: Tensor | None, *, starts: Tensor | None) -> tuple[Tensor, Tensor]:
+def own_forward(block: Block, x: Tensor, *, added: Tensor | None, starts: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the block itself has as its forward, with what FSDP2 does before and behind it."""
-    return block(x, added, starts=starts)
+    return block(x, added=added, starts=starts)
 
 
 @contextlib.contextmanager

@@ -46,6 +46,10 @@ def command(model: str, shape: Shape, steps: int, folder: Path) -> list[str]:
     ]
 
 
+def has_stepped(store: Path) -> bool:
+    return any(path.stat().st_size for path in store.glob("runs/*/metrics.jsonl"))
+
+
 def measured(model: str, *, dry: bool, steps: int, first_step: bool) -> dict[str, Any]:
     """A row, from a process that has compiled nothing yet."""
     shape = TOY if dry else FULL
@@ -56,11 +60,12 @@ def measured(model: str, *, dry: bool, steps: int, first_step: bool) -> dict[str
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
         store, began = folder / "results", time.monotonic()
         with started(command(model, shape, steps, folder)) as process:
-            while process.poll() is None and not any(path.stat().st_size for path in store.glob("runs/*/metrics.jsonl")):
+            while process.poll() is None and time.monotonic() - began < SECONDS and not has_stepped(store):
                 time.sleep(0.05)
             first_step_seconds = time.monotonic() - began
-            if first_step and process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
+            if first_step and has_stepped(store):
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
                 return {"model": model, "first_step_seconds": first_step_seconds}
             failed = ended(process, SECONDS)
         if failed is not None:

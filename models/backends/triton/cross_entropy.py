@@ -28,7 +28,10 @@ COLUMNS_MULTIPLE = 64
 
 @triton.jit
 def _half(x, soft_cap):
-    """(1 + tanh(x / soft_cap)) / 2, whose slope by x / soft_cap is 2 (half - half^2)."""
+    """(1 + tanh(x / soft_cap)) / 2, whose slope by x / soft_cap is 2 (half - half^2).
+
+    Off by some units in the last place of float32, so the slope of a logit above 8 caps is 0.
+    """
     # exp to the base of 2, with log2(e) among what is the same for all numbers
     root = tl.rsqrt(1.0 + tl.exp2((-2.0 / soft_cap * 1.4426950408889634) * x))
     # The GPU waits for instructions here, of which a division takes several.
@@ -76,7 +79,7 @@ def _loss_and_gradient(logits, targets, nll, scale, soft_cap, vocab_size, num_co
         at = first + columns
         half = _half(tl.load(logits + at, mask=at < num_columns, other=0.0).to(tl.float32), soft_cap)
         share = _exponential(half, soft_cap) * per_exponential
-        # Most blocks hold neither, and what is asked of every number takes longer than to read it.
+        # Most blocks hold neither the target nor padding, and to ask that of every number takes longer than to read it.
         if (target >= first) & (target < first + BLOCK):
             share -= tl.where(at == target, weight, 0.0)
         if first + BLOCK > vocab_size:

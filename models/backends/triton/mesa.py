@@ -66,10 +66,12 @@ def mesa_chunked(
 
     A token's solve begins at `initial`, "zero", "diagonal" (q / diag(H + Lambda)) or "query" (q), and ends at
     |q - (H + Lambda) x| <= tolerance |q| or after max_steps >= 0, where 0 leaves the beginning; so does that of its backward.
-    A tolerance below 1e-7 counts as 1e-7, and a q with no entry above 1e-36 in size as 0. In bfloat16, 1e-4 brings all
-    gradients to the rounding of their dtype; 1e-3 brings o there. Directions, and where a solve begins, are rounded to float16,
-    so that before the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q. "query" leaves a
-    residual of |H + Lambda| |q|, whose rounding stays: in bfloat16 a token's o is off by up to 2e-4 |H + Lambda|.
+    A tolerance below 1e-7 counts as 1e-7, and a q with no entry above 1e-36 in size as 0. On a Hopper GPU bfloat16 inputs with a
+    tolerance of 1e-4 or more have x to half a unit in the last place, which may leave more of q (`mesa_hopper.UNSEEN`). In
+    bfloat16, 1e-4 brings all gradients to the rounding of their dtype; 1e-3 brings o there. Directions, and where a solve begins,
+    are rounded to float16, so that before the end an x is that of exact conjugate gradients to about 1e-3 of what is left of q.
+    "query" leaves a residual of |H + Lambda| |q|, whose rounding stays: in bfloat16 a token's o is off by up to
+    2e-4 |H + Lambda|.
     Raises ValueError for what `refuse` and `refuse_dtypes` name, and for more than MOST_HEADS heads of all sequences together;
     the table in models/backends/__init__.py says for which sizes and settings these kernels are chosen.
     """

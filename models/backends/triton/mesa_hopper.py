@@ -6,7 +6,8 @@ step take half the time so: what Triton's kernel has no registers for goes to me
 
 Arithmetic differs in three places. Lambda is read in float32 whenever it is asked for, where Triton's kernel keeps it in
 float16, at most 32,768. A guess by the diagonal reads only the high part of that of H, which moves the guess by up to 5e-4.
-And a chunk is solved without the low half of H where that is too small to be seen, which is a third of a step's products.
+And a chunk is solved without the low half of H where that is too small to be seen: a third of a step's products for keys of 128
+numbers, a quarter for 64.
 """
 
 from triton.experimental import gluon
@@ -18,7 +19,9 @@ from models.backends.triton.mesa_tiles import SIZES, SMALLEST
 UNSEEN = gl.constexpr(2.0**-8)
 """Without its low half E, the states before a chunk leave a solution off by (H + Lambda)^-1 E x, at most |E| / min Lambda of |x|.
 E is left out where that is below half a unit in the last place of bfloat16. |E| is the root of the sum of E's squares, which for
-random numbers is several times what E does to a vector."""
+random numbers is several times what E does to a vector. A residual is then counted without E x."""
+FINE = gl.constexpr(0.9e-4)
+"""A tolerance below it asks for more than bfloat16 holds, and keeps E."""
 
 
 @gluon.jit
@@ -119,6 +122,7 @@ def solve_kernel(
     flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     lost = gl.load(lows + state * of_low + gl.arange(0, of_low, layout=flat))
     has_low = gl.sqrt(gl.sum(lost, 0)) * gl.max(kept, 0) > UNSEEN * gl.min(gl.load(penalties), 0)
+    has_low = has_low | (tolerance < FINE)
     # Else it is not read, either.
     if has_low:
         async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)

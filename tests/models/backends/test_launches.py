@@ -246,9 +246,9 @@ def test_the_launches_that_were_fastest_for_a_moment_are_timed_for_long(monkeypa
     monkeypatch.setattr(fla_tuning, "kernels", lambda: [(NAME, tuned)])
     monkeypatch.setattr(fla_tuning, "FINALISTS", 2)
     fla_tuning.time_in_two_rounds()
-    # The last two were the fastest for a moment, and of these the first is for long.
+    # The last two were the fastest for a moment. What is timed for long first, the last of all, counts as the fastest here.
     launch = call(tuned, 64)
-    assert (launch["BK"], launch["num_warps"]) == (64, 2)
+    assert (launch["BK"], launch["num_warps"]) == (64, 4)
     assert briefly == [fla_tuning.BRIEFLY] * 4 and len(timed) == 2
     call(tuned, 128)
     assert len(briefly) == 8 and len(timed) == 4
