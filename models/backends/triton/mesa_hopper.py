@@ -71,6 +71,14 @@ def _weights(log, resets, strength, C: gl.constexpr, layout: gl.constexpr):
     return _pack(between * gl.load(strength + s)[None, :])
 
 
+@gluon.jit
+def _is_seen(squares, kept, penalties, COUNT: gl.constexpr):
+    """Whether the low half of H, of which these are COUNT sums of squares, may move a solution by more than UNSEEN."""
+    flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    size = gl.sqrt(gl.sum(gl.load(squares + gl.arange(0, COUNT, layout=flat)), 0))
+    return size * gl.max(kept, 0) > UNSEEN * gl.min(gl.load(penalties), 0)
+
+
 @gluon.jit(do_not_specialize=SIZES)
 def solve_kernel(
     lows, rhs, k, log, resets, strength, from_start, regularizer, H_states, H_scales, x, steps, forward_x, d_regularizer, growth,
@@ -118,11 +126,7 @@ def solve_kernel(
     kept = gl.load(from_start + chunk + tokens) / gl.load(H_scales + state)
     columns = gl.arange(0, K, layout=of_columns)
     penalties = regularizer + h * K + columns
-    of_low: gl.constexpr = K * K // 64
-    flat: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    lost = gl.load(lows + state * of_low + gl.arange(0, of_low, layout=flat))
-    has_low = gl.sqrt(gl.sum(lost, 0)) * gl.max(kept, 0) > UNSEEN * gl.min(gl.load(penalties), 0)
-    has_low = has_low | (tolerance < FINE)
+    has_low = _is_seen(lows + state * (K * K // 64), kept, penalties, K * K // 64) | (tolerance < FINE)
     # Else it is not read, either.
     if has_low:
         async_copy.async_copy_global_to_shared(H_low.index(0), H_parts + K * K + H_at)

@@ -9,6 +9,7 @@ import logging
 import weakref
 from dataclasses import replace
 from functools import partial
+from types import MethodType
 
 import pytest
 import torch
@@ -102,6 +103,15 @@ def test_what_training_computes_is_what_the_model_computes() -> None:
     starts = batch.tokens % 7 == 0
     expected, _ = model.features(batch.tokens, starts=starts)
     assert torch.equal(model.training_features(batch.tokens, starts=starts), expected)
+
+
+def test_a_block_that_trains_as_its_forward_takes_no_state_for_a_term() -> None:
+    """As FSDP2 has blocks: both forms take two tensors, and return a pair."""
+    model = new_model(make_run("transformer"), CPU)
+    for block in model.blocks:
+        vars(block)["forward"] = MethodType(Block.output, block)
+    with pytest.raises(TypeError, match="positional"):
+        model.features(torch.zeros(1, 4, dtype=torch.long))
 
 
 def test_checkpointing_recomputes_and_changes_no_number() -> None:
