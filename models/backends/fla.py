@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from models.backends import fla_operators as operators
 from models.backends import launches, version
+from models.backends.differentiable import is_traced
 from models.backends.fla_launches import pin
 from models.ops.mesa import Inputs, MesaState
 from models.ops.mlstm import MLSTMState, by_linear_attention
@@ -75,12 +76,13 @@ def decayed_linear_attention(
     """By `simple_gla`, which has no beta: it is folded into the keys."""
     key_dim, value_dim = k.shape[-1], v.shape[-1]
     smallest = 1 if _is_decoding(q) else SMALLEST
-    q, k, v, state = _padded(q, k * beta.unsqueeze(-1), v, state, smallest=smallest)
+    k, log_decay = _gated(k, beta, log_decay, v.dtype)
+    q, k, v, state = _padded(q, k, v, state, smallest=smallest)
     q, k, v = _operands(q, k, v)
     if _is_decoding(q):
-        o, after = operators.recurrent(q, k, v, _finite(log_decay), None, state.contiguous())
+        o, after = operators.recurrent(q, k, v, log_decay, None, state.contiguous())
     else:
-        o, after = operators.simple_gla(q, k, v, _finite(log_decay), state.contiguous())
+        o, after, _ = operators.simple_gla(q, k, v, log_decay, state.contiguous())
     return o[..., :value_dim], after[..., :value_dim, :key_dim].contiguous()
 
 
@@ -114,7 +116,7 @@ def delta_rule(*, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tens
     key_dim, value_dim = k.shape[-1], v.shape[-1]
     q, k, v, state = _padded(q, k, v, state, smallest=SMALLEST)
     q, k, v = _operands(q, k, v)
-    o, after, _ = operators.gated_delta_rule(q, k, v, _finite(log_decay), beta.float().contiguous(), state.contiguous())
+    o, after, *_ = operators.gated_delta_rule(q, k, v, _finite(log_decay), beta.float().contiguous(), state.contiguous())
     return o[..., :value_dim], after[..., :value_dim, :key_dim].contiguous()
 
 
@@ -148,6 +150,15 @@ def mesa(inputs: Inputs, *, state: MesaState, solver: ConjugateGradients) -> tup
         max_CG_iteration=solver.max_steps,
     )
     return o, MesaState(G.mT, H)
+
+
+def _gated(k: Tensor, beta: Tensor, log_decay: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """beta k and finite log-decays, by a kernel where no compiler joins them to what stands beside them."""
+    if is_traced() or not k.is_cuda:
+        return k * beta.unsqueeze(-1), _finite(log_decay)
+    from models.backends.triton.gated_inputs import gated_inputs
+
+    return gated_inputs(k, beta, log_decay, dtype=dtype, lowest=RESET)
 
 
 def _padded(q: Tensor, k: Tensor, v: Tensor, state: Tensor, *, smallest: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

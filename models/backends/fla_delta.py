@@ -80,7 +80,7 @@ def _of_one_key(steps: _Steps) -> tuple[Tensor, Tensor]:
     elif q.shape[1] != k.shape[1]:
         return _of_two_keys(steps)
     elif log_decay.ndim == 3:
-        o, after, _ = gated_delta_rule(q, k, v, log_decay, beta, state)
+        o, after, *_ = gated_delta_rule(q, k, v, log_decay, beta, state)
     else:
         o, after, *_ = operators.kda(q, k, v, log_decay, beta, state)
     return o, after

@@ -1,8 +1,9 @@
 """Hands the launches of a table to fla's kernels, each of which then runs without having been tuned.
 
 Triton keeps what tuning found in a kernel's `cache`, a mapping from the call's key, and tunes only for keys that are not in it.
-`Launches` stands there in its place and answers for all keys of the table. So nothing of Triton or fla is replaced but this
-mapping; a launch is one of those that fla itself lists for the kernel, and one that fla rules out for a call is not taken.
+`Launches` stands there in its place and answers for all keys of the table; a launch is one of those that fla itself lists for
+the kernel, and one that fla rules out for a call is not taken. Beside this mapping, what is replaced of Triton and fla is the
+`run` of a kernel, which then looks up what a kind of call needs once (models/backends/triton/relaunch.py).
 fla's own files (FLA_CONFIG_DIR) would not do: they go by a kernel's bare name, which different kernels share, by keys with
 the batch size and the number of heads, and only some kernels read them.
 """
@@ -14,6 +15,7 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,17 +76,23 @@ def as_launch(config: Any) -> dict[str, Any]:
 
 def kernels() -> Iterator[tuple[str, Any]]:
     """The name, "module:function", and the autotuner of every tuned kernel of fla."""
+    return ((name, tuner) for name, tuner, _ in _with_callables())
+
+
+def _with_callables() -> Iterator[tuple[str, Any, Any]]:
+    """The same with what fla calls of each kernel: the autotuner, or the heuristics around it."""
     from triton.runtime.autotuner import Autotuner, Heuristics
 
     for name in PACKAGES_OF_KERNELS:
         importlib.import_module(name)
     for module in [module for name, module in sys.modules.items() if name.startswith("fla.ops.")]:
-        for value in list(vars(module).values()):
+        for called in list(vars(module).values()):
+            value = called
             while isinstance(value, Heuristics):
                 value = value.fn
             # Modules import kernels from each other: each is told of where it was written.
             if isinstance(value, Autotuner) and value.base_fn.__module__ == module.__name__:
-                yield f"{module.__name__}:{value.base_fn.__name__}", value
+                yield f"{module.__name__}:{value.base_fn.__name__}", value, called
 
 
 def pin_to(table: Mapping[str, tuple[launches.Entry, ...]]) -> None:
@@ -116,9 +124,32 @@ def pin() -> None:
     pin_for(versions(), torch.cuda.get_device_capability(), torch.cuda.get_device_name())
 
 
+@torch.compiler.disable
+@functools.cache
+def relaunch() -> None:
+    """From now on, tuned kernels of fla are launched without what was looked up for a call of their kind before."""
+    from models.backends.triton.relaunch import Relaunched, may_relaunch
+
+    for _, _, called in _with_callables():
+        if may_relaunch(called):
+            called.run = Relaunched(called)
+
+
+@contextmanager
+def as_fla_launches() -> Iterator[None]:
+    """Within, kernels are launched as by fla alone, for a comparison with it."""
+    ours = [(called, vars(called).pop("run")) for _, _, called in _with_callables() if "run" in vars(called)]
+    try:
+        yield
+    finally:
+        for called, run in ours:
+            called.run = run
+
+
 def on_device(x: Tensor) -> torch.cuda.device_of:
     """The device of x as the current one, for kernels of fla."""
     pin()
+    relaunch()
     return torch.cuda.device_of(x)
 
 

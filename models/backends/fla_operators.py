@@ -22,7 +22,7 @@ CHUNK_SIZE = 64
 
 
 def _summed(log_decay: Tensor) -> Tensor:
-    """The running sum of every chunk, to the base 2 as fla's kernels want it; so cheap that a backward pass makes it anew."""
+    """The running sum of every chunk, to the base 2 as fla's kernels want it."""
     from fla.ops.utils import chunk_local_cumsum
     from fla.ops.utils.constant import RCP_LN2
 
@@ -30,22 +30,23 @@ def _summed(log_decay: Tensor) -> Tensor:
 
 
 @differentiable("linear_rnn_suite::fla_simple_gla")
-def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma."""
+def simple_gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """G_t = gamma_t G_{t-1} + v_t k_t^T, o_t = G_t q_t, with a scalar gamma; also returns log_decay summed up in every chunk."""
     from fla.ops.simple_gla.chunk import chunk_simple_gla_fwd
 
     with on_device(q):
         total = _summed(log_decay)
-        return chunk_simple_gla_fwd(q, k, v, total, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE)
+        o, after = chunk_simple_gla_fwd(q, k, v, total, None, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE)
+        return o, after, total
 
 
 def simple_gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.simple_gla.chunk import chunk_simple_gla_bwd
     from fla.ops.utils import chunk_local_cumsum
 
-    q, k, v, log_decay, state = kept
+    q, k, v, _, state, total = kept
     dq, dk, dv, dtotal, before = chunk_simple_gla_bwd(
-        q, k, v, _summed(log_decay), None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
+        q, k, v, total, None, state, do, dstate, 1.0, state_v_first=True, chunk_size=CHUNK_SIZE
     )
     dlog_decay = chunk_local_cumsum(dtotal, chunk_size=CHUNK_SIZE, reverse=True)
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, before
@@ -76,23 +77,23 @@ def gla_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tens
 @differentiable("linear_rnn_suite::fla_gated_delta_rule")
 def gated_delta_rule(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The gated delta rule; also returns the inverses of I + A of every chunk [B, T, H, CHUNK_SIZE]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gated delta rule; also returns the inverses of I + A of every chunk [B, T, H, CHUNK_SIZE] and `simple_gla`'s sums."""
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_fwd
 
     with on_device(q):
-        _, o, inverse, after, _, _ = chunk_gated_delta_rule_fwd(
+        total, o, inverse, after, _, _ = chunk_gated_delta_rule_fwd(
             q, k, v, log_decay, beta, 1.0, state, True, state_v_first=True, chunk_size=CHUNK_SIZE
         )
-        return o, after, inverse
+        return o, after, inverse, total
 
 
 def gated_delta_rule_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Tensor, ...]:
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd
 
-    q, k, v, log_decay, beta, state, inverse = kept
+    q, k, v, _, beta, state, inverse, total = kept
     dq, dk, dv, dbeta, dlog_decay, before, _, _ = chunk_gated_delta_rule_bwd(
-        q, k, v, _summed(log_decay), beta, inverse, 1.0, state, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
+        q, k, v, total, beta, inverse, 1.0, state, do, dstate, state_v_first=True, chunk_size=CHUNK_SIZE
     )
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype), dlog_decay, dbeta.to(beta.dtype), before
 
@@ -161,10 +162,14 @@ def _as_kept(k: Tensor, dtype: torch.dtype) -> Tensor:
     return k.new_empty((*k.shape[:3], CHUNK_SIZE), dtype=dtype)
 
 
-simple_gla.differentiate(simple_gla_backward, num_inputs=5, fake=_as_returned)
+simple_gla.differentiate(
+    simple_gla_backward, num_inputs=5, fake=lambda *inputs: (*_as_returned(*inputs), torch.empty_like(inputs[3]))
+)
 gla.differentiate(gla_backward, num_inputs=5, fake=lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], torch.float32)))
 gated_delta_rule.differentiate(
-    gated_delta_rule_backward, num_inputs=6, fake=lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], inputs[1].dtype))
+    gated_delta_rule_backward,
+    num_inputs=6,
+    fake=lambda *inputs: (*_as_returned(*inputs), _as_kept(inputs[1], inputs[1].dtype), torch.empty_like(inputs[3])),
 )
 recurrent.register_fake(lambda *inputs: (torch.empty_like(inputs[2], dtype=torch.float32), torch.empty_like(inputs[-1])))
 delta_rule_.register_fake(lambda *inputs: torch.empty_like(inputs[2]))

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.backends.fla_launches import as_fla_launches
 from models.ops import (
     decayed_linear_attention,
     diagonal_plus_low_rank,
@@ -301,7 +302,11 @@ def measured(name: str, *, dry: bool, eager: bool) -> dict[str, Any]:
     run, run_peer = forms(op, compiled=not (dry or eager))
     ours = timings(run, drawn)
     # Only a GPU has fla's kernels.
-    peer = ours if dry else timings(run_peer, drawn)
+    if dry:
+        peer = ours
+    else:
+        with as_fla_launches():
+            peer = timings(run_peer, drawn)
     return {"op": name, "by": op.by, "ours_ms": ours, "fla_ms": peer, "ratios": [a / b for a, b in zip(ours, peer, strict=True)]}
 
 

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import Rotation, rotate, rotation
-from models.backends.fla_launches import pin
+from models.backends.fla_launches import as_fla_launches, pin
 from models.build import build_model
 from suite.compute.acceleration import accelerate, training_step
 from suite.compute.optimization import build_optimizer, learning_rate, set_learning_rate
@@ -251,9 +251,13 @@ def language_case(name: str, options: argparse.Namespace) -> Iterator[Row]:
     elif CUDA:
         if options.table:
             pin()
-        yield fla_arm(name, shape, groups, arm="fla", settings={})
+        arms: dict[str, dict[str, Any]] = {"fla": {}}
         if name == "gated_deltanet":
-            yield fla_arm(name, shape, groups, arm="fla, no output gate", settings={"use_gate": False})
+            arms["fla, no output gate"] = {"use_gate": False}
+        for arm, settings in arms.items():
+            with as_fla_launches():
+                row = fla_arm(name, shape, groups, arm=arm, settings=settings)
+            yield row
     if not options.no_eager:
         yield suite_arm(name, backend, shape, groups, compute=plain, arm=f"suite, {backend}, eager")
 

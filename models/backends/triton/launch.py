@@ -45,7 +45,7 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], co
         kernel[grid](*arguments, **constants)
         return
     device = driver.active.get_current_device()
-    key = (kernel.fn, device, *constants.items(), *map(_kind, arguments))
+    key = (kernel.fn, device, *constants.items(), *map(kind, arguments))
     known = _compiled.get(key)
     if known is None:
         compiled = kernel[grid](*arguments, **constants)
@@ -53,13 +53,20 @@ def launch(kernel: Any, grid: tuple[int, int, int], arguments: Sequence[Any], co
             _compiled[key] = compiled, tuple(constants[each.name] for each in kernel.params[len(arguments) :])
         return
     compiled, rest = known
+    run_compiled(compiled, device, grid, (*arguments, *rest))
+
+
+def run_compiled(compiled: Any, device: int, grid: tuple[int, ...], arguments: Sequence[Any]) -> None:
+    """Launches what Triton compiled, as Triton does. arguments: all of the kernel's in their order, constants among them."""
     stream = driver.active.get_current_stream(device)
-    metadata = compiled.launch_metadata(grid, stream, *arguments, *rest)
+    metadata = compiled.launch_metadata(grid, stream, *arguments)
     hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, metadata, *hooks, *arguments, *rest)
+    width, height, depth = (*grid, 1, 1)[:3]
+    compiled.run(width, height, depth, stream, compiled.function, compiled.packed_metadata, metadata, *hooks, *arguments)
 
 
-def _kind(x: Any) -> Any:
+def kind(x: Any) -> Any:
+    """What Triton compiles apart of an argument that is no constant."""
     if type(x) is int:
         return (x & 15 == 0) + 2 * (x == 1) + 4 * (x >> 31 != 0)
     if isinstance(x, Tensor):

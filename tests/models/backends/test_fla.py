@@ -41,21 +41,23 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def simple_gla(q, k, v, log_decay, state):
         ones = torch.ones_like(log_decay)
-        return decayed_linear_attention.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=ones, state=state)
+        return (*decayed_linear_attention.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=ones, state=state), None)
 
     def vector_gated(q, k, v, log_decay, state):
         return gla.recurrent(q=q, k=k, v=v, log_decay=log_decay, state=state)
 
     def gated_delta_rule(q, k, v, log_decay, beta, state):
-        return (*delta_rule.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state), None)
+        return (*delta_rule.recurrent(q=q, k=k, v=v, log_decay=log_decay, beta=beta, state=state), None, None)
 
     def delta_rule_(q, k, v, log_decay, beta, state):
-        o, after, _ = gated_delta_rule(q, k, v, log_decay, beta, state)
+        o, after, *_ = gated_delta_rule(q, k, v, log_decay, beta, state)
         state.copy_(after)
         return o
 
     def recurrent(q, k, v, log_decay, key_log_decay, state):
-        return simple_gla(q, k, v, log_decay, state) if key_log_decay is None else vector_gated(q, k, v, key_log_decay, state)
+        if key_log_decay is not None:
+            return vector_gated(q, k, v, key_log_decay, state)
+        return simple_gla(q, k, v, log_decay, state)[:2]
 
     kernels = {"simple_gla": simple_gla, "gated_delta_rule": gated_delta_rule, "delta_rule_": delta_rule_, "recurrent": recurrent}
     for name, kernel in (kernels | {"gla": lambda *x: (*vector_gated(*x), None)}).items():

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.util
 import inspect
+import os
 import pkgutil
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch.library import CustomOpDef
 
+from models.backends import launches
 from models.backends import triton as ours
 
 pytest.importorskip("triton")
@@ -25,6 +28,17 @@ def test_a_kernel_gets_what_triton_gives_it():
     command = [sys.executable, "-m", "tests.models.backends.launched_twice"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "the same calls" in done.stdout, done.stdout + done.stderr
+
+
+FLA = pytest.mark.skipif(importlib.util.find_spec("fla") is None, reason="flash-linear-attention is not installed")
+
+
+@pytest.mark.parametrize("whose", ["ours", pytest.param("fla", marks=[FLA, pytest.mark.slow])])
+def test_a_tuned_kernel_is_launched_again_as_it_was(whose: str) -> None:
+    command = [sys.executable, "-m", "tests.models.backends.relaunched", whose]
+    environment = {name: value for name, value in os.environ.items() if name != launches.VARIABLE}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "kinds are the same" in done.stdout, done.stdout + done.stderr
 
 
 def test_what_is_launched_is_launched_on_the_device_of_the_first_input(monkeypatch):

@@ -1,0 +1,72 @@
+"""Launches a tuned kernel again without what Triton, and whoever wrote the kernel, look up for every launch.
+
+A kernel of flash-linear-attention finds its tuned launch by two keys, each a list of a call's values and dtypes, before Triton
+binds and classifies its arguments: 80 microseconds of a host's time that a launch itself takes 5 of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import Parameter
+from typing import Any, NamedTuple
+
+import triton
+from triton.runtime.autotuner import Autotuner, Heuristics
+from triton.runtime.driver import driver
+
+from models.backends.triton.launch import CALLED_SO, kind, run_compiled
+
+
+class Known(NamedTuple):
+    """What Triton compiled for a kind of call, and the arguments that no call gives: defaults and what tuning chose."""
+
+    compiled: Any
+    chosen: Mapping[str, Any]
+
+
+class Relaunched:
+    """In place of `run` of a tuned kernel, which may have heuristics around it: the first launch of a kind is by `run`.
+
+    Launches are of one kind where they have the same constants and heuristics, the same values of what tuning goes by, and
+    other arguments that Triton compiles for alike (`kind`).
+    """
+
+    def __init__(self, kernel: Autotuner | Heuristics) -> None:
+        self.run = kernel.run
+        self.heuristics: dict[str, Any] = {}
+        while isinstance(kernel, Heuristics):
+            self.heuristics |= kernel.values
+            kernel = kernel.fn
+        self.tuner, function = kernel, kernel.fn
+        self.names = [each.name for each in function.params]
+        self.defaults = {each.name: each.default for each in function.params if each.default is not Parameter.empty}
+        # What is no parameter of the kernel, such as num_warps, is a constant too.
+        others = {each.name for each in function.params if not each.is_constexpr}
+        self.classified = others.difference(kernel.keys)
+        self.known: dict[tuple[Any, ...], Known] = {}
+
+    def __call__(self, *args: Any, grid: Any, warmup: bool, **given: Any) -> Any:
+        named = {**dict(zip(self.names, args, strict=False)), **given}
+        for name, value in self.heuristics.items():
+            named[name] = value(named)
+        device = driver.active.get_current_device()
+        kinds = [kind(value) if name in self.classified else value for name, value in named.items()]
+        key = (device, *named, *kinds)
+        known = None if warmup else self.known.get(key)
+        if known is None:
+            compiled = self.run(*args, grid=grid, warmup=warmup, **given)
+            if not warmup and compiled is not None:
+                self.known[key] = Known(compiled, self.defaults | self.tuner.best_config.kwargs)
+            return compiled
+        values = {**known.chosen, **named}
+        run_compiled(known.compiled, device, grid(values) if callable(grid) else grid, [values[name] for name in self.names])
+        return known.compiled
+
+
+def may_relaunch(kernel: Any) -> bool:
+    """Whether `Relaunched` launches as this kernel does: tuned by Triton, heuristics around it, and nothing to do before."""
+    while isinstance(kernel, Heuristics):
+        kernel = kernel.fn
+    if triton.__version__ not in CALLED_SO or not isinstance(kernel, Autotuner):
+        return False
+    return isinstance(kernel.fn, triton.JITFunction) and all(each.pre_hook is None for each in kernel.configs)
