@@ -39,7 +39,9 @@ def print_scores(runs: Sequence[Run], results: Path, arguments: Sequence[str]) -
 
     for title, table in score_tables(frames):
         _print_table(title, table)
-    typed = [argument for argument in arguments if not argument.startswith("hydra")] or [f"model={runs[0].config.model.name}"]
+    # A report knows neither Hydra's keys nor where texts lie.
+    typed = [each for each in arguments if not each.startswith(("hydra", "paths.cache="))]
+    typed = typed or [f"model={runs[0].config.model.name}"]
     print(f"draw them: {shlex.join(['python', '-m', 'suite', 'report', *typed])}")
 
 

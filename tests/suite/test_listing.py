@@ -21,7 +21,7 @@ REQUEST = [*SMALL[1:], "model=gla,gated_deltanet", "train.lr=1e-3,4e-3", "eval=t
 def made(tmp_path_factory) -> tuple[Path, str]:
     """A store of a small sweep, and what its run printed."""
     store = tmp_path_factory.mktemp("listed") / "results"
-    typed = ["run", *REQUEST, f"paths.results={store}", "compute.jobs=1"]
+    typed = ["run", *REQUEST, f"paths.cache={store.parent}", f"paths.results={store}", "compute.jobs=1"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
         # A run keeps the words that its process was started with.
         patch.setattr(sys, "argv", [str(ROOT / "suite" / "__main__.py"), *typed])
@@ -51,6 +51,7 @@ def test_a_run_prints_its_scores_and_the_line_that_draws_them(made, capsys, tabl
     assert rows[-1].startswith("draw them: python -m suite report ") and rows[-1].endswith(
         f"paths.results={store} compute.jobs=1"
     )
+    assert "paths.cache" not in rows[-1], "a report does not know it"
     assert main(["run", *REQUEST, f"paths.results={store}", "compute.jobs=1"]) == 0
     # What was done already has its scores, too.
     assert capsys.readouterr().out == said
