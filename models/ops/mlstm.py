@@ -92,6 +92,8 @@ def stabiliser(*, log_decay: Tensor, log_beta: Tensor, initial: Tensor) -> Tenso
     Less the running sum of log_decay it is a running maximum. -inf is cut to FORGOTTEN, which leaves nothing of an m
     below -FORGOTTEN, and no gate comes near that.
     """
-    total = log_decay.clamp(min=FORGOTTEN).double().cumsum(1)
-    relative = (log_beta.clamp(min=0.0) - total).cummax(1).values
-    return (total + torch.maximum(relative, initial.double().unsqueeze(1))).to(initial.dtype)
+    # A GPU sums a sequence up in parallel where its numbers lie side by side, and else a number after the other.
+    log_decay, log_beta = log_decay.mT.contiguous(), log_beta.mT.contiguous()
+    total = log_decay.clamp(min=FORGOTTEN).double().cumsum(-1)
+    relative = (log_beta.clamp(min=0.0) - total).cummax(-1).values
+    return (total + torch.maximum(relative, initial.double().unsqueeze(-1))).to(initial.dtype).mT.contiguous()

@@ -33,9 +33,7 @@ def gated_inputs(k: Tensor, beta: Tensor, log_decay: Tensor, *, dtype: torch.dty
 
 class _GatedInputs(Function):
     @staticmethod
-    def forward(
-        ctx: Any, k: Tensor, beta: Tensor, log_decay: Tensor, dtype: torch.dtype, lowest: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, k: Tensor, beta: Tensor, log_decay: Tensor, dtype: torch.dtype, lowest: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(k, beta, log_decay)
         ctx.lowest = lowest
         weighted = torch.empty_like(k, dtype=dtype)

@@ -22,3 +22,12 @@ def test_it_is_the_recurrence(length: int) -> None:
 
 def test_it_is_the_recurrence_in_float32_where_the_last_state_is_not_weighed() -> None:
     assert_equals_recurrent(5, width=10, device="cpu", dtype=torch.float32, kind="float32", weigh_last=False)
+
+
+@pytest.mark.parametrize("length", [3, 12, 17, 24])
+def test_in_segments_it_is_the_recurrence(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 4 and 8 tokens, the last one shorter or not, and of one segment alone where none fits."""
+    monkeypatch.setattr(rglru, "SHORTEST", 4)
+    monkeypatch.setattr(rglru, "MOST", 4)
+    assert rglru.cut(2, length, 10, programs=rglru.FORWARD).number == {3: 1, 12: 3, 17: 3, 24: 3}[length]
+    assert_equals_recurrent(length, width=10, device="cpu", dtype=torch.float64, kind="float64")

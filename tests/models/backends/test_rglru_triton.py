@@ -51,6 +51,27 @@ def assert_equals_recurrent(
         assert_near(x.cpu().double(), y, kind)
 
 
+@pytest.mark.parametrize(
+    ("shape", "forward", "backward"),
+    [
+        ((1, 32768, 1024), (32, 1024), (32, 1024)),
+        ((2, 1000, CHANNELS), (3, 336), (3, 336)),
+        ((2, 767, CHANNELS), (1, 767), (1, 767)),
+        ((16, 2048, 1024), (1, 2048), (4, 512)),
+        ((32, 2048, 1024), (1, 2048), (1, 2048)),
+        ((3, 0, 5), (1, 0), (1, 0)),
+        ((0, 300, 5), (1, 300), (1, 300)),
+    ],
+)
+def test_a_sequence_is_cut_where_there_are_few_of_them(
+    shape: tuple[int, int, int], forward: tuple[int, int], backward: tuple[int, int]
+) -> None:
+    from models.backends.triton.rglru import BACKWARD, FORWARD, cut
+
+    assert cut(*shape, programs=FORWARD) == forward
+    assert cut(*shape, programs=BACKWARD) == backward
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float64, "float64"), (torch.float32, "float32")])
 @pytest.mark.parametrize("length", LENGTHS)
