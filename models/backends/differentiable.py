@@ -42,10 +42,11 @@ class DifferentiableOp:
         """Makes `gradients` the gradient into the first num_inputs inputs. fake: outputs in shape and dtype, for a compiler."""
         compute = self.compute
 
-        @custom_op(f"{self.name}_backward", mutates_args=(), schema=SCHEMA)
-        def backward(do: Tensor, dstate: Tensor | None, kept: list[Tensor | None]) -> list[Tensor]:
+        def on_device(do: Tensor, dstate: Tensor | None, kept: list[Tensor | None]) -> list[Tensor]:
             with torch.cuda.device_of(do):
                 return list(gradients(do, dstate, *kept))
+
+        backward = custom_op(f"{self.name}_backward", mutates_args=(), schema=SCHEMA)(on_device)
 
         @backward.register_fake
         def _(do: Tensor, dstate: Tensor | None, kept: list[Tensor | None]) -> list[Tensor]:
@@ -60,9 +61,11 @@ class DifferentiableOp:
         def into_inputs(
             ctx: FunctionCtx, do: Tensor | None, dstate: Tensor | None, *_: Any, by: Any = backward
         ) -> tuple[Any, ...]:
-            do = torch.zeros_like(ctx.saved_tensors[2]) if do is None else do.contiguous()
+            # Asked for once: under a checkpoint they are computed anew, and no second time.
+            kept = list(ctx.saved_tensors)
+            do = torch.zeros_like(kept[2]) if do is None else do.contiguous()
             dstate = None if dstate is None else dstate.contiguous()
-            return (*by(do, dstate, list(ctx.saved_tensors)), *[None] * ctx.num_others)
+            return (*by(do, dstate, kept), *[None] * ctx.num_others)
 
         class Direct(Function):
             @staticmethod
@@ -75,8 +78,7 @@ class DifferentiableOp:
             @staticmethod
             @once_differentiable
             def backward(ctx: FunctionCtx, *cotangents: Any) -> tuple[Any, ...]:
-                with torch.cuda.device_of(ctx.saved_tensors[2]):
-                    return into_inputs(ctx, *cotangents, by=lambda do, dstate, kept: gradients(do, dstate, *kept))
+                return into_inputs(ctx, *cotangents, by=on_device)
 
         self.operator.register_fake(fake)
         self.operator.register_autograd(into_inputs, setup_context=keep)

@@ -152,6 +152,7 @@ def apart_backward(do: Tensor, dstate: Tensor | None, *kept: Tensor) -> tuple[Te
     from fla.ops.utils import chunk_local_cumsum
 
     q, e, v, a, log_decay, beta, state, inverse = kept
+    # so cheap that it is made anew, here and below
     total = _summed(log_decay)
     w, u = recompute_w_u_fwd(k=e, v=v, beta=beta, A=inverse, g=total)
     states, corrections, _ = chunk_gated_delta_rule_fwd_h(

@@ -138,6 +138,7 @@ def relaunch() -> None:
 @contextmanager
 def as_fla_launches() -> Iterator[None]:
     """Within, kernels are launched as by fla alone, for a comparison with it."""
+    relaunch()
     ours = [(called, vars(called).pop("run")) for _, _, called in _with_callables() if "run" in vars(called)]
     try:
         yield
@@ -147,7 +148,7 @@ def as_fla_launches() -> Iterator[None]:
 
 
 def on_device(x: Tensor) -> torch.cuda.device_of:
-    """The device of x as the current one, for kernels of fla."""
+    """The device of x as the current one, for kernels of fla, which are first given our launches."""
     pin()
     relaunch()
     return torch.cuda.device_of(x)

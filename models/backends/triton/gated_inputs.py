@@ -1,7 +1,8 @@
 """What a kernel that knows no write strengths takes in their place: keys times those of their tokens, and bounded log-decays.
 
-One kernel forward and one backward. Outside a compiler PyTorch takes four forward and seven backward where keys are narrower than
-their strengths, and moves five times the bytes; a compiler has these products in a kernel with what stands beside them.
+One kernel forward and one backward, which makes all gradients. Outside a compiler PyTorch takes four forward and seven backward
+where keys have a narrower dtype than their strengths, and moves five times the bytes; a compiler has these products in a kernel
+with what stands beside them.
 
     B batch, T time, H heads, K key dim
 """
@@ -23,7 +24,7 @@ NUMBERS = 4096
 
 
 def gated_inputs(k: Tensor, beta: Tensor, log_decay: Tensor, *, dtype: torch.dtype, lowest: float) -> tuple[Tensor, Tensor]:
-    """beta k, multiplied in float32 and rounded to dtype, and log_decay in float32, where it is below `lowest` that.
+    """beta k, multiplied in float32 and rounded to dtype, and log_decay in float32, at least `lowest`.
 
     k: [B, T, H, K]. beta, log_decay: [B, T, H], the latter may be -inf. Both results are contiguous, and differentiable once.
     """
@@ -44,9 +45,10 @@ class _GatedInputs(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dweighted: Tensor, dbounded: Tensor) -> tuple[Tensor | None, ...]:
-        k, beta, log_decay = ctx.saved_tensors
-        gradients = torch.empty_like(k), torch.empty_like(beta), torch.empty_like(log_decay)
-        _launch(_backward_kernel, ctx.lowest, *ctx.saved_tensors, dweighted.contiguous(), dbounded.contiguous(), *gradients)
+        # Asked for once: under a checkpoint they are computed anew, and no second time.
+        saved = ctx.saved_tensors
+        gradients = tuple(torch.empty_like(x) for x in saved)
+        _launch(_backward_kernel, ctx.lowest, *saved, dweighted.contiguous(), dbounded.contiguous(), *gradients)
         return *gradients, None, None
 
 

@@ -68,7 +68,7 @@ def run_compiled(compiled: Any, device: int, grid: tuple[int, ...], arguments: S
 def kind(x: Any) -> Any:
     """What Triton compiles apart of an argument that is no constant."""
     if type(x) is int:
-        return (x & 15 == 0) + 2 * (x == 1) + 4 * (x >> 31 != 0)
+        return (x & 15 == 0) + 2 * (x == 1) + 4 * (not -(1 << 31) <= x < 1 << 31) + 8 * (x >= 1 << 63)
     if isinstance(x, Tensor):
         return (x.dtype, "shifted") if x.data_ptr() & 15 else x.dtype
     return type(x)

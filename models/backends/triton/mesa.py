@@ -250,8 +250,10 @@ def _remember(ctx: FunctionCtx, inputs: tuple[Any, ...], output: tuple[Tensor, .
 def _differentiate(
     ctx: FunctionCtx, d_o: Tensor | None, d_G: Tensor | None, d_H: Tensor | None, *_: Any, form: Callable[..., Any] = _backward
 ) -> tuple[Any, ...]:
-    d_o = torch.zeros_like(ctx.saved_tensors[1]) if d_o is None else d_o
-    *gradients, d_G0, d_H0 = form(d_o, d_G, d_H, *ctx.saved_tensors, *ctx.settings)
+    # Asked for once: under a checkpoint they are computed anew, and no second time.
+    saved = ctx.saved_tensors
+    d_o = torch.zeros_like(saved[1]) if d_o is None else d_o
+    *gradients, d_G0, d_H0 = form(d_o, d_G, d_H, *saved, *ctx.settings)
     of_state = (S if given else None for S, given in zip((d_G0, d_H0), ctx.is_given, strict=True))
     return *gradients, *of_state, None, None, None
 

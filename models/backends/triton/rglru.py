@@ -28,9 +28,9 @@ SHORTEST, MOST = 256, 32
 """Tokens of a segment at least, and segments of a sequence at most."""
 WORTH = 3
 """Segments from which a cut pays for what it reads twice."""
-FORWARD, BACKWARD = 256, 512
-"""Programs up to which a pass is cut. On an H200, which copies 4.2 TB a second, a program alone reads and writes 30 GB a second
-forward and 10 backward."""
+ENOUGH_FORWARD, ENOUGH_BACKWARD = 256, 512
+"""Programs that a pass has after a cut at most. On an H200, which copies 4.2 TB a second, one alone moves 30 GB a second forward
+and 10 backward, so that 140 and 420 occupy it."""
 
 
 def scan(*, log_decay: Tensor, u: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +58,13 @@ def _scan_tile(decay, u, state, BLOCK_T: tl.constexpr):
 
 
 @triton.jit
-def _enter(state, products_ptr, ends_ptr, b, w, T, W, length, SEGMENTS: tl.constexpr):
+def _enter(state, products_ptr, ends_ptr, b, w, T, W, length, IS_CUT: tl.constexpr):
     """This program's segment: the state [BLOCK_W] that enters it, from that which enters the first, and its steps' bounds."""
-    if SEGMENTS == 1:
+    if not IS_CUT:
         # as if there were no segments: what is worked out for them takes registers
         return state, 0, T
     for s in range(0, tl.program_id(2)):
-        at = (b * (SEGMENTS - 1) + s) * W + w
+        at = (b * (tl.num_programs(2) - 1) + s) * W + w
         product = tl.load(products_ptr + at, mask=w < W, other=0.0)
         state = product * state + tl.load(ends_ptr + at, mask=w < W, other=0.0)
     first = tl.program_id(2) * length
@@ -87,8 +87,8 @@ def _segments_kernel(
     for begin in tl.range(0, length, BLOCK_T, num_stages=STAGES):
         step = s * length + begin + tl.arange(0, BLOCK_T)
         t = T - 1 - step if REVERSE else step
-        # Only the last segment is shorter than the others.
-        inside = (w < W)[None, :] & (step < T)[:, None]
+        # A segment but the last is whole tiles.
+        inside = (w < W)[None, :]
         at = (b * T + t)[:, None] * W + w[None, :]
         if REVERSE:
             log_decay = tl.load(log_decay_ptr + at + W, mask=inside & (t < T - 1)[:, None], other=0.0)
@@ -104,12 +104,12 @@ def _segments_kernel(
 @triton.jit
 def _forward_kernel(
     log_decay_ptr, u_ptr, state_ptr, products_ptr, ends_ptr, h_ptr, T, W, length,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, STAGES: tl.constexpr,
+    IS_CUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     b = tl.program_id(1).to(tl.int64)
     state = tl.load(state_ptr + b * W + w, mask=w < W, other=0.0)
-    state, first, stop = _enter(state, products_ptr, ends_ptr, b, w, T, W, length, SEGMENTS)
+    state, first, stop = _enter(state, products_ptr, ends_ptr, b, w, T, W, length, IS_CUT)
     for begin in tl.range(first, stop, BLOCK_T, num_stages=STAGES):
         t = begin + tl.arange(0, BLOCK_T)
         inside = (t < T)[:, None] & (w < W)[None, :]
@@ -123,14 +123,14 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     dh_ptr, log_decay_ptr, h_ptr, state_ptr, products_ptr, ends_ptr, into_log_decay_ptr, into_u_ptr, into_state_ptr, T, W, length,
-    SEGMENTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, STAGES: tl.constexpr,
+    IS_CUT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_W: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """g_t = dh_t + a_{t+1} g_{t+1}, the same scan from the last token to the first; du = g, dlog_decay_t = g_t a_t h_{t-1}."""
     w = tl.program_id(0) * BLOCK_W + tl.arange(0, BLOCK_W)
     b = tl.program_id(1).to(tl.int64)
     inside_w = (w < W)[None, :]
     state = tl.load(state_ptr + b * W + w, mask=w < W, other=0.0)
-    g_next, first, stop = _enter(tl.zeros_like(state), products_ptr, ends_ptr, b, w, T, W, length, SEGMENTS)
+    g_next, first, stop = _enter(tl.zeros_like(state), products_ptr, ends_ptr, b, w, T, W, length, IS_CUT)
     for begin in tl.range(first, stop, BLOCK_T, num_stages=STAGES):
         # Row 0 of the tile is its latest token, so that time runs backwards in an ordinary scan.
         t = T - 1 - begin - tl.arange(0, BLOCK_T)
@@ -174,7 +174,7 @@ def _grid(x: Tensor, segments: int) -> tuple[int, int, int]:
 def _effects(log_decay: Tensor, u: Tensor, pieces: Cut, *, reverse: bool) -> tuple[Tensor, Tensor]:
     """Products and ends of all segments but the last, [B, S - 1, W] each."""
     batch_size, length, width = u.shape
-    products, ends = u.new_empty(2, batch_size, pieces.number - 1, width)
+    products, ends = (u.new_empty(batch_size, pieces.number - 1, width) for _ in range(2))
     if pieces.number > 1:
         grid = _grid(u, pieces.number - 1)
         _segments_kernel[grid](log_decay, u, products, ends, length, width, pieces.length, REVERSE=reverse, **LAUNCH)
@@ -184,10 +184,10 @@ def _effects(log_decay: Tensor, u: Tensor, pieces: Cut, *, reverse: bool) -> tup
 @torch.library.custom_op("linear_rnn_suite::rglru_scan", mutates_args=())
 @on_its_device
 def _scan(log_decay: Tensor, u: Tensor, state: Tensor) -> Tensor:
-    h, pieces = torch.empty_like(u), cut(*u.shape, programs=FORWARD)
+    h, pieces = torch.empty_like(u), cut(*u.shape, programs=ENOUGH_FORWARD)
     effects = _effects(log_decay, u, pieces, reverse=False)
     _forward_kernel[_grid(u, pieces.number)](
-        log_decay, u, state, *effects, h, *u.shape[1:], pieces.length, pieces.number, **LAUNCH
+        log_decay, u, state, *effects, h, *u.shape[1:], pieces.length, pieces.number > 1, **LAUNCH
     )
     return h
 
@@ -200,10 +200,10 @@ def _(log_decay: Tensor, u: Tensor, state: Tensor) -> Tensor:
 @torch.library.custom_op("linear_rnn_suite::rglru_scan_backward", mutates_args=())
 @on_its_device
 def _scan_backward(dh: Tensor, log_decay: Tensor, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    into, pieces = tuple(torch.empty_like(x) for x in (log_decay, h, state)), cut(*h.shape, programs=BACKWARD)
+    into, pieces = tuple(torch.empty_like(x) for x in (log_decay, h, state)), cut(*h.shape, programs=ENOUGH_BACKWARD)
     effects = _effects(log_decay, dh, pieces, reverse=True)
     inputs = (dh, log_decay, h, state, *effects)
-    _backward_kernel[_grid(h, pieces.number)](*inputs, *into, *h.shape[1:], pieces.length, pieces.number, **LAUNCH)
+    _backward_kernel[_grid(h, pieces.number)](*inputs, *into, *h.shape[1:], pieces.length, pieces.number > 1, **LAUNCH)
     return into
 
 

@@ -29,5 +29,5 @@ def test_in_segments_it_is_the_recurrence(length: int, monkeypatch: pytest.Monke
     """Of 4 and 8 tokens, the last one shorter or not, and of one segment alone where none fits."""
     monkeypatch.setattr(rglru, "SHORTEST", 4)
     monkeypatch.setattr(rglru, "MOST", 4)
-    assert rglru.cut(2, length, 10, programs=rglru.FORWARD).number == {3: 1, 12: 3, 17: 3, 24: 3}[length]
+    assert rglru.cut(2, length, 10, programs=rglru.ENOUGH_FORWARD).number == {3: 1, 12: 3, 17: 3, 24: 3}[length]
     assert_equals_recurrent(length, width=10, device="cpu", dtype=torch.float64, kind="float64")

@@ -94,7 +94,7 @@ def of_ours() -> str:
         partial(call, x, y, 2.0, n, stride, {"TWICE": twice} | more)
         for x in (memory, memory[1:], memory.half())
         for y in (None, memory)
-        for n, stride in ((7, 16), (70, 16), (16, 16), (7, 5), (7, 1), (1, 1))
+        for n, stride in ((7, 16), (70, 16), (16, 16), (7, 5), (7, 1), (1, 1), (True, 1), (7, -5), (7, 2**40 + 1), (7, 2**63 + 1))
         for twice in (True, False)
         for more in ({}, {"MORE": 4})
     ]
@@ -103,7 +103,7 @@ def of_ours() -> str:
     scaled.run = Relaunched(scaled)
     for call, expected in zip(calls, by_triton, strict=True):
         assert made(call) == expected
-    assert len({key[0] for key in tuner.cache}) == 4
+    assert len({key[0] for key in tuner.cache}) == 4  # and True is 1 there
     said = as_by_triton(calls, by_triton)
     assert not looked_up
     return said

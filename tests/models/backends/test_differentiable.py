@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from models.backends.differentiable import differentiable
 
@@ -44,7 +46,17 @@ def draw(*, with_factor: bool) -> list[Tensor | None]:
 
 @pytest.mark.parametrize("with_factor", [False, True])
 @pytest.mark.parametrize("used", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize("form", [scaled, scaled.operator, torch.compile(scaled, fullgraph=True, backend="aot_eager")])
+@pytest.mark.parametrize(
+    "form",
+    [
+        scaled,
+        scaled.operator,
+        torch.compile(scaled, fullgraph=True, backend="aot_eager"),
+        # which hands out what was kept once
+        partial(checkpoint, scaled, use_reentrant=False),
+        partial(checkpoint, scaled.operator, use_reentrant=False),
+    ],
+)
 def test_gradients_are_those_of_plain_operations(with_factor: bool, used: tuple[int, ...], form: Callable[..., Any]) -> None:
     found = []
     for run in (form, plain):

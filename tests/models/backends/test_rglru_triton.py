@@ -66,10 +66,10 @@ def assert_equals_recurrent(
 def test_a_sequence_is_cut_where_there_are_few_of_them(
     shape: tuple[int, int, int], forward: tuple[int, int], backward: tuple[int, int]
 ) -> None:
-    from models.backends.triton.rglru import BACKWARD, FORWARD, cut
+    from models.backends.triton.rglru import ENOUGH_BACKWARD, ENOUGH_FORWARD, cut
 
-    assert cut(*shape, programs=FORWARD) == forward
-    assert cut(*shape, programs=BACKWARD) == backward
+    assert cut(*shape, programs=ENOUGH_FORWARD) == forward
+    assert cut(*shape, programs=ENOUGH_BACKWARD) == backward
 
 
 @pytest.mark.gpu
