@@ -35,7 +35,8 @@ def generate(
 
     On a CUDA device the step and the draw are captured once as a CUDA graph and replayed, where the model is capturable. A
     solver with other steps is `with mesa_replaced(model, {"solver": {"max_steps": 5}}):` around the call; fewer bytes and
-    fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it.
+    fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it, and a prompt is read faster
+    after `compile_prompts(model)`.
 
     model: in evaluation mode. prompt: ids [B, T], T >= 1, all prompts of one length. temperature: of the softmax that is
     drawn from, >= 0; 0 takes the most likely token. top_k: draws among so many most likely tokens, None for all.
@@ -140,11 +141,28 @@ def compile_step(model: Backbone) -> None:
     allow_many_shapes()
     forms = Block.step_, Backbone.answer
     step, answer = (torch.compile(f, fullgraph=True, dynamic=False, options=COMPILED_AS) for f in forms)
-    model.answer = types.MethodType(answer, model)
+    _replace(model, "answer", answer)
     for block in model.blocks:
         if isinstance(block, Block) and block.mixer.capturable:
             join_products(block, partial(_step_once, block))
-            block.step_ = types.MethodType(step, block)
+            _replace(block, "step_", step)
+
+
+def compile_prompts(model: Backbone) -> None:
+    """Lets torch.compile fuse what every block does with a prompt, in place, as `compile_step` does for a token.
+
+    A compilation is for one number of prompts, one length and what they continue, and serves all blocks of a kind. It takes up to
+    a minute, at the first of them, so it pays for many prompts of one length.
+    """
+    allow_many_shapes()
+    read = torch.compile(Block.forward, dynamic=False)
+    for block in model.blocks:
+        if isinstance(block, Block):
+            _replace(block, "forward", read)
+
+
+def _replace(module: nn.Module, method: str, form: Callable[..., Any]) -> None:
+    setattr(module, method, types.MethodType(form, module))
 
 
 def _step_once(block: Block) -> None:

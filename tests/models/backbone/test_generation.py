@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.backbone.generation import captured, compile_step, draw, generate, narrow
+from models.backbone.generation import captured, compile_prompts, compile_step, draw, generate, narrow
 from models.backbone.language_model import LanguageModel
 from models.build import build_model
 from models.mesa.layers import mesa_replaced
@@ -89,6 +89,26 @@ def test_a_step_is_one_graph(name: str, monkeypatch: pytest.MonkeyPatch) -> None
     # One for every batch size and size of a cache, where torch's own limit is 8.
     assert torch._dynamo.config.recompile_limit >= 64
     assert torch.equal(generate(model, PROMPT, num_tokens=9, temperature=0.0, top_k=None, seed=0), expected)
+
+
+@pytest.mark.parametrize("name", ["gated_deltanet", "swa4", "hawk"])
+@torch.no_grad()
+def test_a_compiled_prompt_is_read_as_any_other(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From no state and from one, a graph of each for all blocks."""
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    compiler, count = torch.compile, CompileCounterWithBackend("aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda f, **settings: compiler(f, backend=count, **settings))
+    model = stirred(name).eval()
+    expected, state = model(PROMPT)
+    further, last = model(PROMPT, state)
+    compile_prompts(model)
+    for graphs in (1, 2, 2):
+        again, held = model(PROMPT)
+        torch.testing.assert_close(again, expected)
+        if graphs > 1:
+            torch.testing.assert_close(model(PROMPT, held), (further, last))
+        assert len(model.blocks) > 1 and count.frame_count == graphs
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
