@@ -178,6 +178,29 @@ def test_a_gpu_graph_gives_the_tokens_of_the_cpu(name: str) -> None:
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_a_kernel_that_is_launched_early_waits(name: str) -> None:
+    """Before it lets the next one begin. One that did not would let what follows read what is not written yet."""
+    from torch._inductor.utils import get_code
+
+    model = stirred(name, torch.float32).eval().cuda()
+    if torch.cuda.get_device_capability()[0] < 9 or not model.capturable:
+        pytest.skip("launched early are captured kernels, from Hopper on")
+    narrow(model, torch.bfloat16)
+    _, state = model(PROMPT.cuda())
+    state = model.reserve(state, 2)
+    compile_step(model)
+    with torch._inductor.config.patch(fx_graph_cache=False):
+        codes = get_code(model.blocks[0].step_, model.embed(PROMPT[:, 0].cuda()), state[0])
+    kernels = [each for code in codes for each in code.split("@triton_heuristics")[1:] if "'launch_pdl': True" in each]
+    assert kernels
+    for source in kernels:
+        wait, launch = source.find("gdc_wait"), source.find("gdc_launch_dependents")
+        assert wait >= 0 and not 0 <= launch < wait, source
+
+
 # A single sequence, whose products are sums, and several.
 @pytest.mark.gpu
 @pytest.mark.parametrize("batch_size", [1, 3])
