@@ -35,8 +35,8 @@ def generate(
 
     On a CUDA device the step and the draw are captured once as a CUDA graph and replayed, where the model is capturable. A
     solver with other steps is `with mesa_replaced(model, {"solver": {"max_steps": 5}}):` around the call; fewer bytes and
-    fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it, and a prompt is read faster
-    after `compile_prompts(model)`.
+    fewer kernels a step are `narrow(model, torch.bfloat16)` and `compile_step(model)` before it, and
+    `compile_prompts(model)` compiles how prompts are read.
 
     model: in evaluation mode. prompt: ids [B, T], T >= 1, all prompts of one length. temperature: of the softmax that is
     drawn from, >= 0; 0 takes the most likely token. top_k: draws among so many most likely tokens, None for all.

@@ -182,7 +182,7 @@ def test_a_gpu_graph_gives_the_tokens_of_the_cpu(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_a_kernel_that_is_launched_early_waits(name: str) -> None:
-    """Before it lets the next one begin. One that did not would let what follows read what is not written yet."""
+    """The wait stands before a kernel lets the next one begin: else what follows may read what is not written yet."""
     from torch._inductor.utils import get_code
 
     model = stirred(name, torch.float32).eval().cuda()
